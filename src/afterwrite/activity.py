@@ -128,11 +128,23 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     lsn: Lsn
 
 
+class TransactionContext(msgspec.Struct, frozen=True, kw_only=True):
+    """The session settings that one transaction stamped (``Context.settings``): what a deferred trigger body reads.
+
+    Kept once a transaction and not on each of its activities, which carry the rest of the context themselves.
+    """
+
+    commit_lsn: Lsn
+    xid: int
+    settings: dict[str, str]
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """What one sink transaction stores: whole transactions, in commit order.
 
     ``first_lsn`` and ``last_lsn`` are the commit LSNs of the first and last transaction; ``checkpoint`` moves with the
-    rows or not at all. A batch without activities only moves the checkpoint.
+    rows or not at all. A batch without activities only moves the checkpoint. ``contexts`` holds one entry for each of
+    its transactions that stamped settings; one whose rows are not here is not kept either.
     """
 
     source: str
@@ -141,6 +153,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     first_lsn: Lsn | None = None
     last_lsn: Lsn | None = None
     checkpoint: Checkpoint | None = None
+    contexts: Sequence[TransactionContext] = ()
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,5 +195,6 @@ def change_id(system_id: str, timeline: int, commit_lsn: Lsn, ordinal: int, unix
     """
     digest = hashlib.blake2b(f"{system_id}/{timeline}/{commit_lsn:x}/{ordinal}".encode(), digest_size=10).digest()
     tail = int.from_bytes(digest, "big")
-    text = f"{unix_ms & 0xFFFFFFFFFFFF:012x}8{tail >> 68:03x}{0x8 | ((tail >> 62) & 0x3):x}{(tail >> 2) & ((1 << 60) - 1):015x}"
+    variant = 0x8 | ((tail >> 62) & 0x3)
+    text = f"{unix_ms & 0xFFFFFFFFFFFF:012x}8{tail >> 68:03x}{variant:x}{(tail >> 2) & ((1 << 60) - 1):015x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -34,13 +34,10 @@ select distinct (occurred_at at time zone 'UTC')::date
    and occurred_at < :last_day::timestamp at time zone 'UTC' + interval '1 day'
  order by 1;
 
--- name: prepare_commit
--- Refuse to answer for rows that are not flushed: synchronous_commit=off is lifted for this transaction.
-select case when current_setting('synchronous_commit') = 'off' then set_config('synchronous_commit', 'on', true) end;
-
 -- name: next_batch
--- A new batch's id.
-select nextval('afterwrite.batch_id_seq'::regclass);
+-- A new batch's id; its rows will be flushed at commit even where synchronous_commit is off by default.
+select nextval('afterwrite.batch_id_seq'::regclass) as id,
+       case when current_setting('synchronous_commit') = 'off' then set_config('synchronous_commit', 'on', true) end;
 
 -- name: lock_checkpoint
 -- How far this source is stored; held until the transaction ends, so that two workers follow each other.
@@ -56,25 +53,22 @@ select source, slot, system_id, timeline, lsn::text as lsn
  where source = :source;
 
 -- name: move_checkpoint
--- Move the checkpoint forward (or leave it); no row comes back when somebody else's is further.
-insert into afterwrite.checkpoint as c (source, slot, system_id, timeline, lsn)
-values (:source, :slot, :system_id, :timeline, :lsn::pg_lsn)
+-- Move the checkpoint forward (or leave it); no row comes back when it is of another cluster, or further already.
+insert into afterwrite.checkpoint as c (source, slot, system_id, timeline, lsn, batch_id)
+values (:source, :slot, :system_id, :timeline, :lsn::pg_lsn, :batch_id)
 on conflict (source) do update
-   set slot = excluded.slot, timeline = excluded.timeline, lsn = excluded.lsn, updated_at = clock_timestamp()
+   set slot = excluded.slot, timeline = excluded.timeline, lsn = excluded.lsn,
+       batch_id = coalesce(excluded.batch_id, c.batch_id), updated_at = clock_timestamp()
  where c.system_id = excluded.system_id
    and c.lsn <= excluded.lsn
 returning c.source;
-
--- name: link_checkpoint
--- Say which batch moved the checkpoint.
-update afterwrite.checkpoint set batch_id = :batch_id where source = :source;
 
 -- name: make_staging
 -- Where rows wait that may be stored already; it lives as long as the session and is empty after each transaction.
 create temporary table if not exists afterwrite_staging (like afterwrite.activity) on commit delete rows;
 
 -- name: store_staged
--- Store the waiting rows that are not stored yet.
+-- Store the waiting rows that are not stored yet, in an order that lets two writers of the same rows follow each other.
 insert into afterwrite.activity (
     id, caused_by, occurred_at, batch_id, xid, commit_lsn, duration_ms, ordinal, source, kind, category, action, outcome,
     severity, entity_type, entity_id, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent,
@@ -84,13 +78,15 @@ select id, caused_by, occurred_at, batch_id, xid, commit_lsn, duration_ms, ordin
        severity, entity_type, entity_id, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent,
        summary, relation, operation, changed, before, after, metadata
   from pg_temp.afterwrite_staging
+ order by occurred_at, id
     on conflict (occurred_at, id) do nothing;
 
 -- name: store_contexts
 -- Keep the settings that the batch's transactions stamped.
 insert into afterwrite.transaction_context (source, commit_lsn, xid, batch_id, settings)
-select :source, lsn::pg_lsn, xid, :batch_id, settings::jsonb
+select :source, c.lsn::pg_lsn, c.xid, :batch_id, c.settings::jsonb
   from unnest(:lsns::text[], :xids::bigint[], :settings::text[]) as c (lsn, xid, settings)
+ order by 2, 3
     on conflict (source, commit_lsn, xid) do nothing;
 
 -- name: seal_batch
@@ -113,3 +109,7 @@ select :id, :position, :source, :first_lsn::pg_lsn, :last_lsn::pg_lsn, :first_at
            (select b.digest from afterwrite.batch b where b.source = :source order by b.position desc limit 1),
            :position, :id, :source, :first_lsn::pg_lsn, :last_lsn::pg_lsn, :transactions, :rows, :rows_digest
        );
+
+-- name: try_json
+-- Whether the server takes this text as jsonb.
+select :text::jsonb is not null;

@@ -134,8 +134,8 @@ async def read_partition_days(db: Database) -> set[date]:
     return {date(int(match[1]), int(match[2]), int(match[3])) for match in found if match}
 
 
-# CREATE TABLE … PARTITION OF would lock the whole of activity; ATTACH lets readers and writers go on, and locks only the
-# default partition, whose rows of that day come along.
+# CREATE TABLE … PARTITION OF would lock the whole of activity; ATTACH lets readers and writers go on, and locks only
+# the default partition, whose rows of that day come along.
 _MAKE_PARTITION = (
     "create table {name} (like afterwrite.activity including all excluding comments)",
     "lock table afterwrite.activity_default in access exclusive mode",

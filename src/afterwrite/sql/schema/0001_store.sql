@@ -65,7 +65,9 @@ create table afterwrite.checkpoint (
     updated_at timestamptz not null default clock_timestamp(),
     constraint checkpoint_pkey primary key (source),
     constraint checkpoint_batch foreign key (batch_id) references afterwrite.batch (id) on delete set null
+        deferrable initially deferred
 );
+comment on column afterwrite.checkpoint.batch_id is 'The last batch of this source that held rows.';
 comment on table afterwrite.checkpoint is
     'How far each source is stored: every transaction whose commit ends at or before lsn is in the store. Moves in the transaction that stores the rows, and only forward.';
 
@@ -178,20 +180,21 @@ comment on table afterwrite.activity_default is
 create index activity_entity on afterwrite.activity (entity_type, entity_id, occurred_at desc) where entity_id is not null;
 create index activity_actor on afterwrite.activity (actor_id, occurred_at desc) where actor_id is not null;
 create index activity_tenant on afterwrite.activity (tenant_id, occurred_at desc) where tenant_id is not null;
-create index activity_batch on afterwrite.activity (batch_id);
+-- The time is in it so that a batch is found by one index, however little is known of a partition that is being filled.
+create index activity_batch on afterwrite.activity (batch_id, occurred_at);
 
 create function afterwrite.seal(
     sealed_batch bigint, from_time timestamptz, to_time timestamptz,
     out rows bigint, out rows_per_table jsonb, out rows_digest bytea
-) language sql stable set search_path = pg_catalog set timezone = 'UTC' set datestyle = 'ISO, MDY' set extra_float_digits = 1 as $$
+) language sql stable set search_path = pg_catalog set enable_seqscan = off set jit = off as $$
     with sealed as materialized (
         select a.relation, a.occurred_at, a.id,
-               sha256(convert_to(row (
+               sha256(record_send(row (
                    a.id, a.caused_by, a.occurred_at, a.batch_id, a.xid, a.commit_lsn, a.duration_ms, a.ordinal, a.source,
                    a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id, a.actor_type,
                    a.tenant_id, a.session_id, a.request_id, a.trace_id, a.ip, a.user_agent, a.summary, a.relation,
                    a.operation, a.changed, a.before, a.after, a.metadata
-               )::text, 'UTF8')) as digest
+               ))) as digest
           from afterwrite.activity a
          where a.batch_id = sealed_batch
            and a.occurred_at between from_time and to_time
@@ -202,7 +205,7 @@ create function afterwrite.seal(
            (select sha256(coalesce(string_agg(digest, ''::bytea order by occurred_at, id), ''::bytea)) from sealed)
 $$;
 comment on function afterwrite.seal(bigint, timestamptz, timestamptz) is
-    'Counts the rows of a batch and sums them: sha256 over the sha256 of each row''s text, in the order of (occurred_at, id).';
+    'Counts the rows of a batch and sums them: sha256 over the sha256 of each row''s binary form (record_send), in the order of (occurred_at, id).';
 
 create function afterwrite.chain(
     digest_before bytea, batch_position bigint, batch_id bigint, source text, first_lsn pg_lsn, last_lsn pg_lsn,
