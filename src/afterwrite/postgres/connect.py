@@ -5,13 +5,13 @@ A ``Database`` is one connection in autocommit mode. Rows come back as values of
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import conninfo, errors, sql
-from psycopg.rows import class_row, scalar_row
+from psycopg.rows import kwargs_row, scalar_row
 
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 
@@ -25,21 +25,21 @@ class Database:
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self.connection = connection
 
-    async def rows(self, row: type[Row], query: Query, **params: object) -> list[Row]:
-        """All rows, each as ``row(**columns)``."""
+    async def rows(self, row: Callable[..., Row], query: Query, **params: object) -> list[Row]:
+        """All rows, each as ``row(**columns)``: a class, or a function that makes the value."""
         with translated(self.where):
-            async with self.connection.cursor(row_factory=class_row(row)) as cursor:
+            async with self.connection.cursor(row_factory=kwargs_row(row)) as cursor:
                 await cursor.execute(query, params or None)
                 return await cursor.fetchall()
 
-    async def maybe(self, row: type[Row], query: Query, **params: object) -> Row | None:
+    async def maybe(self, row: Callable[..., Row], query: Query, **params: object) -> Row | None:
         """The first row, or None."""
         with translated(self.where):
-            async with self.connection.cursor(row_factory=class_row(row)) as cursor:
+            async with self.connection.cursor(row_factory=kwargs_row(row)) as cursor:
                 await cursor.execute(query, params or None)
                 return await cursor.fetchone()
 
-    async def one(self, row: type[Row], query: Query, **params: object) -> Row:
+    async def one(self, row: Callable[..., Row], query: Query, **params: object) -> Row:
         """The first row; its absence is a defect of ours."""
         found = await self.maybe(row, query, **params)
         if found is None:

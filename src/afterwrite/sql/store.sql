@@ -113,3 +113,100 @@ select :id, :position, :source, :first_lsn::pg_lsn, :last_lsn::pg_lsn, :first_at
 -- name: try_json
 -- Whether the server takes this text as jsonb.
 select :text::jsonb is not null;
+
+-- name: read_position
+-- The newest position of the feed.
+select position from afterwrite.feed;
+
+-- name: read_batches
+-- The next batches of the feed, in order.
+select id, position, source, first_lsn::text as first_lsn, last_lsn::text as last_lsn, first_at, last_at, transactions,
+       rows, rows_per_table, written_at
+  from afterwrite.batch
+ where position > :after_position
+   and (:source::text is null or source = :source)
+ order by position
+ limit :limit;
+
+-- name: read_batch_activities
+-- What these batches hold, in the order of the feed; the times say in which partitions to look.
+select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
+       a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
+       abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
+       a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
+       a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from afterwrite.activity a
+  join afterwrite.batch b on b.id = a.batch_id
+ where a.batch_id = any (:batch_ids::bigint[])
+   and a.occurred_at between :first_at and :last_at
+   and (:relations::text[] is null or a.relation = any (:relations::text[]) or a.kind = 'event')
+   and (:events or a.kind = 'change')
+ order by b.position, a.commit_lsn nulls first, a.ordinal, a.occurred_at, a.id;
+
+-- name: read_settings
+-- The settings that the transactions of these batches stamped.
+select batch_id, commit_lsn::text as commit_lsn, settings
+  from afterwrite.transaction_context
+ where batch_id = any (:batch_ids::bigint[]);
+
+-- name: read_newest
+-- The newest activity, newest first.
+select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
+       a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
+       abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
+       a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
+       a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from afterwrite.activity a
+  join afterwrite.batch b on b.id = a.batch_id
+ where true
+   and (:actor_id::text is null or a.actor_id = :actor_id)
+   and (:entity_type::text is null or a.entity_type = :entity_type)
+   and (:entity_id::text is null or a.entity_id = :entity_id)
+   and (:action::text is null or a.action = :action)
+ order by a.occurred_at desc, a.id desc
+ limit :limit;
+
+-- name: read_after
+-- What the feed brought after a position, in its order; the last batch comes whole.
+select *
+  from (
+        select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
+               a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
+               abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
+               a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
+               a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+          from afterwrite.batch b
+          join afterwrite.activity a on a.batch_id = b.id and a.occurred_at between b.first_at and b.last_at
+         where b.position > :after_position
+           and (:actor_id::text is null or a.actor_id = :actor_id)
+           and (:entity_type::text is null or a.entity_type = :entity_type)
+           and (:entity_id::text is null or a.entity_id = :entity_id)
+           and (:action::text is null or a.action = :action)
+         order by b.position
+         fetch first :limit rows with ties
+       ) as found
+ order by position, commit_lsn::pg_lsn nulls first, ordinal, occurred_at, id;
+
+-- name: verify_batches
+-- The next batches of the feed beside what their rows and the batch before them say today.
+select b.position, b.id, b.source, b.rows, s.rows as found,
+       s.rows_digest = b.rows_digest and s.rows_per_table = b.rows_per_table as rows_hold,
+       b.digest = afterwrite.chain(
+           (select p.digest from afterwrite.batch p
+             where p.source = b.source and p.position < b.position order by p.position desc limit 1),
+           b.position, b.id, b.source, b.first_lsn, b.last_lsn, b.transactions, b.rows, b.rows_digest
+       ) as chain_holds
+  from (select * from afterwrite.batch where position > :after_position order by position limit :limit) b
+ cross join lateral afterwrite.seal(b.id, b.first_at, b.last_at) s
+ order by b.position;
+
+
+-- name: read_stray
+-- An activity that no batch answers for, if there is one.
+select a.id::text
+  from afterwrite.activity a
+ where not exists (
+           select from afterwrite.batch b
+            where b.id = a.batch_id and a.occurred_at between b.first_at and b.last_at
+       )
+ limit 1;

@@ -1,0 +1,226 @@
+"""Reading the store: the feed of batches in its total order, what each batch holds, the newest activity, the seal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from afterwrite.activity import Kind, Level, Lsn, Operation, Outcome
+from afterwrite.postgres import Database, statement
+
+_VERIFIED_AT_ONCE = 50
+
+
+class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """A committed sink transaction that stored rows. ``first_at`` and ``last_at`` bound its rows' ``occurred_at``."""
+
+    id: int
+    position: int
+    source: str
+    first_lsn: Lsn | None
+    last_lsn: Lsn | None
+    first_at: datetime
+    last_at: datetime
+    transactions: int
+    rows: int
+    rows_per_table: dict[str, int]
+    written_at: datetime
+
+
+class StoredActivity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An activity as the store keeps it, and its place in the feed. ``before``, ``after``, ``metadata`` are JSON text."""
+
+    position: int
+    batch_id: int
+    id: str
+    occurred_at: datetime
+    source: str
+    kind: Kind
+    category: str
+    action: str
+    outcome: Outcome
+    severity: Level
+    entity_type: str | None
+    entity_id: str | None
+    actor_id: str | None
+    actor_type: str | None
+    tenant_id: str | None
+    session_id: str | None
+    request_id: str | None
+    trace_id: str | None
+    ip: str | None
+    user_agent: str | None
+    duration_ms: float | None
+    summary: str | None
+    relation: str | None
+    operation: Operation | None
+    changed: tuple[str, ...] | None
+    before: str | None
+    after: str | None
+    metadata: str | None
+    caused_by: str | None
+    xid: int | None
+    commit_lsn: Lsn | None
+    ordinal: int | None
+
+
+class Break(msgspec.Struct, frozen=True):
+    """The first place where the feed is not what was written, and what is wrong there."""
+
+    position: int
+    source: str | None
+    text: str
+
+
+class FeedReport(msgspec.Struct, frozen=True):
+    """What ``verify_feed`` checked up to ``position``; ``first_break`` is None when all of it holds."""
+
+    position: int
+    batches: int
+    rows: int
+    first_break: Break | None
+
+
+async def read_position(db: Database) -> int:
+    """The position of the newest batch, 0 for an empty feed."""
+    position: int = await db.value(statement("store.read_position"))
+    return position
+
+
+async def read_batches(
+    db: Database, after_position: int = 0, limit: int = 100, *, source: str | None = None
+) -> list[StoredBatch]:
+    """The next batches of the feed (of one source, where it is named), in order.
+
+    A batch that becomes visible later always has a higher position than those already seen.
+    """
+    return await db.rows(
+        _batch, statement("store.read_batches"), after_position=after_position, source=source, limit=limit
+    )
+
+
+async def read_batch_activities(
+    db: Database, batches: Sequence[StoredBatch], *, relations: Sequence[str] | None = None, events: bool = True
+) -> list[StoredActivity]:
+    """What these batches hold, in the order (position, commit_lsn, ordinal).
+
+    ``relations`` (quoted names) keeps to the changes of these tables; events come too unless told otherwise.
+    """
+    if not batches:
+        return []
+    return await db.rows(
+        _activity,
+        statement("store.read_batch_activities"),
+        batch_ids=[batch.id for batch in batches],
+        first_at=min(batch.first_at for batch in batches),
+        last_at=max(batch.last_at for batch in batches),
+        relations=None if relations is None else list(relations),
+        events=events,
+    )
+
+
+async def read_settings(db: Database, batches: Sequence[StoredBatch]) -> dict[tuple[int, Lsn], dict[str, str]]:
+    """The session settings that transactions of these batches stamped, by (batch id, commit LSN)."""
+    rows = await db.rows(_Settings, statement("store.read_settings"), batch_ids=[batch.id for batch in batches])
+    return {(row.batch_id, Lsn.parse(row.commit_lsn)): row.settings for row in rows}
+
+
+async def read_tail(
+    db: Database,
+    *,
+    limit: int = 20,
+    after_position: int | None = None,
+    actor_id: str | None = None,
+    entity_type: str | None = None,
+    entity_id: str | None = None,
+    action: str | None = None,
+) -> list[StoredActivity]:
+    """Activity to show, oldest first: the newest ``limit``, or with ``after_position`` what the feed brought after it.
+
+    To follow, ask again with the last position seen; a batch comes whole, however many rows it has.
+    """
+    wanted = {"actor_id": actor_id, "entity_type": entity_type, "entity_id": entity_id, "action": action}
+    if after_position is None:
+        newest = await db.rows(_activity, statement("store.read_newest"), limit=limit, **wanted)
+        return newest[::-1]
+    return await db.rows(_activity, statement("store.read_after"), after_position=after_position, limit=limit, **wanted)
+
+
+async def verify_feed(db: Database, *, after_position: int = 0) -> FeedReport:
+    """Check that positions are gapless, that every batch holds the rows it was sealed with, and that the chain holds.
+
+    Reads every stored row once. Stops at the first break.
+    """
+    end = await read_position(db)
+    position, batches, rows = after_position, 0, 0
+
+    def report(source: str | None, text: str | None) -> FeedReport:
+        broken = None if text is None else Break(position + 1, source, text)
+        return FeedReport(position, batches, rows, broken)
+
+    while position < end:
+        page = await db.rows(
+            _Verified, statement("store.verify_batches"), after_position=position, limit=_VERIFIED_AT_ONCE
+        )
+        if not page:
+            return report(None, f"batches from position {position + 1} to {end} are gone")
+        for batch in page:
+            if batch.position != position + 1:
+                return report(None, f"batches from position {position + 1} to {batch.position - 1} are gone")
+            if batch.found != batch.rows:
+                return report(batch.source, f"batch {batch.id} was sealed with {batch.rows} rows and has {batch.found}")
+            if not batch.rows_hold:
+                return report(batch.source, f"rows of batch {batch.id} are not those it was sealed with")
+            if not batch.chain_holds:
+                return report(batch.source, f"batch {batch.id} does not follow the batch before it of its source")
+            position, batches, rows = batch.position, batches + 1, rows + batch.rows
+    stray: str | None = await db.value(statement("store.read_stray"))
+    return report(None, None if stray is None else f"activity {stray} is in the store, and no batch brought it")
+
+
+class _Settings(msgspec.Struct, frozen=True):
+    batch_id: int
+    commit_lsn: str
+    settings: dict[str, str]
+
+
+class _Verified(msgspec.Struct, frozen=True):
+    position: int
+    id: int
+    source: str
+    rows: int
+    found: int
+    rows_hold: bool
+    chain_holds: bool
+
+
+def _batch(*, first_lsn: str | None, last_lsn: str | None, **columns: Any) -> StoredBatch:
+    return StoredBatch(first_lsn=_lsn(first_lsn), last_lsn=_lsn(last_lsn), **columns)
+
+
+def _activity(
+    *,
+    kind: str,
+    outcome: str,
+    severity: str,
+    operation: str | None,
+    changed: list[str] | None,
+    commit_lsn: str | None,
+    **columns: Any,
+) -> StoredActivity:
+    return StoredActivity(
+        kind=Kind(kind),
+        outcome=Outcome(outcome),
+        severity=Level(severity),
+        operation=None if operation is None else Operation(operation),
+        changed=None if changed is None else tuple(changed),
+        commit_lsn=_lsn(commit_lsn),
+        **columns,
+    )
+
+
+def _lsn(text: str | None) -> Lsn | None:
+    return None if text is None else Lsn.parse(text)
