@@ -2,6 +2,10 @@
 -- Whether the schema is there at all.
 select pg_catalog.to_regclass('afterwrite.version') is not null;
 
+-- name: read_encoding
+-- How this database encodes text.
+select pg_catalog.current_setting('server_encoding');
+
 -- name: read_upgrades
 -- The upgrades that this database has had, oldest first.
 select number, name from afterwrite.version order by number;

@@ -31,7 +31,7 @@ class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredActivity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An activity as the store keeps it, and its place in the feed. ``before``, ``after``, ``metadata`` are JSON text."""
+    """An activity as the store keeps it, and its place in the feed. ``before``, ``after``, ``metadata``: JSON text."""
 
     position: int
     batch_id: int

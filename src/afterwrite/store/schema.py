@@ -58,8 +58,14 @@ async def install_store(db: Database) -> list[str]:
     """Apply the upgrades that are missing, make the partitions of the coming days, and name what was applied.
 
     Safe to run again, and by two at once (the second waits and finds nothing to do). Raises Refused when the database
-    has upgrades that this version does not know.
+    has upgrades that this version does not know, or is not encoded in UTF-8.
     """
+    encoding: str = await db.value(statement("store.read_encoding"))
+    if encoding != "UTF8":
+        raise Refused(
+            f"{db.where} is encoded in {encoding}, which cannot hold every character an activity may have",
+            remedy="create database … encoding 'UTF8' template template0, and name it with --store-dsn",
+        )
     applied: list[str] = []
     for upgrade in known_upgrades():
         async with db.transaction():
