@@ -75,7 +75,7 @@ def consequences(table: str, old: Row | None, new: Row | None, facts: Facts) -> 
         case "investors":
             yield Count("investors_total", Decimal(step))
             if step == 1 and row["bulk_operation_id"]:
-                yield Progress(str(row["bulk_operation_id"]), 1)
+                yield Progress(str(row["bulk_operation_id"]), rows=1, statements=0)
         case "subscriptions":
             yield Count("subscriptions_total", Decimal(step))
             yield Count("subscribed_amount", _amount(new) - _amount(old))
@@ -127,18 +127,27 @@ def import_finished(operation: Row, imported: int) -> Iterator[Effect]:
 def summed(effects: Iterable[Effect]) -> list[Effect]:
     """The same facts, with the counts of one counter and the progress of one operation added up."""
     counts: dict[str, Decimal] = {}
-    progress: dict[str, int] = {}
+    progress: dict[str, tuple[int, int]] = {}
     rest: list[Effect] = []
     for effect in effects:
         match effect:
             case Count(counter, delta):
                 counts[counter] = counts.get(counter, Decimal(0)) + delta
-            case Progress(operation, rows, _):
-                progress[operation] = progress.get(operation, 0) + rows
+            case Progress(operation, rows, statements):
+                done, said = progress.get(operation, (0, 0))
+                progress[operation] = (done + rows, said + statements)
             case Notice() | Copy():
                 rest.append(effect)
     moved = [Count(counter, delta) for counter, delta in counts.items() if delta]
-    return [*rest, *moved, *(Progress(operation, rows) for operation, rows in progress.items())]
+    return [*rest, *moved, *(Progress(operation, rows, said) for operation, (rows, said) in progress.items())]
+
+
+def of_one_statement(effects: Iterable[Effect]) -> list[Effect]:
+    """The facts of one statement's rows: a statement-level trigger advances an operation once for all of them."""
+    return [
+        Progress(effect.operation, effect.rows, statements=1) if isinstance(effect, Progress) else effect
+        for effect in summed(effects)
+    ]
 
 
 def _to_investor(facts: Facts, row: Row, kind: str, reference: str) -> Iterator[Effect]:
