@@ -51,7 +51,10 @@ class Change(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """A logical message of the transaction (never a context stamp: those become ``Transaction.context``)."""
+    """A logical message of the transaction: an emitted event, a heartbeat, or another program's.
+
+    Never a context stamp: those become ``Transaction.context``.
+    """
 
     prefix: str
     content: bytes
@@ -62,7 +65,8 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True):
     """One committed transaction, whole. ``end_lsn`` is where its commit record ends: acknowledging it is a promise.
 
     ``changes`` are those of published application tables; ``legacy`` those of the legacy log tables, which proof
-    compares and the store does not keep.
+    compares and the store does not keep. One ordinal counts over changes, legacy and messages, in the order of the
+    writes. ``size`` is how many bytes of the stream it came in.
     """
 
     xid: int
@@ -73,3 +77,4 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True):
     changes: Sequence[Change]
     legacy: Sequence[Change] = ()
     messages: Sequence[Message] = ()
+    size: int = 0
