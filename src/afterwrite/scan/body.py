@@ -1,0 +1,560 @@
+"""From the text of a function to its facts: a walk over PL/pgSQL, keeping the conditions on the way.
+
+    Source ─▶ parse ─▶ statements ─▶ Notebook ─▶ Body
+
+Runs in the parser's child process only: the parser underneath is C, and some input makes it abort. Lines count from 1
+within pg_proc.prosrc. What cannot be read becomes an Unknown fact: never silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, assert_never, cast
+
+import pgparse
+
+from afterwrite.scan.facts import (
+    Assignment,
+    Body,
+    Command,
+    Dynamic,
+    Guard,
+    Language,
+    NewAssignment,
+    Premise,
+    PremiseKind,
+    Raise,
+    Return,
+    Source,
+    Term,
+    TermKind,
+    Unknown,
+)
+from afterwrite.scan.notebook import Notebook
+from afterwrite.scan.query import Query
+from afterwrite.scan.terms import Node, choice, unknown
+from afterwrite.scan.tokens import tokens, unquote
+
+_parse_plpgsql = cast("Callable[[str], list[Node]]", pgparse.parse_pgsql)  # type: ignore[reportUnknownMemberType]
+_ParseError = cast("type[Exception]", pgparse.PGQueryError)  # type: ignore[reportUnknownMemberType]
+
+_LEVELS = {14: "debug", 15: "log", 17: "info", 18: "notice", 19: "warning", 21: "exception"}  # elog.h
+_ASSIGNMENT_MODES = (3, 4, 5)  # RawParseMode: RAW_PARSE_PLPGSQL_ASSIGN1..3
+_EXPRESSION_MODE = 2
+_ALIAS = re.compile(r"([\w$]+)\s+alias\s+for\s+(\$\d+|[\w$]+)\s*;", re.IGNORECASE)
+_ROWTYPE = re.compile(r"[\w$.\"]+\s*%\s*rowtype\b", re.IGNORECASE)
+_UNKNOWN_FIELD = re.compile(r'"(?P<variable>[^".]+)\.[^"]*" is not a known variable')
+
+
+def read_body(source: Source) -> Body:
+    """The facts of a text."""
+    notebook = Notebook(trigger=source.trigger)
+    notebook.values.update({name: Term(kind=TermKind.NAME, text=name) for name in source.parameters if name})
+    try:
+        match source.language:
+            case Language.PLPGSQL:
+                return _Walker(notebook, _parse_tolerantly(source.text), source.text).read()
+            case Language.SQL | Language.STATEMENT:
+                Query(notebook, source.text, 1, into=("result",)).read()
+            case Language.CONDITION:
+                _condition(notebook, source.text, 1)
+            case _:
+                assert_never(source.language)
+    except _ParseError as error:
+        return Body(unknowns=(Unknown(rule="unparsable", text=_said(error)),))
+    return notebook.body()
+
+
+def _parse_tolerantly(definition: str) -> Node:
+    """The tree of a PL/pgSQL function.
+
+    The parser knows no catalog: it takes a variable of a composite type for a scalar and then denies its fields. Such a
+    variable is declared as ``record`` and the text tried again; lines stay as they are.
+    """
+    text = definition
+    for _ in range(40):
+        try:
+            return _parse_plpgsql(text)[0]["PLpgSQL_function"]
+        except _ParseError as error:
+            denied = _UNKNOWN_FIELD.search(str(error))
+            if denied is None:
+                raise
+            name = re.escape(denied["variable"])
+            declared = re.compile(
+                rf'(?<![\w$."])(\"?{name}\"?\s+(?:constant\s+)?)(?!record\b|alias\b)[\w$."]+(\s*%\s*rowtype\b)?(\s*\[\s*\])*',
+                re.IGNORECASE,
+            )
+            better = declared.sub(r"\1record", text, count=1)
+            better = _ROWTYPE.sub("record", text) if better == text else better
+            if better == text:
+                raise
+            text = better
+    raise _ParseError("too many variables of unknown composite types")
+
+
+class _Walker:
+    """Goes through a function's statements in order. Methods that walk say whether control surely ends there."""
+
+    def __init__(self, notebook: Notebook, tree: Node, text: str) -> None:
+        self.notebook = notebook
+        self.tree = tree
+        self.datums: list[Node] = tree.get("datums", [])
+        self.new = tree.get("new_varno", -1) if notebook.rows else -1
+        self.old = tree.get("old_varno", -1) if notebook.rows else -1
+        self.pending = [
+            datum for datum in self._variables() if "default_val" in datum or "cursor_explicit_expr" in datum
+        ]
+        self.loops: list[int] = []
+        self.exception_blocks: list[int] = []
+        for alias, name in _ALIAS.findall(text):
+            rows, values = notebook.rows, notebook.values
+            if name.lower() in rows:
+                rows[alias.lower()] = rows[name.lower()]
+            else:
+                values[alias.lower()] = values.get(name.lower(), Term(kind=TermKind.NAME, text=name.lower()))
+
+    def read(self) -> Body:
+        action = self.tree.get("action")
+        if action:
+            self.statements([action])
+        return self.notebook.body(loops=tuple(self.loops), exception_blocks=tuple(self.exception_blocks))
+
+    # Control ---------------------------------------------------------------------------------------------------------
+
+    def statements(self, nodes: Iterable[Node]) -> bool:
+        depth = len(self.notebook.guards)
+        ended = False
+        for each in nodes:
+            for kind, node in each.items():
+                ended = self._statement(kind, node) or ended
+        del self.notebook.guards[depth:]
+        return ended
+
+    def _statement(self, kind: str, node: Node) -> bool:
+        line = node.get("lineno", 0)
+        match kind.removeprefix("PLpgSQL_stmt_"):
+            case "block":
+                return self._block(node, line)
+            case "assign":
+                self._assign(node, line)
+            case "if":
+                return self._if(node, line)
+            case "case":
+                return self._case(node, line)
+            case "loop" | "while" | "fori" | "fors" | "forc" | "foreach_a" | "dynfors":
+                self._loop(node, line)
+            case "exit":
+                return self._exit(node, line)
+            case "return":
+                return self._return(node, line)
+            case "return_next" | "return_query":
+                self._expressions(node, line, into=("result",))
+            case "raise":
+                return self._raise(node, line)
+            case "assert":
+                self._assert(node, line)
+            case "execsql":
+                self._sql(node, line)
+            case "perform":
+                self._query(node.get("expr"), line, into=("found",))
+            case "call":
+                self._query(node.get("expr"), line)
+            case "dynexecute":
+                self._dynamic(node, node.get("query"), line, self._into(node.get("target")))
+            case "getdiag":
+                for item in node.get("diag_items", ()):
+                    self._forget(self._variable(item["PLpgSQL_diag_item"].get("target", -1)))
+            case "open":
+                self._open(node, line)
+            case "fetch":
+                cursor = self._variable(node.get("curvar", -1))
+                self._store(self._into(node.get("target")), line, f"fetch from {cursor}", (cursor,))
+            case "close":
+                pass
+            case "commit" | "rollback":
+                self.notebook.add(Command, line, what=kind.removeprefix("PLpgSQL_stmt_"))
+            case _:
+                self.notebook.add(Unknown, line, rule="unparsable", text=f"a statement of an unknown kind ({kind})")
+        return False
+
+    def _block(self, node: Node, line: int) -> bool:
+        self._declare(line)
+        handlers = node.get("exceptions", {}).get("PLpgSQL_exception_block", {}).get("exc_list", ())
+        before = dict(self.notebook.values)
+        if handlers:
+            self.exception_blocks.append(line)
+        ended = self.statements(node.get("body", ()))
+        outcomes = [] if ended else [self.notebook.values]
+        for each in handlers:
+            self.notebook.values = dict(before)
+            self._forget(*self._assigned(node.get("body", ())))
+            was, self.notebook.handler = self.notebook.handler, True
+            handler_ended = self.statements(each["PLpgSQL_exception"].get("action", ()))
+            self.notebook.handler = was
+            outcomes += [] if handler_ended else [self.notebook.values]
+            ended = ended and handler_ended
+        self.notebook.values = _merged(outcomes) if outcomes else before
+        return ended and "label" not in node
+
+    def _declare(self, line: int) -> None:
+        now = [datum for datum in self.pending if datum.get("lineno", 0) <= line]
+        self.pending = [datum for datum in self.pending if datum.get("lineno", 0) > line]
+        for datum in now:
+            name, at = datum["refname"].lower(), datum.get("lineno", line)
+            if "default_val" in datum:
+                query = self._query(datum["default_val"], at, into=(name,))
+                if query is not None:
+                    self.notebook.values[name] = query.terms.term(query.expression)
+                    self._note(name, at, _text(datum["default_val"]), tuple(query.names))
+            else:
+                self._query(datum["cursor_explicit_expr"], at, into=(name,))
+
+    def _if(self, node: Node, line: int) -> bool:
+        branches: list[tuple[Node, int, Sequence[Node]]] = [(node.get("cond", {}), line, node.get("then_body", ()))]
+        for each in node.get("elsif_list", ()):
+            branch = each["PLpgSQL_if_elsif"]
+            branches.append((branch.get("cond", {}), branch.get("lineno", line), branch.get("stmts", ())))
+        return self._branches([(_text(cond), at, body) for cond, at, body in branches], node.get("else_body", ()))
+
+    def _case(self, node: Node, line: int) -> bool:
+        subject = _text(node.get("t_expr"))
+        variable = f'"__Case__Variable_{node.get("t_varno", 0)}__"'
+        branches: list[tuple[str, int, Sequence[Node]]] = []
+        for each in node.get("case_when_list", ()):
+            when = each["PLpgSQL_case_when"]
+            text = _text(when.get("expr")).replace(variable, subject if _is_name(subject) else f"({subject})")
+            branches.append((text, when.get("lineno", line), when.get("stmts", ())))
+        otherwise = node.get("else_stmts", ())
+        if not node.get("have_else"):
+            otherwise = [{"afterwrite_case_not_found": {"lineno": line}}]
+        return self._branches(branches, otherwise)
+
+    def _branches(self, branches: Sequence[tuple[str, int, Sequence[Node]]], otherwise: Sequence[Node]) -> bool:
+        """IF and CASE: each body under its own condition and the others' negation; then what is known afterwards."""
+        notebook = self.notebook
+        depth = len(notebook.guards)
+        before = dict(notebook.values)
+        outcomes: list[dict[str, Term]] = []
+        after: list[Guard] = []
+        conditions: list[Guard] = []
+        all_ended = True
+        for text, line, body in branches:
+            guard = _condition(notebook, text, line)
+            conditions.append(guard)
+            notebook.guards.append(guard)
+            notebook.values = dict(before)
+            ended = self.statements(body)
+            notebook.guards.pop()
+            refusal = Guard(text=guard.text, line=line, negated=True, test=guard.test, names=guard.names)
+            notebook.guards.append(refusal)
+            if ended and all_ended:
+                after.append(refusal)
+            elif not ended:
+                outcomes.append(notebook.values)
+            all_ended = all_ended and ended
+        notebook.values = dict(before)
+        if [each for each in otherwise if "afterwrite_case_not_found" in each]:
+            notebook.add(Raise, branches[0][1] if branches else 0, level="exception", form="case")
+            else_ended = True
+        else:
+            else_ended = self.statements(otherwise) if otherwise else False
+        if not else_ended:
+            outcomes.append(notebook.values)
+        only_way = else_ended and len(branches) == 1 and not all_ended
+        del notebook.guards[depth:]
+        if only_way:
+            after += conditions
+        notebook.guards += after
+        notebook.values = _merged(outcomes) if outcomes else before
+        return all_ended and else_ended
+
+    def _loop(self, node: Node, line: int) -> None:
+        notebook = self.notebook
+        self.loops.append(line)
+        depth = len(notebook.guards)
+        target = self._loop_target(node)
+        if "cond" in node:
+            notebook.guards.append(_condition(notebook, _text(node["cond"]), line))
+        elif "params" in node or ("query" in node and _mode(node["query"]) == _EXPRESSION_MODE):
+            self._dynamic(node, node["query"], line, target)
+        elif "query" in node:
+            self._query(node["query"], line, into=(*_variables_of(target), "found"))
+        elif "argquery" in node:
+            self._query(node["argquery"], line, into=_variables_of(target))
+        else:
+            for key in ("expr", "lower", "upper", "step"):
+                if key in node:
+                    self._query(node[key], line, into=_variables_of(target))
+        source = _text(node.get("query") or node.get("expr"))
+        names = (self._variable(node["curvar"]),) if "curvar" in node else ()
+        self._store(target, line, source, names)
+        self._forget(*self._assigned(node.get("body", ())))
+        notebook.loop += 1
+        self.statements(node.get("body", ()))
+        notebook.loop -= 1
+        self._forget(*self._assigned(node.get("body", ())))
+        del notebook.guards[depth:]
+
+    def _exit(self, node: Node, line: int) -> bool:
+        if "cond" not in node:
+            return True
+        guard = _condition(self.notebook, _text(node["cond"]), line)
+        self.notebook.guards.append(Guard(text=guard.text, line=line, negated=True, test=guard.test, names=guard.names))
+        return False
+
+    def _return(self, node: Node, line: int) -> bool:
+        if "lineno" not in node:  # the one that the compiler adds at the end of every function
+            return True
+        if "expr" not in node:
+            self.notebook.add(Return, line, what="none")
+            return True
+        query = self._query(node["expr"], line, into=("result",))
+        what = _text(node["expr"]).strip()
+        while what.startswith("(") and what.endswith(")"):
+            what = what[1:-1].strip()
+        lowered = what.lower().removesuffix(".*")
+        plain = self.notebook.rows.get(lowered, "null" if lowered == "null" else what)
+        self.notebook.add(Return, line, what=plain, names=tuple(query.names) if query else ())
+        return True
+
+    def _raise(self, node: Node, line: int) -> bool:
+        level = _LEVELS.get(node.get("elog_level", 21), "exception")
+        self._expressions({"params": node.get("params", ()), "options": node.get("options", ())}, line)
+        bare = not any(key in node for key in ("message", "condname", "options"))
+        form = "reraise" if bare and self.notebook.handler else "raise"
+        self.notebook.add(Raise, line, level=level, form=form, message=node.get("message", node.get("condname", "")))
+        return level == "exception"
+
+    def _assert(self, node: Node, line: int) -> None:
+        guard = _condition(self.notebook, _text(node.get("cond")), line)
+        refusal = Guard(text=guard.text, line=line, negated=True, test=guard.test, names=guard.names)
+        self.notebook.guards.append(refusal)
+        self.notebook.add(Raise, line, level="exception", form="assert", message=guard.text)
+        self.notebook.guards.pop()
+
+    # Statements that do ----------------------------------------------------------------------------------------------
+
+    def _assign(self, node: Node, line: int) -> None:
+        expression = node.get("expr", {}).get("PLpgSQL_expr", {})
+        text: str = expression.get("query", "")
+        operator = next((token for token in _top_level(text) if token.text in (":=", "=")), None)
+        if operator is None:
+            self.notebook.add(Unknown, line, rule="unparsable", text=f"an assignment that cannot be read: {text}")
+            return
+        at = line + text.count("\n", 0, operator.end)
+        value = text[operator.end :].strip()
+        target = self._target(node.get("varno", -1), text[: operator.start])
+        query = self._read(value, at, prefix="select ", into=(target,))
+        names = tuple(query.names) if query else ()
+        if target.startswith("new."):
+            self.notebook.add(NewAssignment, line, field=target[4:], text=value, names=names)
+            return
+        plain = query is not None and target == text[: operator.start].strip().lower()
+        known = query.terms.term(query.expression) if query is not None and plain else unknown()
+        self._note(target, line, value, names)
+        self.notebook.values[target] = known
+
+    def _sql(self, node: Node, line: int) -> None:
+        targets = self._into(node.get("target"))
+        text = _text(node.get("sqlstmt"))
+        question = self.notebook.question() if node.get("strict") else None
+        into = (*_variables_of(targets), "found", *((question,) if question else ()))
+        query = self._query(node.get("sqlstmt"), line, into=into)
+        names = tuple(query.names) if query else ()
+        if question and query and any("SelectStmt" in statement for statement in query.statements):
+            guard = Guard(
+                text=f"not (exactly one row of: {text.strip()})",
+                line=line,
+                test=Premise(kind=PremiseKind.UNKNOWN),
+                names=(*names, question),
+            )
+            self.notebook.guards.append(guard)
+            self.notebook.add(Raise, line, level="exception", form="strict")
+            self.notebook.guards.pop()
+        self._store(targets, line, text, names)
+
+    def _dynamic(self, node: Node, expression: Node | None, line: int, targets: Sequence[str]) -> None:
+        query = self._query(expression, line)
+        using: list[str] = []
+        terms: list[Term] = []
+        names: list[str] = list(query.names) if query else []
+        for each in node.get("params", ()):
+            parameter = self._query(each, line)
+            using.append(_text(each).strip())
+            terms.append(parameter.terms.term(parameter.expression) if parameter else unknown())
+            names += parameter.names if parameter else ()
+        self.notebook.add(
+            Dynamic,
+            line,
+            text=_text(expression).strip(),
+            term=query.terms.term(query.expression) if query else unknown(),
+            using=tuple(using),
+            using_terms=tuple(terms),
+            into=(*_variables_of(targets), "found") if targets else (),
+        )
+        self._store(targets, line, _text(expression), tuple(names))
+
+    def _open(self, node: Node, line: int) -> None:
+        cursor = self._variable(node.get("curvar", -1))
+        if "dynquery" in node:
+            self._dynamic(node, node["dynquery"], line, (cursor,))
+        for key in ("query", "argquery"):
+            if key in node:
+                self._query(node[key], line, into=(cursor,))
+
+    # Expressions -----------------------------------------------------------------------------------------------------
+
+    def _query(self, expression: Node | None, line: int, *, into: tuple[str, ...] = ()) -> Query | None:
+        inner = (expression or {}).get("PLpgSQL_expr")
+        if inner is None:
+            return None
+        prefix = "select " if inner.get("parseMode") == _EXPRESSION_MODE else ""
+        return self._read(inner.get("query", ""), line, prefix=prefix, into=into)
+
+    def _read(self, sql: str, line: int, *, prefix: str = "", into: tuple[str, ...] = ()) -> Query | None:
+        try:
+            return Query(self.notebook, sql, line, prefix=prefix, into=into).read()
+        except _ParseError as error:
+            self.notebook.add(Unknown, line, rule="unparsable", text=f"{_said(error)}: {sql.strip()[:80]}")
+            return None
+
+    def _expressions(self, node: Any, line: int, *, into: tuple[str, ...] = ()) -> None:
+        """Every expression below a node."""
+        if isinstance(node, dict):
+            if "PLpgSQL_expr" in node:
+                self._query(cast("Node", node), line, into=into)
+                return
+            node = list(cast("Node", node).values())
+        if isinstance(node, list):
+            for each in cast("list[Any]", node):
+                self._expressions(each, line, into=into)
+
+    # Variables -------------------------------------------------------------------------------------------------------
+
+    def _variables(self) -> list[Node]:
+        return [datum["PLpgSQL_var"] for datum in self.datums if "PLpgSQL_var" in datum]
+
+    def _variable(self, number: int) -> str:
+        """A variable's name; ``new.field`` and ``record.field`` for fields, ``new.*`` for the whole row."""
+        if not 0 <= number < len(self.datums):
+            return "?"
+        ((kind, datum),) = self.datums[number].items()
+        if number == self.new:
+            return "new.*"
+        if number == self.old:
+            return "old.*"
+        if kind == "PLpgSQL_recfield":
+            parent = datum.get("recparentno", 0)  # absent when it is 0
+            return f"{self._variable(parent).removesuffix('.*')}.{datum.get('fieldname', '?').lower()}"
+        return str(datum.get("refname", "?")).lower()
+
+    def _target(self, number: int, written: str) -> str:
+        """What an assignment sets; by its number, since the name may be an alias."""
+        name = self._variable(number)
+        first = unquote(written.strip().split(".")[0].split("[")[0].strip())
+        row = self.notebook.rows.get(first)
+        if row and not name.startswith(f"{row}."):  # numbers did not help: the words do
+            rest = written.strip().partition(".")[2].split("[")[0].split(".")[0].strip()
+            return f"{row}.{unquote(rest) if rest else '*'}"
+        return name if name != "?" else first
+
+    def _into(self, target: Node | None) -> list[str]:
+        found: list[str] = []
+        for kind, node in (target or {}).items():
+            if kind == "PLpgSQL_row":
+                found += [self._variable(field.get("varno", -1)) for field in node.get("fields", ())]
+            elif kind == "PLpgSQL_rec":
+                found.append(self._variable(node["dno"]) if "dno" in node else str(node.get("refname", "?")).lower())
+            else:
+                found.append(str(node.get("refname", "?")).lower())
+        return found
+
+    def _loop_target(self, node: Node) -> list[str]:
+        if "varno" in node:
+            return [self._variable(node["varno"])]
+        return self._into(node.get("var"))
+
+    def _store(self, targets: Sequence[str], line: int, text: str, names: tuple[str, ...]) -> None:
+        """What a query gives goes into variables, or into NEW."""
+        for target in targets:
+            if target.startswith("new."):
+                self.notebook.add(NewAssignment, line, field=target[4:], text=text.strip(), names=names)
+            elif not target.startswith("old."):
+                self._note(target, line, text, names, selected=True)
+                self.notebook.values[target] = unknown()
+
+    def _note(self, variable: str, line: int, text: str, names: tuple[str, ...], *, selected: bool = False) -> None:
+        fields = {"variable": variable, "text": text.strip(), "names": names, "selected": selected}
+        self.notebook.add(Assignment, line, **fields)
+
+    def _forget(self, *variables: str) -> None:
+        self.notebook.values.update({variable: unknown() for variable in variables})
+
+    def _assigned(self, node: Any) -> set[str]:
+        """Variables that are set anywhere below a node."""
+        found: set[str] = set()
+        stack = [node]
+        while stack:
+            each = stack.pop()
+            if isinstance(each, list):
+                stack += cast("list[Any]", each)
+            elif isinstance(each, dict):
+                below = cast("Node", each)
+                if "PLpgSQL_stmt_assign" in below:
+                    found.add(self._variable(below["PLpgSQL_stmt_assign"].get("varno", -1)))
+                for key in ("target", "var"):
+                    if isinstance(below.get(key), dict):
+                        found.update(self._into(below[key]))
+                stack += below.values()
+        return found
+
+
+def _condition(notebook: Notebook, text: str, line: int) -> Guard:
+    """A condition as a guard; what it reads and calls is recorded under a name of its own."""
+    question = notebook.question()
+    try:
+        query = Query(notebook, text, line, prefix="select ", into=(question,)).read()
+    except _ParseError as error:
+        notebook.add(Unknown, line, rule="unparsable", text=f"{_said(error)}: {text.strip()[:80]}")
+        return Guard(text=text.strip(), line=line, test=Premise(kind=PremiseKind.UNKNOWN))
+    return Guard(
+        text=text.strip(), line=line, test=query.terms.premise(query.expression), names=(*query.names, question)
+    )
+
+
+def _merged(outcomes: Sequence[dict[str, Term]]) -> dict[str, Term]:
+    """What variables may hold where several ways meet."""
+    names = {name for outcome in outcomes for name in outcome}
+    return {name: choice([outcome.get(name, unknown()) for outcome in outcomes]) for name in names}
+
+
+def _variables_of(targets: Sequence[str]) -> tuple[str, ...]:
+    return tuple(targets)
+
+
+def _top_level(text: str) -> Iterable[Any]:
+    depth = 0
+    for token in tokens(text):
+        if token.kind == "other" and token.text in "([":
+            depth += 1
+        elif token.kind == "other" and token.text in ")]":
+            depth -= 1
+        elif depth == 0:
+            yield token
+
+
+def _text(expression: Node | None) -> str:
+    return str((expression or {}).get("PLpgSQL_expr", {}).get("query", ""))
+
+
+def _mode(expression: Node) -> int:
+    return int(expression.get("PLpgSQL_expr", {}).get("parseMode", 0))
+
+
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"[\w$.]+", text.strip()) is not None
+
+
+def _said(error: Exception) -> str:
+    return str(error).removesuffix(" at position 0") or type(error).__name__

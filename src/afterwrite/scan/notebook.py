@@ -1,0 +1,56 @@
+"""Where facts are written down while a body is walked, together with the conditions that stand over them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from afterwrite.scan.facts import Body, Fact, Guard, Term
+
+F = TypeVar("F", bound=Fact)
+
+
+class Notebook:
+    """The facts found so far, and the state of the walk.
+
+    ``rows`` are the names under which the trigger's rows go (``{"new": "new", "o": "old"}``), ``values`` what the
+    variables may hold at this place.
+    """
+
+    def __init__(self, *, trigger: bool) -> None:
+        self.facts: dict[type[Fact], list[Fact]] = {}
+        self.guards: list[Guard] = []
+        self.handler = False
+        self.loop = 0
+        self.rows = {"new": "new", "old": "old"} if trigger else {}
+        self.values: dict[str, Term] = {}
+        self._questions = 0
+
+    def add(self, kind: type[F], line: int, **fields: Any) -> F:
+        """Write down a fact of this kind, under the guards of the moment."""
+        fact = kind(line=line, guards=tuple(self.guards), handler=self.handler, loop=self.loop > 0, **fields)
+        self.facts.setdefault(kind, []).append(fact)
+        return fact
+
+    def question(self) -> str:
+        """A fresh name for what a condition selects from."""
+        self._questions += 1
+        return f"@{self._questions}"
+
+    def body(self, **more: Any) -> Body:
+        """Everything written down, each kind of fact in the order in which it was found."""
+        return Body(**{field: tuple(self.facts.get(kind, ())) for field, kind in FACT_FIELDS.items()}, **more)
+
+
+def _fact_fields() -> dict[str, type[Fact]]:
+    found: dict[str, type[Fact]] = {}
+    for field in msgspec.structs.fields(Body):
+        kind = getattr(field.type, "__args__", (None,))[0]
+        if isinstance(kind, type) and issubclass(kind, Fact):
+            found[field.name] = kind
+    return found
+
+
+FACT_FIELDS = _fact_fields()
+"""The fields of Body that hold facts, and which kind each holds."""

@@ -1,0 +1,149 @@
+"""The parser in a process of its own: a body that makes it abort costs that body's verdict, not our process.
+
+    Source ──JSON line──▶ child: parse, walk ──JSON line──▶ Body
+
+One child lives as long as the ``Parser``; when it dies, what it was reading is unparsable, and another takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from afterwrite.errors import AfterwriteError
+from afterwrite.scan.facts import Body, Source, Unknown
+
+_LINE_BYTES = 256 * 1024 * 1024
+_SECONDS = 20.0
+_encoder = msgspec.json.Encoder()
+_bodies = msgspec.json.Decoder(Body)
+_sources = msgspec.json.Decoder(Source)
+
+
+class Parser:
+    """Reads bodies in a child process; made by ``open_parser``. Remembers what it has read."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.deaths = 0
+        self._child: asyncio.subprocess.Process | None = None
+        self._read: dict[Source, Body] = {}
+
+    async def read(self, sources: Iterable[Source]) -> Mapping[Source, Body]:
+        """The facts of each text; an Unknown fact stands for one that could not be read. Never raises for a text."""
+        wanted = list(dict.fromkeys(sources))
+        for source in wanted:
+            if source not in self._read:
+                self._read[source] = await self._ask(source)
+        return {source: self._read[source] for source in wanted}
+
+    async def _ask(self, source: Source) -> Body:
+        child = await self._living()
+        if child.stdin is None or child.stdout is None:
+            raise AfterwriteError("the parser's process has no pipes")
+        try:
+            async with asyncio.timeout(self.seconds):
+                child.stdin.write(_encoder.encode(source) + b"\n")
+                await child.stdin.drain()
+                answer = await child.stdout.readline()
+        except TimeoutError:
+            return await self._bury(f"the parser did not answer within {self.seconds:g} s")
+        except (ConnectionError, ValueError):
+            answer = b""
+        if not answer.endswith(b"\n"):
+            return await self._bury("the parser gave up its process on this text")
+        try:
+            return _bodies.decode(answer)
+        except (msgspec.DecodeError, RecursionError):
+            return _unreadable("the text is nested too deeply")
+
+    async def _living(self) -> asyncio.subprocess.Process:
+        if self._child is not None and self._child.returncode is None:
+            return self._child
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "afterwrite.scan.parser",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            limit=_LINE_BYTES,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        hello = await self._child.stdout.readline() if self._child.stdout else b""
+        if hello != b"ready\n":
+            await self.close()
+            raise AfterwriteError(
+                "the parser's process does not start",
+                remedy=f"look at what `{sys.executable} -m afterwrite.scan.parser` says",
+            )
+        return self._child
+
+    async def _bury(self, why: str) -> Body:
+        await self.close()
+        self.deaths += 1
+        return _unreadable(why)
+
+    async def close(self) -> None:
+        """End the child, if there is one."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if child.stdin is not None:
+            child.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+@asynccontextmanager
+async def open_parser(*, seconds: float = _SECONDS) -> AsyncGenerator[Parser]:
+    """A parser for the length of the block; ``seconds`` is the most that one text may take.
+
+    Raises AfterwriteError when the parser is not installed.
+    """
+    if importlib.util.find_spec("pgparse") is None:
+        raise AfterwriteError(
+            "the parser of PL/pgSQL (pgparse) is not installed", remedy="run pip install 'afterwrite[tools]'"
+        )
+    parser = Parser(seconds)
+    try:
+        yield parser
+    finally:
+        await parser.close()
+
+
+def _unreadable(why: str) -> Body:
+    return Body(unknowns=(Unknown(rule="unparsable", text=why),))
+
+
+def main() -> None:
+    """The child: a Source a line in, a Body a line out, until the input ends."""
+    import resource
+
+    from afterwrite.scan.body import read_body
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected now and then, and leaves no core behind
+    sys.setrecursionlimit(10_000)
+    answers = sys.stdout.buffer
+    answers.write(b"ready\n")
+    answers.flush()
+    for line in sys.stdin.buffer:
+        try:
+            answer = _encoder.encode(read_body(_sources.decode(line)))
+        except Exception as error:  # any text may bring the walk down, and only its own verdict may suffer
+            answer = _encoder.encode(_unreadable(f"it could not be read ({type(error).__name__}: {error})"))
+        answers.write(answer + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,473 @@
+"""From one SQL statement to facts: what it writes, what it looks at, what it calls. Runs in the parser's child only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import pgparse
+
+from afterwrite.scan.facts import (
+    Call,
+    Command,
+    Delete,
+    Fact,
+    Insert,
+    Lock,
+    Notify,
+    OnConflict,
+    Outside,
+    Read,
+    Refresh,
+    RowRead,
+    Session,
+    Setting,
+    TermKind,
+    Update,
+)
+from afterwrite.scan.notebook import Notebook
+from afterwrite.scan.terms import Node, Terms, field_name, function_name, operator_name
+from afterwrite.scan.tokens import after_keyword, arguments, character_offset, items, tokens
+
+F = TypeVar("F", bound=Fact)
+_parse = cast("Callable[[str], list[Node]]", pgparse.parse)  # type: ignore[reportUnknownMemberType]
+
+# Functions that reach outside the database: their effect is not undone by a rollback, or is a request to somebody else.
+OUTSIDE = frozenset(
+    {
+        *("http", "http_get", "http_post", "http_put", "http_patch", "http_delete", "http_head", "http_request"),
+        *("dblink", "dblink_exec", "dblink_send_query", "dblink_connect", "dblink_connect_u"),
+        *("pg_file_write", "lo_export", "lo_import", "query_export_to_s3", "kafka_produce"),
+    }
+)
+OUTSIDE_SCHEMAS = frozenset({"net", "http", "aws_lambda", "aws_s3"})
+# What only the writer's session knows, and a later run does not.
+SESSION_FUNCTIONS = frozenset(
+    {
+        *("pg_trigger_depth", "inet_client_addr", "inet_client_port", "inet_server_addr", "pg_backend_pid"),
+        *("txid_current", "pg_current_xact_id", "txid_current_if_assigned", "pg_current_xact_id_if_assigned"),
+        *("current_query", "statement_timestamp", "getpgusername", "pg_my_temp_schema"),
+    }
+)
+_ROW_AS_JSON = frozenset({"to_jsonb", "to_json", "row_to_json", "hstore"})
+_END_OF_LIST = frozenset(
+    {
+        *("from", "where", "group", "having", "window", "union", "intersect", "except", "order", "limit", "offset"),
+        *("fetch", "for", "on", "returning"),
+    }
+)
+_NEVER: frozenset[str] = frozenset()
+
+
+class Scope:
+    """The tables and columns of one SELECT while it is walked."""
+
+    def __init__(self) -> None:
+        self.tables: list[tuple[str | None, str, str, int]] = []
+        self.columns: list[tuple[str | None, str]] = []
+
+
+class Query:
+    """One statement or expression being read. ``names`` collects every variable and column that it looks at."""
+
+    def __init__(
+        self, notebook: Notebook, sql: str, line: int, *, prefix: str = "", into: tuple[str, ...] = ()
+    ) -> None:
+        self.notebook = notebook
+        self.sql = prefix + sql
+        self.line = line
+        self.into = into
+        self.names: dict[str, None] = {}
+        self.scopes: list[Scope] = []
+        self.terms = Terms(notebook, self.sql)
+        self.statements: list[Node] = [each["stmt"] for each in _parse(self.sql) if each.get("stmt")]
+        self.ctes = {name.lower() for name in _cte_names(self.statements)}
+
+    def read(self) -> Query:
+        """Record the facts of every statement in the text."""
+        for statement in self.statements:
+            for kind, node in statement.items():
+                self._statement(kind, node)
+        return self
+
+    @property
+    def expression(self) -> Node | None:
+        """The tree of the one expression, for text that was read as ``select …``."""
+        for statement in self.statements:
+            targets = statement.get("SelectStmt", {}).get("targetList", ())
+            if len(targets) == 1:
+                return targets[0]["ResTarget"].get("val")
+        return None
+
+    # Statements ------------------------------------------------------------------------------------------------------
+
+    def _statement(self, kind: str, node: Node) -> None:
+        match kind:
+            case "SelectStmt" if "intoClause" in node:
+                self._add(Command, node, what="select into")
+            case "SelectStmt" | "InsertStmt" | "UpdateStmt" | "DeleteStmt" | "MergeStmt":
+                self.walk({kind: node})
+            case "CallStmt":
+                self._function_call(node["funccall"])
+            case "NotifyStmt":
+                payload = f"'{node['payload']}'" if "payload" in node else ""
+                self._add(Notify, node, channel=f"'{node['conditionname']}'", payload=payload)
+            case "VariableSetStmt":
+                self._add(Setting, node, name=node.get("name"), written=True)
+            case "TruncateStmt":
+                for each in node.get("relations", ()):
+                    self._add_on(Delete, each["RangeVar"], truncate=True, text=self.sql)
+            case "LockStmt":
+                self._add(Lock, node, what="lock table")
+            case "RefreshMatViewStmt":
+                self._add_on(Refresh, node["relation"])
+            case "CopyStmt" if node.get("is_program"):
+                self._add(Outside, node, function="copy program")
+            case _:
+                self._add(Command, node, what=_words(kind))
+
+    def walk(self, node: Any) -> None:
+        """Everything below a node."""
+        if isinstance(node, list):
+            for each in node:  # type: ignore[reportUnknownVariableType]
+                self.walk(each)
+        elif isinstance(node, dict):
+            for kind, below in node.items():  # type: ignore[reportUnknownVariableType]
+                self._node(str(kind), below)  # type: ignore[reportUnknownArgumentType]
+
+    def _node(self, kind: str, node: Any) -> None:
+        match kind:
+            case "ColumnRef":
+                self._column(node)
+            case "ParamRef":
+                self.names[f"${node.get('number', 0)}"] = None
+            case "A_Indirection":
+                self._indirection(node)
+            case "A_Expr":
+                self._operator(node)
+            case "FuncCall":
+                self._function_call(node)
+            case "SQLValueFunction":
+                what = node["op"].removeprefix("SVFOP_").lower()
+                if what in ("current_user", "session_user", "user", "current_role", "current_catalog"):
+                    self._add(Session, node, name=what)
+            case "SelectStmt":
+                self._select(node)
+            case "InsertStmt":
+                self._insert(node)
+            case "UpdateStmt":
+                self._update(node)
+            case "DeleteStmt":
+                self._delete(node)
+            case "MergeStmt":
+                self._merge(node)
+            case "RangeVar":
+                self._table(node)
+            case _:
+                self.walk(node)
+
+    def _select(self, node: Node) -> None:
+        with self._scope(locks="lockingClause" in node):
+            self.walk(node.get("withClause"))
+            self.walk(node.get("fromClause"))
+            self.walk({key: below for key, below in node.items() if key not in ("withClause", "fromClause")})
+
+    def _insert(self, node: Node) -> None:
+        relation = node["relation"]
+        select: Node = node.get("selectStmt", {}).get("SelectStmt", {})
+        conflict: Node = node.get("onConflictClause", {})
+        rows = select.get("valuesLists", ())
+        values, source = self._inserted(relation, select)
+        before = dict(self.names)
+        self.names.clear()
+        with self._scope():
+            self.walk({key: below for key, below in node.items() if key != "relation"})
+        match conflict.get("action"):
+            case "ONCONFLICT_UPDATE":
+                on_conflict = OnConflict.UPDATE
+            case "ONCONFLICT_NOTHING":
+                on_conflict = OnConflict.NOTHING
+            case _:
+                on_conflict = OnConflict.NONE
+        self._add_on(
+            Insert,
+            relation,
+            columns=tuple(each["ResTarget"]["name"] for each in node.get("cols", ())),
+            values=values,
+            source=source,
+            from_select=bool(select) and not rows,
+            rows=max(1, len(rows)),
+            on_conflict=on_conflict,
+            updates=_targets(conflict.get("targetList", ())),
+            returning_into=self.into if "returningList" in node else (),
+            names=tuple(self.names),
+            text=self.sql,
+        )
+        self.names |= before
+
+    def _inserted(self, relation: Node, select: Node) -> tuple[tuple[str, ...], str]:
+        found = after_keyword(self.sql, self._place(relation), frozenset({"values", "select", "with", "default"}))
+        if found is None or not select:
+            return (), ""
+        word, end = found
+        start = end - len(word)
+        if word == "with":
+            found = after_keyword(self.sql, end, frozenset({"select"}))
+            if found is None:
+                return (), ""
+            word, end = found
+        if word == "values":
+            rows = select.get("valuesLists", ())
+            bracket = self.sql.find("(", end)
+            return (tuple(items(self.sql, bracket + 1)[0]), "") if len(rows) == 1 and bracket > 0 else ((), "")
+        _, finish = items(
+            self.sql, start, until=frozenset({"on", "returning"}) if "fromClause" not in select else _NEVER
+        )
+        source = self._without_tail(start) if "fromClause" in select else self.sql[start:finish].strip()
+        if select.get("op") != "SETOP_NONE" or "distinctClause" in select:
+            return (), source
+        listed, _ = items(self.sql, end, until=_END_OF_LIST)
+        targets = [each["ResTarget"] for each in select.get("targetList", ())]
+        if len(listed) != len(targets):
+            return (), source
+        return tuple(_without_alias(text, target) for text, target in zip(listed, targets, strict=True)), source
+
+    def _without_tail(self, start: int) -> str:
+        """A SELECT up to the ON CONFLICT or RETURNING of the INSERT around it."""
+        end = len(self.sql)
+        for word in ("conflict", "returning"):
+            found = after_keyword(self.sql, start, frozenset({word}))
+            if found is not None:
+                end = min(end, found[1] - len(word))
+        text = self.sql[start:end].rstrip().rstrip(";").rstrip()
+        return text[:-2].rstrip() if end < len(self.sql) and text.lower().endswith(" on") else text
+
+    def _update(self, node: Node) -> None:
+        relation = node["relation"]
+        self.names, before = {}, self.names
+        with self._scope():
+            self.walk({key: below for key, below in node.items() if key != "relation"})
+        columns = _targets(node.get("targetList", ()))
+        found = after_keyword(self.sql, self._place(relation), frozenset({"set"}))
+        listed = items(self.sql, found[1], until=_END_OF_LIST)[0] if found else []
+        values = [each.partition("=")[2].strip() for each in listed if not each.startswith("(")]
+        self._add_on(
+            Update,
+            relation,
+            columns=columns,
+            values=tuple(values) if len(values) == len(columns) else (),
+            where=self._where(relation),
+            names=tuple(self.names),
+            text=self.sql,
+        )
+        self.names |= before
+
+    def _delete(self, node: Node) -> None:
+        with self._scope():
+            self.walk({key: below for key, below in node.items() if key != "relation"})
+        self._add_on(Delete, node["relation"], where=self._where(node["relation"]), text=self.sql)
+
+    def _where(self, relation: Node) -> str:
+        found = after_keyword(self.sql, self._place(relation), frozenset({"where"}))
+        if found is None:
+            return ""
+        end = after_keyword(self.sql, found[1], frozenset({"returning"}))
+        text = self.sql[found[1] : end[1] - len(end[0]) if end else len(self.sql)]
+        return text.strip().rstrip(";").rstrip()
+
+    def _merge(self, node: Node) -> None:
+        relation = node["relation"]
+        with self._scope():
+            self.walk({key: below for key, below in node.items() if key != "relation"})
+        for each in node.get("mergeWhenClauses", ()):
+            clause = each["MergeWhenClause"]
+            columns = _targets(clause.get("targetList", ()))
+            match clause.get("commandType"):
+                case "CMD_INSERT":
+                    self._add_on(Insert, relation, columns=columns, from_select=True, text=self.sql)
+                case "CMD_UPDATE":
+                    self._add_on(Update, relation, columns=columns, names=tuple(self.names), text=self.sql)
+                case "CMD_DELETE":
+                    self._add_on(Delete, relation, text=self.sql)
+                case _:
+                    pass
+
+    # Tables and columns ----------------------------------------------------------------------------------------------
+
+    def _scope(self, *, locks: bool = False) -> _Scoped:
+        return _Scoped(self, locks=locks)
+
+    def close_scope(self, scope: Scope, *, locks: bool) -> None:
+        """Say of each table of a finished SELECT which columns were looked at."""
+        for schema, table, alias, line in scope.tables:
+            columns = {column: None for qualifier, column in scope.columns if qualifier in (None, alias)}
+            if "*" in columns:
+                columns = {"*": None}
+            names = {"schema": schema, "table": table, "columns": tuple(columns)}
+            self.notebook.add(Read, line, **names, into=self.into, locks=locks)
+
+    def _table(self, node: Node) -> None:
+        schema, name = node.get("schemaname"), node["relname"]
+        if schema is None and name.lower() in self.ctes:
+            return
+        alias = node.get("alias", {}).get("aliasname", name)
+        if self.scopes:
+            self.scopes[-1].tables.append((schema, name, alias, self._line(node)))
+
+    def _column(self, node: Node) -> None:
+        fields = [field_name(each) for each in node.get("fields", ())]
+        if not fields:
+            return
+        first = fields[0]
+        self.names[first] = None
+        if len(fields) > 1:
+            self.names[".".join(fields[:2])] = None
+        if first in self.notebook.rows and not self._shadowed(first):
+            column = fields[1] if len(fields) > 1 else "*"
+            self._add(RowRead, node, row=self.notebook.rows[first], column=column)
+            return
+        if first.startswith("tg_"):
+            if first == "tg_argv":
+                self._add(Session, node, name=first)
+            return
+        for scope in self.scopes:
+            scope.columns.append((fields[-2] if len(fields) > 1 else None, fields[-1]))
+
+    def _shadowed(self, name: str) -> bool:
+        return any(alias == name for scope in self.scopes for _, _, alias, _ in scope.tables)
+
+    def _indirection(self, node: Node) -> None:
+        row = self._row_named(node.get("arg"))
+        steps = node.get("indirection", ())
+        if row and steps and ("String" in steps[0] or "A_Star" in steps[0]):
+            column = field_name(steps[0])
+            self.names |= {row: None, f"{row}.{column}": None}
+            self._add(RowRead, node["arg"]["ColumnRef"], row=self.notebook.rows[row], column=column)
+            self.walk(steps[1:])
+            return
+        self.walk(node.get("arg"))
+        self.walk([each for each in steps if "A_Indices" in each])
+
+    def _operator(self, node: Node) -> None:
+        key = node.get("rexpr", {}).get("A_Const", {}).get("sval", {}).get("sval")
+        call = node.get("lexpr", {}).get("FuncCall", {})
+        if operator_name(node) in ("->", "->>") and key and function_name(call)[1] in _ROW_AS_JSON:
+            given = call.get("args", ())
+            row = self._row_named(given[0]) if len(given) == 1 else None
+            if row:
+                self.names |= {row: None, f"{row}.{key}": None}
+                self._add(RowRead, call, row=self.notebook.rows[row], column=key)
+                return
+        self.walk(node.get("lexpr"))
+        self.walk(node.get("rexpr"))
+
+    def _row_named(self, node: Node | None) -> str | None:
+        fields = (node or {}).get("ColumnRef", {}).get("fields", ())
+        name = field_name(fields[0]) if len(fields) == 1 else None
+        return name if name in self.notebook.rows and not self._shadowed(name) else None
+
+    # Calls -----------------------------------------------------------------------------------------------------------
+
+    def _function_call(self, node: Node) -> None:
+        schema, name = function_name(node)
+        given: list[Node] = node.get("args", [])
+        self.names, before = {}, self.names
+        self.walk({key: below for key, below in node.items() if key not in ("funcname",)})
+        texts = tuple(arguments(self.sql, self._place(node)))
+        labels = tuple(each.get("NamedArgExpr", {}).get("name") for each in given)
+        self._add(
+            Call,
+            node,
+            schema=schema,
+            name=name,
+            arguments=tuple(self.terms.term(each.get("NamedArgExpr", {}).get("arg", each)) for each in given),
+            texts=texts if len(texts) == len(given) else (),
+            argument_names=labels if any(labels) else (),
+            names=tuple(self.names),
+            into=self.into,
+        )
+        if schema in (None, "pg_catalog"):
+            self._known_call(node, name, given, texts)
+        if name in OUTSIDE or schema in OUTSIDE_SCHEMAS:
+            self._add(Outside, node, function=f"{schema}.{name}" if schema else name)
+        self.names |= before
+
+    def _known_call(self, node: Node, name: str, given: list[Node], texts: tuple[str, ...]) -> None:
+        def literal(place: int) -> str | None:
+            if len(given) <= place:
+                return None
+            term = self.terms.term(given[place])
+            return term.text if term.kind is TermKind.LITERAL else None
+
+        match name:
+            case "pg_notify":
+                self._add(Notify, node, channel=texts[0] if texts else "", payload=texts[1] if len(texts) > 1 else "")
+            case "current_setting":
+                self._add(Setting, node, name=literal(0))
+            case "set_config":
+                self._add(Setting, node, name=literal(0), written=True)
+            case _ if name.startswith(("pg_advisory", "pg_try_advisory")):
+                self._add(Lock, node, what=name)
+            case _ if name in SESSION_FUNCTIONS:
+                self._add(Session, node, name=name)
+            case _:
+                pass
+
+    # Places ----------------------------------------------------------------------------------------------------------
+
+    def _add(self, kind: type[F], node: Node, **fields: Any) -> None:
+        self.notebook.add(kind, self._line(node), **fields)
+
+    def _add_on(self, kind: type[F], relation: Node, **fields: Any) -> None:
+        self._add(kind, relation, schema=relation.get("schemaname"), table=relation["relname"], **fields)
+
+    def _place(self, node: Node) -> int:
+        return character_offset(self.sql, max(0, node.get("location", 0)))
+
+    def _line(self, node: Node) -> int:
+        return self.line + self.sql.count("\n", 0, self._place(node))
+
+
+class _Scoped:
+    def __init__(self, query: Query, *, locks: bool) -> None:
+        self.query = query
+        self.locks = locks
+        self.scope = Scope()
+
+    def __enter__(self) -> None:
+        self.query.scopes.append(self.scope)
+
+    def __exit__(self, *_: object) -> None:
+        self.query.scopes.pop()
+        self.query.close_scope(self.scope, locks=self.locks)
+
+
+def _targets(nodes: Any) -> tuple[str, ...]:
+    return tuple(each["ResTarget"].get("name", "") for each in nodes)
+
+
+def _without_alias(text: str, target: Node) -> str:
+    """A select list's item without the name that it is given."""
+    if "name" not in target:
+        return text
+    cut = list(tokens(text))[:-1]
+    if cut and cut[-1].text.lower() == "as":
+        cut.pop()
+    return text[: cut[-1].end] if cut else text
+
+
+def _words(kind: str) -> str:
+    """``CreateTableAsStmt`` as people say it."""
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in kind.removesuffix("Stmt")).strip()
+
+
+def _cte_names(node: Any) -> Iterator[str]:
+    stack = [node]
+    while stack:
+        each = stack.pop()
+        if isinstance(each, list):
+            stack += each
+        elif isinstance(each, dict):
+            if "ctename" in each:
+                yield str(each["ctename"])  # type: ignore[reportUnknownArgumentType]
+            stack += each.values()
