@@ -1,371 +1,24 @@
-"""What the legacy application does all day: its data layer, and its business transactions.
-
-``Unit`` is one transaction. Its verbs run the statement and note what must be in the database once it commits.
-The functions below it are the business; ``KINDS`` says how often each is done.
-"""
+"""What the legacy application does all day: its business transactions, and how often each is done (``KINDS``)."""
 
 from __future__ import annotations
 
 import datetime
-import random
 import secrets
-import threading
 import uuid
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from decimal import Decimal
-from functools import cache
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
-import msgspec
 import psycopg
-from psycopg import sql
-from psycopg.rows import DictRow, dict_row
-from psycopg.types.json import Jsonb
+from psycopg.rows import DictRow
 
-from afterwrite.activity import CONTEXT_PREFIX, Operation
-from afterwrite.context import Context, encode_context
-from afterwrite.demo.expectations import (
-    CASCADES,
-    Facts,
-    consequences,
-    import_finished,
-    key_columns,
-    key_of,
-    of_one_statement,
-    rewritten,
-    summed,
-)
-from afterwrite.demo.ledger import Effect, Progress, RowChange, encode_values
+from afterwrite.demo.expectations import import_finished
+from afterwrite.demo.ledger import Progress
+from afterwrite.demo.unit import ChangedMind, NothingToDo, Person, Unit
+from afterwrite.postgres import statement
 
 IMPORT_ROWS = 500
 _IMPORT_CHUNK = 100
-
-Item = TypeVar("Item")
-Connection = psycopg.Connection[DictRow]
-
-
-class Pool(Generic[Item]):
-    """Things that clients work on, the early ones most often. Safe between threads."""
-
-    def __init__(self, items: Sequence[Item] = ()) -> None:
-        self._items = list(items)
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def pick(self, rng: random.Random) -> Item:
-        """One of them, skewed: a tenth of the things gets a third of the work."""
-        with self._lock:
-            if not self._items:
-                raise NothingToDo
-            return self._items[int(len(self._items) * rng.random() ** 2)]
-
-    def take(self, rng: random.Random) -> Item:
-        """One of them, which nobody else will be given any more."""
-        with self._lock:
-            if not self._items:
-                raise NothingToDo
-            at = rng.randrange(len(self._items))
-            self._items[at], self._items[-1] = self._items[-1], self._items[at]
-            return self._items.pop()
-
-    def add(self, item: Item) -> None:
-        with self._lock:
-            self._items.append(item)
-
-
-class Person(NamedTuple):
-    """An investor who has an account and a wallet."""
-
-    investor: str
-    user: str
-    wallet: str
-
-
-class World(msgspec.Struct, frozen=True):
-    """The identifiers that the application's screens would show. Rows behind them are read when they are needed."""
-
-    facts: Facts
-    admins: Pool[str]
-    people: Pool[Person]
-    viewers: Pool[str]
-    projects: Pool[str]
-    drafts: Pool[str]
-    groups: Pool[str]
-    spare_groups: Pool[str]
-    imported: Pool[str]
-    tokens: Pool[str]
-    draft_tokens: Pool[str]
-    templates: Pool[str]
-    submitted: Pool[str]
-    investments: Pool[str]
-    allocations: Pool[str]
-    operations: Pool[int]
-    scheduled: Pool[str]
-    paid: Pool[str]
-    requested: Pool[str]
-    spare_wallets: Pool[str]
-    booked: Pool[tuple[int, str]]
-    documents: Pool[str]
-    signed: Pool[str]
-    pending_bulk: Pool[str]
-
-
-def read_world(connection: Connection) -> World:
-    """Look up what there is to work on."""
-
-    def read(query: bytes) -> list[str]:
-        return [str(row["id"]) for row in connection.execute(query)]
-
-    def relation(query: bytes) -> dict[str, str]:
-        return {str(row["a"]): str(row["b"]) for row in connection.execute(query)}
-
-    people = connection.execute(
-        b"select i.id as investor, i.user_id, min(w.id::text) as wallet from public.investors i join public.wallets w on"
-        b" w.investor_id = i.id where i.user_id is not null and w.balance > 0 group by 1, 2 order by md5(i.id::text)"
-    )
-    return World(
-        facts=Facts(
-            owner_of=relation(b"select id as a, owner_id as b from public.projects"),
-            user_of=relation(b"select id as a, user_id as b from public.investors where user_id is not null"),
-            project_of=relation(b"select id as a, project_id as b from public.tokens"),
-        ),
-        admins=Pool(read(b"select id from public.users where role = 'admin' order by 1")),
-        people=Pool([Person(str(row["investor"]), str(row["user_id"]), row["wallet"]) for row in people]),
-        viewers=Pool(read(b"select id from public.users where role = 'viewer' order by 1")),
-        projects=Pool(read(b"select id from public.projects where status in ('active', 'paused') order by code")),
-        drafts=Pool(read(b"select id from public.projects where status = 'draft' order by code")),
-        groups=Pool(read(b"select id from public.investor_groups order by 1")),
-        spare_groups=Pool(),
-        imported=Pool(read(b"select id from public.investors where user_id is null order by 1 limit 5000")),
-        tokens=Pool(read(b"select id from public.tokens where allocated_supply > 0 order by 1")),
-        draft_tokens=Pool(),
-        templates=Pool(),
-        submitted=Pool(read(b"select id from public.subscriptions where status = 'submitted' order by 1")),
-        investments=Pool(read(b"select id from public.investments order by 1")),
-        allocations=Pool(read(b"select id from public.token_allocations order by 1")),
-        operations=Pool([int(at) for at in read(b"select id from public.token_operations order by 1")]),
-        scheduled=Pool(read(b"select id from public.distributions where status = 'scheduled' order by 1")),
-        paid=Pool(read(b"select id from public.distributions where status = 'paid' order by 1")),
-        requested=Pool(read(b"select id from public.redemptions where status = 'requested' order by 1")),
-        spare_wallets=Pool(),
-        booked=Pool(),
-        documents=Pool(read(b"select id from public.documents where signed_at is null order by 1")),
-        signed=Pool(read(b"select id from public.documents where signed_at is not null order by 1")),
-        pending_bulk=Pool(),
-    )
-
-
-class NothingToDo(Exception):
-    """There is nothing (left) of the kind that this transaction works on."""
-
-
-class ChangedMind(Exception):
-    """The user pressed cancel: the transaction is rolled back on purpose."""
-
-
-class Unit:
-    """One transaction, and what it must leave behind if it commits."""
-
-    def __init__(self, connection: Connection, rng: random.Random, world: World, *, stamped: bool) -> None:
-        self.connection = connection
-        self.rng = rng
-        self.world = world
-        self.stamped = stamped
-        self.sampled = rng.random() < 0.25
-        self.xid: int | None = None
-        self.actor = ""
-        self.changes: list[RowChange] = []
-        self.effects: list[Effect] = []
-        self.on_commit: list[Callable[[], None]] = []
-        self.on_rollback: list[Callable[[], None]] = []
-
-    def begin(self, actor: str) -> None:
-        """Say who is acting, as PostgREST does; where stamping is on, say it into the WAL in the same statement."""
-        claims = {
-            "sub": actor,
-            "role": "authenticated",
-            "email": f"{actor[:8]}@example.org",
-            "session_id": secrets.token_hex(8),
-        }
-        encoded = msgspec.json.encode(claims).decode()
-        self.actor = actor
-        query = b"select set_config('request.jwt.claims', %s, true), pg_current_xact_id()::text as xid"
-        params: list[object] = [encoded]
-        if self.stamped:
-            context = Context(
-                actor_id=actor,
-                actor_type="user",
-                session_id=claims["session_id"],
-                request_id=secrets.token_hex(8),
-                settings={"request.jwt.claims": encoded},
-            )
-            query += b", pg_logical_emit_message(true, %s, %s)"
-            params += [CONTEXT_PREFIX, encode_context(context)]
-        row = self.connection.execute(query, params).fetchone()
-        self.xid = int(row["xid"]) if row else None
-
-    def insert(self, table: str, **values: Any) -> DictRow:
-        row = self._one(_insert(table, tuple(values)), _adapted(values))
-        self._note(table, Operation.INSERT, [(None, row, values)])
-        return row
-
-    def insert_many(self, table: str, rows: Sequence[dict[str, Any]]) -> list[DictRow]:
-        """Many rows in one statement."""
-        made = self.connection.execute(_insert_many(table, tuple(rows[0])), {"rows": Jsonb(rows)}).fetchall()
-        self._note(table, Operation.INSERT, [(None, row, None) for row in made])
-        return made
-
-    def lock(self, table: str, *key: Any) -> DictRow:
-        """The row, held until the end. Take locks in one order: projects, tokens, wallets by id, then the others."""
-        row = self.connection.execute(_lock(table), dict(zip(key_columns(table), key, strict=True))).fetchone()
-        if row is None:
-            raise NothingToDo
-        return row
-
-    def update(self, table: str, row: DictRow, **values: Any) -> DictRow:
-        """Change a locked row. Equal values are written all the same, as object mappers do."""
-        params = {**_adapted(values), **{f"key_{name}": row[name] for name in key_columns(table)}}
-        new = self._one(_update(table, tuple(values)), params)
-        self._note(table, Operation.UPDATE, [(row, new, values)])
-        return new
-
-    def delete(self, table: str, row: DictRow) -> None:
-        """Remove a row, and note what its foreign keys drag along."""
-        for child, column, operation in CASCADES.get(table, ()):
-            self.connection.execute(_lock_hard(table), {name: row[name] for name in key_columns(table)})
-            children = self.connection.execute(_children(child, column), {"parent": row["id"]}).fetchall()
-            emptied: list[DictRow | None] = [
-                {**one, column: None} if operation is Operation.UPDATE else None for one in children
-            ]
-            self._note(child, operation, [(old, new, None) for old, new in zip(children, emptied, strict=True)])
-        self._one(_delete(table), {name: row[name] for name in key_columns(table)})
-        self._note(table, Operation.DELETE, [(row, None, None)])
-
-    def expect(self, *effects: Effect) -> None:
-        self.effects += effects
-
-    @contextmanager
-    def savepoint(self) -> Generator[None]:
-        """A nested transaction; what it did is forgotten when it fails or is abandoned."""
-        marks = len(self.changes), len(self.effects), len(self.on_commit)
-        try:
-            with self.connection.transaction():
-                yield
-        except BaseException:
-            del self.changes[marks[0] :], self.effects[marks[1] :], self.on_commit[marks[2] :]
-            raise
-
-    def take(self, pool: Pool[Item]) -> Item:
-        """Take a thing for good; it goes back when we roll back."""
-        item = pool.take(self.rng)
-        self.on_rollback.append(lambda: pool.add(item))
-        return item
-
-    def put(self, pool: Pool[Item], item: Item) -> None:
-        """Let others work on it once it is committed."""
-        self.on_commit.append(lambda: pool.add(item))
-
-    def chance(self, share: float) -> bool:
-        return self.rng.random() < share
-
-    def money(self, most: int) -> Decimal:
-        return Decimal(self.rng.randint(100, most * 100)) / 100
-
-    def settle(self) -> None:
-        """Sum up, before COMMIT."""
-        self.effects = summed(self.effects)
-
-    def _note(
-        self,
-        table: str,
-        operation: Operation,
-        rows: Sequence[tuple[DictRow | None, DictRow | None, dict[str, Any] | None]],
-    ) -> None:
-        effects: list[Effect] = []
-        for old, new, values in rows:
-            written = encode_values(rewritten(table, values)) if values and self.sampled else None
-            self.changes.append(RowChange(table, operation, key_of(table, new or old or {}), written))
-            for follows in consequences(table, old, new, self.world.facts):
-                if isinstance(follows, RowChange):
-                    self.changes.append(follows)
-                else:
-                    effects.append(follows)
-        self.effects += of_one_statement(effects)
-
-    def _one(self, query: bytes, params: dict[str, Any]) -> DictRow:
-        row = self.connection.execute(query, params).fetchone()
-        if row is None:
-            raise NothingToDo
-        return row
-
-
-def _adapted(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: Jsonb(value) if isinstance(value, dict) else value for name, value in values.items()}
-
-
-def _compose(template: str, table: str, columns: Sequence[str] = ()) -> bytes:
-    names = [sql.Identifier(column) for column in columns]
-    return (
-        sql.SQL(template)  # pyright: ignore[reportArgumentType] - our own templates, below
-        .format(
-            table=sql.Identifier("public", table),
-            columns=sql.SQL(", ").join(names),
-            values=sql.SQL(", ").join(map(sql.Placeholder, columns)),
-            sets=sql.SQL(", ").join(
-                sql.SQL("{} = {}").format(sql.Identifier(column), sql.Placeholder(column)) for column in columns
-            ),
-            key=sql.SQL(" and ").join(
-                sql.SQL("{} = {}").format(sql.Identifier(column), sql.Placeholder(column)) for column in key_columns(table)
-            ),
-            old_key=sql.SQL(" and ").join(
-                sql.SQL("{} = {}").format(sql.Identifier(column), sql.Placeholder(f"key_{column}"))
-                for column in key_columns(table)
-            ),
-        )
-        .as_bytes()
-    )
-
-
-@cache
-def _insert(table: str, columns: tuple[str, ...]) -> bytes:
-    return _compose("insert into {table} ({columns}) values ({values}) returning *", table, columns)
-
-
-@cache
-def _insert_many(table: str, columns: tuple[str, ...]) -> bytes:
-    return _compose(
-        "insert into {table} ({columns}) select {columns} from jsonb_populate_recordset(null::{table}, %(rows)s) returning *",
-        table,
-        columns,
-    )
-
-
-@cache
-def _update(table: str, columns: tuple[str, ...]) -> bytes:
-    return _compose("update {table} set {sets} where {old_key} returning *", table, columns)
-
-
-@cache
-def _delete(table: str) -> bytes:
-    return _compose("delete from {table} where {key} returning *", table)
-
-
-@cache
-def _lock(table: str) -> bytes:
-    return _compose("select * from {table} where {key} for no key update", table)
-
-
-@cache
-def _lock_hard(table: str) -> bytes:
-    return _compose("select from {table} where {key} for update", table)
-
-
-@cache
-def _children(table: str, column: str) -> bytes:
-    return _compose("select * from {table} where {columns} = %(parent)s for update", table, [column])
 
 
 # --- People -----------------------------------------------------------------------------------------------------------
@@ -376,7 +29,9 @@ def onboard_investor(unit: Unit) -> None:
     world = unit.world
     unit.begin(world.admins.pick(unit.rng))
     mail = f"Invest.{secrets.token_hex(6)}@Example.org"
-    user = unit.insert("users", email=mail, full_name=f"Newcomer {mail[7:13]}", preferences={"language": "de"}, tags=["new"])
+    user = unit.insert(
+        "users", email=mail, full_name=f"Newcomer {mail[7:13]}", preferences={"language": "de"}, tags=["new"]
+    )
     investor = unit.insert(
         "investors",
         user_id=user["id"],
@@ -401,7 +56,10 @@ def sign_in(unit: Unit) -> None:
     unit.begin(person.user)
     user = unit.lock("users", person.user)
     unit.update(
-        "users", user, last_sign_in_at=datetime.datetime.now(datetime.UTC), last_sign_in_ip=f"10.0.0.{unit.rng.randint(1, 250)}"
+        "users",
+        user,
+        last_sign_in_at=datetime.datetime.now(datetime.UTC),
+        last_sign_in_ip=f"10.0.0.{unit.rng.randint(1, 250)}",
     )
 
 
@@ -465,11 +123,15 @@ def manage_group(unit: Unit) -> None:
     what = unit.rng.random()
     if what < 0.4:
         project = unit.world.projects.pick(unit.rng)
-        group = unit.insert("investor_groups", project_id=project, name=f"Circle {secrets.token_hex(3)}", criteria={"tier": 1})
+        group = unit.insert(
+            "investor_groups", project_id=project, name=f"Circle {secrets.token_hex(3)}", criteria={"tier": 1}
+        )
         unit.put(unit.world.spare_groups, str(group["id"]))
     elif what < 0.7:
         group = unit.lock("investor_groups", unit.world.groups.pick(unit.rng))
-        unit.update("investor_groups", group, member_limit=unit.rng.randint(10, 500), criteria={"tier": unit.rng.randint(1, 4)})
+        unit.update(
+            "investor_groups", group, member_limit=unit.rng.randint(10, 500), criteria={"tier": unit.rng.randint(1, 4)}
+        )
     else:
         unit.delete("investor_groups", unit.lock("investor_groups", unit.take(unit.world.spare_groups)))
 
@@ -512,7 +174,9 @@ def edit_project(unit: Unit) -> None:
         unit.update("projects", project, status="draft")
     else:
         tags = unit.rng.sample(["housing", "solar", "forest", "hotel", "eu", "green"], 2)
-        text = f"Revision {unit.rng.randint(1, 10_000)}: " + " ".join(unit.rng.choices(["yield", "trustee", "notes"], k=8))
+        text = f"Revision {unit.rng.randint(1, 10_000)}: " + " ".join(
+            unit.rng.choices(["yield", "trustee", "notes"], k=8)
+        )
         unit.update("projects", project, description=text, tags=tags, target_amount=unit.money(900_000))
 
 
@@ -526,7 +190,9 @@ def edit_settings(unit: Unit) -> None:
     unit.begin(unit.world.facts.owner_of[at])
     settings = unit.lock("project_settings", at)
     features = {**settings["features"], unit.rng.choice(["secondary_market", "auto_confirm"]): unit.chance(0.5)}
-    unit.update("project_settings", settings, features=features, allowed_countries=unit.rng.sample(["DE", "AT", "FR", "IT"], 2))
+    unit.update(
+        "project_settings", settings, features=features, allowed_countries=unit.rng.sample(["DE", "AT", "FR", "IT"], 2)
+    )
 
 
 def reset_settings(unit: Unit) -> None:
@@ -534,7 +200,13 @@ def reset_settings(unit: Unit) -> None:
     unit.begin(unit.world.facts.owner_of[at])
     project = unit.lock("projects", at)
     unit.delete("project_settings", unit.lock("project_settings", at))
-    unit.insert("project_settings", project_id=at, project_name=project["name"], visibility="public", features={"documents": True})
+    unit.insert(
+        "project_settings",
+        project_id=at,
+        project_name=project["name"],
+        visibility="public",
+        features={"documents": True},
+    )
 
 
 def upload_document(unit: Unit) -> None:
@@ -573,8 +245,8 @@ def touch_nothing(unit: Unit) -> None:
     """An UPDATE and a DELETE that find no row."""
     unit.begin(unit.world.admins.pick(unit.rng))
     nobody = str(uuid.UUID(int=unit.rng.getrandbits(128)))
-    unit.connection.execute(b"update public.documents set version = version + 1 where id = %s", [nobody])
-    unit.connection.execute(b"delete from public.subscriptions where id = %s", [nobody])
+    unit.connection.execute(statement("application.bump_missing_document"), {"nobody": nobody})
+    unit.connection.execute(statement("application.delete_missing_subscription"), {"nobody": nobody})
 
 
 # --- Money in ---------------------------------------------------------------------------------------------------------
@@ -666,7 +338,14 @@ def allocate(unit: Unit) -> None:
         conditions=["kyc"],
     )
     made_operations = [
-        unit.insert("token_operations", token_id=at, operator_id=unit.actor, kind=kind, amount=wanted, payload={"to": person.wallet})
+        unit.insert(
+            "token_operations",
+            token_id=at,
+            operator_id=unit.actor,
+            kind=kind,
+            amount=wanted,
+            payload={"to": person.wallet},
+        )
         for kind in (["lock", "transfer"] if unit.chance(0.3) else ["transfer"])
     ]
     unit.put(unit.world.allocations, str(made["id"]))
@@ -677,7 +356,7 @@ def allocate(unit: Unit) -> None:
 def change_allocation(unit: Unit) -> None:
     at = unit.take(unit.world.allocations)
     unit.begin(unit.world.admins.pick(unit.rng))
-    row = unit.connection.execute(b"select token_id from public.token_allocations where id = %s", [at]).fetchone()
+    row = unit.connection.execute(statement("application.read_token_of"), {"allocation": at}).fetchone()
     if row is None:
         raise NothingToDo
     unit.lock("tokens", row["token_id"])
@@ -701,7 +380,12 @@ def settle_operation(unit: Unit) -> None:
     if unit.chance(0.4):
         unit.delete("token_operations", operation)
     else:
-        unit.update("token_operations", operation, status="settled", payload={**operation["payload"], "block": unit.rng.randint(1, 10**6)})
+        unit.update(
+            "token_operations",
+            operation,
+            status="settled",
+            payload={**operation["payload"], "block": unit.rng.randint(1, 10**6)},
+        )
         unit.put(unit.world.operations, at)
 
 
@@ -710,7 +394,12 @@ def create_token(unit: Unit) -> None:
     unit.begin(unit.world.facts.owner_of[project])
     symbol = secrets.token_hex(2).upper()
     token = unit.insert(
-        "tokens", project_id=project, symbol=symbol, name=f"Series {symbol}", total_supply=Decimal(1_000_000), config={"chain": "base"}
+        "tokens",
+        project_id=project,
+        symbol=symbol,
+        name=f"Series {symbol}",
+        total_supply=Decimal(1_000_000),
+        config={"chain": "base"},
     )
     unit.world.facts.project_of[str(token["id"])] = project
     unit.put(unit.world.draft_tokens, str(token["id"]))
@@ -740,7 +429,9 @@ def manage_template(unit: Unit) -> None:
     what = unit.rng.random()
     if what < 0.4:
         name = f"Template {secrets.token_hex(3)}"
-        template = unit.insert("token_templates", created_by=unit.actor, name=name, standard="erc3643", blocks={"transfer": ["kyc"]})
+        template = unit.insert(
+            "token_templates", created_by=unit.actor, name=name, standard="erc3643", blocks={"transfer": ["kyc"]}
+        )
         unit.put(unit.world.templates, str(template["id"]))
         return
     at = unit.take(unit.world.templates)
@@ -779,7 +470,12 @@ def pay_distribution(unit: Unit) -> None:
     row = unit.lock("distributions", at)
     unit.update("distributions", row, status="paid", paid_at=datetime.datetime.now(datetime.UTC))
     entry = unit.insert(
-        "wallet_transactions", wallet_id=person.wallet, direction="credit", amount=row["amount"], memo="dividend", reference=at
+        "wallet_transactions",
+        wallet_id=person.wallet,
+        direction="credit",
+        amount=row["amount"],
+        memo="dividend",
+        reference=at,
     )
     unit.put(unit.world.paid, at)
     unit.put(unit.world.booked, (entry["id"], person.wallet))
@@ -817,7 +513,9 @@ def decide_redemption(unit: Unit) -> None:
     now = datetime.datetime.now(datetime.UTC)
     if what < 0.5:
         unit.update("redemptions", row, status="approved", decided_at=now)
-        unit.insert("wallet_transactions", wallet_id=person.wallet, direction="debit", amount=row["amount"], memo="redeemed")
+        unit.insert(
+            "wallet_transactions", wallet_id=person.wallet, direction="debit", amount=row["amount"], memo="redeemed"
+        )
     elif what < 0.7:
         unit.update("redemptions", row, status="rejected", decided_at=now, reason="incomplete")
     else:
@@ -837,7 +535,12 @@ def transfer(unit: Unit) -> None:
     reference = secrets.token_hex(6)
     for wallet, direction in ((giver.wallet, "debit"), (taker.wallet, "credit")):
         entry = unit.insert(
-            "wallet_transactions", wallet_id=wallet, direction=direction, amount=amount, memo="transfer", reference=reference
+            "wallet_transactions",
+            wallet_id=wallet,
+            direction=direction,
+            amount=amount,
+            memo="transfer",
+            reference=reference,
         )
         unit.put(unit.world.booked, (entry["id"], wallet))
 
@@ -864,7 +567,9 @@ def manage_wallet(unit: Unit) -> None:
     unit.begin(person.user)
     what = unit.rng.random()
     if what < 0.45:
-        wallet = unit.insert("wallets", investor_id=person.investor, address="0x" + secrets.token_hex(20), network="ethereum")
+        wallet = unit.insert(
+            "wallets", investor_id=person.investor, address="0x" + secrets.token_hex(20), network="ethereum"
+        )
         unit.put(unit.world.spare_wallets, str(wallet["id"]))
         return
     at = unit.take(unit.world.spare_wallets)
@@ -883,11 +588,7 @@ def read_notifications(unit: Unit) -> None:
     person = unit.world.people.pick(unit.rng)
     user = person.user if unit.chance(0.6) else unit.world.facts.owner_of[unit.world.projects.pick(unit.rng)]
     unit.begin(user)
-    rows = unit.connection.execute(
-        b"select * from public.notifications where user_id = %s and read_at is null order by created_at limit 4"
-        b" for update skip locked",
-        [user],
-    ).fetchall()
+    rows = unit.connection.execute(statement("application.read_unread"), {"user": user}).fetchall()
     for row in rows:
         unit.update("notifications", row, read_at=datetime.datetime.now(datetime.UTC))
 
@@ -895,9 +596,7 @@ def read_notifications(unit: Unit) -> None:
 def clear_notifications(unit: Unit) -> None:
     user = unit.world.facts.owner_of[unit.world.projects.pick(unit.rng)]
     unit.begin(user)
-    rows = unit.connection.execute(
-        b"select * from public.notifications where user_id = %s order by created_at limit 3 for update skip locked", [user]
-    ).fetchall()
+    rows = unit.connection.execute(statement("application.read_oldest"), {"user": user}).fetchall()
     for row in rows:
         unit.delete("notifications", row)
 
@@ -906,7 +605,14 @@ def announce(unit: Unit) -> None:
     unit.begin(unit.world.admins.pick(unit.rng))
     reference = secrets.token_hex(6)
     for user in dict.fromkeys(unit.world.people.pick(unit.rng).user for _ in range(3)):
-        unit.insert("notifications", user_id=user, kind="announcement", reference_id=reference, title="Maintenance", payload={"hours": 2})
+        unit.insert(
+            "notifications",
+            user_id=user,
+            kind="announcement",
+            reference_id=reference,
+            title="Maintenance",
+            payload={"hours": 2},
+        )
 
 
 def import_investors(unit: Unit) -> None:
@@ -966,7 +672,9 @@ def manage_bulk(unit: Unit) -> None:
         row = unit.insert("bulk_operations", initiated_by=unit.actor, kind="statement mailing", options={"month": 11})
         unit.put(unit.world.pending_bulk, str(row["id"]))
         return
-    row = unit.update("bulk_operations", unit.lock("bulk_operations", unit.take(unit.world.pending_bulk)), status="cancelled")
+    row = unit.update(
+        "bulk_operations", unit.lock("bulk_operations", unit.take(unit.world.pending_bulk)), status="cancelled"
+    )
     if what < 0.9:
         unit.delete("bulk_operations", row)
 

@@ -30,7 +30,7 @@ class RowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
     table: str
     operation: Operation
     key: str
-    values: msgspec.Raw | None = None
+    values: dict[str, Any] | None = None
 
 
 class Notice(msgspec.Struct, frozen=True, array_like=True, tag="notice", gc=False):
@@ -73,6 +73,7 @@ class Opening(msgspec.Struct, frozen=True, tag="opening", tag_field="entry"):
     counters: dict[str, Decimal]
     notices: list[Notice]
     progress: dict[str, int]
+    last_notification: int
 
 
 class Mark(msgspec.Struct, frozen=True, tag="mark", tag_field="entry"):
@@ -81,6 +82,7 @@ class Mark(msgspec.Struct, frozen=True, tag="mark", tag_field="entry"):
     window: str
     lsn: str
     xid: int
+    last_notification: int
 
 
 class Committed(msgspec.Struct, frozen=True, tag="committed", tag_field="entry"):
@@ -109,18 +111,13 @@ class Unknown(msgspec.Struct, frozen=True, tag="unknown", tag_field="entry"):
 Entry = Opening | Mark | Committed | RolledBack | Unknown
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
-_entries: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
-_values: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=Decimal)
+_entries: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry, float_hook=Decimal)
+_rows: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 
 
-def encode_values(values: dict[str, Any]) -> msgspec.Raw:
-    """Column values as JSON, numbers exact."""
-    return msgspec.Raw(_encoder.encode(values))
-
-
-def decode_values(raw: msgspec.Raw | bytes) -> dict[str, Any]:
-    """The same back, every fraction a Decimal."""
-    return _values.decode(raw)
+def decode_row(text: str) -> dict[str, Any]:
+    """A row as PostgreSQL's JSON gives it, every fraction a Decimal, so that it compares with a change's values."""
+    return _rows.decode(text)
 
 
 class Ledger:
