@@ -40,19 +40,19 @@ class UsageError(AfterwriteError):
     exit_code = ExitCode.USAGE
 
 
-class GateNotMet(AfterwriteError):
+class GateNotMet(AfterwriteError):  # noqa: N818 - the sentence that it says
     """A condition that must hold before a phase moves does not hold (yet)."""
 
     exit_code = ExitCode.GATE
 
 
-class Drift(AfterwriteError):
+class Drift(AfterwriteError):  # noqa: N818 - the sentence that it says
     """The database is not what the plan or the backup says it is."""
 
     exit_code = ExitCode.DRIFT
 
 
-class Refused(AfterwriteError):
+class Refused(AfterwriteError):  # noqa: N818 - the sentence that it says
     """Going on would risk the user's data or writes, so nothing was done."""
 
     exit_code = ExitCode.REFUSED
@@ -66,7 +66,7 @@ class DatabaseError(AfterwriteError):
         self.sqlstate = sqlstate
 
 
-class ConnectionLost(DatabaseError):
+class ConnectionLost(DatabaseError):  # noqa: N818 - the sentence that it says
     """The server went away, or was never there; the same call may succeed later."""
 
 

@@ -5,6 +5,8 @@ A ``Database`` is one connection in autocommit mode. Rows come back as values of
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString, TypeVar
@@ -17,6 +19,10 @@ from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Re
 
 Row = TypeVar("Row")
 Query = LiteralString | bytes | sql.SQL | sql.Composed
+
+# What goes wrong with a connection reaches the caller as our errors; an application that wants the driver's own words
+# configures logging, and until then they do not spill onto its stderr.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 
 class Database:
@@ -102,7 +108,9 @@ async def connect(
     """
     words = parse_dsn(dsn)
     words["application_name"] = application_name
-    words.setdefault("connect_timeout", "10")
+    words["client_encoding"] = "utf8"
+    for word, value in _PATIENCE.items():
+        words.setdefault(word, value)
     if options:
         settings = " ".join(f"-c {name}={_escape_option(value)}" for name, value in options.items())
         words["options"] = f"{words.get('options', '')} {settings}".strip()
@@ -110,9 +118,23 @@ async def connect(
         connection = await psycopg.AsyncConnection.connect(conninfo.make_conninfo("", **words), autocommit=True)
     database = Database(connection)
     try:
+        await _make_readable(database)
         yield database
     finally:
         await database.close()
+
+
+# A network that has gone silent is noticed within a minute, and not after the two hours that are usual.
+_PATIENCE = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+
+
+async def _make_readable(database: Database) -> None:
+    """The driver reads dates in ISO style and intervals in PostgreSQL's own: lift another style where one is set."""
+    info = database.connection.info
+    if not (info.parameter_status("DateStyle") or "").startswith("ISO"):
+        await database.run("set datestyle to 'ISO'")  # the order of day and month stays as it is
+    if info.parameter_status("IntervalStyle") != "postgres":
+        await database.run("set intervalstyle to 'postgres'")
 
 
 def parse_dsn(dsn: str | None) -> dict[str, Any]:
@@ -120,10 +142,12 @@ def parse_dsn(dsn: str | None) -> dict[str, Any]:
     try:
         return conninfo.conninfo_to_dict(dsn or "")
     except psycopg.ProgrammingError as error:
+        # libpq quotes the part that it stumbled over, which may be the password. No cause either: it says the same.
+        said = re.sub(r'"(?!=")[^"]*"', "“…”", str(error).strip())
         raise DatabaseError(
-            f"the DSN cannot be read: {str(error).strip()}",
+            f"the DSN cannot be read: {said}",
             remedy="give it as postgresql://user@host:5432/dbname or as host=… dbname=… words",
-        ) from error
+        ) from None
 
 
 def describe_dsn(dsn: str | None) -> str:
@@ -131,8 +155,10 @@ def describe_dsn(dsn: str | None) -> str:
     words = parse_dsn(dsn)
     defaults = {row.keyword.decode(): row.val.decode() for row in psycopg.pq.Conninfo.get_defaults() if row.val}
     words = defaults | words
+    database = words.get("dbname") or words.get("user", "?")
+    host = words.get("host") or words.get("hostaddr") or "local"
     service = f" (service {words['service']})" if words.get("service") else ""
-    return f"{words.get('dbname') or words.get('user', '?')}@{words.get('host', 'local')}:{words.get('port', '5432')}{service}"
+    return f"{database}@{host}:{words.get('port', '5432')}{service}"
 
 
 def quoted(*names: str) -> str:
@@ -141,12 +167,15 @@ def quoted(*names: str) -> str:
 
 
 def _quote(name: str) -> str:
-    plain = name.isascii() and name.isidentifier() and name == name.lower() and name not in _RESERVED
+    plain = _PLAIN_NAME.fullmatch(name) and name not in _KEYWORDS
     return name if plain else '"' + name.replace('"', '""') + '"'
 
 
+_PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+
+
 def _escape_option(value: str) -> str:
-    return value.replace("\\", "\\\\").replace(" ", "\\ ")
+    return re.sub(r"([\\\s])", r"\\\1", value)
 
 
 class translated:  # noqa: N801 - reads as a word: `with translated(where):`
@@ -163,33 +192,33 @@ class translated:  # noqa: N801 - reads as a word: `with translated(where):`
             raise translate(error, self.where) from error
 
 
+class LockTimeout(DatabaseError):  # noqa: N818 - a sentence of its own, as the others in errors.py
+    """A lock was not granted within lock_timeout (55P03); the transaction was rolled back, nothing changed."""
+
+
 def translate(error: psycopg.Error, where: str) -> AfterwriteError:
     """Our words for a driver's error: what was found, where, and what mends it."""
-    said = (error.diag.message_primary or str(error)).strip().rstrip(".")
-    said = said.splitlines()[0] if said else type(error).__name__
+    said = (error.diag.message_primary or str(error)).strip()
+    said = said.splitlines()[0].rstrip(".") if said else type(error).__name__
     state = error.sqlstate
     hint = error.diag.message_hint
     match error:
         case errors.InvalidCatalogName():
-            return DatabaseError(
-                f"there is no such database on {where}: {said}",
-                remedy="check the name in the DSN; `psql -l` lists the databases",
-                sqlstate=state,
-            )
+            return _no_database(where, said, state)
         case errors.InvalidPassword() | errors.InvalidAuthorizationSpecification():
-            return DatabaseError(
-                f"{where} refused the login: {said}", remedy="check user and password in the DSN", sqlstate=state
-            )
+            return _login_refused(where, said, state)
         case errors.InsufficientPrivilege():
-            return Refused(
-                f"the role may not do this on {where}: {said}",
-                remedy=hint
-                or "connect as the owner, or run `afterwrite doctor`, which prints the GRANTs that are missing",
-            )
+            return _not_allowed(where, said, hint)
         case errors.LockNotAvailable():
             return LockTimeout(
                 f"a lock was not to be had in time on {where}: {said}",
                 remedy="try again when the long transaction has ended",
+                sqlstate=state,
+            )
+        case errors.QueryCanceled():
+            return DatabaseError(
+                f"{where} stopped the statement: {said}",
+                remedy="raise statement_timeout for this role (ALTER ROLE … SET statement_timeout), and try again",
                 sqlstate=state,
             )
         case errors.ReadOnlySqlTransaction():
@@ -197,45 +226,90 @@ def translate(error: psycopg.Error, where: str) -> AfterwriteError:
                 f"{where} is read-only: {said}",
                 remedy="connect to the primary, not to a standby or a read-only session",
             )
-        case errors.InvalidSchemaName() | errors.UndefinedTable() if "afterwrite" in said:
+        case errors.DiskFull():
+            return DatabaseError(
+                f"{where} has no room left: {said}", remedy="free space on the server's disk", sqlstate=state
+            )
+        case errors.InvalidSchemaName() | errors.UndefinedTable() | errors.UndefinedFunction() if _OURS.search(said):
             return DatabaseError(
                 f"afterwrite is not installed in {where}: {said}",
                 remedy="run `afterwrite install --apply`",
                 sqlstate=state,
             )
         case errors.TooManyConnections():
-            return ConnectionLost(
-                f"{where} has no connection left: {said}",
-                remedy="raise max_connections or close idle sessions",
-                sqlstate=state,
-            )
+            return _full(where, said, state)
         case (
             errors.AdminShutdown()
             | errors.CrashShutdown()
             | errors.CannotConnectNow()
             | errors.IdleInTransactionSessionTimeout()
+            | errors.IdleSessionTimeout()
         ):
             return ConnectionLost(
                 f"{where} ended the connection: {said}", remedy="try again when it is back", sqlstate=state
             )
         case psycopg.OperationalError() if state is None or state.startswith("08"):
-            if "password" in said or "authentication" in said or "role" in said:
-                return DatabaseError(f"{where} refused the login: {said}", remedy="check user and password in the DSN")
-            if "does not exist" in said:
-                return DatabaseError(
-                    f"{where} refused the connection: {said}", remedy="check the database name and the user in the DSN"
-                )
-            return ConnectionLost(
-                f"{where} cannot be reached: {said}",
-                remedy="check host and port, and that the server runs; --dsn, DATABASE_URL or PG* say where to look",
-                sqlstate=state,
-            )
+            return _no_connection(where, said, state)
         case _:
             return DatabaseError(f"{where} said: {said}", remedy=hint, sqlstate=state)
 
 
-class LockTimeout(DatabaseError):
-    """A lock was not granted within lock_timeout (55P03); the transaction was rolled back, nothing changed."""
+# A name in our schema, or the schema itself, as PostgreSQL writes it in "does not exist".
+_OURS = re.compile(r"\bafterwrite\.|schema \"afterwrite\"")
+
+
+def _no_connection(where: str, said: str, state: str | None) -> AfterwriteError:
+    """What a failed connection attempt says. libpq gives no SQLSTATE for these (PostgreSQL 18), only the words."""
+    said = re.sub(r"^connection (failed|is bad): ", "", said)
+    said = re.sub(r"^connection to server (at|on socket) .*? failed: ", "", said)
+    answered = said.startswith("FATAL:")
+    said = re.sub(r"^FATAL:\s*", "", said)
+    if answered and re.search(r'^database ".*" does not exist', said):
+        return _no_database(where, said, state)
+    if answered and re.search("^permission denied for database", said):
+        return _not_allowed(where, said, "have its owner run GRANT CONNECT ON DATABASE … TO the role of the DSN")
+    if answered and re.search("too many (clients|connections)|connection slots are reserved", said):
+        return _full(where, said, state)
+    if answered and re.search("not (yet )?accepting connections|is (starting up|shutting down|in recovery)", said):
+        return ConnectionLost(f"{where} takes no connections now: {said}", remedy="try again when it is back")
+    if answered or re.search(r"fe_sendauth|no password supplied|authentication|\bSSL\b", said):
+        return _login_refused(where, said, state)
+    return ConnectionLost(
+        f"{where} cannot be reached: {said}",
+        remedy="check host and port, and that the server runs; --dsn, DATABASE_URL or PG* say where to look",
+        sqlstate=state,
+    )
+
+
+def _no_database(where: str, said: str, state: str | None) -> DatabaseError:
+    return DatabaseError(
+        f"there is no such database on {where}: {said}",
+        remedy="check the name in the DSN; `psql -l` lists the databases",
+        sqlstate=state,
+    )
+
+
+def _login_refused(where: str, said: str, state: str | None) -> DatabaseError:
+    return DatabaseError(
+        f"{where} refused the login: {said}",
+        remedy="check user, password and sslmode in the DSN, and pg_hba.conf on the server",
+        sqlstate=state,
+    )
+
+
+def _not_allowed(where: str, said: str, remedy: str | None) -> Refused:
+    return Refused(
+        f"the role may not do this on {where}: {said}",
+        remedy=remedy or "connect as the owner, or run `afterwrite doctor`, which prints the GRANTs that are missing",
+    )
+
+
+def _full(where: str, said: str, state: str | None) -> ConnectionLost:
+    return ConnectionLost(
+        f"{where} has no connection left: {said}",
+        remedy="raise max_connections (or the role's CONNECTION LIMIT), or close idle sessions",
+        sqlstate=state,
+    )
 
 
 def names(identifiers: Sequence[str]) -> sql.Composed:
@@ -243,13 +317,24 @@ def names(identifiers: Sequence[str]) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(name) for name in identifiers)
 
 
-# The words that pg_get_keywords() calls reserved or reserved (can be function or type), PostgreSQL 18.
-_RESERVED = frozenset(
-    """all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate collation
-    column concurrently constraint create cross current_catalog current_date current_role current_schema current_time
-    current_timestamp current_user default deferrable desc distinct do else end except false fetch for foreign freeze
-    from full grant group having ilike in initially inner intersect into is isnull join lateral leading left like limit
-    localtime localtimestamp natural not notnull null offset on only or order outer overlaps placing primary references
-    returning right select session_user similar some symmetric system_user table tablesample then to trailing true union
-    unique user using variadic verbose when where window with""".split()
+# The words that quote_ident() quotes: all of pg_get_keywords() that are not unreserved, PostgreSQL 18. A word that an
+# older server does not know is quoted all the same, which is always right.
+_KEYWORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both case
+        cast char character check coalesce collate collation column concurrently constraint create cross current_catalog
+        current_date current_role current_schema current_time current_timestamp current_user dec decimal default
+        deferrable desc distinct do else end except exists extract false fetch float for foreign freeze from full grant
+        greatest group grouping having ilike in initially inner inout int integer intersect interval into is isnull join
+        json json_array json_arrayagg json_exists json_object json_objectagg json_query json_scalar json_serialize
+        json_table json_value lateral leading least left like limit localtime localtimestamp merge_action national
+        natural nchar none normalize not notnull null nullif numeric offset on only or order out outer overlaps overlay
+        placing position precision primary real references returning right row select session_user setof similar
+        smallint some substring symmetric system_user table tablesample then time timestamp to trailing treat trim true
+        union unique user using values varchar variadic verbose when where window with xmlattributes xmlconcat
+        xmlelement xmlexists xmlforest xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
+        """,
+    )
 )

@@ -103,8 +103,8 @@ class PostgresSink:
 
     async def open(self) -> None:
         """Connect now, where the first write would do it otherwise."""
-        async with self._turn:
-            await self._connected()
+        async with self._turn, self._unbroken():
+            pass
 
     async def close(self) -> None:
         """Close the connection; what was not committed is rolled back."""
