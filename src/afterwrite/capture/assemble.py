@@ -305,13 +305,18 @@ class _Table:
     def _key(self, values: Sequence[Value]) -> str | None:
         if not self.key:
             return None
-        parts = [values[index] for index in self.key]
-        return ",".join(["" if part is None or part is UNCHANGED else part.decode() for part in parts])
+        parts: list[str] = []
+        for index in self.key:
+            value = values[index]
+            # An old image under another index than the primary key's does not hold the key.
+            if value is None or value is UNCHANGED:
+                return None
+            parts.append(value.decode(errors="backslashreplace"))
+        return ",".join(parts)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_emitted = msgspec.json.Decoder(Emitted)
 _encode = msgspec.json.Encoder().encode
 _SUMMARY_COLUMNS = 8
 
@@ -444,10 +449,19 @@ def _event(
     )
 
 
+class _EmittedText(Emitted, frozen=True, kw_only=True):
+    """Emitted as it is decoded: msgspec reads a Raw only where its type is Raw alone."""
+
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_emitted = msgspec.json.Decoder(_EmittedText)
+
+
 def _read_emitted(content: bytes) -> Emitted:
     """The event, or, when it cannot be read, an event that says so and holds its text: it did happen."""
     try:
-        return _emitted.decode(content)
+        read = _emitted.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError):
         text = content.decode(errors="backslashreplace")
         return Emitted(
@@ -457,6 +471,7 @@ def _read_emitted(content: bytes) -> Emitted:
             summary="an emitted event that could not be read",
             metadata=msgspec.Raw(_encode({"content": text})),
         )
+    return msgspec.structs.replace(read, metadata=None) if read.metadata == b"null" else read
 
 
 def _merged(metadata: msgspec.Raw, context: Context) -> msgspec.Raw:

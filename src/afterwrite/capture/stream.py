@@ -245,7 +245,8 @@ async def open_stream(
         interval = min(_STATUS_SECONDS, timeout * _STATUS_SHARE) if timeout else _STATUS_SECONDS
         stream = Stream(database, slot, start, where, interval)
         names = ",".join('"' + name.replace('"', '""') + '"' for name in publications)
-        command = b"start_replication slot %b logical %b (%b)" % (
+        # The one grammar that knows its words in capitals only.
+        command = b"START_REPLICATION SLOT %b LOGICAL %b (%b)" % (
             sql.Identifier(slot).as_bytes(database.connection),
             str(start).encode(),
             b"proto_version '1', messages 'true', publication_names "
