@@ -1,0 +1,265 @@
+"""Preparing and ending the deferral of a trigger, in the database where its body runs; and what failed there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from psycopg import sql
+
+from afterwrite.activity import Lsn
+from afterwrite.defer.calls import Deferral
+from afterwrite.defer.refusals import refusals
+from afterwrite.defer.transplant import ShapeColumn, TableShape, Transplant, drop_statements, transplant
+from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
+from afterwrite.postgres import Database, quoted, statement
+from afterwrite.scan.catalog import Trigger
+
+
+class Preparation(msgspec.Struct, frozen=True, kw_only=True):
+    """What preparing a deferral takes: statements to run in one transaction, and what will differ after commit."""
+
+    transplant: Transplant
+    statements: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a body that failed and waits; ``attempts`` is 0 where it was refused without a try."""
+
+    id: int
+    identity: str
+    activity_id: str
+    commit_lsn: str
+    ordinal: int
+    operation: str
+    sqlstate: str | None
+    error: str
+    attempts: int
+    parked_at: datetime
+
+
+class DeferralRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of afterwrite.deferral that has functions, with the name that its table has now."""
+
+    id: int
+    source: str
+    identity: str
+    body: str
+    run: str
+    relation: str
+    path: str
+    state: str
+    definition: str
+    table_oid: int
+    schema_now: str | None
+    table_now: str | None
+
+    @property
+    def trigger(self) -> Trigger:
+        return msgspec.json.decode(self.definition, type=Trigger)
+
+    def value(self) -> Deferral:
+        """What a replayer needs of it. A table that was renamed has both names in the feed."""
+        names = {self.relation}
+        if self.schema_now and self.table_now:
+            names.add(quoted(self.schema_now, self.table_now))
+        return Deferral(
+            id=self.id, identity=self.identity, run=self.run, relations=tuple(sorted(names)), trigger=self.trigger
+        )
+
+
+async def plan_deferral(
+    db: Database, trigger: Trigger, *, source: str, mode: str = "defer", search_path: str | None = None
+) -> Preparation:
+    """What it takes to defer this trigger, as statements for a dry run or an editor; changes nothing.
+
+    ``search_path`` is the path of those who write to the table (None: the database's default). Raises Refused, with
+    every reason, when the trigger cannot be deferred.
+    """
+    async with db.transaction():
+        before = await db.value(statement("defer.qualify_names"))
+        table = await _read_table(db, trigger.table_oid)
+        await db.value(statement("defer.set_path"), path=before)
+    if table is None:
+        raise Refused(f"the table of trigger {trigger.identity} is gone", remedy="run `afterwrite scan` again")
+    findings = refusals(trigger, table)
+    if forbidden := [finding for finding in findings if finding.severity is Severity.ERROR]:
+        raise Refused(
+            "; ".join(finding.text for finding in forbidden),
+            remedy="; ".join(dict.fromkeys(finding.remedy for finding in forbidden if finding.remedy)),
+        )
+    path = search_path or str(await db.value(statement("defer.read_default_path")))
+    made = transplant(trigger, table, search_path=path)
+    values = {
+        "source": sql.Literal(source),
+        "identity": sql.Literal(trigger.identity),
+        "trigger_oid": sql.Literal(trigger.oid),
+        "table_oid": sql.Literal(table.oid),
+        "relation": sql.Literal(quoted(table.schema, table.name)),
+        "body": sql.Literal(made.body),
+        "run": sql.Literal(made.run),
+        "definition": sql.Literal(msgspec.json.encode(trigger).decode()),
+        "path": sql.Literal(path),
+        "mode": sql.Literal(mode),
+    }
+    return Preparation(
+        transplant=made,
+        statements=(*(text.format(**values).as_string() for text in _PREPARE), *made.create),
+        findings=tuple(findings),
+    )
+
+
+# What was prepared and never silenced is forgotten; a body that is live already meets the unique index.
+_PREPARE = (
+    sql.SQL(
+        "update afterwrite.deferral set state = 'dropped'\n"
+        " where source = {source} and identity = {identity} and state = 'prepared'"
+    ),
+    sql.SQL(
+        "insert into afterwrite.deferral\n"
+        "    (source, identity, trigger_oid, table_oid, relation, body, run, definition, path, mode)\n"
+        "values (\n"
+        "    {source}, {identity}, {trigger_oid}, {table_oid}, {relation}, {body}, {run}, {definition}, {path}, {mode})"
+    ),
+    # The silencing commits later than this place: a replayer that begins here misses nothing.
+    sql.SQL(
+        "insert into afterwrite.deferral_progress (source, position, commit_lsn)\n"
+        "values ({source}, 0, pg_catalog.pg_current_wal_insert_lsn()) on conflict (source) do nothing"
+    ),
+)
+
+
+async def prepare_deferral(
+    db: Database, trigger: Trigger, *, source: str, mode: str = "defer", search_path: str | None = None
+) -> list[Finding]:
+    """Make the trigger's functions and its deferral row; says what will differ after commit.
+
+    Call it inside the transaction that silences the trigger, or before. Nothing runs until the mark of the silencing
+    comes by in the feed. Raises Refused, with every reason, when the trigger cannot be deferred.
+    """
+    prepared = await plan_deferral(db, trigger, source=source, mode=mode, search_path=search_path)
+    async with db.transaction():
+        for text in prepared.statements:
+            await db.run(text.encode())
+    return list(prepared.findings)
+
+
+async def refresh_deferral(db: Database, row: DeferralRow) -> None:
+    """Make the functions of a deferral again, for its table as it is now."""
+    async with db.transaction():
+        before = await db.value(statement("defer.qualify_names"))
+        table = await _read_table(db, row.table_oid)
+        await db.value(statement("defer.set_path"), path=before)
+        if table is None:
+            raise AfterwriteError(
+                f"the table of trigger {row.identity} is gone, and its body is deferred",
+                remedy="roll its phase back: `afterwrite migrate rollback`",
+            )
+        for text in transplant(row.trigger, table, search_path=row.path, stem=row.body).create:
+            await db.run(text.encode())
+
+
+async def drop_deferral(db: Database, identity: str, *, source: str) -> list[str]:
+    """Drop the functions of a trigger that is not deferred (any more); says which, and keeps the rows as history.
+
+    Raises Refused while its body is live, or while failed calls of it wait to be run again.
+    """
+    now = await db.one(_Live, statement("defer.read_live"), source=source, identity=identity)
+    if now.live:
+        raise Refused(
+            f"the body of trigger {identity} runs after commit, and the mark of its restoring has not come by yet",
+            remedy="restore the trigger first (`afterwrite migrate rollback`), and let the replayer catch up",
+        )
+    if now.parked:
+        raise Refused(
+            f"{now.parked} failed calls of the body of trigger {identity} wait to be run again",
+            remedy="run `afterwrite defer retry`, or dismiss them",
+        )
+    async with db.transaction():
+        rows = await db.rows(_Droppable, statement("defer.read_droppable"), source=source, identity=identity)
+        for body in {row.body for row in rows}:
+            for text in drop_statements(body):
+                await db.run(text.encode())
+        await db.run(statement("defer.mark_dropped"), ids=[row.id for row in rows])
+    return sorted({row.body for row in rows})
+
+
+async def read_deferrals(db: Database, source: str) -> list[DeferralRow]:
+    """Deferrals that run now (state live), or may begin to (state prepared)."""
+    return await db.rows(DeferralRow, statement("defer.read_deferrals"), source=source)
+
+
+class ActiveDeferral(msgspec.Struct, frozen=True):
+    """What may change about a deferral while a replayer runs."""
+
+    id: int
+    state: str
+    schema_now: str | None
+    table_now: str | None
+
+
+async def read_active(db: Database, source: str) -> list[ActiveDeferral]:
+    """The same deferrals in short, to notice that some changed."""
+    return await db.rows(ActiveDeferral, statement("defer.read_active"), source=source)
+
+
+async def read_dead_letters(db: Database, source: str) -> list[DeadLetter]:
+    """Failed calls that wait, in the order in which they were to run."""
+    return await db.rows(DeadLetter, statement("defer.read_dead_letters"), source=source)
+
+
+async def retry_dead_letters(db: Database, ids: Sequence[int]) -> dict[int, AfterwriteError | None]:
+    """Run parked calls again in this order, each in its own transaction; says of each what went wrong, or None.
+
+    The settings, clock and context are those of the original transaction, as they were when it was parked.
+    """
+    said: dict[int, AfterwriteError | None] = {}
+    for letter in ids:
+        try:
+            async with db.transaction():
+                await db.value(statement("defer.retry_dead_letter"), id=letter)
+            said[letter] = None
+        except AfterwriteError as error:
+            said[letter] = error
+    return said
+
+
+async def dismiss_dead_letters(db: Database, ids: Sequence[int]) -> int:
+    """Give parked calls up; says how many waited."""
+    return sum([await db.run(statement("defer.dismiss_dead_letter"), id=letter) for letter in ids])
+
+
+class _Live(msgspec.Struct, frozen=True):
+    live: int
+    parked: int
+
+
+class _Droppable(msgspec.Struct, frozen=True):
+    id: int
+    body: str
+
+
+class _TableRow(msgspec.Struct, frozen=True):
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    persistence: str
+    replica_identity: str
+    is_partition: bool
+    shape: str
+
+
+async def _read_table(db: Database, oid: int) -> TableShape | None:
+    row = await db.maybe(_TableRow, statement("defer.read_table"), oid=oid)
+    if row is None:
+        return None
+    columns = await db.rows(ShapeColumn, statement("defer.read_columns"), oid=oid)
+    return TableShape(**msgspec.structs.asdict(row), columns=tuple(columns))
+
+
+def parse_lsn(text: str | None) -> Lsn:
+    """An LSN as the server prints it; the beginning of the WAL for none."""
+    return Lsn.parse(text) if text else Lsn(0)

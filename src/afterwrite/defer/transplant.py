@@ -1,0 +1,232 @@
+"""A trigger's body as an ordinary function: the SQL that makes it and the function that runs it for one change.
+
+::
+
+    trigger body (pg_proc.prosrc)  ──▶  afterwrite_deferred.<stem>       same body; new, old, tg_op, … are parameters
+    WHEN, TG_ARGV, the row's type  ──▶  afterwrite_deferred.<stem>_run   (tg_op, before, after) → did the body run?
+    transition tables              ──▶  afterwrite_deferred_<hash>.<name> views of the session's own rows
+
+PL/pgSQL gives a trigger's body its variables in the same scope as it gives a function its parameters, so that names
+resolve alike (tried on 15 and 18: columns of the same names, ``#variable_conflict``, ``FOUND``, exception blocks, any
+RETURN). What the server's grammar answers by itself, as CURRENT_TIMESTAMP, no search path reaches: such words become
+calls of the original clock. Nothing else of the body is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from psycopg import sql
+
+from afterwrite.defer.clock import CLOCK, on_original_clock
+from afterwrite.scan.catalog import Trigger, TriggerLevel
+
+BODIES = "afterwrite_deferred"
+STALE = "AW002"
+
+
+class ShapeColumn(msgspec.Struct, frozen=True, kw_only=True):
+    """A column: ``type`` as format_type prints it with every name qualified, ``generated`` as pg_attribute has it
+    (``s`` stored, ``v`` virtual, empty otherwise), with its expression."""
+
+    name: str
+    type: str
+    generated: str = ""
+    expression: str | None = None
+
+
+class TableShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What the catalog says of a trigger's table now. ``kind``, ``persistence`` and ``replica_identity`` are
+    pg_class's letters; ``shape`` is a digest of its columns."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    persistence: str
+    replica_identity: str
+    is_partition: bool
+    shape: str
+    columns: tuple[ShapeColumn, ...]
+
+
+class Transplant(msgspec.Struct, frozen=True, kw_only=True):
+    """The functions for one trigger: their names in schema afterwrite_deferred, and the statements for and against."""
+
+    body: str
+    run: str
+    create: tuple[str, ...]
+    drop: tuple[str, ...]
+
+
+def transplant(trigger: Trigger, table: TableShape, *, search_path: str, stem: str | None = None) -> Transplant:
+    """The SQL that makes (again) the body of this trigger and the function that runs it for one change.
+
+    ``search_path`` is the path that its writers have, for a function that sets none. ``trigger.when`` must name
+    everything with its schema. ``stem`` is the body's name where it has one already. Ask ``refusals`` first: this takes
+    the trigger as deferrable.
+    """
+    stem = stem or _stem(trigger, search_path)
+    body, run = _name(BODIES, stem), _name(BODIES, f"{stem}_run")
+    rows_schema = _rows_schema(stem) if _transition_tables(trigger) else None
+    created = [
+        _body(trigger, body, _name(table.schema, table.name), _path(trigger, search_path, rows_schema)),
+        f"comment on function {body} is {_text(f'Body of trigger {trigger.identity}, run after commit.')}",
+        # Whoever may call a SECURITY DEFINER body with rows of his own making has its owner's rights.
+        f"revoke all on function {body} from public",
+        *(_ownership(body, _name(trigger.function_owner)) if trigger.security_definer else ()),
+        *(_transition_views(trigger, table, rows_schema) if rows_schema else ()),
+        _run(trigger, table, run, body),
+        f"revoke all on function {run} from public",
+    ]
+    dropped = drop_statements(stem)
+    return Transplant(body=stem, run=f"{stem}_run", create=(*dropped, *created), drop=dropped)
+
+
+def drop_statements(stem: str) -> tuple[str, ...]:
+    """What undoes a transplant, by its body's name."""
+    return (
+        f"drop function if exists {_name(BODIES, f'{stem}_run')}",
+        f"drop function if exists {_name(BODIES, stem)}",
+        f"drop schema if exists {_name(_rows_schema(stem))} cascade",
+    )
+
+
+def _rows_schema(stem: str) -> str:
+    return f"{BODIES}_{stem[-8:]}"
+
+
+def _name(*parts: str) -> str:
+    return sql.Identifier(*parts).as_string()
+
+
+def _text(value: str) -> str:
+    return sql.Literal(value).as_string().strip()
+
+
+def _stem(trigger: Trigger, search_path: str) -> str:
+    content = msgspec.json.encode([trigger, search_path], order="deterministic")
+    readable = re.sub(r"\W+", "_", f"{trigger.table}_{trigger.name}".lower(), flags=re.ASCII).strip("_")
+    return f"{readable[:50]}_{hashlib.blake2b(content, digest_size=4).hexdigest()}"
+
+
+def _path(trigger: Trigger, search_path: str, rows_schema: str | None) -> str:
+    own = [value for name, _, value in (item.partition("=") for item in trigger.config) if name == "search_path"]
+    entries = [
+        entry for entry in re.findall(r'"(?:[^"]|"")*"|[^\s,"]+', own[0] if own else search_path) if entry != '""'
+    ]
+    if "pg_catalog" not in entries:
+        entries.insert(0, "pg_catalog")  # the server searches it first where it is not named
+    return ", ".join([*([rows_schema] if rows_schema else []), CLOCK, *entries])
+
+
+def _body(trigger: Trigger, body: str, row: str, path: str) -> str:
+    settings = [f"set search_path to {path}"]
+    for name, _, value in (item.partition("=") for item in trigger.config):
+        if name != "search_path":
+            settings.append(f"set {'.'.join(map(_name, name.split('.')))} to {_text(value)}")
+    return (
+        f"create function {body} (\n"
+        f"    new {row}, old {row}, tg_op text, tg_name name, tg_when text, tg_level text, tg_relid oid,\n"
+        "    tg_relname name, tg_table_name name, tg_table_schema name, tg_nargs integer, tg_argv text[]\n"
+        f") returns {row} language plpgsql security {'definer' if trigger.security_definer else 'invoker'}\n"
+        f"{' '.join(settings)}\nas {_dollar_quoted(on_original_clock(trigger.source))}"
+    )
+
+
+def _ownership(body: str, owner: str) -> Iterator[str]:
+    # A grant to ourselves outlives the change of owner, which asks that the new owner may create in the schema.
+    yield f"grant execute on function {body} to current_user"
+    yield f"grant create on schema {BODIES} to {owner}"
+    yield f"alter function {body} owner to {owner}"
+    yield f"revoke create on schema {BODIES} from {owner}"
+
+
+def _run(trigger: Trigger, table: TableShape, run: str, body: str) -> str:
+    row = _name(table.schema, table.name)
+    lines = ["#variable_conflict use_column", "declare", f"    old {row};", f"    new {row};", "begin"]
+    if trigger.level is TriggerLevel.ROW:
+        lines += [
+            f"    if $2 is not null then old := {_row(table, row, '$2')}; end if;",
+            f"    if $3 is not null then new := {_row(table, row, '$3')}; end if;",
+        ]
+    elif _transition_tables(trigger):
+        lines += [
+            f"    if afterwrite.table_shape({_text(row)}::regclass) is distinct from {_text(table.shape)} then",
+            f"        raise exception 'the columns of % changed', {_text(row)} using errcode = '{STALE}';",
+            "    end if;",
+            "    perform set_config('afterwrite.old_rows', coalesce($2::text, ''), true);",
+            "    perform set_config('afterwrite.new_rows', coalesce($3::text, ''), true);",
+        ]
+    if trigger.when:
+        lines.append(f"    if not coalesce(({on_original_clock(trigger.when)}), false) then return false; end if;")
+    name, level, schema = _text(trigger.name), _text(trigger.level.value.upper()), _text(table.schema)
+    relname, argv = _text(table.name), _argv(trigger.arguments)
+    lines += [
+        f"    perform {body}(",
+        f"        new, old, $1, {name}, 'AFTER', {level}, {_text(row)}::regclass::oid, {relname}, {relname}, {schema},",
+        f"        {len(trigger.arguments)}, {argv});",
+        "    return true;",
+        "end",
+    ]
+    return (
+        f"create function {run} (text, jsonb, jsonb) returns boolean language plpgsql\n"
+        f"set search_path to {CLOCK}, pg_catalog\nas {_dollar_quoted(chr(10).join(['', *lines, '']))}"
+    )
+
+
+def _row(table: TableShape, row: str, place: str) -> str:
+    """SQL for the row in a jsonb parameter. A trigger sees stored generated columns, which the WAL lacks, and sees no
+    virtual ones (NULL, PostgreSQL 18)."""
+    generated = [column for column in table.columns if column.generated]
+    if not generated:
+        return f"jsonb_populate_record(null::{row}, {place})"
+    overrides = ", ".join(f"{_text(column.name)}, {_generated(column)}" for column in generated)
+    populated = f"jsonb_populate_record(null::{row}, {place}) as r"
+    return f"(select jsonb_populate_record(r, jsonb_build_object({overrides})) from {populated})"  # noqa: S608
+
+
+def _generated(column: ShapeColumn) -> str:
+    return f"({column.expression})" if column.generated == "s" else f"null::{column.type}"
+
+
+def _transition_tables(trigger: Trigger) -> list[tuple[str, str]]:
+    if trigger.level is not TriggerLevel.STATEMENT:
+        return []
+    named = [(trigger.old_table, "old_rows"), (trigger.new_table, "new_rows")]
+    return [(name, setting) for name, setting in named if name]
+
+
+def _transition_views(trigger: Trigger, table: TableShape, rows_schema: str) -> Iterator[str]:
+    # A view of a setting writes nothing: a temporary table a transaction would fill the catalog with dead rows. Its
+    # columns are listed, since a view over the table's row type would forbid people to drop a column of their table.
+    schema = _name(rows_schema)
+    columns = ", ".join(f"{_name(column.name)} {column.type}" for column in table.columns)
+    picked = ", ".join(
+        f"{_generated(column)} as {_name(column.name)}" if column.generated else _name(column.name)
+        for column in table.columns
+    )
+    yield f"create schema {schema}"
+    yield f"grant usage on schema {schema} to public"
+    for name, setting in _transition_tables(trigger):
+        view = _name(rows_schema, name)
+        rows = f"coalesce(nullif(pg_catalog.current_setting('afterwrite.{setting}', true), ''), '[]')::pg_catalog.jsonb"
+        yield f"create view {view} as select {picked} from pg_catalog.jsonb_to_recordset({rows}) as r ({columns})"  # noqa: S608
+        yield f"grant select on {view} to public"
+
+
+def _argv(arguments: Sequence[str]) -> str:
+    if not arguments:
+        return "null"
+    elements = ",".join('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in arguments)
+    return f"{_text(f'[0:{len(arguments) - 1}]={{{elements}}}')}::text[]"
+
+
+def _dollar_quoted(source: str) -> str:
+    tag = "afterwrite"
+    while f"${tag}" in source:
+        tag += "_"
+    return f"${tag}${source}${tag}$"

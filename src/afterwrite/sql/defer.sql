@@ -1,0 +1,184 @@
+-- name: qualify_names
+-- Let the catalog print every name with its schema from here on, and say what the path was.
+select pg_catalog.current_setting('search_path') as path, pg_catalog.set_config('search_path', 'pg_catalog', true);
+
+-- name: set_path
+-- Put the search path back for the rest of the transaction.
+select pg_catalog.set_config('search_path', :path, true);
+
+-- name: read_table
+-- What a trigger's table is now.
+select c.oid::bigint as oid,
+       n.nspname as schema,
+       c.relname as name,
+       c.relkind::text as kind,
+       c.relpersistence::text as persistence,
+       c.relreplident::text as replica_identity,
+       c.relispartition as is_partition,
+       afterwrite.table_shape(c.oid) as shape
+  from pg_catalog.pg_class c
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where c.oid = :oid::oid;
+
+-- name: read_columns
+-- The columns of a table, in order, with their types by qualified name.
+select a.attname as name,
+       pg_catalog.format_type(a.atttypid, a.atttypmod) as type,
+       a.attgenerated::text as generated,
+       case when a.attgenerated <> '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end as expression
+  from pg_catalog.pg_attribute a
+  left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+ where a.attrelid = :oid::oid and a.attnum > 0 and not a.attisdropped
+ order by a.attnum;
+
+-- name: read_default_path
+-- The search path of those who write here: what the database sets, else what this server gives a new session.
+select coalesce(
+    (select split_part(item, '=', 2)
+       from pg_catalog.pg_db_role_setting s, unnest(s.setconfig) as item
+      where s.setdatabase = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
+        and s.setrole = 0
+        and item like 'search_path=%'),
+    (select reset_val from pg_catalog.pg_settings where name = 'search_path')
+);
+
+-- name: read_live
+-- Whether the body of this trigger runs after commit now, and how many of its failures wait.
+select (select count(*) from afterwrite.deferral d
+         where d.source = :source and d.identity = :identity and d.state = 'live') as live,
+       (select count(*) from afterwrite.dead_letter l
+         where l.source = :source and l.identity = :identity and l.resolved_at is null) as parked;
+
+-- name: read_droppable
+-- Deferrals of a trigger whose functions are there and do not run.
+select id, body
+  from afterwrite.deferral
+ where source = :source and identity = :identity and state in ('prepared', 'ended');
+
+-- name: mark_dropped
+-- The functions of these deferrals are gone.
+update afterwrite.deferral set state = 'dropped' where id = any (:ids);
+
+-- name: read_deferrals
+-- What runs now or may begin to, with the name that its table has now.
+select d.id, d.source, d.identity, d.body, d.run, d.relation, d.path, d.state, d.definition::text as definition,
+       d.table_oid::bigint as table_oid, n.nspname as schema_now, c.relname as table_now
+  from afterwrite.deferral d
+  left join pg_catalog.pg_class c on c.oid = d.table_oid
+  left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where d.source = :source and d.state in ('prepared', 'live')
+ order by d.id;
+
+-- name: read_active
+-- Which deferrals there are, in what state, and what their tables are called now.
+select d.id, d.state, n.nspname as schema_now, c.relname as table_now
+  from afterwrite.deferral d
+  left join pg_catalog.pg_class c on c.oid = d.table_oid
+  left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where d.source = :source and d.state in ('prepared', 'live')
+ order by d.id;
+
+-- name: begin_deferral
+-- A trigger was silenced here: from now on its body is ours.
+update afterwrite.deferral
+   set state = 'live', since_lsn = :lsn::pg_lsn
+ where source = :source and state = 'prepared' and (trigger_oid = :trigger_oid::oid or identity = :identity)
+returning id;
+
+-- name: end_deferral
+-- A trigger was restored here: from now on its body is its own again.
+update afterwrite.deferral
+   set state = 'ended', until_lsn = :lsn::pg_lsn
+ where source = :source and state = 'live' and (trigger_oid = :trigger_oid::oid or identity = :identity)
+returning id;
+
+-- name: lock_replayer
+-- Be the only replayer of this source; the lock ends with the session.
+select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('afterwrite.defer.' || :source, 0));
+
+-- name: read_progress
+-- How far deferred bodies have run.
+select position, commit_lsn::text as commit_lsn, transactions, calls, parked
+  from afterwrite.deferral_progress
+ where source = :source;
+
+-- name: lock_progress
+-- How far deferred bodies have run; nobody moves it until this transaction ends.
+select position, commit_lsn::text as commit_lsn, transactions, calls, parked
+  from afterwrite.deferral_progress
+ where source = :source
+   for update;
+
+-- name: begin_progress
+-- Nothing was ever deferred here: begin at the feed's end.
+insert into afterwrite.deferral_progress (source, position, commit_lsn)
+values (:source, :position, :commit_lsn::pg_lsn)
+on conflict (source) do nothing;
+
+-- name: move_progress
+-- Pass over what concerns no deferral; no row comes back when the progress is not where we left it.
+update afterwrite.deferral_progress
+   set position = :position, commit_lsn = greatest(commit_lsn, :commit_lsn::pg_lsn), updated_at = pg_catalog.clock_timestamp()
+ where source = :source and commit_lsn = :after::pg_lsn and position <= :position
+returning source;
+
+-- name: set_progress
+-- Move the progress that this transaction has locked.
+update afterwrite.deferral_progress
+   set position = :position, commit_lsn = :commit_lsn::pg_lsn, updated_at = pg_catalog.clock_timestamp()
+ where source = :source;
+
+-- name: run_jobs
+-- Run the bodies of several source transactions, each in a transaction of its own.
+call afterwrite.run_deferred_each(:jobs::jsonb[]);
+
+-- name: run_job
+-- Run the bodies of one source transaction, or a piece of them.
+select ran, parked from afterwrite.run_deferred(:job::jsonb, :guarded);
+
+-- name: read_dead_letters
+-- Calls that failed and wait, in the order in which they were to run.
+select id, identity, activity_id::text as activity_id, commit_lsn::text as commit_lsn, ordinal, operation, sqlstate, error,
+       attempts, parked_at
+  from afterwrite.dead_letter
+ where source = :source and resolved_at is null
+ order by commit_lsn, ordinal, id;
+
+-- name: retry_dead_letter
+-- Run a parked call again, in this transaction.
+select afterwrite.retry_dead_letter(:id);
+
+-- name: dismiss_dead_letter
+-- Give a parked call up.
+update afterwrite.dead_letter
+   set resolved_at = pg_catalog.clock_timestamp(), resolution = 'dismissed'
+ where id = :id and resolved_at is null;
+
+-- name: listen_to_feed
+-- Be woken when a batch is stored, where the sink says so.
+listen afterwrite_feed;
+
+-- name: read_feed_end
+-- The newest batch of a source.
+select b.position, coalesce(b.last_lsn, '0/0')::text as commit_lsn
+  from afterwrite.batch b
+ where b.source = :source
+ order by b.position desc
+ limit 1;
+
+-- name: read_position_at
+-- The last batch that lies wholly at or before a place in the WAL.
+select coalesce(max(b.position), 0) from afterwrite.batch b where b.source = :source and b.last_lsn <= :lsn::pg_lsn;
+
+-- name: count_waiting
+-- Batches that deferred bodies have not passed, as far as a place in the WAL, and how old the oldest of them is.
+select count(*) as batches, min(b.first_at) as oldest_at
+  from afterwrite.batch b
+ where b.source = :source
+   and b.position > :position
+   and b.last_lsn > :commit_lsn::pg_lsn
+   and b.first_lsn <= coalesce(:lsn::pg_lsn, b.first_lsn);
+
+-- name: read_wal_lsn
+-- The end of the WAL now.
+select pg_catalog.pg_current_wal_insert_lsn()::text;

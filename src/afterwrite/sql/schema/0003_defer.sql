@@ -1,0 +1,304 @@
+-- Triggers that go on after commit: their bodies as ordinary functions, how far they have run, and what failed.
+-- All of it lives in the source database, so that a body's effects and its progress commit together.
+
+create schema afterwrite_clock;
+comment on schema afterwrite_clock is
+    'Stands ahead of pg_catalog on the search path of transplanted bodies: now() there is the time of the original commit.';
+grant usage on schema afterwrite_clock to public;
+
+create function afterwrite_clock.now() returns timestamptz language sql stable parallel safe as $$
+    select coalesce(
+        nullif(pg_catalog.current_setting('afterwrite.committed_at', true), '')::pg_catalog.timestamptz, pg_catalog.now())
+$$;
+comment on function afterwrite_clock.now() is 'When the original transaction committed; the real clock where none is being replayed.';
+
+create function afterwrite_clock.transaction_timestamp() returns timestamptz language sql stable parallel safe as $$
+    select afterwrite_clock.now()
+$$;
+comment on function afterwrite_clock.transaction_timestamp() is 'As now().';
+
+create function afterwrite_clock.statement_timestamp() returns timestamptz language sql stable parallel safe as $$
+    select afterwrite_clock.now()
+$$;
+comment on function afterwrite_clock.statement_timestamp() is 'As now(): where a statement began is not in the WAL.';
+
+create function afterwrite_clock.clock_timestamp() returns timestamptz language sql volatile parallel safe as $$
+    select afterwrite_clock.now() + (pg_catalog.clock_timestamp() - pg_catalog.transaction_timestamp())
+$$;
+comment on function afterwrite_clock.clock_timestamp() is
+    'The original commit time, going on from there as fast as the real clock: durations stay true.';
+
+create schema afterwrite_deferred;
+comment on schema afterwrite_deferred is
+    'Transplanted trigger bodies, each with the function that runs it for one change. Made and dropped by migrate.';
+
+create table afterwrite.deferral (
+    id          bigint generated always as identity,
+    source      text        not null,
+    identity    text        not null,
+    trigger_oid oid         not null,
+    table_oid   oid         not null,
+    relation    text        not null,
+    body        text        not null,
+    run         text        not null,
+    definition  jsonb       not null,
+    path        text        not null,
+    mode        text        not null,
+    state       text        not null default 'prepared',
+    since_lsn   pg_lsn,
+    until_lsn   pg_lsn,
+    prepared_at timestamptz not null default pg_catalog.clock_timestamp(),
+    constraint deferral_pkey primary key (id),
+    constraint deferral_mode check (mode in ('defer', 'retire')),
+    constraint deferral_state check (state in ('prepared', 'live', 'ended', 'dropped')),
+    constraint deferral_live_since check (state <> 'live' or (since_lsn is not null and until_lsn is null)),
+    constraint deferral_ended_until check (state <> 'ended' or (since_lsn is not null and until_lsn is not null)),
+    constraint deferral_lsns_in_order check (since_lsn < until_lsn)
+);
+comment on table afterwrite.deferral is
+    'A trigger whose body runs after commit, for the changes committed strictly between its silencing and its restoring.';
+comment on column afterwrite.deferral.identity is 'schema.table.trigger, as people and marks name it.';
+comment on column afterwrite.deferral.relation is 'The quoted schema.table, as activity.relation has it.';
+comment on column afterwrite.deferral.body is 'The transplanted body, a function in afterwrite_deferred.';
+comment on column afterwrite.deferral.run is 'The function in afterwrite_deferred that runs the body for one change.';
+comment on column afterwrite.deferral.definition is 'The trigger and its function as the catalog had them.';
+comment on column afterwrite.deferral.path is 'The search path under which the body ran as a trigger, where the function sets none itself.';
+comment on column afterwrite.deferral.mode is
+    'defer: its effects must go on. retire: the store replaces its log, and the legacy log is kept filled all the same.';
+comment on column afterwrite.deferral.state is
+    'prepared: functions are there, nothing runs (set by migrate). live: from the mark of the silencing on (set by the replayer). ended: from the mark of the restoring on (set by the replayer). dropped: functions are gone (set by migrate).';
+comment on column afterwrite.deferral.since_lsn is 'Commit LSN of the silencing: later changes are the body''s.';
+comment on column afterwrite.deferral.until_lsn is 'Commit LSN of the restoring: later changes are the trigger''s again.';
+comment on constraint deferral_live_since on afterwrite.deferral is 'What runs has a beginning and no end yet.';
+comment on constraint deferral_ended_until on afterwrite.deferral is 'What ended has both borders.';
+comment on constraint deferral_lsns_in_order on afterwrite.deferral is 'A trigger is silenced before it is restored.';
+create unique index deferral_one_active on afterwrite.deferral (source, identity) where state in ('prepared', 'live');
+comment on index afterwrite.deferral_one_active is 'A trigger''s body is deferred once at a time: no change runs it twice.';
+
+create table afterwrite.deferral_progress (
+    source       text        not null,
+    position     bigint      not null,
+    commit_lsn   pg_lsn      not null,
+    transactions bigint      not null default 0,
+    calls        bigint      not null default 0,
+    parked       bigint      not null default 0,
+    updated_at   timestamptz not null default pg_catalog.clock_timestamp(),
+    constraint deferral_progress_pkey primary key (source),
+    constraint deferral_progress_counts check (position >= 0 and transactions >= 0 and calls >= 0 and parked >= 0)
+) with (fillfactor = 40);
+comment on table afterwrite.deferral_progress is
+    'How far deferred bodies have run. Its row is locked and compared first and moved last in the transaction of the effects: that is what makes them happen exactly once.';
+comment on column afterwrite.deferral_progress.position is 'The last feed batch that has run wholly.';
+comment on column afterwrite.deferral_progress.commit_lsn is
+    'Every source transaction that committed at or before here has run; it may lie inside the batch after position.';
+comment on column afterwrite.deferral_progress.calls is 'Bodies that ran, after WHEN.';
+
+create table afterwrite.dead_letter (
+    id           bigint generated always as identity,
+    source       text        not null,
+    deferral_id  bigint      not null,
+    identity     text        not null,
+    run          text        not null,
+    activity_id  uuid        not null,
+    commit_lsn   pg_lsn      not null,
+    ordinal      integer     not null,
+    committed_at timestamptz not null,
+    operation    text        not null,
+    before       jsonb,
+    after        jsonb,
+    context      text        not null,
+    settings     jsonb       not null,
+    sqlstate     text,
+    error        text        not null,
+    detail       text,
+    attempts     integer     not null,
+    parked_at    timestamptz not null default pg_catalog.clock_timestamp(),
+    resolved_at  timestamptz,
+    resolution   text,
+    constraint dead_letter_pkey primary key (id),
+    constraint dead_letter_parked_once unique (source, deferral_id, commit_lsn, ordinal),
+    constraint dead_letter_deferral foreign key (deferral_id) references afterwrite.deferral (id),
+    constraint dead_letter_operation check (operation in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')),
+    constraint dead_letter_attempts check (attempts >= 0),
+    constraint dead_letter_resolution check (resolution in ('retried', 'dismissed')),
+    constraint dead_letter_resolved check ((resolved_at is null) = (resolution is null))
+);
+comment on table afterwrite.dead_letter is
+    'A call of a deferred body that failed, with all it takes to run it again: `afterwrite defer retry`.';
+comment on column afterwrite.dead_letter.before is 'The old row; for a statement trigger the array of old rows.';
+comment on column afterwrite.dead_letter.attempts is 'How often it was tried; 0 when it was refused without a try.';
+comment on constraint dead_letter_parked_once on afterwrite.dead_letter is 'A failed call is kept once, as it is run once.';
+comment on constraint dead_letter_resolved on afterwrite.dead_letter is 'What is resolved says how.';
+create index dead_letter_open on afterwrite.dead_letter (source, commit_lsn, ordinal) where resolved_at is null;
+
+create function afterwrite.table_shape(of_table regclass) returns text language sql stable set search_path = pg_catalog as $$
+    select md5(string_agg(
+               format('%s %s %s %s', attname, atttypid::regtype, atttypmod, attgenerated), ',' order by attnum))
+      from pg_attribute
+     where attrelid = of_table and attnum > 0 and not attisdropped
+$$;
+comment on function afterwrite.table_shape(regclass) is
+    'A digest of a table''s columns, by which a transplant knows that they are still those it was made for.';
+
+create function afterwrite.enter_original(settings jsonb, committed_at timestamptz) returns void
+language plpgsql set search_path = pg_catalog as $$
+begin
+    perform set_config('afterwrite.committed_at', committed_at::text, true);
+    perform set_config(s.key, s.value, true) from jsonb_each_text(settings) s;
+end
+$$;
+comment on function afterwrite.enter_original(jsonb, timestamptz) is
+    'For the rest of this transaction, settings and clock are those of an original transaction.';
+
+-- job: {"source", "after", "position", "reached", "commit_lsn", "committed_at", "context", "settings", "opens", "closes",
+--       "attempts", "last", "groups": [{"operation", "deferrals", "runs", "rows": [[before, after]], "ids", "ordinals",
+--       "refused"}]}, as defer/calls.py says it (Job).
+create function afterwrite.run_deferred(job jsonb, guarded boolean, out ran bigint, out parked bigint)
+language plpgsql set search_path = pg_catalog as $$
+declare
+    reached pg_lsn;
+    part    jsonb;
+    befores jsonb[];
+    afters  jsonb[];
+    calls   text;
+    count   bigint;
+    letter  afterwrite.dead_letter;
+begin
+    ran := 0;
+    parked := 0;
+    if (job ->> 'opens')::boolean then
+        select commit_lsn into reached from afterwrite.deferral_progress where source = job ->> 'source' for update;
+        if reached is distinct from (job ->> 'after')::pg_lsn then
+            raise exception 'deferred bodies of source % have run to %, not to %', job ->> 'source', reached, job ->> 'after'
+                using errcode = 'AW001', hint = 'another replayer was at work: read the progress again';
+        end if;
+        perform afterwrite.enter_original(job -> 'settings', (job ->> 'committed_at')::timestamptz);
+    end if;
+
+    letter.source := job ->> 'source';
+    letter.commit_lsn := (job ->> 'commit_lsn')::pg_lsn;
+    letter.committed_at := (job ->> 'committed_at')::timestamptz;
+    letter.context := job ->> 'context';
+    letter.settings := job -> 'settings';
+    for part in select value from jsonb_array_elements(job -> 'groups') loop
+        letter.operation := part ->> 'operation';
+        if not guarded and part ->> 'refused' is null then
+            -- One statement runs the whole group, row by row, and within a row one body after the other.
+            select array_agg(nullif(r.value -> 0, 'null'::jsonb) order by r.n),
+                   array_agg(nullif(r.value -> 1, 'null'::jsonb) order by r.n)
+              into befores, afters
+              from jsonb_array_elements(part -> 'rows') with ordinality as r (value, n);
+            select string_agg(format('afterwrite_deferred.%I($1, r.before, r.after)::integer', f.run), ' + ' order by f.n)
+              into calls
+              from jsonb_array_elements_text(part -> 'runs') with ordinality as f (run, n);
+            execute format('select sum(%s) from unnest($2, $3) as r (before, after)', calls)
+               into count
+              using letter.operation, befores, afters;
+            ran := ran + count;
+            continue;
+        end if;
+
+        for i in 0 .. jsonb_array_length(part -> 'rows') - 1 loop
+            letter.activity_id := (part -> 'ids' ->> i)::uuid;
+            letter.ordinal := (part -> 'ordinals' ->> i)::integer;
+            letter.before := nullif(part -> 'rows' -> i -> 0, 'null'::jsonb);
+            letter.after := nullif(part -> 'rows' -> i -> 1, 'null'::jsonb);
+            for j in 0 .. jsonb_array_length(part -> 'runs') - 1 loop
+                letter.run := part -> 'runs' ->> j;
+                letter.deferral_id := (part -> 'deferrals' ->> j)::bigint;
+                letter.error := part ->> 'refused';
+                letter.sqlstate := null;
+                letter.detail := null;
+                letter.attempts := 0;
+                if letter.error is null then
+                    begin
+                        execute format('select afterwrite_deferred.%I($1, $2, $3)::integer', letter.run)
+                           into count
+                          using letter.operation, letter.before, letter.after;
+                        -- A deferred constraint must speak while it is known whose fault it is.
+                        set constraints all immediate;
+                        set constraints all deferred;
+                        ran := ran + count;
+                        continue;
+                    exception
+                        when query_canceled or assert_failure or others then
+                            get stacked diagnostics
+                                letter.sqlstate = returned_sqlstate,
+                                letter.error = message_text,
+                                letter.detail = pg_exception_context;
+                            if letter.sqlstate = 'AW002'
+                               or (letter.sqlstate in ('40001', '40P01', '55P03') and not (job ->> 'last')::boolean) then
+                                raise;
+                            end if;
+                            letter.attempts := (job ->> 'attempts')::integer;
+                    end;
+                end if;
+                insert into afterwrite.dead_letter (
+                    source, deferral_id, identity, run, activity_id, commit_lsn, ordinal, committed_at, operation, before,
+                    after, context, settings, sqlstate, error, detail, attempts
+                )
+                select letter.source, letter.deferral_id, d.identity, letter.run, letter.activity_id, letter.commit_lsn,
+                       letter.ordinal, letter.committed_at, letter.operation, letter.before, letter.after, letter.context,
+                       letter.settings, letter.sqlstate, letter.error, letter.detail, letter.attempts
+                  from afterwrite.deferral d
+                 where d.id = letter.deferral_id;
+                parked := parked + 1;
+            end loop;
+        end loop;
+    end loop;
+
+    if ran > 0 then
+        -- Last, so that it wins over a stamp of the body's own.
+        perform pg_logical_emit_message(true, 'afterwrite.context', letter.context);
+    end if;
+    if (job ->> 'closes')::boolean then
+        set constraints all immediate;
+    end if;
+    update afterwrite.deferral_progress p
+       set position = case when (job ->> 'closes')::boolean then (job ->> 'position')::bigint else p.position end,
+           commit_lsn = case when (job ->> 'closes')::boolean then (job ->> 'reached')::pg_lsn else p.commit_lsn end,
+           transactions = p.transactions + (job ->> 'closes')::boolean::integer,
+           calls = p.calls + ran,
+           parked = p.parked + run_deferred.parked,
+           updated_at = pg_catalog.clock_timestamp()
+     where p.source = letter.source;
+end
+$$;
+comment on function afterwrite.run_deferred(jsonb, boolean) is
+    'Runs the bodies that one source transaction calls, and moves the progress, in the caller''s transaction. guarded: each call by itself, and what fails becomes a dead letter.';
+
+create procedure afterwrite.run_deferred_each(jobs jsonb[]) language plpgsql as $$
+declare
+    job jsonb;
+begin
+    foreach job in array jobs loop
+        perform afterwrite.run_deferred(job, false);
+        commit;
+    end loop;
+end
+$$;
+comment on procedure afterwrite.run_deferred_each(jsonb[]) is
+    'Runs several source transactions in one round trip, each in a transaction of its own: their settings, clock and context stay apart.';
+
+create function afterwrite.retry_dead_letter(letter_id bigint) returns boolean
+language plpgsql set search_path = pg_catalog as $$
+declare
+    letter afterwrite.dead_letter;
+begin
+    select * into letter from afterwrite.dead_letter where id = letter_id and resolved_at is null for update;
+    if not found then
+        return false;
+    end if;
+    perform afterwrite.enter_original(letter.settings, letter.committed_at);
+    execute format('select afterwrite_deferred.%I($1, $2, $3)', letter.run)
+      using letter.operation, letter.before, letter.after;
+    set constraints all immediate;
+    perform pg_logical_emit_message(true, 'afterwrite.context', letter.context);
+    update afterwrite.dead_letter
+       set resolved_at = pg_catalog.clock_timestamp(), resolution = 'retried', attempts = letter.attempts + 1
+     where id = letter.id;
+    return true;
+end
+$$;
+comment on function afterwrite.retry_dead_letter(bigint) is
+    'Runs a parked call again and marks it resolved, in the caller''s transaction; false when it is resolved already.';
