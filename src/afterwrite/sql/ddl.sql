@@ -3,17 +3,37 @@
 select set_config('lock_timeout', :milliseconds, true);
 
 -- name: read_blockers
--- Sessions other than ours that hold a lock on one of the named tables, oldest transaction first.
-select distinct on (a.xact_start, a.pid)
-       a.pid,
-       coalesce(a.application_name, '') as application_name,
+-- Who else holds a lock on one of the named tables or their partitions, oldest transaction first; pid is null for a prepared transaction.
+with wanted as (
+    select r.oid
+      from unnest(:relations::text[]) as name,
+           lateral (select pg_catalog.to_regclass(name) as oid) as r
+     where r.oid is not null
+    union
+    select t.relid
+      from unnest(:relations::text[]) as name,
+           lateral pg_catalog.pg_partition_tree(pg_catalog.to_regclass(name)) as t
+), held as (
+    select l.pid, l.virtualtransaction, string_agg(distinct l.mode, ', ' order by l.mode) as modes
+      from pg_catalog.pg_locks l
+     where l.locktype = 'relation'
+       and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+       and l.relation in (select oid from wanted)
+       and l.granted
+       and l.pid is distinct from pg_catalog.pg_backend_pid()
+     group by l.pid, l.virtualtransaction
+)
+select a.pid,
+       coalesce(nullif(a.application_name, ''), a.backend_type, '') as application_name,
        coalesce(a.usename, '') as user_name,
        a.state,
+       h.modes,
        clock_timestamp() - a.xact_start as transaction_age,
        left(a.query, 200) as query
-  from pg_catalog.pg_locks l
-  join pg_catalog.pg_stat_activity a on a.pid = l.pid
- where l.relation = any (array(select pg_catalog.to_regclass(r)::oid from unnest(:relations::text[]) as r))
-   and l.granted
-   and a.pid <> pg_catalog.pg_backend_pid()
- order by a.xact_start, a.pid;
+  from held h
+  join pg_catalog.pg_stat_activity a on a.pid = h.pid
+ union all
+select null, 'prepared transaction ' || p.gid, p.owner, 'prepared', h.modes, clock_timestamp() - p.prepared, null
+  from held h
+  join pg_catalog.pg_prepared_xacts p on h.pid is null and h.virtualtransaction = '-1/' || p.transaction
+ order by transaction_age desc nulls last, pid;
