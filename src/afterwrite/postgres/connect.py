@@ -26,10 +26,15 @@ logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 
 class Database:
-    """One autocommit connection. ``rows(Type, query, **params)`` fills ``Type`` by column name."""
+    """One autocommit connection. ``rows(Type, query, **params)`` fills ``Type`` by column name.
+
+    ``where`` is ``database@host:port`` for messages; never the password.
+    """
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self.connection = connection
+        info = connection.info
+        self.where = f"{info.dbname}@{info.host or 'local'}:{info.port}"
 
     async def rows(self, row: Callable[..., Row], query: Query, **params: object) -> list[Row]:
         """All rows, each as ``row(**columns)``: a class, or a function that makes the value."""
@@ -87,15 +92,6 @@ class Database:
     async def close(self) -> None:
         await self.connection.close()
 
-    @property
-    def where(self) -> str:
-        """``database@host`` for messages; never the password."""
-        info = self.connection.info
-        try:
-            return f"{info.dbname}@{info.host or 'local'}:{info.port}"
-        except psycopg.OperationalError:
-            return "a closed connection"
-
 
 @asynccontextmanager
 async def connect(
@@ -143,7 +139,7 @@ def parse_dsn(dsn: str | None) -> dict[str, Any]:
         return conninfo.conninfo_to_dict(dsn or "")
     except psycopg.ProgrammingError as error:
         # libpq quotes the part that it stumbled over, which may be the password. No cause either: it says the same.
-        said = re.sub(r'"(?!=")[^"]*"', "“…”", str(error).strip())
+        said = re.sub('".*"', "“…”", str(error).strip().replace('"="', "an equals sign"), flags=re.DOTALL)
         raise DatabaseError(
             f"the DSN cannot be read: {said}",
             remedy="give it as postgresql://user@host:5432/dbname or as host=… dbname=… words",
