@@ -35,5 +35,7 @@ select a.pid,
  union all
 select null, 'prepared transaction ' || p.gid, p.owner, 'prepared', h.modes, clock_timestamp() - p.prepared, null
   from held h
-  join pg_catalog.pg_prepared_xacts p on h.pid is null and h.virtualtransaction = '-1/' || p.transaction
+  join pg_catalog.pg_locks x on h.pid is null and x.pid is null and x.virtualtransaction = h.virtualtransaction
+                            and x.locktype = 'transactionid'
+  join pg_catalog.pg_prepared_xacts p on p.transaction = x.transactionid
  order by transaction_age desc nulls last, pid;
