@@ -394,7 +394,7 @@ async def _create_slot(database: Database, slot: str) -> None:
         writers = await database.rows(Blocker, statement("capture.read_oldest_writers"))
         raise LockTimeout(
             f"slot {slot} waits for transactions that are not over: {'; '.join(str(writer) for writer in writers)}",
-            remedy="end the long transaction (select pg_terminate_backend(pid)), then run the same command again",
+            remedy=f"end it ({'; '.join(writer.remedy for writer in writers)}), then run the same command again",
             sqlstate=error.sqlstate,
         ) from error
     finally:

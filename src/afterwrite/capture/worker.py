@@ -261,6 +261,11 @@ class _Account:
         )
 
 
+class _Pulse(msgspec.Struct, frozen=True, kw_only=True):
+    wal: str
+    gone: list[str]
+
+
 class _Job(msgspec.Struct, frozen=True):
     """What stays the same from one session to the next."""
 
@@ -400,12 +405,25 @@ class _Session:
         A query a second on the claiming connection also notices when that connection, and the claim with it, is gone.
         """
         while True:
-            await asyncio.sleep(self._pace.pulse_seconds)
-            wal = await read_wal_position(self._control)
+            wal = await self._feel()
             self._account.beat(wal)
             idle = time.monotonic() - max(self._stored_at, self._heartbeat_sent)
             if idle >= self._pace.heartbeat_seconds and wal > max(self._heartbeat_after, self._checkpoint.lsn):
                 await self._emit_heartbeat()
+            await asyncio.sleep(self._pace.pulse_seconds)
+
+    async def _feel(self) -> Lsn:
+        pulse = await self._control.one(
+            _Pulse, statement("capture.read_pulse"), publications=list(self._source.publications)
+        )
+        if pulse.gone:
+            # PostgreSQL 18 streams on without a publication that is gone, and only warns in its log.
+            raise Refused(
+                f"publication {', '.join(pulse.gone)} was dropped under slot {self._source.slot}: changes committed"
+                f" after {self._checkpoint.lsn} may be missing from the store",
+                remedy="run `afterwrite install --apply --accept-gap`, which begins anew and records the gap",
+            )
+        return Lsn.parse(pulse.wal)
 
     async def _emit_heartbeat(self) -> None:
         self._heartbeats += 1

@@ -83,6 +83,13 @@ select s.slot_name::text as name,
 -- Where the server writes its log now.
 select pg_catalog.pg_current_wal_insert_lsn()::text;
 
+-- name: read_pulse
+-- Where the server writes its log now, and which of our publications are gone.
+select pg_catalog.pg_current_wal_insert_lsn()::text as wal,
+       array(select w.name
+               from unnest(:publications::text[]) as w (name)
+              where not exists (select from pg_catalog.pg_publication p where p.pubname = w.name)) as gone;
+
 -- name: emit_heartbeat
 -- A transaction that says nothing, so that the slot moves on although nobody writes to our tables.
 select pg_catalog.pg_logical_emit_message(true, 'afterwrite.heartbeat', :content::text)::text;
@@ -224,15 +231,20 @@ select pg_catalog.pg_drop_replication_slot(:slot);
 select set_config('lock_timeout', :milliseconds::text, false);
 
 -- name: read_oldest_writers
--- Sessions whose transaction has written and is not over, oldest first: a new slot waits for them.
+-- Transactions that have written and are not over, prepared ones too, oldest first: a new slot waits for them.
 select a.pid,
        coalesce(a.application_name, '') as application_name,
        coalesce(a.usename, '')::text as user_name,
        a.state,
+       'uncommitted writes' as modes,
        clock_timestamp() - a.xact_start as transaction_age,
        left(a.query, 200) as query
   from pg_catalog.pg_stat_activity a
  where a.backend_xid is not null
    and a.pid <> pg_catalog.pg_backend_pid()
- order by a.xact_start
+ union all
+select null, 'prepared transaction ' || p.gid, p.owner::text, 'prepared', 'uncommitted writes',
+       clock_timestamp() - p.prepared, null
+  from pg_catalog.pg_prepared_xacts p
+ order by transaction_age desc
  limit 5;
