@@ -31,7 +31,8 @@ SPY = """
 create schema stage;
 create table stage.spy (
     n bigint generated always as identity, xid bigint default txid_current(), at timestamptz default now(),
-    relation text, operation text, before jsonb, after jsonb, claims text default current_setting('request.claims', true)
+    relation text, operation text, before jsonb, after jsonb,
+    claims text default current_setting('request.claims', true)
 );
 create function stage.spy() returns trigger language plpgsql as $$
 declare
@@ -179,19 +180,23 @@ class Stage:
 
     async def defer(self, *names: str) -> None:
         """Prepare these triggers, switch them off, and tell the store so."""
-        marks: list[Activity] = []
+        await self.teller.tell([mark(trigger) for trigger in await self.prepare(*names)])
+
+    async def prepare(self, *names: str) -> list[Trigger]:
+        """Prepare these triggers and switch them off; the store hears nothing of it."""
+        triggers: list[Trigger] = []
         for name in names:
             trigger = await self.trigger(name)
+            triggers.append(trigger)
             await prepare_deferral(self.db, trigger, source=SOURCE)
             await self.db.run(
                 sql.SQL("alter table {} disable trigger {}").format(
                     sql.Identifier(trigger.schema, trigger.table), sql.Identifier(name)
                 )
             )
-            marks.append(mark(trigger))
-        await self.teller.tell(marks)
+        return triggers
 
-    async def tell_all(self, *, in_batches_of: int = 1000) -> int:
+    async def tell_all(self, *, in_batches_of: int = 1000, settings: dict[int, dict[str, str]] | None = None) -> int:
         """Make activities of what the spy has seen and nobody was told of, transaction by transaction."""
         seen = await self.db.rows(
             Seen,
@@ -200,7 +205,7 @@ class Stage:
             told=self.told,
         )
         transactions: dict[int, list[Activity]] = {}
-        settings: dict[int, dict[str, str]] = {}
+        settings = dict(settings or {})
         for row in seen:
             number = list(transactions).index(row.xid) if row.xid in transactions else len(transactions)
             activity = change(
@@ -209,6 +214,8 @@ class Stage:
             transactions.setdefault(row.xid, []).append(activity)
             if row.claims:
                 settings[number] = {"request.claims": row.claims}
+        if not transactions:
+            return 0
         listed = list(transactions.values())
         for at in range(0, len(listed), in_batches_of):
             part = listed[at : at + in_batches_of]
@@ -236,4 +243,11 @@ async def stage(dsn: str) -> AsyncIterator[Stage]:
         await db.script(f'alter database "{db.connection.info.dbname}" set search_path = public')
     async with connect(dsn) as db, connect(dsn) as store:
         await db.script(SPY)
+        yield Stage(dsn, db, store)
+
+
+@asynccontextmanager
+async def stage_again(dsn: str) -> AsyncIterator[Stage]:
+    """The same stage over connections of its own."""
+    async with connect(dsn) as db, connect(dsn) as store:
         yield Stage(dsn, db, store)

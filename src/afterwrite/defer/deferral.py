@@ -48,7 +48,7 @@ class DeferralRow(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     body: str
     run: str
-    relation: str
+    relations: list[str]
     path: str
     state: str
     definition: str
@@ -61,13 +61,15 @@ class DeferralRow(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.decode(self.definition, type=Trigger)
 
     def value(self) -> Deferral:
-        """What a replayer needs of it. A table that was renamed has both names in the feed."""
-        names = {self.relation}
-        if self.schema_now and self.table_now:
-            names.add(quoted(self.schema_now, self.table_now))
+        """What a replayer needs of it."""
         return Deferral(
-            id=self.id, identity=self.identity, run=self.run, relations=tuple(sorted(names)), trigger=self.trigger
+            id=self.id, identity=self.identity, run=self.run, relations=tuple(self.relations), trigger=self.trigger
         )
+
+    @property
+    def renamed(self) -> bool:
+        """Whether the table has another name now than its functions know."""
+        return self.schema_now is not None and quoted(self.schema_now, self.table_now or "") != self.relations[-1]
 
 
 async def plan_deferral(
@@ -97,7 +99,7 @@ async def plan_deferral(
         "identity": sql.Literal(trigger.identity),
         "trigger_oid": sql.Literal(trigger.oid),
         "table_oid": sql.Literal(table.oid),
-        "relation": sql.Literal(quoted(table.schema, table.name)),
+        "relations": sql.Literal([quoted(table.schema, table.name)]),
         "body": sql.Literal(made.body),
         "run": sql.Literal(made.run),
         "definition": sql.Literal(msgspec.json.encode(trigger).decode()),
@@ -119,9 +121,10 @@ _PREPARE = (
     ),
     sql.SQL(
         "insert into afterwrite.deferral\n"
-        "    (source, identity, trigger_oid, table_oid, relation, body, run, definition, path, mode)\n"
+        "    (source, identity, trigger_oid, table_oid, relations, body, run, definition, path, mode)\n"
         "values (\n"
-        "    {source}, {identity}, {trigger_oid}, {table_oid}, {relation}, {body}, {run}, {definition}, {path}, {mode})"
+        "    {source}, {identity}, {trigger_oid}, {table_oid}, {relations},\n"
+        "    {body}, {run}, {definition}, {path}, {mode})"
     ),
     # The silencing commits later than this place: a replayer that begins here misses nothing.
     sql.SQL(
@@ -159,6 +162,9 @@ async def refresh_deferral(db: Database, row: DeferralRow) -> None:
             )
         for text in transplant(row.trigger, table, search_path=row.path, stem=row.body).create:
             await db.run(text.encode())
+        relation = quoted(table.schema, table.name)
+        if relation != row.relations[-1]:
+            await db.run(statement("defer.rename_relation"), id=row.id, relation=relation)
 
 
 async def drop_deferral(db: Database, identity: str, *, source: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import msgspec
@@ -85,7 +86,7 @@ def _steps(
     following_batches = iter(batches)
     batch = next(following_batches)
     lsns = sorted({*marks, *transactions})
-    for lsn, following in zip(lsns, [*lsns[1:], None], strict=True):
+    for lsn, following in zip_longest(lsns, lsns[1:]):
         while _end(batch) < lsn:
             batch = next(following_batches)
         last = following is None or following > _end(batch)

@@ -171,6 +171,10 @@ class Replayer:
         if active == self._active:
             return
         rows = await read_deferrals(self._db, self._source)
+        for row in rows:
+            if row.renamed:
+                await refresh_deferral(self._db, row)
+        rows = await read_deferrals(self._db, self._source)
         self._active = active
         self._coverage = Coverage([row.value() for row in rows if row.state == "live"])
         # A prepared one goes live at a mark further on, which is to be found.

@@ -55,13 +55,17 @@ select id, body
   from afterwrite.deferral
  where source = :source and identity = :identity and state in ('prepared', 'ended');
 
+-- name: rename_relation
+-- The functions of this deferral are made for the name that its table has now.
+update afterwrite.deferral set relations = array_append(relations, :relation) where id = :id;
+
 -- name: mark_dropped
 -- The functions of these deferrals are gone.
 update afterwrite.deferral set state = 'dropped' where id = any (:ids);
 
 -- name: read_deferrals
 -- What runs now or may begin to, with the name that its table has now.
-select d.id, d.source, d.identity, d.body, d.run, d.relation, d.path, d.state, d.definition::text as definition,
+select d.id, d.source, d.identity, d.body, d.run, d.relations, d.path, d.state, d.definition::text as definition,
        d.table_oid::bigint as table_oid, n.nspname as schema_now, c.relname as table_now
   from afterwrite.deferral d
   left join pg_catalog.pg_class c on c.oid = d.table_oid

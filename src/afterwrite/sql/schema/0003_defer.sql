@@ -38,7 +38,7 @@ create table afterwrite.deferral (
     identity    text        not null,
     trigger_oid oid         not null,
     table_oid   oid         not null,
-    relation    text        not null,
+    relations   text[]      not null,
     body        text        not null,
     run         text        not null,
     definition  jsonb       not null,
@@ -49,6 +49,7 @@ create table afterwrite.deferral (
     until_lsn   pg_lsn,
     prepared_at timestamptz not null default pg_catalog.clock_timestamp(),
     constraint deferral_pkey primary key (id),
+    constraint deferral_has_a_table check (cardinality(relations) > 0),
     constraint deferral_mode check (mode in ('defer', 'retire')),
     constraint deferral_state check (state in ('prepared', 'live', 'ended', 'dropped')),
     constraint deferral_live_since check (state <> 'live' or (since_lsn is not null and until_lsn is null)),
@@ -58,7 +59,8 @@ create table afterwrite.deferral (
 comment on table afterwrite.deferral is
     'A trigger whose body runs after commit, for the changes committed strictly between its silencing and its restoring.';
 comment on column afterwrite.deferral.identity is 'schema.table.trigger, as people and marks name it.';
-comment on column afterwrite.deferral.relation is 'The quoted schema.table, as activity.relation has it.';
+comment on column afterwrite.deferral.relations is
+    'The names (quoted schema.table, as activity.relation has them) that the table had since; the functions are made for the last.';
 comment on column afterwrite.deferral.body is 'The transplanted body, a function in afterwrite_deferred.';
 comment on column afterwrite.deferral.run is 'The function in afterwrite_deferred that runs the body for one change.';
 comment on column afterwrite.deferral.definition is 'The trigger and its function as the catalog had them.';
