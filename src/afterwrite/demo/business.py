@@ -103,7 +103,8 @@ def edit_investor(unit: Unit) -> None:
         unit.update("investors", investor, display_name=investor["display_name"], profile=investor["profile"])
     else:
         profile = {**investor["profile"], "experience": unit.rng.randint(0, 40)}
-        unit.update("investors", investor, profile=profile, group_id=unit.world.groups.pick(unit.rng))
+        moved = {"country": unit.rng.choice(["de", "at", "fr", "it", "nl"])} if unit.chance(0.5) else {}
+        unit.update("investors", investor, profile=profile, group_id=unit.world.groups.pick(unit.rng), **moved)
 
 
 def remove_imported(unit: Unit) -> None:
@@ -486,8 +487,11 @@ def tamper_with_paid(unit: Unit) -> None:
     at = unit.world.paid.pick(unit.rng)
     unit.begin(unit.world.admins.pick(unit.rng))
     row = unit.lock("distributions", at)
-    if unit.chance(0.5):
+    what = unit.rng.random()
+    if what < 0.3:
         unit.update("distributions", row, amount=row["amount"] + 1)
+    elif what < 0.5:
+        unit.delete("distributions", row)
     else:
         unit.update("distributions", row, paid_at=datetime.datetime.now(datetime.UTC))
 
@@ -720,7 +724,7 @@ KINDS: tuple[tuple[Callable[[Unit], None], float], ...] = (
     (clear_notifications, 2),
     (announce, 1),
     (manage_bulk, 4),
-    (import_investors, 1.4),
+    (import_investors, 1.8),
     (tamper_with_paid, 1.2),
     (remove_active_investor, 1),
     (touch_nothing, 1),

@@ -250,7 +250,7 @@ class Workload:
         while True:
             try:
                 session = self._connect()
-                status = _outcome(session, xid, crashed=session.era != lost.era)
+                status = settle(session, xid, crashed=session.era != lost.era)
             except psycopg.OperationalError:
                 if time.monotonic() > self._gave_up_at:
                     self.ledger.append(Unknown(xid, self.windows[-1].name, kind))
@@ -318,7 +318,7 @@ def _last_notification(connection: Connection) -> int:
     return _row(connection, statement("application.read_last_notification"))["id"]
 
 
-def _outcome(session: Session, xid: int, *, crashed: bool) -> str | None:
+def settle(session: Session, xid: int, *, crashed: bool) -> str | None:
     """committed or aborted, or None when it is too long ago to be known.
 
     After a crash an xid of which nothing had reached the disk is handed out again, and pg_xact_status would tell of

@@ -749,14 +749,18 @@ begin
   case tg_op
     when 'INSERT' then
       update platform_statistics
-         set investments_total = investments_total + 1, invested_amount = invested_amount + new.amount, updated_at = now();
+         set investments_total = investments_total + 1, invested_amount = invested_amount + new.amount, updated_at = now()
+       where scope = 'platform';
     when 'UPDATE' then
       if new.amount <> old.amount then
-        update platform_statistics set invested_amount = invested_amount + new.amount - old.amount, updated_at = now();
+        update platform_statistics
+           set invested_amount = invested_amount + new.amount - old.amount, updated_at = now()
+         where scope = 'platform';
       end if;
     when 'DELETE' then
       update platform_statistics
-         set investments_total = investments_total - 1, invested_amount = invested_amount - old.amount, updated_at = now();
+         set investments_total = investments_total - 1, invested_amount = invested_amount - old.amount, updated_at = now()
+       where scope = 'platform';
   end case;
   return null;
 end;

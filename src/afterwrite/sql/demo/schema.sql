@@ -329,7 +329,7 @@ create table public.platform_statistics (
   wallet_volume numeric(24, 2) not null default 0,
   updated_at timestamptz not null default now()
 );
-comment on table public.platform_statistics is 'one row, shown on the front page';
+comment on table public.platform_statistics is 'row ''platform'' is live and stands on the front page; the others are what it said at the end of a day';
 
 -- The role that the application logs in as. Roles belong to the cluster, so it may be there already.
 do $$

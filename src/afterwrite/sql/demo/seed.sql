@@ -153,7 +153,12 @@ update public.platform_statistics
        investments_total = (select count(*) from public.investments),
        invested_amount = (select sum(amount) from public.investments),
        wallet_transactions_total = (select count(*) from public.wallet_transactions),
-       wallet_volume = (select sum(amount) from public.wallet_transactions);
+       wallet_volume = (select sum(amount) from public.wallet_transactions)
+ where scope = 'platform';
+
+insert into public.platform_statistics (scope, users_total, projects_total, investors_total, updated_at)
+select 'day ' || (date '2023-01-01' + n), 20 + n / 5, 5 + n / 20, 25 + n / 4, timestamptz '2023-01-02 00:00+00' + n * interval '1 day'
+  from generate_series(1, 1200) n;
 
 drop function pg_temp.id(text, bigint);
 drop function pg_temp.pick(text, bigint, bigint);
