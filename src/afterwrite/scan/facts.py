@@ -8,7 +8,9 @@ are the conditions on the way to it, outermost first; ``via`` names the function
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -331,3 +333,21 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def uses_arguments(self) -> bool:
         """Whether TG_ARGV matters to it."""
         return any(session.name == "tg_argv" for session in self.sessions)
+
+
+def _fact_fields() -> dict[str, type[Fact]]:
+    found: dict[str, type[Fact]] = {}
+    for field in msgspec.structs.fields(Body):
+        kind = getattr(field.type, "__args__", (None,))[0]
+        if isinstance(kind, type) and issubclass(kind, Fact):
+            found[field.name] = kind
+    return found
+
+
+FACT_FIELDS = _fact_fields()
+"""The fields of Body that hold facts, and which kind each holds."""
+
+
+def assemble(facts: Mapping[type[Fact], Sequence[Fact]], **more: Any) -> Body:
+    """A Body of facts sorted by kind; each kind keeps its order."""
+    return Body(**{field: tuple(facts.get(kind, ())) for field, kind in FACT_FIELDS.items()}, **more)

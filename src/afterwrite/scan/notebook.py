@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import msgspec
-
-from afterwrite.scan.facts import Body, Fact, Guard, Term
+from afterwrite.scan.facts import Body, Fact, Guard, Term, assemble
 
 F = TypeVar("F", bound=Fact)
 
@@ -40,17 +38,4 @@ class Notebook:
 
     def body(self, **more: Any) -> Body:
         """Everything written down, each kind of fact in the order in which it was found."""
-        return Body(**{field: tuple(self.facts.get(kind, ())) for field, kind in FACT_FIELDS.items()}, **more)
-
-
-def _fact_fields() -> dict[str, type[Fact]]:
-    found: dict[str, type[Fact]] = {}
-    for field in msgspec.structs.fields(Body):
-        kind = getattr(field.type, "__args__", (None,))[0]
-        if isinstance(kind, type) and issubclass(kind, Fact):
-            found[field.name] = kind
-    return found
-
-
-FACT_FIELDS = _fact_fields()
-"""The fields of Body that hold facts, and which kind each holds."""
+        return assemble(self.facts, **more)

@@ -25,6 +25,7 @@ from afterwrite.scan.facts import (
     TermKind,
     Update,
 )
+from afterwrite.scan.known import OUTSIDE, OUTSIDE_SCHEMAS, SESSION_FUNCTIONS
 from afterwrite.scan.notebook import Notebook
 from afterwrite.scan.terms import Node, Terms, field_name, function_name, operator_name
 from afterwrite.scan.tokens import after_keyword, arguments, character_offset, items, tokens
@@ -32,23 +33,6 @@ from afterwrite.scan.tokens import after_keyword, arguments, character_offset, i
 F = TypeVar("F", bound=Fact)
 _parse = cast("Callable[[str], list[Node]]", pgparse.parse)  # type: ignore[reportUnknownMemberType]
 
-# Functions that reach outside the database: their effect is not undone by a rollback, or is a request to somebody else.
-OUTSIDE = frozenset(
-    {
-        *("http", "http_get", "http_post", "http_put", "http_patch", "http_delete", "http_head", "http_request"),
-        *("dblink", "dblink_exec", "dblink_send_query", "dblink_connect", "dblink_connect_u"),
-        *("pg_file_write", "lo_export", "lo_import", "query_export_to_s3", "kafka_produce"),
-    }
-)
-OUTSIDE_SCHEMAS = frozenset({"net", "http", "aws_lambda", "aws_s3"})
-# What only the writer's session knows, and a later run does not.
-SESSION_FUNCTIONS = frozenset(
-    {
-        *("pg_trigger_depth", "inet_client_addr", "inet_client_port", "inet_server_addr", "pg_backend_pid"),
-        *("txid_current", "pg_current_xact_id", "txid_current_if_assigned", "pg_current_xact_id_if_assigned"),
-        *("current_query", "statement_timestamp", "getpgusername", "pg_my_temp_schema"),
-    }
-)
 _ROW_AS_JSON = frozenset({"to_jsonb", "to_json", "row_to_json", "hstore"})
 _END_OF_LIST = frozenset(
     {
@@ -319,19 +303,24 @@ class Query:
         if not fields:
             return
         first = fields[0]
+        if first in self.notebook.rows and not self._shadowed(first):
+            self._row(node, first, fields[1] if len(fields) > 1 else "*")
+            return
         self.names[first] = None
         if len(fields) > 1:
             self.names[".".join(fields[:2])] = None
-        if first in self.notebook.rows and not self._shadowed(first):
-            column = fields[1] if len(fields) > 1 else "*"
-            self._add(RowRead, node, row=self.notebook.rows[first], column=column)
-            return
         if first.startswith("tg_"):
             if first == "tg_argv":
                 self._add(Session, node, name=first)
             return
         for scope in self.scopes:
             scope.columns.append((fields[-2] if len(fields) > 1 else None, fields[-1]))
+
+    def _row(self, node: Node, alias: str, column: str) -> None:
+        """A look at NEW or OLD, under whatever name it goes here."""
+        row = self.notebook.rows[alias]
+        self.names |= {row: None, f"{row}.{column}": None}
+        self._add(RowRead, node, row=row, column=column)
 
     def _shadowed(self, name: str) -> bool:
         return any(alias == name for scope in self.scopes for _, _, alias, _ in scope.tables)
@@ -341,8 +330,7 @@ class Query:
         steps = node.get("indirection", ())
         if row and steps and ("String" in steps[0] or "A_Star" in steps[0]):
             column = field_name(steps[0])
-            self.names |= {row: None, f"{row}.{column}": None}
-            self._add(RowRead, node["arg"]["ColumnRef"], row=self.notebook.rows[row], column=column)
+            self._row(node["arg"]["ColumnRef"], row, column)
             self.walk(steps[1:])
             return
         self.walk(node.get("arg"))
@@ -355,8 +343,7 @@ class Query:
             given = call.get("args", ())
             row = self._row_named(given[0]) if len(given) == 1 else None
             if row:
-                self.names |= {row: None, f"{row}.{key}": None}
-                self._add(RowRead, call, row=self.notebook.rows[row], column=key)
+                self._row(call, row, key)
                 return
         self.walk(node.get("lexpr"))
         self.walk(node.get("rexpr"))

@@ -1,0 +1,257 @@
+"""Scan, whole: read the catalog, read every body that matters, judge, and say what else was noticed.
+
+catalog ─▶ inventory ─▶ parser ⇄ follow (until nothing is missing) ─▶ judge ─▶ Survey ─▶ JSON
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from afterwrite.errors import Finding, Severity
+from afterwrite.postgres import Database, quoted
+from afterwrite.scan.atlas import Atlas
+from afterwrite.scan.catalog import Enabled, Function, Inventory, Kind, Table, Trigger, read_inventory
+from afterwrite.scan.classify import Judgement, Verdict, judge
+from afterwrite.scan.facts import Body, Source, Unknown
+from afterwrite.scan.follow import Reach, follow, follow_function, source_of
+from afterwrite.scan.parser import Parser, open_parser
+
+SCHEMA_VERSION = 1
+_ROUNDS = 30
+Followed = TypeVar("Followed", Trigger, Function)
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """A scan's answer. ``bodies`` holds, by trigger oid, what each trigger does in all."""
+
+    inventory: Inventory
+    bodies: Mapping[int, Body]
+    judgements: tuple[Judgement, ...]
+    findings: tuple[Finding, ...]
+
+    def of(self, verdict: Verdict) -> tuple[Judgement, ...]:
+        """The judgements with this verdict."""
+        return tuple(judgement for judgement in self.judgements if judgement.verdict is verdict)
+
+
+async def survey(db: Database, schemas: Sequence[str] | None = None) -> Survey:
+    """Scan a database: a verdict for every trigger of these schemas (all by default). Reads only."""
+    inventory = await read_inventory(db, schemas=schemas)
+    async with open_parser() as parser:
+        return await judge_inventory(inventory, parser)
+
+
+async def judge_inventory(inventory: Inventory, parser: Parser) -> Survey:
+    """The same for an inventory that is at hand."""
+    atlas = Atlas(inventory)
+    read: dict[Source, Body] = {}
+    bodies = await _follow_all(inventory.triggers, lambda trigger: follow(trigger, atlas, read), parser, read)
+    others = _functions_that_matter(atlas, bodies)
+    functions = await _follow_all(others, lambda function: follow_function(function, atlas, read), parser, read)
+    judgements = judge(inventory, bodies, functions)
+    return Survey(
+        inventory=inventory,
+        bodies=bodies,
+        judgements=judgements,
+        findings=tuple(_findings(atlas, judgements, functions)),
+    )
+
+
+async def _follow_all(
+    items: Iterable[Followed], follow_one: Callable[[Followed], Reach], parser: Parser, read: dict[Source, Body]
+) -> dict[int, Body]:
+    """Follow each (by oid), reading what is missing, until nothing is: a callee may execute what calls another."""
+    reaches: dict[int, Reach] = {}
+    waiting = list(items)
+    for _ in range(_ROUNDS):
+        for item in waiting:
+            reaches[item.oid] = follow_one(item)
+        waiting = [item for item in waiting if reaches[item.oid].missing]
+        missing = {source for item in waiting for source in reaches[item.oid].missing}
+        if not missing:
+            break
+        read |= await parser.read(sorted(missing, key=lambda source: source.text))
+    return {oid: _closed(reach) for oid, reach in reaches.items()}
+
+
+def _closed(reach: Reach) -> Body:
+    """The body of a reach; what is still missing after all rounds is unknown."""
+    if not reach.missing:
+        return reach.body
+    left = Unknown(rule="unknown-function", text=f"{len(reach.missing)} texts that it runs were not reached")
+    return msgspec.structs.replace(reach.body, unknowns=(*reach.body.unknowns, left))
+
+
+def _functions_that_matter(atlas: Atlas, bodies: Mapping[int, Body]) -> list[Function]:
+    """Functions that name a table which a trigger writes, and those of policies: evidence about that table's use."""
+    tables = {fact.table for body in bodies.values() for fact in (*body.inserts, *body.updates, *body.deletes)}
+    named = re.compile(rf"\b({'|'.join(map(re.escape, sorted(tables)))})\b", re.IGNORECASE) if tables else None
+    policed = {oid for policy in atlas.inventory.policies for oid in policy.functions}
+    wanted: list[Function] = []
+    for function in atlas.functions.values():
+        text = function.source or function.sql_body or ""
+        if function.returns_trigger or function.extension is not None or source_of(function) is None:
+            continue
+        if function.oid in policed or (named is not None and named.search(text)):
+            wanted.append(function)
+    return wanted
+
+
+# Findings ------------------------------------------------------------------------------------------------------------
+
+
+def _findings(atlas: Atlas, judgements: Sequence[Judgement], functions: Mapping[int, Body]) -> Iterator[Finding]:
+    moving = [each for each in judgements if each.verdict in (Verdict.RETIRE, Verdict.DEFER)]
+    tables = {table.oid: table for each in moving if (table := atlas.table_of(each.trigger)) is not None}
+    for table in tables.values():
+        yield from _table_findings(atlas, table, [each for each in moving if each.trigger.table_oid == table.oid])
+    for each in judgements:
+        yield from _trigger_findings(each)
+    yield from _clone_findings(atlas, judgements)
+    for oid, body in functions.items():
+        if body.unknowns:
+            function = atlas.functions[oid]
+            yield Finding(
+                rule="function-unread",
+                severity=Severity.INFO,
+                where=f"{function.full_name}()",
+                text=f"a part of {function.full_name}() cannot be read ({body.unknowns[0].text}), "
+                "so that what it does to the tables that triggers write is not known in full",
+            )
+    logs = {name for each in judgements for name in each.log_tables}
+    if logs and not any(table.collected for table in atlas.tables.values() if table.full_name in logs):
+        yield Finding(
+            rule="no-statistics",
+            severity=Severity.INFO,
+            where=atlas.inventory.database,
+            text="no write was ever counted on the log tables, so that nothing but the code says that they are "
+            "only appended to",
+            remedy="scan the database that the application works on, or set track_counts = on",
+        )
+
+
+def _table_findings(atlas: Atlas, table: Table, moving: Sequence[Judgement]) -> Iterator[Finding]:
+    count = f"{len(moving)} trigger{'s' if len(moving) > 1 else ''} to move"
+    name = quoted(table.schema, table.name)
+    leaves = atlas.leaves(table)
+    if table.kind is Kind.FOREIGN:
+        yield Finding(
+            rule="foreign-table",
+            severity=Severity.ERROR,
+            where=table.full_name,
+            text=f"{table.full_name} is a foreign table and has {count}: its changes are not in this server's WAL",
+        )
+        return
+    if any(leaf.persistence == "u" for leaf in leaves):
+        yield Finding(
+            rule="unlogged-table",
+            severity=Severity.ERROR,
+            where=table.full_name,
+            text=f"{table.full_name} is unlogged and has {count}: its changes are not in the WAL",
+            remedy=f"ALTER TABLE {name} SET LOGGED",
+        )
+    without_key = table.replica_identity == "n" or (table.replica_identity == "d" and not table.primary_key)
+    needing = [each for each in moving if each.needs.replica_identity_full]
+    if without_key:
+        yield Finding(
+            rule="no-replica-identity",
+            severity=Severity.ERROR,
+            where=table.full_name,
+            text=f"{table.full_name} has {count} and no replica identity: its UPDATEs and DELETEs would fail once "
+            "published",
+            remedy=f"ALTER TABLE {name} REPLICA IDENTITY FULL, or add a primary key",
+        )
+    elif needing and any(leaf.replica_identity != "f" for leaf in leaves):
+        columns = sorted({column for each in needing for column in each.needs.old_columns})
+        shown = "the whole old row" if "*" in columns else f"the old values of {', '.join(columns)}"
+        yield Finding(
+            rule="old-values-needed",
+            severity=Severity.WARNING,
+            where=table.full_name,
+            text=f"triggers of {table.full_name} look at {shown}, which the WAL does not carry",
+            remedy=f"ALTER TABLE {name} REPLICA IDENTITY FULL (afterwrite install does it)",
+        )
+
+
+def _trigger_findings(each: Judgement) -> Iterator[Finding]:
+    trigger = each.trigger
+    match trigger.enabled:
+        case Enabled.ORIGIN:
+            pass
+        case Enabled.DISABLED:
+            yield Finding(
+                rule="disabled-trigger",
+                severity=Severity.INFO,
+                where=trigger.identity,
+                text=f"{trigger.identity} is disabled: its verdict says what it would do",
+            )
+        case Enabled.REPLICA | Enabled.ALWAYS:
+            how = "only" if trigger.enabled is Enabled.REPLICA else "also"
+            yield Finding(
+                rule="fires-in-replica-role",
+                severity=Severity.INFO,
+                where=trigger.identity,
+                text=f"{trigger.identity} fires {how} for sessions with session_replication_role = replica",
+            )
+
+
+def _clone_findings(atlas: Atlas, judgements: Sequence[Judgement]) -> Iterator[Finding]:
+    parents = {each.trigger.oid: each.trigger for each in judgements}
+    for clone in atlas.inventory.clones:
+        parent = parents.get(clone.parent_oid)
+        if parent is not None and parent.enabled is not clone.enabled:
+            yield Finding(
+                rule="partition-differs",
+                severity=Severity.WARNING,
+                where=f"{clone.schema}.{clone.table}.{clone.name}",
+                text=f"on the partition {clone.schema}.{clone.table} the trigger {clone.name} is enabled differently "
+                f"({clone.enabled.value}) than on {parent.schema}.{parent.table} ({parent.enabled.value})",
+            )
+
+
+# JSON ----------------------------------------------------------------------------------------------------------------
+
+
+def to_json(found: Survey) -> dict[str, Any]:
+    """The survey as plain values for ``--json``: ``{"schema_version": 1, "triggers": […], "findings": […]}``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "triggers": [_trigger_json(each) for each in found.judgements],
+        "findings": [msgspec.to_builtins(finding) for finding in found.findings],
+    }
+
+
+def _trigger_json(each: Judgement) -> dict[str, Any]:
+    trigger = each.trigger
+    return {
+        "schema": trigger.schema,
+        "table": trigger.table,
+        "name": trigger.name,
+        "function": f"{trigger.function_schema}.{trigger.function}",
+        "events": [event.value for event in trigger.events],
+        "level": trigger.level.value,
+        "timing": trigger.timing.value,
+        "enabled": trigger.enabled.value,
+        "verdict": each.verdict.value,
+        "reasons": _reasons_json(each.reasons),
+        "notes": _reasons_json(each.notes),
+        "when": trigger.when,
+        "columns": list(trigger.columns),
+        "arguments": list(trigger.arguments),
+        "language": trigger.language,
+        "constraint": trigger.constraint,
+        "extension": trigger.extension,
+        "comment": trigger.comment,
+        "log_tables": list(each.log_tables),
+        "effects": list(each.effects),
+        "channels": list(each.channels),
+        "needs": msgspec.to_builtins(each.needs),
+    }
+
+
+def _reasons_json(reasons: Iterable[Any]) -> list[dict[str, Any]]:
+    return [{"rule": reason.rule, "line": reason.line, "text": reason.text} for reason in reasons]

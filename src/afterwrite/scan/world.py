@@ -1,0 +1,311 @@
+"""All triggers side by side: who writes which table, whose decisions hang on it, and which tables are only logs.
+
+Pure. A trigger is never judged alone: that its INSERT goes into a log is known only when nobody else makes more of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import msgspec
+
+from afterwrite.scan.atlas import Atlas
+from afterwrite.scan.catalog import Event, Function, Inventory, Kind, Table, Timing, Trigger
+from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Refresh, Update
+from afterwrite.scan.flow import Decision, everything, influence, refusal
+from afterwrite.scan.follow import events_of
+
+LOG_WORDS = frozenset(
+    {
+        *("audit", "audits", "auditing", "log", "logs", "logged", "history", "histories", "hist", "activity"),
+        *("activities", "journal", "journals", "trail", "trails", "changelog", "changelogs", "revision", "revisions"),
+    }
+)
+QUEUE_WORDS = frozenset(
+    {
+        *("outbox", "inbox", "queue", "queues", "queued", "job", "jobs", "task", "tasks", "message", "messages"),
+        *("webhook", "webhooks", "email", "emails", "mail", "notification", "notifications", "pending", "sync"),
+        *("delivery", "deliveries", "event", "events", "todo", "work"),
+    }
+)
+# Columns that somebody moves on later: a row that has one is work to do, or news to read, and no record of the past.
+STATE_COLUMN = re.compile(
+    r"(is_)?(processed|sent|delivered|published|dispatched|consumed|handled|acked|acknowledged|claimed|locked|seen|read"
+    r"|synced|retried|exported|done|completed)(_at|_by|_on)?|(next_)?(attempts?|attempt_at|retries|retry_count|tries)"
+    r"|.*_attempts|consume_after|run_after|available_at|scheduled_at"
+)
+_STATUS_COLUMN = re.compile(r"status|state|.*_status|.*_state")
+_SHAPE = re.compile(r"\btg_op\b|\btg_table_name\b|\btg_relname\b|\btg_relid\b", re.IGNORECASE)
+_WHOLE_ROW = re.compile(r"\b(to_jsonb?|row_to_json|hstore)\s*\(\s*(new|old|n|o)\b(?!\.\w)", re.IGNORECASE)
+
+Write = Insert | Update | Delete | Refresh
+
+
+class LogTable(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a table is a log that only triggers append to: what speaks for it (``why``), against it, and neither."""
+
+    table: Table
+    why: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_log(self) -> bool:
+        return bool(self.why) and not self.against
+
+
+class Keeper(msgspec.Struct, frozen=True, kw_only=True):
+    """A trigger that must run with its writer, and what its outcome hangs on.
+
+    ``refuses`` is what its refusal hangs on. ``effective``: what it does to other tables is why it must run.
+    """
+
+    trigger: Trigger
+    decision: Decision
+    refuses: Decision | None = None
+    effective: bool = False
+
+
+class World:
+    """An inventory with what its triggers (by oid) and its other functions (by oid) do."""
+
+    def __init__(self, inventory: Inventory, bodies: Mapping[int, Body], functions: Mapping[int, Body]) -> None:
+        self.inventory = inventory
+        self.atlas = Atlas(inventory)
+        self.bodies = bodies
+        self.function_bodies = {self.atlas.functions[oid]: body for oid, body in functions.items()}
+        self.triggers_on: defaultdict[int, list[Trigger]] = defaultdict(list)
+        for trigger in inventory.triggers:
+            table = self.atlas.table_of(trigger)
+            if table is not None:
+                self.triggers_on[self.atlas.root(table).oid].append(trigger)
+        self._logs: dict[int, LogTable] = {}
+
+    # Tables ----------------------------------------------------------------------------------------------------------
+
+    def table(self, fact: OnTable) -> Table | None:
+        """The table of a resolved fact; the partitioned one for a partition."""
+        if fact.schema is None:
+            return None
+        found = self.atlas.find_table(fact.schema, fact.table, ())
+        return self.atlas.root(found) if found is not None else None
+
+    def home(self, trigger: Trigger) -> Table | None:
+        """The table that a trigger is on."""
+        table = self.atlas.table_of(trigger)
+        return self.atlas.root(table) if table is not None else None
+
+    @staticmethod
+    def writes(body: Body) -> Iterator[Write]:
+        """Everything that a body does to tables."""
+        yield from body.inserts
+        yield from body.updates
+        yield from body.deletes
+        yield from body.refreshes
+
+    @cached_property
+    def trigger_writes(self) -> Mapping[int, list[tuple[Trigger, Write]]]:
+        """By table: what triggers do to it."""
+        found: defaultdict[int, list[tuple[Trigger, Write]]] = defaultdict(list)
+        for trigger in self.inventory.triggers:
+            for write in self.writes(self.bodies[trigger.oid]):
+                table = self.table(write)
+                if table is not None:
+                    found[table.oid].append((trigger, write))
+        return found
+
+    @cached_property
+    def function_writes(self) -> Mapping[int, list[tuple[Function, Write]]]:
+        """By table: what functions that are no trigger functions do to it."""
+        found: defaultdict[int, list[tuple[Function, Write]]] = defaultdict(list)
+        for function, body in self.function_bodies.items():
+            for write in self.writes(body):
+                table = self.table(write)
+                if table is not None:
+                    found[table.oid].append((function, write))
+        return found
+
+    @cached_property
+    def trigger_reads(self) -> Mapping[int, list[Trigger]]:
+        """By table: triggers that select from it."""
+        found: defaultdict[int, list[Trigger]] = defaultdict(list)
+        for trigger in self.inventory.triggers:
+            for oid in {table.oid for read in self.bodies[trigger.oid].reads if (table := self.table(read))}:
+                found[oid].append(trigger)
+        return found
+
+    @cached_property
+    def function_reads(self) -> Mapping[int, list[Function]]:
+        """By table: functions that select from it."""
+        found: defaultdict[int, list[Function]] = defaultdict(list)
+        for function, body in self.function_bodies.items():
+            for oid in {table.oid for read in body.reads if (table := self.table(read))}:
+                found[oid].append(function)
+        return found
+
+    @cached_property
+    def views_on(self) -> Mapping[int, list[Table]]:
+        """By table: the views that look at it."""
+        found: defaultdict[int, list[Table]] = defaultdict(list)
+        for view, table in self.inventory.views:
+            if view in self.atlas.tables and table in self.atlas.tables:
+                found[self.atlas.root(self.atlas.tables[table]).oid].append(self.atlas.tables[view])
+        return found
+
+    @cached_property
+    def policies_on(self) -> Mapping[int, list[str]]:
+        """By table: row security policies (as ``name on table``) that look at it, themselves or through a function."""
+        found: defaultdict[int, list[str]] = defaultdict(list)
+        by_oid = {function.oid: body for function, body in self.function_bodies.items()}
+        for policy in self.inventory.policies:
+            owner = self.atlas.tables.get(policy.table_oid)
+            name = f"{policy.name} on {owner.full_name if owner else policy.table_oid}"
+            seen = {self.atlas.root(self.atlas.tables[oid]).oid for oid in policy.reads if oid in self.atlas.tables}
+            for oid in policy.functions:
+                reads = by_oid[oid].reads if oid in by_oid else ()
+                seen |= {table.oid for read in reads if (table := self.table(read))}
+            for oid in seen:
+                found[oid].append(name)
+        return found
+
+    # Keepers ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def keepers(self) -> list[Keeper]:
+        """Triggers whose own bodies say that they shape or forbid the write."""
+        found: list[Keeper] = []
+        for trigger in self.inventory.triggers:
+            body = self.bodies[trigger.oid]
+            decision = influence(trigger, body)
+            if decision is not None:
+                found.append(Keeper(trigger=trigger, decision=decision, refuses=refusal(body)))
+        return found
+
+    def add_keeper(self, trigger: Trigger) -> None:
+        """A trigger that turned out to be one because others hang on what it writes: now all that it reads matters."""
+        self.keepers.append(Keeper(trigger=trigger, decision=everything(self.bodies[trigger.oid]), effective=True))
+
+    def refusers(self, table: Table, event: Event, columns: frozenset[str] | None) -> Iterator[Trigger]:
+        """Triggers on a table that may refuse such a write of these columns (None: of whole rows)."""
+        for keeper in self.keepers:
+            if keeper.refuses is None or not self._fires(keeper.trigger, table, event, columns):
+                continue
+            raising = (fact for fact in self.bodies[keeper.trigger.oid].raises if fact.level == "exception")
+            if not any(fact.via or event in events_of(keeper.trigger, fact) for fact in raising):
+                continue
+            decides = keeper.refuses.columns
+            if columns is None or not decides or "*" in decides or columns.intersection(decides):
+                yield keeper.trigger
+
+    def effective_keepers(self, table: Table, event: Event, columns: frozenset[str] | None) -> Iterator[Trigger]:
+        """Triggers that such a write sets off and whose effects must be there at once."""
+        for keeper in self.keepers:
+            if keeper.effective and self._fires(keeper.trigger, table, event, columns):
+                yield keeper.trigger
+
+    def _fires(self, trigger: Trigger, table: Table, event: Event, columns: frozenset[str] | None) -> bool:
+        home = self.home(trigger)
+        if home is None or home.oid != table.oid or event not in trigger.events:
+            return False
+        named = frozenset(trigger.columns)
+        return event is not Event.UPDATE or columns is None or not named or bool(columns & named)
+
+    # Logs ------------------------------------------------------------------------------------------------------------
+
+    def log(self, table: Table) -> LogTable:
+        """Whether a table is a log, with the evidence for and against."""
+        if table.oid not in self._logs:
+            against = tuple(dict.fromkeys(self._against(table)))
+            notes = tuple(dict.fromkeys(self._log_notes(table)))
+            self._logs[table.oid] = LogTable(table=table, why=tuple(self._for(table)), against=against, notes=notes)
+        return self._logs[table.oid]
+
+    def _for(self, table: Table) -> Iterator[str]:
+        words = [word for word in re.split(r"[^a-z0-9]+", table.name.lower()) if word]
+        if LOG_WORDS.intersection(words):
+            yield "it is named like a log"
+        if QUEUE_WORDS.intersection(words):
+            return
+        inserts = [write for _, write in self.trigger_writes[table.oid] if isinstance(write, Insert)]
+        texts = [" ".join((*write.values, write.source)) for write in inserts]
+        if texts and all(_SHAPE.search(text) for text in texts):
+            yield "every row names the operation or the table that it comes from"
+
+    def _against(self, table: Table) -> Iterator[str]:
+        if table.kind not in (Kind.TABLE, Kind.PARTITIONED):
+            yield "it is no plain table"
+        words = [word for word in re.split(r"[^a-z0-9]+", table.name.lower()) if word]
+        if QUEUE_WORDS.intersection(words) and words[-1] not in LOG_WORDS:
+            yield "it is named like a queue"
+        yield from self._state_columns(table)
+        if table.updated > 0:
+            yield f"its rows are updated ({table.updated} so far)"
+        for key in table.referenced_by:
+            owner = self.atlas.tables.get(key.table_oid)
+            yield f"{owner.full_name if owner else 'another table'} refers to it"
+        for trigger in self.triggers_on[table.oid]:
+            if not self._protects(trigger):
+                yield f"it has a trigger of its own ({trigger.name})"
+        for trigger, write in self.trigger_writes[table.oid]:
+            yield from self._more_than_append(f"trigger {trigger.name}", write)
+        for function, write in self.function_writes[table.oid]:
+            yield from self._more_than_append(f"{function.full_name}()", write, anybody=True)
+        for trigger in self.trigger_reads[table.oid]:
+            yield f"trigger {trigger.name} reads it"
+        for function in self.function_reads[table.oid]:
+            body = self.function_bodies[function]
+            if any(self.writes(body)) or any(fact.level == "exception" for fact in body.raises):
+                yield f"{function.full_name}() reads it and acts on it"
+        for policy in self.policies_on[table.oid]:
+            yield f"policy {policy} reads it"
+
+    def _state_columns(self, table: Table) -> Iterator[str]:
+        given = {
+            column
+            for _, write in self.trigger_writes[table.oid]
+            if isinstance(write, Insert)
+            for column in write.columns
+        }
+        for column in table.columns:
+            name = column.name.lower()
+            left_alone = column.name not in given
+            if left_alone and (STATE_COLUMN.fullmatch(name) or _STATUS_COLUMN.fullmatch(name)):
+                yield f"its column {column.name} waits for somebody to set it"
+
+    def _protects(self, trigger: Trigger) -> bool:
+        """Whether a trigger on a log only forbids that its rows be changed."""
+        body = self.bodies[trigger.oid]
+        cancels = trigger.timing is Timing.BEFORE and any(fact.what == "null" for fact in body.returns)
+        forbids = cancels or any(fact.level == "exception" for fact in body.raises)
+        return Event.INSERT not in trigger.events and forbids
+
+    @staticmethod
+    def _more_than_append(who: str, write: Write, *, anybody: bool = False) -> Iterator[str]:
+        match write:
+            case Insert(on_conflict=OnConflict.UPDATE):
+                yield f"{who} overwrites its rows (ON CONFLICT DO UPDATE)"
+            case Update():
+                yield f"{who} updates it"
+            case Delete(truncate=False) if re.search(r"\breturning\b|\bskip\s+locked\b", write.text, re.IGNORECASE):
+                yield f"{who} takes rows out of it"
+            case Delete(truncate=False) if not anybody and re.search(r"\b(new|old)\b", write.where, re.IGNORECASE):
+                yield f"{who} takes rows of one entity back out of it"
+            case _:
+                pass
+
+    def _log_notes(self, table: Table) -> Iterator[str]:
+        if table.deleted > 0:
+            yield f"rows are deleted from it ({table.deleted} so far): taken for pruning"
+        for function, write in self.function_writes[table.oid]:
+            if isinstance(write, Delete):
+                yield f"{function.full_name}() deletes from it: taken for pruning"
+        for trigger, write in self.trigger_writes[table.oid]:
+            if isinstance(write, Delete):
+                yield f"trigger {trigger.name} deletes from it: taken for pruning"
+        for view in self.views_on[table.oid]:
+            yield f"view {view.full_name} shows it, and would have to look at the store"
+        for function in self.function_reads[table.oid]:
+            yield f"{function.full_name}() reads it, and would have to ask the store"
