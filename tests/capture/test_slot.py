@@ -12,7 +12,17 @@ from capture_rig import MemorySink, changes_of, drain, install, setup_of
 
 from afterwrite.activity import Checkpoint, Lsn
 from afterwrite.capture.preflight import CaptureSetup, SlotState, preflight, read_slot, survey
-from afterwrite.capture.slot import Gap, StepKind, System, check_continuity, decide, prepare, read_system, remove
+from afterwrite.capture.slot import (
+    Gap,
+    StepKind,
+    System,
+    check_continuity,
+    decide,
+    examine,
+    prepare,
+    read_system,
+    remove,
+)
 from afterwrite.errors import Finding, Refused, Severity
 from afterwrite.postgres import LockTimeout, connect
 from afterwrite.postgres.embedded import Server, embedded_server
@@ -348,6 +358,40 @@ def test_a_slot_of_something_else_is_left_alone(dsn: str) -> None:
             install(dsn, setup)
     finally:
         run_sql(dsn, f"select pg_drop_replication_slot('{setup.slot}')")
+
+
+def test_an_installation_is_examined_with_its_checkpoint(dsn: str) -> None:
+    run_sql(
+        dsn,
+        "create table m (id int primary key) partition by range (id);"
+        "create table m_1 partition of m for values from (0) to (10); create table u (id int primary key)",
+    )
+    setup = setup_of("m", full=["m"])
+    sink, _ = install(dsn, setup)
+    more = msgspec.structs.replace(setup, tables=(("public", "m"), ("public", "u")))
+
+    def found() -> list[tuple[str, str]]:
+        async def look() -> list[Finding]:
+            async with connect(dsn) as database:
+                return await examine(database, more, sink.checkpoint)
+
+        return [(finding.rule, finding.where) for finding in asyncio.run(look())]
+
+    run_sql(dsn, "create table m_2 partition of m for values from (10) to (20)")
+    assert found() == [("publication.lacks", "public.u"), ("table.not_full", "public.m_2")]
+    install(dsn, more, sink)
+    assert found() == []
+    run_sql(dsn, f"select pg_drop_replication_slot('{setup.slot}')")
+    assert found() == [("slot.continuity", setup.slot)]
+
+
+def test_an_identity_without_the_key_is_found(dsn: str) -> None:
+    run_sql(
+        dsn,
+        "create table t (id int primary key, mail text not null);"
+        "create unique index t_mail on t (mail); alter table t replica identity using index t_mail",
+    )
+    assert [finding.rule for finding in findings(dsn, setup_of("t"))] == ["table.identity_lacks_key"]
 
 
 def test_reading_the_system_and_the_slot(dsn: str) -> None:

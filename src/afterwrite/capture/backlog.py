@@ -29,7 +29,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_seconds: float = 10.0
     first_pause_ms: int = 100
     longest_pause_ms: int = 10_000
-    takeover_seconds: float = 10.0
+    takeover_seconds: float = 5.0
     stop_seconds: float = 4.5
 
 

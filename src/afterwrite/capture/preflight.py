@@ -72,6 +72,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     identity_index: str | None
     has_primary_key: bool
+    identity_lacks_key: bool
     has_stored_columns: bool
     has_virtual_columns: bool
     owned: bool
@@ -298,6 +299,17 @@ def _judge_publications(seen: Survey, setup: CaptureSetup) -> Iterator[Finding]:
                 f"run ALTER PUBLICATION {quoted(publication.name)} DROP TABLE "
                 + ", ".join(quoted(setup.store_schema, table) for table in ours),
             )
+    for name, tables in ((setup.publication, setup.tables), (setup.legacy_publication, setup.legacy_tables)):
+        publication = seen.publications.get(name)
+        for table in tables:
+            if publication and table not in publication.listed:
+                yield Finding(
+                    rule="publication.lacks",
+                    severity=Severity.WARNING,
+                    where=quoted(*table),
+                    text=f"publication {name} does not list {quoted(*table)}: its changes are not captured",
+                    remedy="run `afterwrite install --apply`",
+                )
     for schema, table in (*setup.tables, *setup.legacy_tables):
         if schema == setup.store_schema:
             yield _error(
@@ -319,15 +331,16 @@ def _judge_tables(seen: Survey, setup: CaptureSetup) -> Iterator[Finding]:
         if member.kind not in ("r", "p"):
             continue
         full = member.wanted in setup.full_identity
-        carries_rows = member.kind == "r"
-        if carries_rows and not full and not _has_identity(member):
+        if full:
+            yield from _judge_full(member, seen, setup)
+        elif member.kind == "r" and not _has_identity(member):
             yield _error(
                 "table.identity",
                 member.name,
                 f"table {member.name} has no replica identity: its UPDATEs and DELETEs would fail once published",
                 f"run ALTER TABLE {member.name} REPLICA IDENTITY FULL, or add a primary key",
             )
-        elif not full and not member.top and member.identity != root.identity:
+        elif not member.top and member.identity != root.identity:
             yield Finding(
                 rule="table.mixed_identity",
                 severity=Severity.ERROR if member.identity == "i" else Severity.WARNING,
@@ -336,7 +349,28 @@ def _judge_tables(seen: Survey, setup: CaptureSetup) -> Iterator[Finding]:
                 f" {root.name} ({_IDENTITIES[root.identity]}), under whose name it is published",
                 remedy=f"run ALTER TABLE {member.name} REPLICA IDENTITY {_IDENTITIES[root.identity]}",
             )
+        elif member.identity == "i" and member.identity_lacks_key:
+            yield Finding(
+                rule="table.identity_lacks_key",
+                severity=Severity.WARNING,
+                where=member.name,
+                text=f"the replica identity of {member.name} lacks its primary key: DELETEs have no entity_id",
+                remedy=f"run ALTER TABLE {member.name} REPLICA IDENTITY DEFAULT",
+            )
         yield from _judge_columns(member, seen.server, setup, full or member.identity == "f")
+
+
+def _judge_full(member: Member, seen: Survey, setup: CaptureSetup) -> Iterator[Finding]:
+    """Once it is published: whether old rows are whole, as was asked for. A partition made later is not by itself."""
+    publication = seen.publications.get(setup.publication)
+    if publication and member.wanted in publication.listed and member.identity != "f":
+        yield Finding(
+            rule="table.not_full",
+            severity=Severity.WARNING,
+            where=member.name,
+            text=f"old rows of {member.name} are not whole in the WAL, although that was asked for",
+            remedy=f"run `afterwrite install --apply`, or ALTER TABLE {member.name} REPLICA IDENTITY FULL",
+        )
 
 
 def _judge_kind(member: Member) -> Iterator[Finding]:

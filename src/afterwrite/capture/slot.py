@@ -19,7 +19,7 @@ import msgspec
 
 from afterwrite.activity import Batch, Checkpoint, Lsn, Sink
 from afterwrite.capture.preflight import CaptureSetup, Member, SlotState, Survey, Table, judge, read_slot, survey
-from afterwrite.errors import Refused, Severity
+from afterwrite.errors import Finding, Refused, Severity
 from afterwrite.postgres import (
     Blocker,
     Database,
@@ -127,6 +127,25 @@ def check_continuity(checkpoint: Checkpoint, slot: SlotState | None, system: Sys
             remedy="if something else reads this slot, give it another; if the store was restored from a backup, "
             + begin_anew,
         )
+
+
+async def examine(database: Database, setup: CaptureSetup, checkpoint: Checkpoint | None) -> list[Finding]:
+    """All that preflight finds, and whether the store's checkpoint can be continued; never raises for what it finds."""
+    seen = await survey(database, setup)
+    found = judge(seen, setup)
+    if checkpoint is None or seen.server.in_recovery:
+        return found
+    try:
+        _check_publications(seen, setup, checkpoint)
+        check_continuity(checkpoint, seen.slot, await read_system(database))
+    except Refused as error:
+        rules = {finding.rule for finding in found}
+        if not rules & {"slot.lost", "slot.foreign"}:
+            text, remedy = str(error), error.remedy
+            found.append(
+                Finding(rule="slot.continuity", severity=Severity.ERROR, where=setup.slot, text=text, remedy=remedy)
+            )
+    return found
 
 
 def decide(seen: Survey, setup: CaptureSetup, checkpoint: Checkpoint | None, *, begin_anew: bool = False) -> list[Step]:

@@ -168,6 +168,11 @@ select m.schema as wanted_schema,
        exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary and i.indisvalid)
            as has_primary_key,
        exists (select
+                 from pg_catalog.pg_index p
+                 join pg_catalog.pg_index i on i.indrelid = p.indrelid and i.indisreplident
+                where p.indrelid = c.oid and p.indisprimary and not (p.indkey::int2[] <@ i.indkey::int2[]))
+           as identity_lacks_key,
+       exists (select
                  from pg_catalog.pg_attribute a
                 where a.attrelid = c.oid and a.attgenerated = 's' and not a.attisdropped) as has_stored_columns,
        exists (select
