@@ -132,14 +132,23 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 _encoder = msgspec.json.Encoder()
 
 
-def encode_job(job: Job) -> str:
-    """The job in JSON."""
-    return _encoder.encode(job).decode()
+def encode_jobs(jobs: Job | Sequence[Job]) -> str:
+    """One job, or several, in JSON."""
+    return _encoder.encode(jobs).decode()
 
 
 def count_rows(job: Job) -> int:
     """How many rows its bodies are called for."""
     return sum(len(group.rows) for group in job.groups)
+
+
+def count_bytes(job: Job) -> int:
+    """How many bytes these rows have."""
+    return sum(_bytes(pair) for group in job.groups for pair in group.rows)
+
+
+def _bytes(pair: tuple[msgspec.Raw | None, msgspec.Raw | None]) -> int:
+    return sum(memoryview(row).nbytes for row in pair if row is not None)
 
 
 def gather(changes: Iterable[FeedChange], settings: Mapping[Lsn, Mapping[str, str]]) -> Iterator[SourceTransaction]:
@@ -316,22 +325,28 @@ def allowed_settings(settings: Mapping[str, str], patterns: Sequence[str]) -> di
     }
 
 
-def split_job(job: Job, most_rows: int) -> Iterator[Job]:
-    """The same job in pieces of so many rows, to run one after the other in one transaction; the last one closes it."""
+def split_job(job: Job, most_rows: int, most_bytes: int) -> Iterator[Job]:
+    """The same job in pieces, to run one after the other in one transaction; the first opens it, the last closes it."""
     pieces: list[list[Group]] = [[]]
-    room = most_rows
+    rows = size = 0
     for group in job.groups:
-        at = 0
-        while at < len(group.rows):
-            if not room:
+        first = 0
+        for at, pair in enumerate(group.rows):
+            if rows and (rows == most_rows or size + _bytes(pair) > most_bytes):
+                pieces[-1] += _part(group, first, at)
                 pieces.append([])
-                room = most_rows
-            taken = slice(at, at + room)
-            part = msgspec.structs.replace(
-                group, rows=group.rows[taken], ids=group.ids[taken], ordinals=group.ordinals[taken]
-            )
-            pieces[-1].append(part)
-            at += len(part.rows)
-            room -= len(part.rows)
+                first, rows, size = at, 0, 0
+            rows, size = rows + 1, size + _bytes(pair)
+        pieces[-1] += _part(group, first, len(group.rows))
     for number, groups in enumerate(pieces):
         yield msgspec.structs.replace(job, groups=groups, opens=number == 0, closes=number == len(pieces) - 1)
+
+
+def _part(group: Group, first: int, end: int) -> list[Group]:
+    if first == end:
+        return []
+    return [
+        msgspec.structs.replace(
+            group, rows=group.rows[first:end], ids=group.ids[first:end], ordinals=group.ordinals[first:end]
+        )
+    ]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from afterwrite.activity import Lsn
+from afterwrite.activity import HEARTBEAT_PREFIX, Lsn
 from afterwrite.defer.deferral import parse_lsn
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database, statement
@@ -61,13 +61,14 @@ async def wait_until(db: Database, store: Database, lsn: Lsn, *, source: str, ti
 async def settle(db: Database, store: Database, *, source: str, timeout: float = 60.0) -> Progress | None:
     """Wait until nothing that has happened by now has bodies left to run, effects of bodies included.
 
-    With writers at work it ends as soon as a moment's WAL was run without a call.
+    With writers at work it ends as soon as a moment's WAL was run without a call. Writes a heartbeat, so that it needs
+    not wait for one of capture's.
     """
     while True:
         before = await read_progress(db, source)
-        await wait_until(
-            db, store, Lsn.parse(await db.value(statement("defer.read_wal_lsn"))), source=source, timeout=timeout
-        )
+        now = Lsn.parse(await db.value(statement("defer.read_wal_lsn")))
+        await db.value(statement("defer.nudge_capture"), prefix=HEARTBEAT_PREFIX)
+        await wait_until(db, store, now, source=source, timeout=timeout)
         after = await read_progress(db, source)
         if before is None or after is None or before.calls == after.calls:
             return after

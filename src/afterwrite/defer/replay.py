@@ -18,13 +18,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from itertools import takewhile
 
 import msgspec
 import psycopg
 
 from afterwrite.activity import Lsn
-from afterwrite.defer.calls import Coverage, Job, OnError, ReplayPolicy, count_rows, encode_job, plan_job, split_job
+from afterwrite.defer.calls import (
+    Coverage,
+    Job,
+    OnError,
+    ReplayPolicy,
+    count_bytes,
+    count_rows,
+    encode_jobs,
+    plan_job,
+    split_job,
+)
 from afterwrite.defer.deferral import ActiveDeferral, parse_lsn, read_active, read_deferrals, refresh_deferral
 from afterwrite.defer.feed import Place, Step, read_next_batches, read_steps
 from afterwrite.defer.progress import Progress, ProgressRow, read_progress
@@ -34,7 +43,9 @@ from afterwrite.postgres import Database, connect, statement, translated
 
 MOVED = "AW001"
 _TRANSIENT = frozenset({"40001", "40P01", "55P03"})
+# What is sent at once: far below the 256 MB that jsonb holds.
 _PIECE_ROWS = 10_000
+_PIECE_BYTES = 32 * 1024 * 1024
 _LAZY_SECONDS = 0.25
 _STANDBY_SECONDS = 1.0
 _LONGEST_PAUSE = 5.0
@@ -285,7 +296,7 @@ class Replayer:
             together = _small_ones(remaining)
             try:
                 if together:
-                    await self._db.run(statement("defer.run_jobs"), jobs=[encode_job(job) for job in together])
+                    await self._db.run(statement("defer.run_jobs"), jobs=encode_jobs(together))
                 else:
                     await self._run_one(remaining[0], guarded=False)
             except AfterwriteError as error:
@@ -331,8 +342,8 @@ class Replayer:
         """Run a job in one transaction; guarded, each call by itself, and those that fail are parked."""
         job = msgspec.structs.replace(job, attempts=attempts, last=guarded)
         async with self._db.transaction():
-            for piece in split_job(job, _PIECE_ROWS):
-                await self._db.run(statement("defer.run_job"), job=encode_job(piece), guarded=guarded)
+            for piece in split_job(job, _PIECE_ROWS, _PIECE_BYTES):
+                await self._db.run(statement("defer.run_job"), job=encode_jobs(piece), guarded=guarded)
 
     async def _refresh(self, job: Job) -> None:
         called = {deferral for group in job.groups for deferral in group.deferrals}
@@ -389,7 +400,14 @@ class _MovedError(Exception):
 
 def _small_ones(jobs: Sequence[Job]) -> list[Job]:
     """The jobs ahead that go in one round trip; none when the first is so big that it goes in pieces."""
-    return list(takewhile(lambda job: count_rows(job) <= _PIECE_ROWS, jobs))
+    taken: list[Job] = []
+    rows, size = 0, 0
+    for job in jobs:
+        rows, size = rows + count_rows(job), size + count_bytes(job)
+        if rows > _PIECE_ROWS or size > _PIECE_BYTES:
+            break
+        taken.append(job)
+    return taken
 
 
 def _sqlstate(error: AfterwriteError) -> str | None:

@@ -134,7 +134,7 @@ update afterwrite.deferral_progress
 
 -- name: run_jobs
 -- Run the bodies of several source transactions, each in a transaction of its own.
-call afterwrite.run_deferred_each(:jobs::jsonb[]);
+call afterwrite.run_deferred_each(:jobs::jsonb);
 
 -- name: run_job
 -- Run the bodies of one source transaction, or a piece of them.
@@ -186,3 +186,7 @@ select count(*) as batches, min(b.first_at) as oldest_at
 -- name: read_wal_lsn
 -- The end of the WAL now.
 select pg_catalog.pg_current_wal_insert_lsn()::text;
+
+-- name: nudge_capture
+-- Let the store's checkpoint pass this place even when nobody writes any more.
+select pg_catalog.pg_logical_emit_message(true, :prefix, 'settle')::text;

@@ -269,17 +269,15 @@ $$;
 comment on function afterwrite.run_deferred(jsonb, boolean) is
     'Runs the bodies that one source transaction calls, and moves the progress, in the caller''s transaction. guarded: each call by itself, and what fails becomes a dead letter.';
 
-create procedure afterwrite.run_deferred_each(jobs jsonb[]) language plpgsql as $$
-declare
-    job jsonb;
+create procedure afterwrite.run_deferred_each(jobs jsonb) language plpgsql as $$
 begin
-    foreach job in array jobs loop
-        perform afterwrite.run_deferred(job, false);
+    for i in 0 .. pg_catalog.jsonb_array_length(jobs) - 1 loop
+        perform afterwrite.run_deferred(jobs -> i, false);
         commit;
     end loop;
 end
 $$;
-comment on procedure afterwrite.run_deferred_each(jsonb[]) is
+comment on procedure afterwrite.run_deferred_each(jsonb) is
     'Runs several source transactions in one round trip, each in a transaction of its own: their settings, clock and context stay apart.';
 
 create function afterwrite.retry_dead_letter(letter_id bigint) returns boolean
