@@ -18,8 +18,8 @@ from working import Work, lay_application
 
 from afterwrite.context import decode_context
 from afterwrite.demo.account import Book, Faults, check_effects, open_book
-from afterwrite.demo.clients import Session, settle
-from afterwrite.demo.ledger import Copy, Mark, Notice, Opening, Progress, RolledBack, read_ledger
+from afterwrite.demo.clients import Workload
+from afterwrite.demo.ledger import Copy, Ledger, Mark, Notice, Opening, Progress, RolledBack, read_ledger
 from afterwrite.demo.schema import TABLES
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import embedded_server
@@ -229,24 +229,40 @@ def test_the_ledger_stays_true_through_crashes_and_broken_connections(tmp_path: 
         assert_audit_agrees(dsn, book)
 
 
-def test_a_commit_lost_in_a_crash_is_not_mistaken_for_the_next_owner_of_its_xid() -> None:
-    with embedded_server(settings={"fsync": "off", "wal_writer_delay": "10s"}) as server:
-        dsn = server.dsn()
-        lay_application(dsn)
-        era = "select stats_reset::text, pg_current_xact_id()::text from pg_stat_bgwriter"
-        lost = psycopg.connect(dsn)
-        first, xid = lost.execute(era).fetchone()  # type: ignore[misc]
-        server.restart("immediate")
-        lost.close()
-        with psycopg.connect(dsn) as new:
-            second, same = new.execute(era).fetchone()  # type: ignore[misc]
-            new.execute("update public.users set phone = 'new owner'")
+def test_a_commit_lost_in_a_crash_is_not_mistaken_for_the_next_owner_of_its_xid(tmp_path: Path) -> None:
+    with (
+        embedded_server(settings={"fsync": "off", "wal_writer_delay": "10s"}) as server,
+        Ledger(tmp_path / "l") as book,
+    ):
+        lay_application(server.dsn())
+        workload = Workload(server.dsn(), book)
+        with workload.connected() as lost:
+            lost.connection.execute("begin")
+            xid = lost.connection.execute("select pg_current_xact_id()::text as xid").fetchone()
+            server.restart("immediate")
+        with workload.connected() as new, new.connection.transaction():
+            same = new.connection.execute("select pg_current_xact_id()::text as xid").fetchone()
+            new.connection.execute("update public.users set phone = 'new owner'")
+        assert xid is not None
         assert same == xid
-        assert first != second
-        with psycopg.Connection[dict[str, Any]].connect(dsn, row_factory=psycopg.rows.dict_row) as connection:
-            session = Session(connection, second)
-            assert settle(session, int(xid), crashed=False) == "committed"
-            assert settle(session, int(xid), crashed=True) == "aborted"
+        assert lost.era != new.era
+        with workload.connected() as session:
+            assert workload.outcome(session, int(xid["xid"]), begun_in=new.era) == "committed"
+            assert workload.outcome(session, int(xid["xid"]), begun_in=lost.era) == "aborted"
+        # Two crashes later it still is not.
+        server.restart("immediate")
+        with workload.connected() as session:
+            assert workload.outcome(session, int(xid["xid"]), begun_in=lost.era) == "aborted"
+            assert workload.outcome(session, int(xid["xid"]), begun_in=new.era) == "committed"
+
+
+def test_a_server_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    with Work(f"host={tmp_path} dbname=nowhere", tmp_path / "ledger") as work:
+        assert work.process.wait(20) == 1
+        assert work.process.stderr is not None
+        said = work.process.stderr.read()
+    assert said.startswith("the workload cannot start on nowhere@")
+    assert "Traceback" not in said
 
 
 def test_a_stamped_transaction_says_once_who_acts_and_an_unstamped_one_nothing(dsn: str, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ Change = tuple[str, str, str | None]  # relation, operation, key
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """What was checked, and every kind of fault by count, with up to five ``examples`` of each.
 
-    ``unknown`` counts transactions whose outcome the workload could not learn; they are left out on both sides.
+    ``changes_expected`` are the ledger's row changes and the notifications that effects wrote; ``changes_stored`` how
+    many of them are in the store. ``unknown`` counts transactions whose outcome the workload could not learn; they are
+    left out on both sides.
     """
 
     transactions: int
@@ -196,7 +198,7 @@ async def take_account(ledger: Path, source: Database, store: Database, *, since
         rolled_back=len(book.rolled_back),
         unknown=len(book.unknown),
         changes_expected=expected,
-        changes_stored=sum(row.xid in book.committed for row in stored),
+        changes_stored=expected - counts["missing"],
         missing=counts["missing"],
         duplicated=counts["duplicated"],
         unexpected=counts["unexpected"],

@@ -121,10 +121,12 @@ class Workload:
         self._gate = Gate()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._recovered: dict[str, int] = {}
         self._gave_up_at = float("inf")
 
     def start(self) -> None:
-        """Open the ledger with what is there now, and set the clients to work."""
+        """Open the ledger with what is there now, and set the clients to work; raises when no server answers."""
+        self._open().connection.close()
         with self.connected() as session:
             if self.ledger.empty:
                 self.ledger.append(_read_opening(session.connection))
@@ -177,13 +179,20 @@ class Workload:
         pause = _FIRST_PAUSE
         while True:
             try:
-                connection = Connection.connect(self.dsn, autocommit=True, row_factory=dict_row)
-                return Session(connection, _row(connection, statement("application.read_era"))["era"])
+                return self._open()
             except psycopg.OperationalError:
                 if time.monotonic() > self._gave_up_at:
                     raise
                 time.sleep(pause * random.uniform(0.5, 1))
                 pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _open(self) -> Session:
+        """Connect, and keep what the first connection of each era sees: which xids its recovery knew of."""
+        connection = Connection.connect(self.dsn, autocommit=True, row_factory=dict_row)
+        found = _row(connection, statement("application.read_era"))
+        with self._lock:
+            self._recovered.setdefault(found["era"], found["recovered"])
+        return Session(connection, found["era"])
 
     def _run(self, number: int, world: World) -> None:
         try:
@@ -250,7 +259,7 @@ class Workload:
         while True:
             try:
                 session = self._connect()
-                status = settle(session, xid, crashed=session.era != lost.era)
+                status = self.outcome(session, xid, begun_in=lost.era)
             except psycopg.OperationalError:
                 if time.monotonic() > self._gave_up_at:
                     self.ledger.append(Unknown(xid, self.windows[-1].name, kind))
@@ -261,6 +270,23 @@ class Workload:
             else:
                 self._rolled_back(unit, kind, "LostAtCommit")
             return session
+
+    def outcome(self, session: Session, xid: int, *, begun_in: str) -> str | None:
+        """committed or aborted, or None when it is too long ago to be known; ``begun_in`` is the era of its session.
+
+        After a crash an xid of which nothing had reached the disk is handed out again, and pg_xact_status would tell of
+        its new owner. The checkpoint that ends recovery says which xids were seen: from there on, ours is lost.
+        """
+        with self._lock:
+            eras = list(self._recovered)
+            crashes = [self._recovered[era] for era in eras[eras.index(begun_in) + 1 :]]
+        if crashes and xid >= min(crashes):
+            return "aborted"
+        while True:
+            status = _row(session.connection, statement("application.read_outcome"), xid=str(xid))["status"]
+            if status != "in progress":
+                return status
+            time.sleep(_FIRST_PAUSE)
 
     def _committed(self, unit: Unit, kind: str, latency: float | None) -> None:
         for done in unit.on_commit:
@@ -316,21 +342,6 @@ def _rolled_back(connection: Connection) -> bool:
 
 def _last_notification(connection: Connection) -> int:
     return _row(connection, statement("application.read_last_notification"))["id"]
-
-
-def settle(session: Session, xid: int, *, crashed: bool) -> str | None:
-    """committed or aborted, or None when it is too long ago to be known.
-
-    After a crash an xid of which nothing had reached the disk is handed out again, and pg_xact_status would tell of
-    its new owner. The checkpoint that ends recovery says which xids were seen: from there on, ours is lost.
-    """
-    if crashed and xid >= _row(session.connection, statement("application.read_recovered_xid"))["xid"]:
-        return "aborted"
-    while True:
-        status = _row(session.connection, statement("application.read_outcome"), xid=str(xid))["status"]
-        if status != "in progress":
-            return status
-        time.sleep(_FIRST_PAUSE)
 
 
 def _row(connection: Connection, query: bytes, **params: object) -> DictRow:

@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 
 from afterwrite.demo.clients import Workload
 from afterwrite.demo.ledger import Ledger
 from afterwrite.demo.schema import ROLE
+from afterwrite.postgres import describe_dsn
 
 
 def _say(**words: Any) -> None:
@@ -115,7 +117,11 @@ def main() -> int:
     with Ledger(given.ledger) as ledger:
         workload = Workload(given.dsn, ledger, clients=given.clients, seed=given.seed, rate=given.rate)
         workload.stamped = given.stamp
-        workload.start()
+        try:
+            workload.start()
+        except psycopg.Error as error:
+            sys.stderr.write(f"the workload cannot start on {describe_dsn(given.dsn)}: {str(error).strip()}\n")
+            return 1
         _say(event="ready", clients=given.clients, rate=given.rate, pid=os.getpid())
         try:
             _steer(workload)

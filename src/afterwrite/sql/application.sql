@@ -104,12 +104,11 @@ select id::text as operation, processed_rows as rows from public.bulk_operations
 select pg_current_wal_insert_lsn()::text as lsn, pg_snapshot_xmax(pg_current_snapshot())::text as xid;
 
 -- name: read_era
--- Changes when, and only when, the server has crashed: its statistics then begin anew.
-select stats_reset::text as era from pg_stat_bgwriter;
-
--- name: read_recovered_xid
--- The transaction id that was next at the last checkpoint, which after a crash is the one that ended recovery.
-select (split_part(next_xid, ':', 1)::bigint << 32) | split_part(next_xid, ':', 2)::bigint as xid from pg_control_checkpoint();
+-- An era ends when, and only when, the server crashes (statistics begin anew); and the xid that was next at the last checkpoint, which after a crash is the one that ended recovery.
+select b.stats_reset::text as era,
+       (split_part(c.next_xid, ':', 1)::bigint << 32) | split_part(c.next_xid, ':', 2)::bigint as recovered
+  from pg_stat_bgwriter b
+ cross join pg_control_checkpoint() c;
 
 -- name: read_outcome
 -- What became of a transaction.
