@@ -1,15 +1,18 @@
 """Settings at the edge: flag > environment > file, every refusal with the key's name and where it stands.
 
 ``afterwrite.toml`` in the working folder (or ``AFTERWRITE_CONFIG``, or ``[tool.afterwrite]`` of pyproject.toml),
-``AFTERWRITE_*`` variables, and ``AFTERWRITE_DSN_FILE`` and the like for secrets that are mounted as files.
+``AFTERWRITE_*`` variables, and ``AFTERWRITE_DSN_FILE`` and the like for secrets that are mounted as files. An empty
+variable counts as absent. Of variables that we do not know we say nothing: orchestrators put their own there
+(Kubernetes sets ``AFTERWRITE_SERVICE_HOST`` for a service of our name).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -23,7 +26,7 @@ _SECRETS = ("dsn", "store_dsn")
 class Settings(BaseSettings):
     """Where the databases are, and the names and limits of what we set up in them."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     dsn: str | None = pydantic.Field(None, description="source database; None means PG* variables and service files")
     store_dsn: str | None = pydantic.Field(None, description="the store's database; None means the source")
@@ -36,7 +39,9 @@ class Settings(BaseSettings):
     proof_transactions: int = pydantic.Field(1_000, ge=0, description="a phase's proof needs this many transactions")
     proof_seconds: float = pydantic.Field(3_600.0, ge=0, description="… over at least this time")
     soak_seconds: float = pydantic.Field(3_600.0, ge=0, description="how long a silenced phase is watched")
-    operator: str | None = pydantic.Field(None, description="who acts, for the ledger; else the operating system's user")
+    operator: str | None = pydantic.Field(
+        None, description="who acts, for the ledger; else the operating system's user"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -70,14 +75,8 @@ def load_settings(*, folder: Path | None = None, **flags: object) -> Settings:
     found, place = _read_file(Path(named) if named else None, folder or Path.cwd())
     places = dict.fromkeys(found, place)
     for name in Settings.model_fields:
-        variable = f"{_PREFIX}{name.upper()}"
-        value, where = os.environ.get(variable), variable
-        if value is None and name in _SECRETS and (secret := os.environ.get(f"{variable}_FILE")):
-            value, where = _read_secret(secret, f"{variable}_FILE"), f"{variable}_FILE"
-        if value is None and name == "dsn" and os.environ.get("DATABASE_URL"):
-            value, where = os.environ["DATABASE_URL"], "DATABASE_URL"
-        if value is not None:
-            found[name], places[name] = value, where
+        if told := _read_environment(name):
+            found[name], places[name] = told
     for name, value in flags.items():
         if value is not None:
             found[name], places[name] = value, f"--{name.replace('_', '-')}"
@@ -105,15 +104,34 @@ def _read_file(named: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
         return _parse(own), "afterwrite.toml"
     project = folder / "pyproject.toml"
     if project.is_file():
-        return dict(_parse(project).get("tool", {}).get("afterwrite", {})), "[tool.afterwrite] in pyproject.toml"
+        return _parse(project), "[tool.afterwrite] in pyproject.toml"
     return {}, ""
+
+
+def _read_environment(name: str) -> tuple[str, str] | None:
+    """What the environment says of this setting, and which variable says it."""
+    variable = f"{_PREFIX}{name.upper()}"
+    if value := os.environ.get(variable):
+        return value, variable
+    if name in _SECRETS and (secret := os.environ.get(f"{variable}_FILE")):
+        return _read_secret(secret, f"{variable}_FILE"), f"{variable}_FILE"
+    if name == "dsn" and (url := os.environ.get("DATABASE_URL")):
+        # Applications write their driver's name into it (postgresql+psycopg://…), which libpq does not know.
+        return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url), "DATABASE_URL"
+    return None
 
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        keys: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path.name} cannot be read: {error}", remedy="mend the file") from error
+    if path.name != "pyproject.toml":
+        return keys
+    ours: object = keys.get("tool", {}).get("afterwrite", {})
+    if not isinstance(ours, dict):
+        raise UsageError(f"tool.afterwrite in {path} is no table", remedy="write [tool.afterwrite], and keys below it")
+    return cast("dict[str, Any]", ours)
 
 
 def _read_secret(path: str, variable: str) -> str:
