@@ -12,7 +12,7 @@ import psycopg
 
 from afterwrite.activity import Activity, Batch, Checkpoint, Receipt
 from afterwrite.capture.assemble import Assembler
-from afterwrite.capture.lookup import teach
+from afterwrite.capture.lookup import Publications, teach
 from afterwrite.capture.pgoutput import RELATION_TAG, decode
 from afterwrite.capture.preflight import CaptureSetup, Table
 from afterwrite.capture.slot import Prepared, prepare
@@ -81,7 +81,7 @@ def drain(dsn: str, setup: CaptureSetup, sink: MemorySink) -> list[Transaction]:
 
     async def run() -> list[Transaction]:
         assert sink.checkpoint is not None
-        assembler = Assembler(legacy=frozenset(setup.legacy_tables))
+        assembler = Assembler()  # the publications say which tables are legacy logs
         found: list[Transaction] = []
         async with (
             asyncio.timeout(30),
@@ -93,7 +93,7 @@ def drain(dsn: str, setup: CaptureSetup, sink: MemorySink) -> list[Transaction]:
                     if payload[0] == RELATION_TAG:
                         relation = decode(payload)
                         assert isinstance(relation, Relation)
-                        await teach(assembler, relation, control)
+                        await teach(assembler, relation, control, Publications())
                     transaction = assembler.feed(payload)
                     if transaction is None:
                         continue

@@ -328,6 +328,7 @@ def test_legacy_tables_are_told_apart_and_need_no_key(dsn: str) -> None:
     (transaction,) = capture(dsn, setup_of("t", legacy=["log"]), work)
     assert [change.key for change in transaction.changes] == ["1", "2"]
     assert [(parsed(change.after) or {})["what"] for change in transaction.legacy] == ["INSERT1", "INSERT2"]
+    assert {change.relation.table for change in transaction.changes} == {"t"}
     ordinals = [change.ordinal for change in (*transaction.changes, *transaction.legacy)]
     assert sorted(ordinals) == [0, 1, 2, 3]
     assert [activity.entity_id for activity in activities_of([transaction])] == ["1", "2"]

@@ -49,17 +49,22 @@ from afterwrite.postgres import quoted
 
 
 class TableFacts(msgspec.Struct, frozen=True):
-    """What the stream does not say of a table: its primary key in index order, and whether it is a partition root."""
+    """What the stream does not say of a table.
+
+    Its primary key in index order, whether it is a partition root, and whether it is published as a legacy log only.
+    """
 
     key: tuple[str, ...] = ()
     partitioned: bool = False
+    legacy: bool = False
 
 
 class Assembler:
     """Feed it the stream's messages in order; it gives each transaction at its commit.
 
-    ``legacy`` names the legacy log tables as (schema, table). Before a Relation message is fed, ``learn`` should have
-    told the types and the facts of that table; what is not known is encoded as text, and keyed by the replica identity.
+    ``legacy`` names legacy log tables as (schema, table), beside those that the facts call so. Before a Relation message
+    is fed, ``learn`` should have told the types and the facts of that table; what is not known is encoded as text, and
+    keyed by the replica identity.
     """
 
     def __init__(self, *, legacy: AbstractSet[tuple[str, str]] = frozenset()) -> None:
@@ -188,7 +193,7 @@ class _Table:
         self, relation: Relation, types: TypeCatalog, facts: TableFacts, legacy: AbstractSet[tuple[str, str]]
     ) -> None:
         self.relation = relation
-        self.legacy = (relation.schema, relation.table) in legacy
+        self.legacy = facts.legacy or (relation.schema, relation.table) in legacy
         self.names = tuple(column.name for column in relation.columns)
         self.width = len(self.names)
         self.encoders = tuple(types.encoder(column.type_oid) for column in relation.columns)

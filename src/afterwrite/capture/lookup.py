@@ -14,6 +14,13 @@ from afterwrite.postgres import Database, statement
 _FIRST_USER_OID = 16_384
 
 
+class Publications(msgspec.Struct, frozen=True):
+    """The publications that a stream reads; a table that only ``legacy`` lists is a legacy log."""
+
+    names: tuple[str, ...] = ("afterwrite", "afterwrite_legacy")
+    legacy: str = "afterwrite_legacy"
+
+
 class _TypeRow(msgspec.Struct, frozen=True, kw_only=True):
     oid: int
     kind: str
@@ -26,6 +33,7 @@ class _TypeRow(msgspec.Struct, frozen=True, kw_only=True):
 class _FactsRow(msgspec.Struct, frozen=True, kw_only=True):
     oid: int
     partitioned: bool
+    legacy: bool
     key: list[str]
 
 
@@ -44,13 +52,21 @@ async def read_types(database: Database, oids: Sequence[int]) -> list[PgType]:
     ]
 
 
-async def read_table_facts(database: Database, oids: Sequence[int]) -> dict[int, TableFacts]:
-    """Primary key and partitioning of these relations; a dropped one is left out."""
-    rows = await database.rows(_FactsRow, statement("capture.read_table_facts"), oids=list(oids))
-    return {row.oid: TableFacts(tuple(row.key), row.partitioned) for row in rows}
+async def read_table_facts(
+    database: Database, oids: Sequence[int], publications: Publications
+) -> dict[int, TableFacts]:
+    """Key, partitioning and standing of these relations; a dropped one is left out."""
+    rows = await database.rows(
+        _FactsRow,
+        statement("capture.read_table_facts"),
+        oids=list(oids),
+        publications=list(publications.names),
+        legacy_publication=publications.legacy,
+    )
+    return {row.oid: TableFacts(tuple(row.key), row.partitioned, row.legacy) for row in rows}
 
 
-async def teach(assembler: Assembler, relation: Relation, database: Database) -> None:
+async def teach(assembler: Assembler, relation: Relation, database: Database, publications: Publications) -> None:
     """Tell the assembler what it must know of a relation before its message is fed.
 
     The catalog answers as of now, while the message speaks of then; both agree unless DDL ran while the worker lagged.
@@ -60,4 +76,4 @@ async def teach(assembler: Assembler, relation: Relation, database: Database) ->
     # Types of the user's own may have been altered since they were last looked at.
     asked = {*assembler.types.unknown(oids), *(oid for oid in oids if oid >= _FIRST_USER_OID)}
     types = await read_types(database, sorted(asked)) if asked else []
-    assembler.learn(types, await read_table_facts(database, [relation.oid]))
+    assembler.learn(types, await read_table_facts(database, [relation.oid], publications))

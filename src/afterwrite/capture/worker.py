@@ -27,7 +27,7 @@ import msgspec
 from afterwrite.activity import HEARTBEAT_PREFIX, Activity, Batch, Checkpoint, Lsn, Sink, TransactionContext
 from afterwrite.capture.assemble import Assembler, to_activities
 from afterwrite.capture.backlog import Backlog, Pace, Take
-from afterwrite.capture.lookup import teach
+from afterwrite.capture.lookup import Publications, teach
 from afterwrite.capture.pgoutput import RELATION_TAG, decode
 from afterwrite.capture.preflight import Table, read_slot
 from afterwrite.capture.slot import check_continuity, read_system, read_wal_position
@@ -53,12 +53,16 @@ class Observer(Protocol):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """The database to read and what to read there."""
+    """The database to read and what to read there.
+
+    A table is a legacy log when only ``legacy_publication`` lists it, or when ``legacy_tables`` names it.
+    """
 
     dsn: str | None
     name: str
     slot: str = "afterwrite"
     publications: tuple[str, ...] = ("afterwrite", "afterwrite_legacy")
+    legacy_publication: str = "afterwrite_legacy"
     legacy_tables: frozenset[Table] = frozenset()
 
 
@@ -325,6 +329,7 @@ class _Session:
 
     async def _read(self) -> None:
         assembler = Assembler(legacy=self._source.legacy_tables)
+        publications = Publications(self._source.publications, self._source.legacy_publication)
         begin = self._checkpoint.lsn
         while True:
             chunk = await self._stream.read()
@@ -332,7 +337,7 @@ class _Session:
                 if payload[0] == RELATION_TAG:
                     relation = decode(payload)
                     if isinstance(relation, Relation):
-                        await teach(assembler, relation, self._control)
+                        await teach(assembler, relation, self._control, publications)
                 transaction = assembler.feed(payload)
                 # The server leaves out what committed before the start; a look here costs nothing and is certain.
                 if transaction is not None and transaction.end_lsn > begin:

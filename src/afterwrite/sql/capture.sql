@@ -48,9 +48,13 @@ select t.oid,
   left join pg_catalog.pg_type e on e.oid = t.typelem;
 
 -- name: read_table_facts
--- What the stream does not say of these tables: primary key in index order, and whether it is a partition root.
+-- What the stream does not say of these tables: primary key, partition root, and whether only the legacy publication has it.
 select c.oid,
        c.relkind = 'p' as partitioned,
+       coalesce((select bool_and(p.pubname = :legacy_publication)
+                   from pg_catalog.pg_publication_rel r
+                   join pg_catalog.pg_publication p on p.oid = r.prpubid
+                  where r.prrelid = c.oid and p.pubname = any (:publications::text[])), false) as legacy,
        array(select a.attname::text
                from pg_catalog.pg_index i
               cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, place)
