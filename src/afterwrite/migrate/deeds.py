@@ -1,0 +1,96 @@
+"""Deeds: statements that commit together, shown by a dry run and done by ``perform``, word for word the same."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from enum import Enum
+
+import msgspec
+
+from afterwrite.migrate.phase import Gate
+from afterwrite.postgres import Blocker, Database, LockPolicy, with_short_locks
+
+
+class Deed(msgspec.Struct, frozen=True, kw_only=True):
+    """One transaction. ``relations`` (quoted) are the tables of the user's that it locks for a moment."""
+
+    title: str
+    relations: tuple[str, ...] = ()
+    statements: tuple[str, ...]
+
+
+class EventKind(Enum):
+    """What a migration has to tell while it works."""
+
+    GATES = "gates"
+    WAITING = "waiting"
+    STATEMENT = "statement"
+    BLOCKED = "blocked"
+    SILENCED = "silenced"
+    RESTORED = "restored"
+    SOAKING = "soaking"
+    SOAKED = "soaked"
+    HALTED = "halted"
+    DONE = "done"
+
+
+class MigrationEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that just happened. ``seconds`` is what is left of a soak; ``subject`` a table, where there is one."""
+
+    kind: EventKind
+    phase: int | None = None
+    subject: str | None = None
+    text: str = ""
+    gates: tuple[Gate, ...] = ()
+    seconds: float | None = None
+
+
+OnEvent = Callable[[MigrationEvent], None]
+
+
+def render(deeds: Iterable[Deed], policy: LockPolicy | None = None) -> str:
+    """The deeds as a script for psql or an SQL editor; each transaction gives up rather than block writers."""
+    timeout = f"set local lock_timeout = '{(policy or LockPolicy()).lock_timeout_ms}ms'"
+    parts: list[str] = []
+    for deed in deeds:
+        frame = ["begin", *([timeout] if deed.relations else [])]
+        body = "".join(f"{text.rstrip().removesuffix(';')};\n" for text in [*frame, *deed.statements, "commit"])
+        parts.append(f"-- {deed.title}\n{body}")
+    return "\n".join(parts)
+
+
+async def perform(
+    db: Database,
+    relations: Sequence[str],
+    build: Callable[[], Awaitable[Deed | None]],
+    check: Callable[[], Awaitable[None]],
+    *,
+    phase: int | None = None,
+    policy: LockPolicy | None = None,
+    on_event: OnEvent | None = None,
+) -> Deed | None:
+    """Build the deed from what is there, do it, check what came of it: one transaction, tried again when it is blocked.
+
+    ``build`` gives None when there is nothing to do any more. When ``check`` raises, nothing has happened.
+    """
+    done: Deed | None = None
+
+    async def work(db: Database) -> None:
+        nonlocal done
+        done = await build()
+        if done is None:
+            return
+        for text in done.statements:
+            await db.run(text.encode())
+            if on_event:
+                on_event(MigrationEvent(kind=EventKind.STATEMENT, phase=phase, subject=done.title, text=text))
+        await check()
+
+    def blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
+        if on_event:
+            held = "; ".join(str(blocker) for blocker in blockers) or "somebody who is gone by now"
+            text = f"attempt {attempt}: {', '.join(relations)} is locked by {held}"
+            on_event(MigrationEvent(kind=EventKind.BLOCKED, phase=phase, subject=", ".join(relations), text=text))
+
+    await with_short_locks(db, relations, work, policy=policy, on_blocked=blocked)
+    return done

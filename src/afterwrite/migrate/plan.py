@@ -1,0 +1,481 @@
+"""The plan: which trigger moves in which phase, behind which gates. A TOML file that people edit and review in git.
+
+::
+
+    judgements (scan) + table figures ──make_plan──▶ Plan ──write_plan──▶ TOML ──people──▶ read_plan ──▶ Plan
+                                                       check_plan: Plan against today's judgements = drift
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from afterwrite.errors import Finding, Severity, UsageError
+from afterwrite.migrate.backup import TriggerBackup
+from afterwrite.migrate.phase import Mode
+from afterwrite.scan.catalog import Enabled, Event, Timing, Trigger
+from afterwrite.scan.verdicts import Judgement, Verdict
+
+VERSION = 1
+
+
+class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the gates ask for before a phase is silenced and while it soaks."""
+
+    proof_transactions: int = 1_000
+    proof_seconds: float = 3_600.0
+    capture_lag_seconds: float = 10.0
+    capture_lag_bytes: int = 64 * 1024 * 1024
+    slot_headroom_bytes: int = 1024 * 1024 * 1024
+    deferral_lag_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative")
+
+
+_MEANING = {
+    "proof_transactions": "transactions that shadow must have compared on the phase's tables",
+    "proof_seconds": "and for how long",
+    "capture_lag_seconds": "a heartbeat must be in the store within this time",
+    "capture_lag_bytes": "WAL that is flushed and not yet stored",
+    "slot_headroom_bytes": "WAL that the slot may still hold back before the server drops it (max_slot_wal_keep_size)",
+    "deferral_lag_seconds": "how old the newest change that awaits a deferred body may be",
+}
+
+
+class PlannedTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A trigger that moves. ``verdict`` and ``because`` are scan's; ``mode`` is the decision, ``reason`` a person's.
+
+    ``rare`` are operations that the operator says need not be seen in shadow. ``fingerprint`` tells its definition.
+    """
+
+    trigger: str
+    verdict: Verdict
+    mode: Mode
+    because: str
+    fires: tuple[Event, ...]
+    rare: tuple[Event, ...] = ()
+    fingerprint: str
+    reason: str | None = None
+
+
+class LeftTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A trigger that stays as it is, and why."""
+
+    trigger: str
+    verdict: Verdict
+    because: str
+    fires: tuple[Event, ...]
+    fingerprint: str
+    reason: str | None = None
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """Triggers that move together, the thresholds of their gates, and how long they soak."""
+
+    number: int
+    title: str
+    soak_seconds: float
+    thresholds: Thresholds
+    triggers: tuple[PlannedTrigger, ...]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Phases in their order, and what stays: ``kept`` for good, ``review`` until a person has decided."""
+
+    thresholds: Thresholds
+    phases: tuple[Phase, ...]
+    kept: tuple[LeftTrigger, ...] = ()
+    review: tuple[LeftTrigger, ...] = ()
+
+    def phase(self, number: int) -> Phase:
+        """The phase of this number; raises UsageError when the plan has none."""
+        for phase in self.phases:
+            if phase.number == number:
+                return phase
+        known = ", ".join(str(phase.number) for phase in self.phases) or "none"
+        raise UsageError(f"the plan has no phase {number}; it has {known}", remedy="name one of these with --phase")
+
+
+class TableFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How much weight a table carries: rows written and trigger time since the statistics began, references to it."""
+
+    schema: str
+    table: str
+    writes: int
+    incoming_foreign_keys: int
+    trigger_ms: float
+
+
+def fingerprint(trigger: Trigger) -> str:
+    """A short text that changes when the trigger's or its function's definition does (not with its enabled state)."""
+    return _digest(trigger.create, trigger.definition, trigger.function_owner)
+
+
+def backup_fingerprint(backup: TriggerBackup) -> str:
+    """The same of a trigger as ``read_backup`` gives it."""
+    return _digest(backup.create, backup.function.definition, backup.function.owner)
+
+
+def _digest(*parts: str) -> str:
+    return f"sha256:{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}"
+
+
+TITLES = {
+    1: "notifications and bulk operations",
+    2: "templates and configuration",
+    3: "investment and financial tables",
+    4: "tokens and allocations",
+    5: "the high-impact tables (users, projects, investors)",
+}
+_OTHER_TITLES = {
+    1: "tables that are hardly written and that nothing refers to",
+    2: "tables of little weight",
+    3: "tables of middling weight",
+    4: "tables that are much written or much referred to",
+    5: "the high-impact tables",
+}
+_HIGH_IMPACT = frozenset({"user", "project", "investor"})
+# In this order: token_templates are templates, wallet_transactions are money, token_operations are tokens.
+_WORDS: tuple[tuple[int, frozenset[str]], ...] = (
+    (1, frozenset({"notification", "bulk"})),
+    (2, frozenset({"template", "configuration", "config", "setting"})),
+    (4, frozenset({"token", "allocation"})),
+    (3, frozenset({"investment", "subscription", "distribution", "redemption", "wallet", "payment", "fund"})),
+)
+
+
+def make_plan(
+    judgements: Sequence[Judgement],
+    figures: Iterable[TableFigures] = (),
+    *,
+    thresholds: Thresholds | None = None,
+    soak_seconds: float = 3_600.0,
+) -> Plan:
+    """Order the triggers that scan lets go into five phases, from the least to the highest risk.
+
+    All triggers of a table move together. Tables with telling names have their place by name, others by what their
+    triggers do, how much they are written, what refers to them and what their triggers cost. Same input, same text.
+    """
+    thresholds = thresholds or Thresholds()
+    own = [judgement for judgement in judgements if judgement.trigger.parent_oid is None]
+    own.sort(key=lambda judgement: _sort_key(judgement.trigger))
+    moving: dict[tuple[str, str], list[Judgement]] = {}
+    kept: list[LeftTrigger] = []
+    review: list[LeftTrigger] = []
+    for judgement in own:
+        match judgement.verdict:
+            case Verdict.RETIRE | Verdict.DEFER:
+                moving.setdefault((judgement.trigger.schema, judgement.trigger.table), []).append(judgement)
+            case Verdict.KEEP:
+                kept.append(_left(judgement))
+            case Verdict.REVIEW:
+                review.append(_left(judgement))
+    by_table = {(figure.schema, figure.table): figure for figure in figures}
+    placed: dict[int, list[PlannedTrigger]] = {number: [] for number in TITLES}
+    named: set[int] = set()
+    for table, of_table in sorted(moving.items()):
+        number = _place_by_name(table[1])
+        if number is None:
+            number = _place_by_weight(by_table.get(table), by_table.values(), of_table)
+        else:
+            named.add(number)
+        placed[number] += [_planned(judgement) for judgement in of_table]
+    return Plan(
+        thresholds=thresholds,
+        phases=tuple(
+            Phase(
+                number=number,
+                title=(TITLES if number in named else _OTHER_TITLES)[number],
+                soak_seconds=soak_seconds,
+                thresholds=thresholds,
+                triggers=tuple(triggers),
+            )
+            for number, triggers in placed.items()
+        ),
+        kept=tuple(kept),
+        review=tuple(review),
+    )
+
+
+def _sort_key(trigger: Trigger) -> tuple[str, str, str]:
+    return trigger.schema, trigger.table, trigger.name
+
+
+def _place_by_name(table: str) -> int | None:
+    words = [word.removesuffix("s") for word in re.split(r"[^a-z0-9]+", table.lower()) if word]
+    if len(words) == 1 and words[0] in _HIGH_IMPACT:
+        return 5
+    return next((number for number, telling in _WORDS if telling.intersection(words)), None)
+
+
+def _place_by_weight(
+    figure: TableFigures | None, figures: Iterable[TableFigures], judgements: Sequence[Judgement]
+) -> int:
+    points = int(any(judgement.verdict is Verdict.DEFER for judgement in judgements))
+    if figure is not None:
+        everyone = list(figures)
+        share = figure.writes / max(1, sum(each.writes for each in everyone))
+        cost = figure.trigger_ms / max(1.0, sum(each.trigger_ms for each in everyone))
+        points += sum(figure.incoming_foreign_keys >= count for count in (1, 3, 6))
+        points += sum(share >= part for part in (0.01, 0.1))
+        points += int(cost >= 0.25)
+    return min(1 + points, 5)
+
+
+def _planned(judgement: Judgement) -> PlannedTrigger:
+    trigger = judgement.trigger
+    return PlannedTrigger(
+        trigger=trigger.identity,
+        verdict=judgement.verdict,
+        mode=Mode.DEFER if judgement.verdict is Verdict.DEFER else Mode.RETIRE,
+        because=_because(judgement),
+        fires=trigger.events,
+        fingerprint=fingerprint(trigger),
+    )
+
+
+def _left(judgement: Judgement) -> LeftTrigger:
+    trigger = judgement.trigger
+    return LeftTrigger(
+        trigger=trigger.identity,
+        verdict=judgement.verdict,
+        because=_because(judgement),
+        fires=trigger.events,
+        fingerprint=fingerprint(trigger),
+    )
+
+
+def _because(judgement: Judgement) -> str:
+    said = "; ".join(reason.text for reason in judgement.reasons[:2])
+    line = " ".join(said.split())
+    if judgement.trigger.enabled is Enabled.DISABLED:
+        line = f"already disabled; {line}" if line else "already disabled"
+    return line if len(line) <= 160 else f"{line[:157]}..."
+
+
+_HEAD = """\
+# The plan of a migration: which triggers move in which phase, behind which gates.
+#
+# Edit it, review it, keep it in git. `afterwrite plan --check` compares it with the database; `afterwrite migrate run
+# --phase N` shows what a phase would do, and does it with --apply.
+#
+#   mode = "retire"   the trigger goes, the activity store replaces its log
+#   mode = "defer"    the trigger goes, and its own body runs after commit, in commit order, exactly once
+#   rare = ["delete"] your word that shadow need not have seen this operation
+#   soak_seconds      how long a silenced phase is watched before the next may start
+#
+# To decide otherwise than scan did, change an entry's mode, or move it to another section (only in a phase it has a
+# mode), and say why in reason = "...": without it the plan is refused. The rest is scan's: leave it as it is.
+"""
+
+
+def write_plan(plan: Plan) -> str:
+    """The plan as TOML, with comments for people; ``read_plan`` gives it back equal."""
+    lines = [_HEAD, f"version = {VERSION}", ""]
+    lines.append("# What the gates ask for. A phase that needs other figures has its own gates = { ... }.")
+    lines.append("[gates]")
+    for name, value in msgspec.structs.asdict(plan.thresholds).items():
+        lines.append(f"# {_MEANING[name]}")
+        lines.append(f"{name} = {_toml(value)}")
+    for phase in plan.phases:
+        retired = sum(trigger.mode is Mode.RETIRE for trigger in phase.triggers)
+        counted = (
+            f"{retired} to retire, {len(phase.triggers) - retired} to defer" if phase.triggers else "nothing to do"
+        )
+        lines += ["", "", f"# Phase {phase.number}: {counted}"]
+        lines += ["[[phase]]", f"number = {phase.number}", f"title = {_toml(phase.title)}"]
+        lines.append(f"soak_seconds = {_toml(phase.soak_seconds)}")
+        of_plan = msgspec.structs.asdict(plan.thresholds)
+        own = {name: v for name, v in msgspec.structs.asdict(phase.thresholds).items() if v != of_plan[name]}
+        if own:
+            lines.append(f"gates = {{ {', '.join(f'{name} = {_toml(value)}' for name, value in own.items())} }}")
+        for trigger in phase.triggers:
+            lines += ["", "[[phase.trigger]]", *_fields(trigger)]
+    for title, table, left in (
+        ("What stays: it is not a log, or the write path needs it.", "keep", plan.kept),
+        ("What a person has to look at first; nothing happens to it until it is in a phase.", "review", plan.review),
+    ):
+        lines += ["", "", f"# {title}"]
+        for trigger in left:
+            lines += [f"[[{table}]]", *_fields(trigger), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _fields(entry: PlannedTrigger | LeftTrigger) -> list[str]:
+    return [
+        f"{name} = {_toml(value)}"
+        for name, value in msgspec.structs.asdict(entry).items()
+        if value is not None and not (name == "rare" and not value)
+    ]
+
+
+def _toml(value: object) -> str:
+    match value:
+        case str():
+            # JSON's escapes are TOML's; JSON leaves DEL as it is, which TOML does not allow.
+            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        case tuple():
+            return f"[{', '.join(_toml(item) for item in cast('tuple[object, ...]', value))}]"
+        case _:
+            return str(value)
+
+
+class _PhaseFile(msgspec.Struct, forbid_unknown_fields=True):
+    number: int
+    title: str
+    soak_seconds: float
+    gates: dict[str, Any] = {}
+    trigger: list[PlannedTrigger] = []
+
+
+class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
+    version: int
+    gates: Thresholds
+    phase: list[_PhaseFile] = []
+    keep: list[LeftTrigger] = []
+    review: list[LeftTrigger] = []
+
+
+def read_plan(text: str) -> Plan:
+    """The plan of a TOML file; raises UsageError that says where and what is wrong.
+
+    Strict: unknown words, a trigger named twice, and a decision other than scan's without a ``reason`` are refused.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the plan is not TOML: {error}", remedy="mend that line, or write a new plan") from error
+    if data.get("version") != VERSION:
+        raise UsageError(
+            f"the plan says version = {data.get('version')!r}, this afterwrite reads version = {VERSION}",
+            remedy="write a new plan with `afterwrite plan`",
+        )
+    try:
+        file = msgspec.convert(data, _PlanFile)
+        phases = tuple(_phase(found, file.gates) for found in file.phase)
+    except msgspec.ValidationError as error:
+        raise _unreadable(error, data) from error
+    plan = Plan(thresholds=file.gates, phases=phases, kept=tuple(file.keep), review=tuple(file.review))
+    _check_decisions(plan)
+    return plan
+
+
+def _phase(found: _PhaseFile, defaults: Thresholds) -> Phase:
+    return Phase(
+        number=found.number,
+        title=found.title,
+        soak_seconds=found.soak_seconds,
+        thresholds=msgspec.convert({**msgspec.structs.asdict(defaults), **found.gates}, Thresholds),
+        triggers=tuple(found.trigger),
+    )
+
+
+def _unreadable(error: msgspec.ValidationError, data: Mapping[str, Any]) -> UsageError:
+    said, _, path = str(error).partition(" - at ")
+    place = path.strip("`") or "its top"
+    found: Any = data
+    for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", place):
+        try:
+            found = found[key if key else int(index)]
+            place = f"{place.removeprefix('$.')}, trigger {found['trigger'].strip()}"
+            break
+        except (KeyError, TypeError, AttributeError):
+            continue
+    allowed = ""
+    for field, words in (("verdict", Verdict), ("mode", Mode), ("fires", Event), ("rare", Event)):
+        if re.search(rf"\.{field}\b", path):
+            allowed = f"; {field} is one of {', '.join(word.value for word in words)}"
+    return UsageError(f"the plan cannot be read at {place}: {said}{allowed}", remedy="mend that entry")
+
+
+def _check_decisions(plan: Plan) -> None:
+    numbers = [phase.number for phase in plan.phases]
+    if numbers != sorted(set(numbers)) or any(number < 1 for number in numbers):
+        raise UsageError(f"the plan's phases are numbered {numbers}", remedy="number them 1, 2, 3 ... in their order")
+    for phase in plan.phases:
+        if phase.soak_seconds < 0:
+            raise UsageError(f"phase {phase.number} soaks for {phase.soak_seconds} s", remedy="give 0 or more")
+    seen: set[str] = set()
+    for where, entry in entries(plan):
+        if entry.trigger in seen:
+            raise UsageError(f"the plan names {entry.trigger} twice", remedy="leave it in one section")
+        seen.add(entry.trigger)
+        if not _as_scan_said(where, entry) and not (entry.reason or "").strip():
+            raise UsageError(
+                f"the plan has {entry.trigger} in {where}, where scan's verdict is {entry.verdict.value}",
+                remedy='say why in reason = "...", or put it back',
+            )
+        if isinstance(entry, PlannedTrigger) and (strange := set(entry.rare) - set(entry.fires)):
+            raise UsageError(
+                f"{entry.trigger} does not fire on {', '.join(sorted(strange))}, which the plan calls rare",
+                remedy=f"rare may name {', '.join(entry.fires)}",
+            )
+
+
+def entries(plan: Plan) -> list[tuple[str, PlannedTrigger | LeftTrigger]]:
+    """Every trigger of the plan with the words for where it stands in it."""
+    found: list[tuple[str, PlannedTrigger | LeftTrigger]] = [
+        (f"phase {phase.number} (mode = {trigger.mode.value})", trigger)
+        for phase in plan.phases
+        for trigger in phase.triggers
+    ]
+    found += [("keep", trigger) for trigger in plan.kept]
+    found += [("review", trigger) for trigger in plan.review]
+    return found
+
+
+def _as_scan_said(where: str, entry: PlannedTrigger | LeftTrigger) -> bool:
+    if isinstance(entry, PlannedTrigger):
+        return entry.mode.value == entry.verdict.value
+    return entry.verdict.value == where
+
+
+def check_plan(plan: Plan, judgements: Sequence[Judgement]) -> list[Finding]:
+    """Where the database has moved away from the plan since it was written: drift, in the plan's order.
+
+    A definition that changed, a trigger that is gone, new or judged otherwise is an error; a trigger that is already
+    disabled is worth knowing.
+    """
+    findings: list[Finding] = []
+    now = {judgement.trigger.identity: judgement for judgement in judgements if judgement.trigger.parent_oid is None}
+    again = "run `afterwrite plan` again and review the difference"
+    for where, entry in entries(plan):
+        judgement = now.pop(entry.trigger, None)
+        if judgement is None:
+            findings.append(_drift("plan.gone", entry.trigger, f"in the plan ({where}), not in the database", again))
+            continue
+        if fingerprint(judgement.trigger) != entry.fingerprint:
+            text = "the trigger or its function was changed after the plan was written"
+            findings.append(_drift("plan.changed", entry.trigger, text, again))
+        elif judgement.verdict is not entry.verdict:
+            text = f"the plan says that scan's verdict is {entry.verdict.value}; it is {judgement.verdict.value}"
+            findings.append(_drift("plan.verdict", entry.trigger, text, again))
+        if isinstance(entry, PlannedTrigger) and judgement.trigger.timing is not Timing.AFTER:
+            text = f"a {judgement.trigger.timing.value} trigger may change the row itself, and the plan turns it off"
+            findings.append(
+                Finding(
+                    rule="plan.not_after",
+                    severity=Severity.WARNING,
+                    where=entry.trigger,
+                    text=text,
+                    remedy="move it to [[keep]] unless you are certain",
+                )
+            )
+    for identity, judgement in sorted(now.items()):
+        text = f"not in the plan (scan says {judgement.verdict.value})"
+        findings.append(_drift("plan.new", identity, text, again))
+    return findings
+
+
+def _drift(rule: str, where: str, text: str, remedy: str) -> Finding:
+    return Finding(rule=rule, severity=Severity.ERROR, where=where, text=text, remedy=remedy)

@@ -1,0 +1,304 @@
+-- name: catalog_state
+-- Every trigger, function and table setting that a migration may touch or must not touch, one line each, in one order.
+with own as (
+    select n.oid, n.nspname
+      from pg_catalog.pg_namespace n
+     where n.nspname not in ('pg_catalog', 'information_schema')
+       and n.nspname !~ '^pg_(toast|temp)' and n.nspname !~ '^afterwrite(_|$)'
+)
+select line from (
+    select pg_catalog.jsonb_build_array(
+               'table', c.oid::pg_catalog.regclass, pg_catalog.pg_get_userbyid(c.relowner), c.relreplident,
+               (select x.indexrelid::pg_catalog.regclass
+                  from pg_catalog.pg_index x where x.indrelid = c.oid and x.indisreplident),
+               c.relacl::text[], pg_catalog.obj_description(c.oid, 'pg_class'))::text as line
+      from pg_catalog.pg_class c
+      join own on own.oid = c.relnamespace
+     where c.relkind in ('r', 'p', 'v', 'm', 'f')
+    union all
+    select pg_catalog.jsonb_build_array(
+               'trigger', c.oid::pg_catalog.regclass, t.tgname, t.tgenabled, t.tgisinternal,
+               (select p.tgrelid::pg_catalog.regclass from pg_catalog.pg_trigger p where p.oid = t.tgparentid),
+               pg_catalog.pg_get_triggerdef(t.oid), t.tgdeferrable, t.tginitdeferred,
+               pg_catalog.obj_description(t.oid, 'pg_trigger'))::text
+      from pg_catalog.pg_trigger t
+      join pg_catalog.pg_class c on c.oid = t.tgrelid
+      join own on own.oid = c.relnamespace
+    union all
+    select pg_catalog.jsonb_build_array(
+               'function', f.oid::pg_catalog.regprocedure, pg_catalog.pg_get_userbyid(f.proowner), f.proacl::text[],
+               f.proconfig, f.prosecdef, pg_catalog.pg_get_functiondef(f.oid),
+               pg_catalog.obj_description(f.oid, 'pg_proc'))::text
+      from pg_catalog.pg_proc f
+      join own on own.oid = f.pronamespace
+     where f.prokind in ('f', 'p')
+) lines
+order by line collate "C";
+
+-- name: qualified_names_only
+-- Let every name that the catalog prints be qualified, for the running transaction only.
+select pg_catalog.set_config('search_path', 'pg_catalog', true);
+
+-- name: read_backup
+-- All that is needed to make a trigger again as it is now.
+select afterwrite.trigger_backup(pg_catalog.to_regclass(:relation), :trigger)::text as backup;
+
+-- name: read_backup_by_oid
+-- The same for a trigger known by its oid, whatever it and its table are called now.
+select afterwrite.trigger_backup(t.tgrelid, t.tgname::text)::text as backup
+  from pg_catalog.pg_trigger t
+ where t.oid = :oid::oid;
+
+-- name: take_migration_lock
+-- Whether this session now holds the right to change triggers of this database (a session lock, gone with the session).
+select pg_catalog.pg_try_advisory_lock(1635083123, 1835624050);
+
+-- name: release_migration_lock
+-- Give the right back.
+select pg_catalog.pg_advisory_unlock(1635083123, 1835624050);
+
+-- name: read_migration_lock_holder
+-- The session that holds the right.
+select a.pid, coalesce(a.application_name, '') as application_name, coalesce(a.usename, '') as user_name,
+       a.backend_start as since
+  from pg_catalog.pg_locks l
+  join pg_catalog.pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'advisory' and l.granted and l.objsubid = 2
+   and l.classid = 1635083123 and l.objid = 1835624050
+   and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+
+-- name: set_operator
+-- Say who the person is, for the ledger rows that this session writes.
+select pg_catalog.set_config('afterwrite.operator', :operator, false);
+
+-- name: read_active_migration
+-- The migration that is not ended, if there is one.
+select id, plan, actor, operator, started_at, finished_at, outcome
+  from afterwrite.migration
+ where finished_at is null;
+
+-- name: read_last_migration
+-- The newest migration, ended or not.
+select id, plan, actor, operator, started_at, finished_at, outcome
+  from afterwrite.migration
+ order by id desc
+ limit 1;
+
+-- name: next_migration_id
+-- The number that the next migration gets; only the holder of the migration lock may rely on it.
+select coalesce(max(id), 0) + 1 from afterwrite.migration;
+
+-- name: read_silenced
+-- The triggers that are off because a migration turned them off: of each the deed, and the backup from before the first
+-- time since it was last restored (somebody may have turned it on, and we off again).
+with last_deed as (
+    select distinct on (l.migration, l.subject) l.*
+      from afterwrite.ledger l
+     where l.action in ('trigger.silence', 'trigger.restore')
+     order by l.migration, l.subject, l.seq desc
+)
+select d.subject, d.migration, d.phase, d.after ->> 'mode' as mode, d.at, d.actor, d.operator,
+       (select b.before::text
+          from afterwrite.ledger b
+         where b.migration = d.migration and b.subject = d.subject and b.action = 'trigger.backup'
+           and b.seq > coalesce(
+                   (select max(r.seq) from afterwrite.ledger r
+                     where r.migration = d.migration and r.subject = d.subject and r.action = 'trigger.restore'),
+                   0)
+         order by b.seq
+         limit 1) as backup
+  from last_deed d
+  join afterwrite.migration m on m.id = d.migration
+ where d.action = 'trigger.silence'
+   and m.finished_at is null
+ order by d.phase, d.subject;
+
+-- name: read_ledger
+-- The whole ledger, oldest first.
+select seq, migration, phase, subject, action, sql, before::text as before, after::text as after, actor, operator,
+       application, at, xid::text::bigint as xid
+  from afterwrite.ledger
+ order by seq;
+
+-- name: read_phase_rows
+-- The newest row of a kind for each phase of a migration.
+select distinct on (phase, action) phase, action, at, actor, operator, after ->> 'because' as because
+  from afterwrite.ledger
+ where migration = :migration
+   and action in ('trigger.silence', 'trigger.restore', 'phase.soaked', 'phase.halted')
+ order by phase, action, seq desc;
+
+-- name: write_ledger
+-- Tell of something that no statement of a deed tells of itself.
+insert into afterwrite.ledger (migration, phase, subject, action, sql, before, after)
+values (:migration, :phase, :subject, :action, :sql, :before::jsonb, :after::jsonb);
+
+-- name: read_replica_identity
+-- A table's replica identity, whether it has a primary key, and which publications send its updates or deletes.
+select c.oid::pg_catalog.regclass::text as relation, c.relreplident::text as kind,
+       (select i.relname
+          from pg_catalog.pg_index x
+          join pg_catalog.pg_class i on i.oid = x.indexrelid
+         where x.indrelid = c.oid and x.indisreplident) as index,
+       exists (select from pg_catalog.pg_index x where x.indrelid = c.oid and x.indisprimary) as has_primary_key,
+       array(select p.pubname::text
+               from pg_catalog.pg_publication p
+              where (p.pubupdate or p.pubdelete)
+                and exists (
+                        select from pg_catalog.pg_publication_tables t
+                         where t.pubname = p.pubname
+                           and pg_catalog.to_regclass(pg_catalog.format('%I.%I', t.schemaname, t.tablename)) in (
+                                   select c.oid
+                                   union all
+                                   select a.relid from pg_catalog.pg_partition_ancestors(c.oid) a))
+              order by p.pubname) as published_by
+  from pg_catalog.pg_class c
+ where c.oid = pg_catalog.to_regclass(:relation);
+
+-- name: read_changed_replica_identities
+-- The tables whose replica identity we set and have not set back: what it was before the first time, and is since the last.
+with last_deed as (
+    select distinct on (subject) subject, action, after
+      from afterwrite.ledger
+     where action in ('replica_identity.set', 'replica_identity.restore')
+     order by subject, seq desc
+)
+select d.subject as relation, d.after::text as after,
+       (select f.before::text
+          from afterwrite.ledger f
+         where f.subject = d.subject and f.action = 'replica_identity.set'
+           and f.seq > coalesce(
+                   (select max(r.seq) from afterwrite.ledger r
+                     where r.subject = d.subject and r.action = 'replica_identity.restore'),
+                   0)
+         order by f.seq
+         limit 1) as before
+  from last_deed d
+ where d.action = 'replica_identity.set'
+ order by d.subject;
+
+-- name: read_slot
+-- The slot as it is now: how far behind the flushed WAL it is, and how much more it may hold back (null: without limit).
+select s.active, s.wal_status, s.safe_wal_size,
+       case when pg_catalog.pg_is_in_recovery() then null
+            else pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.confirmed_flush_lsn)::bigint
+       end as lag_bytes
+  from pg_catalog.pg_replication_slots s
+ where s.slot_name = :slot
+   and s.database = pg_catalog.current_database();
+
+-- name: send_heartbeat
+-- Put a heartbeat into the WAL, and say where it is.
+select pg_catalog.pg_logical_emit_message(true, 'afterwrite.heartbeat', 'gate')::text;
+
+-- name: read_slot_passed
+-- Whether everything up to a place in the WAL is stored and acknowledged.
+select s.confirmed_flush_lsn >= :lsn::pg_lsn
+  from pg_catalog.pg_replication_slots s
+ where s.slot_name = :slot;
+
+-- name: read_unpublished
+-- Those of the named tables that a publication sends neither by themselves nor through a partition parent.
+select r.relation
+  from unnest(:relations::text[]) as r (relation)
+ where not exists (
+           select from pg_catalog.pg_publication_tables t
+            where t.pubname = :publication
+              and pg_catalog.to_regclass(pg_catalog.format('%I.%I', t.schemaname, t.tablename)) in (
+                      select pg_catalog.to_regclass(r.relation)
+                      union all
+                      select a.relid from pg_catalog.pg_partition_ancestors(pg_catalog.to_regclass(r.relation)) a))
+ order by 1;
+
+-- name: read_table_figures
+-- How much weight each table with triggers carries. A function's time is split over the tables it serves by their writes.
+with used as (
+    select distinct t.tgrelid, t.tgfoid
+      from pg_catalog.pg_trigger t
+      join pg_catalog.pg_class c on c.oid = t.tgrelid
+      join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where not t.tgisinternal and t.tgparentid = 0
+       and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+), writes as (
+    select c.oid,
+           coalesce(sum(s.n_tup_ins + s.n_tup_upd + s.n_tup_del), 0)::bigint as rows
+      from pg_catalog.pg_class c
+      left join lateral pg_catalog.pg_partition_tree(c.oid) as part on c.relkind = 'p'
+      left join pg_catalog.pg_stat_user_tables s on s.relid = coalesce(part.relid, c.oid)
+     where c.oid in (select tgrelid from used)
+     group by c.oid
+), cost as (
+    select u.tgrelid,
+           sum(f.total_time * w.rows / nullif(
+               (select sum(w2.rows) from used u2 join writes w2 on w2.oid = u2.tgrelid where u2.tgfoid = u.tgfoid), 0)
+           ) as trigger_ms
+      from used u
+      join writes w on w.oid = u.tgrelid
+      join pg_catalog.pg_stat_user_functions f on f.funcid = u.tgfoid
+     group by u.tgrelid
+)
+select n.nspname::text as schema, c.relname::text as table, w.rows as writes,
+       (select count(*) from pg_catalog.pg_constraint k
+         where k.contype = 'f' and k.confrelid = c.oid and k.conrelid <> c.oid and k.conparentid = 0)::int
+           as incoming_foreign_keys,
+       coalesce(cost.trigger_ms, 0)::float8 as trigger_ms
+  from writes w
+  join pg_catalog.pg_class c on c.oid = w.oid
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  left join cost on cost.tgrelid = c.oid
+ order by 1, 2;
+
+-- name: read_deferral_reached
+-- The commit up to which the deferred bodies have run.
+select p.commit_lsn::text from afterwrite.deferral_progress p where p.source = :source;
+
+-- name: read_oldest_waiting_batch
+-- For how long the oldest batch that reaches beyond a commit has been waiting, in seconds; 0 when none does.
+select coalesce(extract(epoch from pg_catalog.clock_timestamp() - min(b.written_at)), 0)::float8
+  from afterwrite.batch b
+ where b.source = :source
+   and b.last_lsn > :lsn::pg_lsn;
+
+-- name: count_dead_letters
+-- Deferred calls that failed and are not resolved.
+select count(*) from afterwrite.dead_letter d where d.source = :source and d.resolved_at is null;
+
+-- name: read_left
+-- The triggers that this migration found disabled and told so.
+select distinct l.subject from afterwrite.ledger l where l.migration = :migration and l.action = 'trigger.left';
+
+-- name: read_silent_seconds
+-- For how long the last trigger of a phase has been off.
+select extract(epoch from pg_catalog.clock_timestamp() - max(l.at))::float8
+  from afterwrite.ledger l
+ where l.migration = :migration and l.phase = :phase and l.action = 'trigger.silence';
+
+-- name: has_table
+-- Whether there is a table of this name.
+select pg_catalog.to_regclass(:relation) is not null;
+
+-- name: read_deferral_ends
+-- The triggers that have transplanted functions, and whether these may still have to run: live, or silenced since they were
+-- prepared (the mark of the silencing comes by in the feed later).
+select d.identity,
+       bool_or(d.state = 'live'
+               or (d.state = 'prepared'
+                   and exists (select from afterwrite.ledger l
+                                where l.subject = d.identity and l.action = 'trigger.silence'
+                                  and l.at >= d.prepared_at))) as pending
+  from afterwrite.deferral d
+ where d.source = :source
+   and d.state <> 'dropped'
+ group by d.identity
+ order by d.identity;
+
+-- name: read_user_triggers
+-- Every trigger that a person made, clones on partitions aside, with its table's quoted name.
+select n.nspname::text as schema, c.relname::text as table, t.tgname::text as trigger,
+       pg_catalog.format('%I.%I', n.nspname, c.relname) as relation
+  from pg_catalog.pg_trigger t
+  join pg_catalog.pg_class c on c.oid = t.tgrelid
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where not t.tgisinternal and t.tgparentid = 0
+   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by 1, 2, 3;

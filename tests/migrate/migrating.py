@@ -1,0 +1,139 @@
+"""A small application with triggers in every state, for the tests of migrate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from afterwrite.migrate.gates import LagReading, Place, ProofReading, Readings, SlotReading
+from afterwrite.migrate.plan import Plan, Thresholds, make_plan, read_plan, write_plan
+from afterwrite.postgres import Database, LockPolicy, connect
+from afterwrite.scan.catalog import read_inventory
+from afterwrite.scan.verdicts import Judgement, Reason, Verdict
+
+PLACE = Place(source="app")
+QUICK = LockPolicy(lock_timeout_ms=100, attempts=3, first_pause_ms=10, longest_pause_ms=20)
+
+SCHEMA = """
+create schema app;
+do $$
+begin
+    create role migrate_clerk;
+exception when duplicate_object then null;
+end
+$$;
+create table app.audit_log (id bigint generated always as identity, what text, row jsonb);
+create table app.statistics (name text primary key, value bigint not null);
+create table app.notifications (id bigint primary key, body text);
+create table app.project_settings (id bigint primary key, value text);
+create table app.payments (id bigint, paid_on date, amount numeric, primary key (id, paid_on))
+    partition by range (paid_on);
+create table app.payments_2024 partition of app.payments for values from ('2024-01-01') to ('2025-01-01');
+create table app.payments_2025 partition of app.payments for values from ('2025-01-01') to ('2026-01-01')
+    partition by range (paid_on);
+create table app."payments 2025 H1" partition of app.payments_2025 for values from ('2025-01-01') to ('2025-07-01');
+create table app.tokens (id bigint primary key, name text);
+create table app.users (id bigint primary key, name text, updated_at timestamptz);
+
+create function app.log() returns trigger language plpgsql security definer set search_path = app, pg_temp as $$
+begin
+    insert into audit_log (what, row) values (tg_table_name || ' ' || tg_op, to_jsonb(coalesce(new, old)));
+    return null;
+end
+$$;
+comment on function app.log() is 'It''s the audit: 100% of it';
+revoke all on function app.log() from public;
+grant execute on function app.log() to migrate_clerk with grant option;
+create function app.count() returns trigger language plpgsql as $$
+begin
+    update app.statistics set value = value + 1 where name = tg_argv[0];
+    return null;
+end
+$$;
+create function app.touch() returns trigger language plpgsql as $$
+begin
+    new.updated_at := now();
+    return new;
+end
+$$;
+
+create trigger log after insert or update or delete on app.notifications for each row execute function app.log();
+create trigger count after insert on app.notifications for each row execute function app.count('notifications');
+create trigger log after insert or update or delete on app.project_settings for each row execute function app.log();
+alter table app.project_settings enable always trigger log;
+create trigger log after insert or update or delete on app.payments for each row execute function app.log();
+create trigger log_statements after insert on app.payments for each statement execute function app.count('payments');
+alter table app.payments_2024 enable always trigger log;
+alter table app."payments 2025 H1" disable trigger log;
+comment on trigger log on app.payments is 'Don''t \\ touch';
+create trigger "Log it" after insert or update or delete on app.tokens for each row execute function app.log();
+alter table app.tokens enable replica trigger "Log it";
+create trigger dead after insert on app.tokens for each row execute function app.log();
+alter table app.tokens disable trigger dead;
+create trigger log after insert or update of name or delete on app.users for each row
+    when (pg_trigger_depth() = 0) execute function app.log();
+create constraint trigger log_late after insert on app.users deferrable initially deferred
+    for each row execute function app.log();
+create trigger touch before update on app.users for each row execute function app.touch();
+insert into app.statistics values ('notifications', 0), ('payments', 0);
+"""
+
+_VERDICTS = {"touch": Verdict.KEEP, "count": Verdict.DEFER}
+
+
+@asynccontextmanager
+async def application(dsn: str) -> AsyncIterator[Database]:
+    """A connection to a database in which the application was just laid."""
+    async with connect(dsn, options={"search_path": "public"}) as db:
+        await db.script(SCHEMA)
+        yield db
+
+
+async def judge(db: Database) -> list[Judgement]:
+    """What a scan might say of the application's triggers: the verdict goes by the trigger's name."""
+    return [
+        Judgement(
+            trigger=trigger,
+            verdict=_VERDICTS.get(trigger.name, Verdict.RETIRE),
+            reasons=(Reason(rule="test", line=1, text=f"it is called {trigger.name}"),),
+        )
+        for trigger in (await read_inventory(db)).triggers
+    ]
+
+
+async def plan_of(db: Database, *, soak_seconds: float = 0.0) -> Plan:
+    """The application's plan, as it comes out of the file."""
+    thresholds = Thresholds(capture_lag_seconds=2.0, deferral_lag_seconds=5.0)
+    return read_plan(write_plan(make_plan(await judge(db), soak_seconds=soak_seconds, thresholds=thresholds)))
+
+
+HOLDING = Readings(
+    slot=SlotReading(active=True, wal_status="reserved", safe_wal_size=None, lag_bytes=0),
+    lag=LagReading(seconds=0.01, arrived=True),
+    unpublished=(),
+    proof=ProofReading(transactions=1_000_000, seconds=1_000_000.0, unexplained=0, unseen=()),
+)
+
+
+def holding(**changes: object) -> Readings:
+    """Readings that meet every gate, but for these."""
+    return msgspec.structs.replace(HOLDING, **changes)
+
+
+async def until(condition: Callable[[], Awaitable[object]], *, seconds: float = 10.0) -> None:
+    """Wait until the condition is true; fails after so many seconds."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not await condition():
+        assert asyncio.get_running_loop().time() < deadline, "waited in vain"
+        await asyncio.sleep(0.02)
+
+
+async def end_deferrals(db: Database) -> None:
+    """What the replayer does when the marks come by, for tests without one."""
+    await db.run(
+        "update afterwrite.deferral set state = 'ended', since_lsn = coalesce(since_lsn, '0/1'), until_lsn = '0/2' "
+        "where state in ('prepared', 'live')"
+    )
