@@ -62,8 +62,8 @@ class TableFacts(msgspec.Struct, frozen=True):
 class Assembler:
     """Feed it the stream's messages in order; it gives each transaction at its commit.
 
-    ``legacy`` names legacy log tables as (schema, table), beside those that the facts call so. Before a Relation message
-    is fed, ``learn`` should have told the types and the facts of that table; what is not known is encoded as text, and
+    ``legacy`` names legacy log tables as (schema, table), beside those that the facts call so. Before a Relation
+    message is fed, ``learn`` should have told the types and the facts of that table; what is not known is encoded as text, and
     keyed by the replica identity.
     """
 
