@@ -12,9 +12,10 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import pydantic
+from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from afterwrite.errors import UsageError
@@ -28,20 +29,24 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    dsn: str | None = pydantic.Field(None, description="source database; None means PG* variables and service files")
-    store_dsn: str | None = pydantic.Field(None, description="the store's database; None means the source")
-    source: str = pydantic.Field("main", min_length=1, description="the source's name in the store")
-    slot: str = pydantic.Field("afterwrite", pattern=r"^[a-z0-9_]{1,63}$", description="the replication slot")
-    publication: str = pydantic.Field("afterwrite", min_length=1, max_length=63)
-    legacy_publication: str = pydantic.Field("afterwrite_legacy", min_length=1, max_length=63)
-    lock_timeout_ms: int = pydantic.Field(500, gt=0, le=60_000, description="how long DDL may make writers wait")
-    lock_attempts: int = pydantic.Field(20, gt=0)
-    proof_transactions: int = pydantic.Field(1_000, ge=0, description="a phase's proof needs this many transactions")
-    proof_seconds: float = pydantic.Field(3_600.0, ge=0, description="… over at least this time")
-    soak_seconds: float = pydantic.Field(3_600.0, ge=0, description="how long a silenced phase is watched")
-    operator: str | None = pydantic.Field(
-        None, description="who acts, for the ledger; else the operating system's user"
-    )
+    # The source database; None means PG* variables and service files.
+    dsn: str | None = None
+    # The store's database; None means the source.
+    store_dsn: str | None = None
+    # The source's name in the store.
+    source: Annotated[str, Field(min_length=1)] = "main"
+    slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] = "afterwrite"
+    publication: Annotated[str, Field(min_length=1, max_length=63)] = "afterwrite"
+    legacy_publication: Annotated[str, Field(min_length=1, max_length=63)] = "afterwrite_legacy"
+    # How long an attempt of our DDL may make writers wait, and how often it is tried.
+    lock_timeout_ms: Annotated[int, Field(gt=0, le=60_000)] = 500
+    lock_attempts: Annotated[int, Field(gt=0)] = 20
+    # What `plan` writes as thresholds: a phase's proof needs so many transactions over so long.
+    proof_transactions: Annotated[int, Field(ge=0)] = 1_000
+    proof_seconds: Annotated[float, Field(ge=0)] = 3_600.0
+    soak_seconds: Annotated[float, Field(ge=0)] = 3_600.0
+    # Who acts, for the ledger; None means the operating system's user.
+    operator: str | None = None
 
     @classmethod
     def settings_customise_sources(
