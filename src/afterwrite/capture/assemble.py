@@ -63,8 +63,8 @@ class Assembler:
     """Feed it the stream's messages in order; it gives each transaction at its commit.
 
     ``legacy`` names legacy log tables as (schema, table), beside those that the facts call so. Before a Relation
-    message is fed, ``learn`` should have told the types and the facts of that table; what is not known is encoded as text, and
-    keyed by the replica identity.
+    message is fed, ``learn`` should have told the types and the facts of that table; what is not known is encoded as
+    text, and keyed by the replica identity.
     """
 
     def __init__(self, *, legacy: AbstractSet[tuple[str, str]] = frozenset()) -> None:
