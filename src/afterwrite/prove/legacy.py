@@ -1,0 +1,315 @@
+"""What a trigger writes to the legacy log, inferred from its own INSERT: for each operation, column by column.
+
+::
+
+    Trigger ──infer──▶ LegacyMapping ──▶ by operation: which rows, under which condition, holding what
+                                    └──▶ text(), for the plan and for --explain
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from afterwrite.activity import Operation
+from afterwrite.postgres import quoted
+from afterwrite.prove.body import Surroundings, Written, follow
+from afterwrite.prove.expression import (
+    NULL,
+    TRUE,
+    Call,
+    Case,
+    Cast,
+    Const,
+    Expression,
+    Field,
+    Opaque,
+    Relname,
+    Side,
+    Whole,
+    Why,
+    holds,
+    show,
+)
+from afterwrite.prove.syntax import Binding, NotUnderstood, Reader, Routine, trigger_arguments
+from afterwrite.scan.catalog import Event, Trigger, TriggerLevel
+
+
+class TableShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What the catalog says of a table that matters here.
+
+    ``generated`` are its generated columns, ``derived`` those that a BEFORE trigger may set (``*`` for any), ``leaves``
+    the names of its partitions at every depth, ``root`` the table that it is a partition of, ``unlogged`` that its
+    rows never reach the WAL.
+    """
+
+    schema: str
+    table: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...] = ()
+    generated: tuple[str, ...] = ()
+    derived: frozenset[str] = frozenset()
+    leaves: tuple[str, ...] = ()
+    unlogged: bool = False
+    root: tuple[str, str] | None = None
+
+
+class LegacyMapping(msgspec.Struct, frozen=True, kw_only=True):
+    """A trigger and what it writes: ``written`` by operation, in the order of the body.
+
+    ``when`` is its WHEN condition by operation. ``identifies`` are, by legacy table, the columns that give table,
+    operation and key. ``notes`` say what could not be followed.
+    """
+
+    trigger: Trigger
+    written: Mapping[Operation, tuple[Written, ...]]
+    when: Mapping[Operation, Expression]
+    identifies: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        return self.trigger.identity
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """Operations on which it can write anything."""
+        return tuple(operation for operation, written in self.written.items() if written)
+
+    def compared(self) -> Mapping[Operation, Mapping[str, str]]:
+        """For each operation and legacy column: ``exact``, ``partly``, or why it is not compared."""
+        return {
+            operation: {f"{row.table}.{column}": comparable(value) for row in written for column, value in row.values}
+            for operation, written in self.written.items()
+        }
+
+    def text(self) -> str:
+        """The mapping as people read it."""
+        lines = [f"{self.identity} ({self.trigger.function}, {self.trigger.level} level)"]
+        for operation, written in self.written.items():
+            when = self.when.get(operation, TRUE)
+            lines.append(f"  on {operation}" + ("" if when == TRUE else f" when {show(when)}"))
+            if not written:
+                lines.append("    writes nothing")
+            for row in written:
+                lines += _row_text(row, self.identifies.get(_table_name(row), ()))
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def infer(
+    trigger: Trigger,
+    *,
+    legacy: Collection[tuple[str, str]],
+    tables: Mapping[tuple[str, str], TableShape],
+    routines: Mapping[tuple[str, str], Routine] | None = None,
+) -> LegacyMapping:
+    """The mapping of a trigger, from its body and from what the catalog says of the tables.
+
+    ``legacy`` are the legacy log tables as (schema, table); INSERTs to other tables are left out. A body that cannot
+    be followed gives a mapping without rows and a note that says why.
+    """
+    path = _search_path(trigger)
+    own = tables.get((trigger.schema, trigger.table))
+    written: dict[Operation, tuple[Written, ...]] = {}
+    when: dict[Operation, Expression] = {}
+    notes: dict[str, None] = {}
+    for event in trigger.events:
+        operation = Operation(event.value)
+        names = _names(trigger, event, own)
+        surroundings = Surroundings(
+            names=names,
+            transition=_transition(trigger, event),
+            path=path,
+            routines=routines or {},
+            columns={key: shape.columns for key, shape in tables.items()},
+            per_statement=trigger.level is TriggerLevel.STATEMENT,
+        )
+        when[operation] = holds(Reader(names, path=path).sql(trigger.when)) if trigger.when else TRUE
+        try:
+            rows = follow(trigger.source, surroundings) if trigger.language == "plpgsql" else ()
+        except NotUnderstood as reason:
+            notes[f"the body cannot be followed: {reason}"] = None
+            rows = ()
+        if trigger.language != "plpgsql":
+            notes[f"a body in {trigger.language} is not followed"] = None
+        kept: list[Written] = []
+        for row in rows:
+            target = _resolve(row, path, legacy)
+            if target is not None:
+                kept.append(msgspec.structs.replace(row, schema=target[0]))
+            if row.swallowed:
+                notes["an exception handler of the body may undo its rows in silence"] = None
+        written[operation] = tuple(kept)
+    return LegacyMapping(
+        trigger=trigger,
+        written=written,
+        when=when,
+        identifies=_identifies(trigger, written, own),
+        notes=tuple(notes),
+    )
+
+
+def _names(trigger: Trigger, event: Event, own: TableShape | None) -> dict[str, Binding]:
+    """The variables that a trigger's body finds set, for one operation."""
+    row = trigger.level is TriggerLevel.ROW
+    relname: Expression = Const(trigger.table)
+    if row and own is not None and own.leaves:
+        relname = Relname(trigger.table, own.leaves)
+    return {
+        "new": Whole(Side.NEW) if row and event in (Event.INSERT, Event.UPDATE) else NULL,
+        "old": Whole(Side.OLD) if row and event in (Event.UPDATE, Event.DELETE) else NULL,
+        "tg_op": Const(event.value.upper()),
+        "tg_name": Const(trigger.name),
+        "tg_when": Const(trigger.timing.value.upper()),
+        "tg_level": Const(trigger.level.value.upper()),
+        "tg_relid": Opaque(Why.OPAQUE, "tg_relid"),
+        "tg_relname": relname,
+        "tg_table_name": relname,
+        "tg_table_schema": Const(trigger.schema),
+        "tg_nargs": Const(len(trigger.arguments)),
+        "tg_argv": trigger_arguments(trigger.arguments),
+    }
+
+
+def _transition(trigger: Trigger, event: Event) -> dict[str, Side]:
+    named: dict[str, Side] = {}
+    if trigger.new_table and event in (Event.INSERT, Event.UPDATE):
+        named[trigger.new_table] = Side.NEW
+    if trigger.old_table and event in (Event.UPDATE, Event.DELETE):
+        named[trigger.old_table] = Side.OLD
+    return named
+
+
+def _search_path(trigger: Trigger) -> tuple[str, ...]:
+    """Where the body looks for names: the function's own setting, else what is usual."""
+    for setting in trigger.config:
+        name, _, value = setting.partition("=")
+        if name == "search_path":
+            words = [word.strip().strip('"') for word in value.split(",")]
+            return tuple(word for word in words if word and word != "pg_temp")
+    return tuple(dict.fromkeys(("public", trigger.schema, trigger.function_schema)))
+
+
+def _resolve(row: Written, path: tuple[str, ...], legacy: Collection[tuple[str, str]]) -> tuple[str, str] | None:
+    schemas = (row.schema,) if row.schema else path
+    return next(((schema, row.table) for schema in schemas if (schema, row.table) in legacy), None)
+
+
+def _table_name(row: Written) -> str:
+    return quoted(row.schema, row.table) if row.schema else quoted(row.table)
+
+
+# --- what of a row is compared, and what identifies it ----------------------------------------------------------------
+
+
+def comparable(value: Expression) -> str:
+    """``exact``, ``partly`` (something known around something unknown), or the reason why not at all."""
+    whys = list(_whys(value))
+    if not whys:
+        return "exact"
+    if isinstance(value, Opaque):
+        return value.why.value
+    return "partly" if _has_known(value) else whys[0].value
+
+
+def _whys(value: Any) -> list[Why]:
+    if isinstance(value, Opaque):
+        return [value.why]
+    return [why for below in _below(value) for why in _whys(below)]
+
+
+def _has_known(value: Expression) -> bool:
+    """Whether text or an object is built around the unknown part, so that something of it can be compared."""
+    match value:
+        case Call("||" | "format" | "concat" | "concat_ws" | "jsonb_build_object" | "json_build_object", _):
+            return True
+        case Case(branches, otherwise):
+            return any(_has_known(then) for _, then in branches) or _has_known(otherwise)
+        case Cast(inner, _, _):
+            return _has_known(inner)
+        case Call("coalesce", (first, *_)):
+            return _has_known(first)
+        case _:
+            return False
+
+
+def _below(value: Any) -> list[Any]:
+    if isinstance(value, msgspec.Struct):
+        return [getattr(value, name) for name in value.__struct_fields__]
+    if isinstance(value, tuple):
+        items: tuple[Any, ...] = value
+        return list(items)
+    return []
+
+
+def _identifies(
+    trigger: Trigger, written: Mapping[Operation, tuple[Written, ...]], own: TableShape | None
+) -> dict[str, tuple[str, ...]]:
+    """By legacy table: the columns that are constant for an operation, or made of nothing but the key."""
+    key = frozenset(own.key) if own else frozenset[str]()
+    found: dict[str, dict[str, None]] = {}
+    for rows in written.values():
+        for row in rows:
+            columns = found.setdefault(_table_name(row), {})
+            for column, value in row.values:
+                if (
+                    (isinstance(value, Const) and value.value is not None)
+                    or isinstance(value, Relname)
+                    or ((fields := _fields(value)) and fields <= key)
+                ):
+                    columns[column] = None
+    return {table: tuple(columns) for table, columns in found.items()}
+
+
+def _fields(value: Any) -> frozenset[str] | None:
+    """The columns of its row that an expression is made of; None when it is made of anything else too."""
+    match value:
+        case Field(_, column):
+            return frozenset((column,))
+        case Call("->>" | "->", (inner, Const(value=str(name)))) if _is_row(inner):
+            return frozenset((name,))
+        case Whole() | Opaque():
+            return None
+        case Const():
+            return frozenset()
+        case Call() | Cast() | Case():
+            parts = [_fields(below) for below in _below(value) if not isinstance(below, str | int)]
+            return None if any(part is None for part in parts) else frozenset().union(*[part for part in parts if part])
+        case tuple():
+            parts = [_fields(below) for below in _below(value) if not isinstance(below, str | int)]
+            return None if any(part is None for part in parts) else frozenset().union(*[part for part in parts if part])
+        case _:
+            return None
+
+
+def _is_row(value: Expression) -> bool:
+    match value:
+        case Call("to_jsonb" | "row_to_json" | "to_json" | "hstore", (Whole(),)):
+            return True
+        case Call("-", (inner, _)) | Cast(inner, _, _):
+            return _is_row(inner)
+        case _:
+            return False
+
+
+def _row_text(row: Written, identifies: Collection[str]) -> list[str]:
+    head = f"    {_table_name(row)} (line {row.line})"
+    if row.statement:
+        head += ", once a statement"
+    if row.rows is not None:
+        head += ", once a row of its loop"
+    if row.many:
+        head += ", any number of times"
+    if row.condition != TRUE:
+        head += f", if {show(row.condition)}"
+    width = max((len(column) for column, _ in row.values), default=0)
+    return [
+        head,
+        *(
+            f"      {column:<{width}} = {show(value)}{'  (identifies)' if column in identifies else ''}"
+            for column, value in row.values
+        ),
+    ]

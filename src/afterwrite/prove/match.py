@@ -1,0 +1,690 @@
+"""Changes and legacy rows of one transaction, matched as multisets: what agrees, what does not, and why.
+
+::
+
+    Transaction ─▶ firings (trigger × change) ─▶ expected rows ─┐
+                └▶ legacy rows ───────────────────────────────┴─▶ pairs, residuals ─▶ Account
+
+Every firing ends in exactly one place: matched, explained by one reason, or unexplained by one. Legacy rows that no
+firing claims are counted beside, by their own reasons. Nothing depends on the order of rows or on clocks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from afterwrite.activity import Lsn, Operation
+from afterwrite.capture.transaction import Change, Relation, Transaction
+from afterwrite.postgres import quoted
+from afterwrite.prove.evaluate import Moment, Slots, Writer
+from afterwrite.prove.firing import Row, Rule, Verdict, Writes, read_row
+from afterwrite.prove.landing import Exact, Landed, NotCompared, Partly, Whole
+from afterwrite.prove.legacy import LegacyMapping, TableShape
+from afterwrite.prove.pairing import Found, Wanted, differences, pair
+from afterwrite.prove.value import Value
+from afterwrite.scan.catalog import Enabled
+
+
+class Reason(StrEnum):
+    """Why a firing or a legacy row is not simply matched. The first three are unexplained: they forbid a proof."""
+
+    MISSING = "missing"  # the legacy log has it, and no change goes with it
+    EXTRA = "extra"  # the change is there, and the legacy log does not have it
+    VALUE = "value"  # both are there, and they do not agree
+    REPLICA_ROLE = "replica-role"  # written under session_replication_role = replica: origin triggers do not fire
+    NO_OP_UPDATE = "no-op-update"  # nothing changed, and the trigger's conditions ask for a change
+    WHEN_NOT_MET = "when-not-met"  # WHEN, or a condition of the body, is false for this row
+    UPDATE_OF = "update-of"  # which columns were SET is not in the WAL, and these did not (provably) change
+    GENERATED_COLUMN = "generated-column"  # agrees but for generated columns, which are not in the WAL
+    PARTITION_LEAF = "partition-leaf"  # agrees but for the table's name: the legacy log has the partition's
+    SESSION_ONLY = "session-only"  # agrees but for the actor: the transaction brought no context to compare with
+    UNLOGGED = "unlogged"  # one side is an UNLOGGED table, whose rows are not in the WAL
+    CONDITION_NOT_KNOWN = "condition-not-known"  # a condition that the WAL does not decide, and no row
+    EMPTY_STATEMENT = "empty-statement"  # a statement trigger fired although no row was touched
+    LEGACY_FOREIGN = "legacy-foreign"  # no trigger of the plan can have written it: the application did, or another
+    SILENCED_YET_WRITTEN = "silenced-yet-written"  # a silenced trigger's row: it is still on somewhere
+
+    @property
+    def explained(self) -> bool:
+        """Whether the difference is understood, and no sign of loss."""
+        return self not in (Reason.MISSING, Reason.EXTRA, Reason.VALUE)
+
+    @property
+    def alarming(self) -> bool:
+        """Whether somebody must look although nothing is lost."""
+        return self is Reason.SILENCED_YET_WRITTEN
+
+    @property
+    def paired(self) -> bool:
+        """Whether the firing found its legacy row nevertheless: the trigger was seen at work."""
+        return self in (Reason.GENERATED_COLUMN, Reason.PARTITION_LEAF, Reason.SESSION_ONLY, Reason.VALUE)
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """A legacy column that is not what it must be, both as JSON text."""
+
+    column: str
+    expected: str
+    found: str
+
+
+class Residual(msgspec.Struct, frozen=True, kw_only=True):
+    """One example of a reason. ``trigger`` is an identity, or the legacy table's name for rows of nobody.
+
+    ``change`` and ``legacy`` are rows as JSON, where there are such; ``expected`` the legacy row that should be.
+    """
+
+    trigger: str
+    operation: Operation
+    reason: Reason
+    xid: int
+    commit_lsn: Lsn
+    committed_at: datetime
+    key: str | None = None
+    before: str | None = None
+    after: str | None = None
+    legacy: str | None = None
+    expected: str | None = None
+    differences: tuple[Difference, ...] = ()
+
+
+class Tally(msgspec.Struct):
+    """What was seen of one trigger on one operation.
+
+    ``seen`` counts firings: seen == matched + the firings in explained + those in unexplained. ``exact``, ``partly`` and
+    ``uncompared`` count columns of matched rows.
+    """
+
+    seen: int = 0
+    matched: int = 0
+    rows: int = 0
+    exact: int = 0
+    partly: int = 0
+    uncompared: int = 0
+    reasons: dict[Reason, int] = msgspec.field(default_factory=dict[Reason, int])
+    first_at: datetime | None = None
+    first_lsn: Lsn | None = None
+    last_at: datetime | None = None
+    last_lsn: Lsn | None = None
+
+    def count(self, reason: Reason) -> None:
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def at(self, transaction: Transaction) -> None:
+        if self.first_at is None:
+            self.first_at, self.first_lsn = transaction.committed_at, transaction.commit_lsn
+        self.last_at, self.last_lsn = transaction.committed_at, transaction.commit_lsn
+
+
+EXAMPLES = 5
+
+
+class Account:
+    """What some transactions came to, in constant memory: tallies, and the newest few examples of each reason."""
+
+    def __init__(self) -> None:
+        self.transactions = 0
+        self.tallies: dict[tuple[str, Operation], Tally] = {}
+        self.examples: dict[tuple[str, Operation, Reason], deque[Residual]] = {}
+
+    def tally(self, trigger: str, operation: Operation, transaction: Transaction) -> Tally:
+        found = self.tallies.get((trigger, operation))
+        if found is None:
+            found = self.tallies[trigger, operation] = Tally()
+        found.at(transaction)
+        return found
+
+    def add(self, residual: Residual) -> None:
+        key = residual.trigger, residual.operation, residual.reason
+        self.examples.setdefault(key, deque(maxlen=EXAMPLES)).append(residual)
+
+    def total(self, *reasons: Reason) -> int:
+        """How often these reasons were counted (all unexplained ones when none is named)."""
+        wanted = reasons or (Reason.MISSING, Reason.EXTRA, Reason.VALUE)
+        return sum(tally.reasons.get(reason, 0) for tally in self.tallies.values() for reason in wanted)
+
+
+class _Expected:
+    """A row that a firing should have written, or may have."""
+
+    __slots__ = ("firing", "landed", "partner", "sure", "values", "wanted", "writes")
+
+    def __init__(self, firing: _Firing, writes: Writes, sure: bool, values: list[Value] | None) -> None:
+        self.firing, self.writes, self.sure, self.values = firing, writes, sure, values
+        self.wanted: Wanted | None = None
+        self.partner: int | None = None
+        self.landed: dict[str, Landed] | None = None
+
+    @property
+    def identifies(self) -> Sequence[str]:
+        return self.firing.rule.identifies.get(self.writes.target, ())
+
+    def land(self, legacy: Relation) -> dict[str, Landed]:
+        if self.landed is None:
+            self.landed = self.writes.land(self.firing.row.moment, self.values, legacy)
+        return self.landed
+
+
+class _Firing:
+    """A trigger and the change (for a statement's row: the first of its changes) that it fired for, or may have."""
+
+    __slots__ = ("doubt", "expected", "operation", "row", "rule")
+
+    def __init__(self, rule: Rule, operation: Operation, row: Row, doubt: Reason | None) -> None:
+        self.rule, self.operation, self.row, self.doubt = rule, operation, row, doubt
+        self.expected: list[_Expected] = []
+
+
+_NOWHERE = Moment(None, None)
+
+
+class Matcher:
+    """Matches transaction after transaction by the same mappings; compiled once for each shape of a table.
+
+    ``covered`` are triggers without a legacy row (deferred ones), whose firings are counted only. ``tables`` is what
+    the catalog says of application and legacy tables.
+    """
+
+    def __init__(
+        self,
+        mappings: Iterable[LegacyMapping],
+        *,
+        tables: Mapping[tuple[str, str], TableShape],
+        covered: Iterable[LegacyMapping] = (),
+    ) -> None:
+        self.tables = tables
+        self._mappings: dict[tuple[str, str], list[tuple[LegacyMapping, bool]]] = {}
+        self._legacy: dict[tuple[str, str], list[LegacyMapping]] = {}
+        for mapping, compared in [*((m, True) for m in mappings), *((m, False) for m in covered)]:
+            trigger = mapping.trigger
+            shape = tables.get((trigger.schema, trigger.table))
+            if trigger.parent_oid is not None:
+                continue  # a partition's copy of its parent's trigger: the stream shows the parent's table
+            home = shape.root if shape is not None and shape.root is not None else (trigger.schema, trigger.table)
+            self._mappings.setdefault(home, []).append((mapping, compared))
+            for rows in mapping.written.values():
+                for row in rows:
+                    writers = self._legacy.setdefault((row.schema or "", row.table), [])
+                    if mapping not in writers:
+                        writers.append(mapping)
+        self._rules: dict[int, tuple[Relation, list[tuple[Rule, bool]]]] = {}
+        self._slots = Slots()
+        self._templates: dict[tuple[int, str, Operation, int], dict[str, Landed] | None] = {}
+
+    def match(
+        self,
+        transaction: Transaction,
+        account: Account,
+        *,
+        silenced: Collection[str] = frozenset(),
+        steady: Collection[tuple[str, Operation]] = frozenset(),
+    ) -> None:
+        """Add what one transaction comes to.
+
+        ``silenced`` are triggers that are off. ``steady`` are those that certainly were on when the transaction wrote,
+        and that have been seen to work: where none of a change's triggers wrote, the writer's role kept them from it.
+        """
+        account.transactions += 1
+        _Match(self, transaction, account, silenced, steady).run()
+
+    def rules(self, relation: Relation) -> list[tuple[Rule, bool]]:
+        """The rules for a table, and whether each is compared."""
+        known = self._rules.get(id(relation))
+        if known is not None and known[0] is relation:
+            return known[1]
+        found = self._mappings.get((relation.schema, relation.table), [])
+        shape = self.tables.get((relation.schema, relation.table))
+        rules = [(Rule(mapping, relation, shape, self._slots), compared) for mapping, compared in found]
+        if len(self._rules) > 10_000:  # relations come anew with each of the stream's connections
+            self._rules.clear()
+            self._slots = Slots()
+            self._templates.clear()
+        self._rules[id(relation)] = relation, rules
+        return rules
+
+    def writers(self, relation: Relation) -> list[LegacyMapping]:
+        """The mappings that write to a legacy table."""
+        return self._legacy.get((relation.schema, relation.table), [])
+
+    def template(self, rule: Rule, operation: Operation, number: int, legacy: Relation) -> dict[str, Landed] | None:
+        """What any row of this INSERT has in common, or None when it cannot be one."""
+        key = id(legacy), rule.identity, operation, number
+        if key not in self._templates:
+            writes = rule.writes[operation][number]
+            values = rule.template(operation, writes)
+            self._templates[key] = None if values is None else writes.land(_NOWHERE, values, legacy)
+        return self._templates[key]
+
+    def rule_of(self, mapping: LegacyMapping) -> Rule:
+        """A rule for a mapping whose table is not in the transaction."""
+        shape = self.tables.get((mapping.trigger.schema, mapping.trigger.table))
+        columns = shape.columns if shape else ()
+        return Rule(mapping, _stand_in(mapping, columns), shape, Slots())
+
+
+class _Match:
+    """One transaction being matched."""
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        transaction: Transaction,
+        account: Account,
+        silenced: Collection[str],
+        steady: Collection[tuple[str, Operation]],
+    ) -> None:
+        self.matcher = matcher
+        self.transaction = transaction
+        self.account = account
+        self.writer = Writer(transaction.context, transaction.xid)
+        self.silenced = silenced
+        self.steady = steady
+        self.firings: list[_Firing] = []
+        self.silent: list[tuple[Rule, Row]] = []
+        self.once: dict[tuple[str, Operation], _Firing] = {}
+
+    def run(self) -> None:
+        for change in self.transaction.changes:
+            rules = self.matcher.rules(change.relation)
+            if rules:
+                self.fire(change, rules)
+        tables: dict[tuple[str, str], list[Change]] = {}
+        for change in self.transaction.legacy:
+            tables.setdefault((change.relation.schema, change.relation.table), []).append(change)
+        found = {name: Found(changes[-1].relation, changes) for name, changes in tables.items()}
+        expected: dict[tuple[str, str], list[_Expected]] = {}
+        for firing in self.firings:
+            for each in firing.expected:
+                expected.setdefault(each.writes.target, []).append(each)
+        for name, rows in found.items():
+            self.pair(expected.get(name, []), rows)
+        self.settle(found)
+        for rows in found.values():
+            self.leftovers(rows)
+
+    # --- what should have been written --------------------------------------------------------------------------------
+
+    def fire(self, change: Change, rules: Sequence[tuple[Rule, bool]]) -> None:
+        row: Row | None = None
+        for rule, compared in rules:
+            if change.operation not in rule.operations:
+                continue
+            off = rule.identity in self.silenced
+            if off and (not compared or not self.transaction.legacy):
+                continue
+            if row is None:
+                shape = self.matcher.tables.get((change.relation.schema, change.relation.table))
+                row = read_row(change, shape, self.writer)
+            if off:
+                self.silent.append((rule, row))
+            elif not compared:
+                self.cover(rule, change, row)
+            else:
+                self.firings += self.expect(rule, change.operation, row)
+
+    def cover(self, rule: Rule, change: Change, row: Row) -> None:
+        """A deferred trigger: it counts as seen where it surely ran."""
+        if rule.update_of(change) is not Verdict.YES or rule.when_met(row, change.operation) is not Verdict.YES:
+            return
+        key = rule.identity, change.operation
+        if rule.statement_level:
+            if key in self.once:
+                return
+            self.once[key] = _Firing(rule, change.operation, row, None)
+        self.account.tally(*key, self.transaction).seen += 1
+
+    def expect(self, rule: Rule, operation: Operation, row: Row) -> list[_Firing]:
+        """The firings of one trigger for one change, with the rows it should have written."""
+        writes = rule.writes.get(operation, ())
+        if not writes or row.change is None:
+            return []
+        doubt: Reason | None = None
+        if rule.update_of(row.change) is Verdict.PERHAPS:
+            doubt = Reason.UPDATE_OF
+        match rule.when_met(row, operation):
+            case Verdict.NO:
+                self.not_met(rule, operation, row)
+                return []
+            case Verdict.PERHAPS:
+                doubt = doubt or Reason.CONDITION_NOT_KNOWN
+            case Verdict.YES:
+                pass
+        if rule.mapping.trigger.table != row.change.relation.table:
+            doubt = Reason.PARTITION_LEAF  # a trigger of one partition: which rows went there is not in the stream
+        firings: list[_Firing] = []
+        per_row = [each for each in writes if not each.written.statement]
+        if per_row:
+            firing = _Firing(rule, operation, row, doubt)
+            self.fill(firing, per_row)
+            if firing.expected:
+                firings.append(firing)
+            else:
+                self.not_met(rule, operation, row)
+        once = [each for each in writes if each.written.statement]
+        if once and (rule.identity, operation) not in self.once:
+            moment = Moment(None, None, self.writer)
+            firing = _Firing(rule, operation, Row(row.change, moment), doubt)
+            self.fill(firing, once)
+            self.once[rule.identity, operation] = firing
+            if firing.expected:
+                firings.append(firing)
+            elif not per_row:
+                self.not_met(rule, operation, row)
+        return firings
+
+    def fill(self, firing: _Firing, writes: Sequence[Writes]) -> None:
+        for each in writes:
+            for sure, values in each.expect(firing.row.moment):
+                certain = sure and firing.doubt is None and not each.written.many
+                firing.expected.append(_Expected(firing, each, certain, values))
+
+    def not_met(self, rule: Rule, operation: Operation, row: Row) -> None:
+        change = row.change
+        tally = self.account.tally(rule.identity, operation, self.transaction)
+        tally.seen += 1
+        no_op = change is not None and operation is Operation.UPDATE and change.changed == ()
+        tally.count(Reason.NO_OP_UPDATE if no_op else Reason.WHEN_NOT_MET)
+
+    # --- what was written ---------------------------------------------------------------------------------------------
+
+    def pair(self, expected: Sequence[_Expected], rows: Found) -> None:
+        wanted: list[Wanted] = []
+        for each in expected:
+            each.wanted = Wanted(each.land(rows.relation), each.sure, rows, each.identifies)
+            wanted.append(each.wanted)
+        pair(wanted, rows)
+        for each in expected:
+            each.partner = each.wanted.partner if each.wanted else None
+        # Rows of statements, of loops that cannot be counted: as many more as there are.
+        for each in expected:
+            if each.partner is not None and (each.writes.written.many or each.writes.written.statement):
+                self.claim_more(each, rows)
+
+    def claim_more(self, each: _Expected, rows: Found) -> None:
+        wanted = each.wanted
+        if wanted is None:
+            return
+        for position in wanted.bucket:
+            if not rows.taken[position] and wanted.fits(position):
+                rows.taken[position] = True
+                self.account.tally(each.firing.rule.identity, each.firing.operation, self.transaction).rows += 1
+
+    def settle(self, found: Mapping[tuple[str, str], Found]) -> None:
+        """Give every firing its one end."""
+        quiet = self.quiet_changes()
+        for firing in self.firings:
+            tally = self.account.tally(firing.rule.identity, firing.operation, self.transaction)
+            tally.seen += 1
+            paired = [each for each in firing.expected if each.partner is not None]
+            for each in paired:
+                _count_columns(tally, each)
+            lost = [each for each in firing.expected if each.partner is None and each.sure]
+            if lost:
+                self.lose(firing, lost[0], found, tally, quiet)
+            elif paired:
+                caveat = self.caveat(firing, paired, found)
+                if caveat is None:
+                    tally.matched += 1
+                else:
+                    tally.count(caveat)
+            else:
+                tally.count(self.absent(firing))
+
+    def absent(self, firing: _Firing) -> Reason:
+        """Why a firing that may have written nothing did write nothing."""
+        if firing.doubt is None or (firing.doubt is Reason.UPDATE_OF and firing.row.change is None):
+            return Reason.CONDITION_NOT_KNOWN
+        return firing.doubt
+
+    def caveat(
+        self, firing: _Firing, paired: Sequence[_Expected], found: Mapping[tuple[str, str], Found]
+    ) -> Reason | None:
+        """What of a pair that agrees could not be compared, where that has a name."""
+        if self.transaction.context is None and any(each.writes.needs_context for each in paired):
+            return Reason.SESSION_ONLY
+        if firing.rule.shape is not None and firing.rule.shape.generated and any(each.writes.whole for each in paired):
+            return Reason.GENERATED_COLUMN
+        if firing.rule.shape is not None and any(each.writes.partition for each in paired):
+            return Reason.PARTITION_LEAF
+        return None
+
+    def quiet_changes(self) -> set[int]:
+        """Changes for which every trigger that had to fire is known to have been on, and none wrote."""
+        by_change: dict[int, list[_Firing]] = {}
+        for firing in self.firings:
+            if firing.row.change is not None and firing.rule.mapping.trigger.enabled is Enabled.ORIGIN:
+                by_change.setdefault(firing.row.change.ordinal, []).append(firing)
+        return {
+            ordinal
+            for ordinal, firings in by_change.items()
+            if all(
+                (firing.rule.identity, firing.operation) in self.steady
+                and all(each.partner is None and not each.writes.written.swallowed for each in firing.expected)
+                for firing in firings
+                if any(each.sure for each in firing.expected)
+            )
+        }
+
+    def lose(
+        self,
+        firing: _Firing,
+        lost: _Expected,
+        found: Mapping[tuple[str, str], Found],
+        tally: Tally,
+        quiet: Collection[int],
+    ) -> None:
+        """A row that had to be there is not, or not so."""
+        rows = found.get(lost.writes.target)
+        position, wrong = self.nearest(lost, rows) if rows is not None else (None, [])
+        if rows is not None and position is not None:
+            rows.taken[position] = True
+            tally.count(Reason.VALUE)
+            self.example(firing, Reason.VALUE, lost, rows, position, wrong)
+            return
+        shape = self.matcher.tables.get(lost.writes.target)
+        if shape is not None and shape.unlogged:
+            tally.count(Reason.UNLOGGED)
+            return
+        change = firing.row.change
+        origin = firing.rule.mapping.trigger.enabled is Enabled.ORIGIN
+        if origin and (self.stamped_replica() or (change is not None and change.ordinal in quiet)):
+            tally.count(Reason.REPLICA_ROLE)
+            return
+        tally.count(Reason.EXTRA)
+        self.example(firing, Reason.EXTRA, lost, rows, None, [])
+
+    def stamped_replica(self) -> bool:
+        context = self.transaction.context
+        return context is not None and context.settings.get("session_replication_role") == "replica"
+
+    def nearest(self, lost: _Expected, rows: Found) -> tuple[int | None, list[str]]:
+        """The unclaimed row that has the same table, operation and key, with the fewest columns that differ."""
+        expected = lost.land(rows.relation)
+        columns = [column for column in lost.identifies if column in expected]
+        known = [(column, value.value) for column in columns if isinstance(value := expected[column], Exact)]
+        if not known:
+            return None, []
+        bucket = rows.bucket(tuple(column for column, _ in known), tuple(key for _, key in known))
+        free = [position for position in bucket if not rows.taken[position]]
+        if not free:
+            return None, []
+        ranked = [(differences(expected, rows.rows[position], rows, position), position) for position in free]
+        wrong, position = min(ranked, key=lambda each: (len(each[0]), each[1]))
+        return position, wrong
+
+    # --- legacy rows of nobody ----------------------------------------------------------------------------------------
+
+    def leftovers(self, rows: Found) -> None:
+        free = rows.free()
+        if free:
+            self.claim_silenced(rows)
+        for position in rows.free():
+            mapping, operation, reason = self.blame(rows, position)
+            trigger = mapping.identity if mapping else quoted(rows.relation.schema, rows.relation.table)
+            self.account.tally(trigger, operation, self.transaction).count(reason)
+            self.account.add(
+                self.residual(trigger, operation, reason, legacy=rows.changes[position], key=rows.changes[position].key)
+            )
+
+    def claim_silenced(self, rows: Found) -> None:
+        """Rows that a silenced trigger would have written for changes of this transaction."""
+        firings = [firing for rule, row in self.silent if row.change for firing in self.silent_firing(rule, row)]
+        name = rows.relation.schema, rows.relation.table
+        expected = [each for firing in firings for each in firing.expected if each.writes.target == name]
+        wanted = [Wanted(each.land(rows.relation), each.sure, rows, each.identifies) for each in expected]
+        pair(wanted, rows)
+        for each, want in zip(expected, wanted, strict=True):
+            if want.partner is None:
+                continue
+            firing = each.firing
+            self.account.tally(firing.rule.identity, firing.operation, self.transaction).count(
+                Reason.SILENCED_YET_WRITTEN
+            )
+            self.example(firing, Reason.SILENCED_YET_WRITTEN, each, rows, want.partner, [])
+
+    def silent_firing(self, rule: Rule, row: Row) -> list[_Firing]:
+        """As ``expect``, but nothing is counted: a silenced trigger owes nothing."""
+        if row.change is None or rule.when_met(row, row.change.operation) is Verdict.NO:
+            return []
+        firing = _Firing(rule, row.change.operation, row, None)
+        self.fill(firing, rule.writes.get(row.change.operation, ()))
+        return [firing]
+
+    def blame(self, rows: Found, position: int) -> tuple[LegacyMapping | None, Operation, Reason]:
+        """Whose row an unclaimed one can be: the trigger whose INSERT it resembles most, or nobody's."""
+        best: tuple[int, int, LegacyMapping, Operation, Writes] | None = None
+        for mapping in self.matcher.writers(rows.relation):
+            rule = self.matcher.rule_of(mapping)
+            for operation, writes in rule.writes.items():
+                for number, each in enumerate(writes):
+                    if each.target != (rows.relation.schema, rows.relation.table):
+                        continue
+                    template = self.matcher.template(rule, operation, number, rows.relation)
+                    if template is None or differences(template, rows.rows[position], rows, position):
+                        continue
+                    score = sum(not isinstance(value, NotCompared) for value in template.values())
+                    on = mapping.identity not in self.silenced
+                    if best is None or (score, on) > best[:2]:
+                        best = score, on, mapping, operation, each
+        if best is None:
+            return None, Operation.INSERT, Reason.LEGACY_FOREIGN
+        _, on, mapping, operation, writes = best
+        if not on:
+            return mapping, operation, Reason.SILENCED_YET_WRITTEN
+        own = self.matcher.tables.get((mapping.trigger.schema, mapping.trigger.table))
+        if own is not None and own.unlogged:
+            return mapping, operation, Reason.UNLOGGED
+        if writes.written.statement and (mapping.identity, operation) not in self.once:
+            return mapping, operation, Reason.EMPTY_STATEMENT
+        return mapping, operation, Reason.MISSING
+
+    # --- examples -----------------------------------------------------------------------------------------------------
+
+    def example(
+        self,
+        firing: _Firing,
+        reason: Reason,
+        each: _Expected,
+        rows: Found | None,
+        position: int | None,
+        wrong: Sequence[str],
+    ) -> None:
+        change = firing.row.change
+        expected = each.land(rows.relation) if rows is not None else {}
+        legacy = rows.changes[position] if rows is not None and position is not None else None
+        found = rows.rows[position] if rows is not None and position is not None else {}
+        self.account.add(
+            self.residual(
+                firing.rule.identity,
+                firing.operation,
+                reason,
+                change=change,
+                legacy=legacy,
+                key=change.key if change else None,
+                expected=_shown(expected) if expected else _shown_values(each),
+                differences=tuple(
+                    Difference(column, _text(_shown_value(expected[column])), _text(found.get(column)))
+                    for column in wrong
+                ),
+            )
+        )
+
+    def residual(
+        self,
+        trigger: str,
+        operation: Operation,
+        reason: Reason,
+        *,
+        key: str | None,
+        change: Change | None = None,
+        legacy: Change | None = None,
+        expected: str | None = None,
+        differences: tuple[Difference, ...] = (),
+    ) -> Residual:
+        return Residual(
+            trigger=trigger,
+            operation=operation,
+            reason=reason,
+            xid=self.transaction.xid,
+            commit_lsn=self.transaction.commit_lsn,
+            committed_at=self.transaction.committed_at,
+            key=key,
+            before=change.before.decode() if change is not None and change.before is not None else None,
+            after=change.after.decode() if change is not None and change.after is not None else None,
+            legacy=legacy.after.decode() if legacy is not None and legacy.after is not None else None,
+            expected=expected,
+            differences=differences,
+        )
+
+
+def _count_columns(tally: Tally, each: _Expected) -> None:
+    tally.rows += 1
+    for value in (each.landed or {}).values():
+        match value:
+            case Exact() | Whole():
+                tally.exact += 1
+            case Partly():
+                tally.partly += 1
+            case NotCompared():
+                tally.uncompared += 1
+
+
+def _stand_in(mapping: LegacyMapping, columns: Sequence[str]) -> Relation:
+    from afterwrite.capture.transaction import Column
+
+    trigger = mapping.trigger
+    return Relation(
+        trigger.table_oid, trigger.schema, trigger.table, "f", tuple(Column(name, 25, -1, False) for name in columns)
+    )
+
+
+_encode = msgspec.json.Encoder(enc_hook=repr, decimal_format="number", order="deterministic").encode
+
+
+def _text(value: Any) -> str:
+    return _encode(value).decode()
+
+
+def _shown(expected: Mapping[str, Landed]) -> str:
+    return _text({column: _shown_value(value) for column, value in expected.items()})
+
+
+def _shown_value(value: Landed) -> Any:
+    match value:
+        case Exact(known) | Whole(known):
+            return known
+        case Partly(part, _):
+            return part
+        case NotCompared(why):
+            return f"<{why}>"
+
+
+def _shown_values(each: _Expected) -> str:
+    values = each.values if each.values is not None else each.writes.evaluate(each.firing.row.moment)
+    return _text(dict(zip(each.writes.names, values, strict=True)))
