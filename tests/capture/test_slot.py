@@ -326,11 +326,11 @@ def test_a_role_without_rights_is_told_which(dsn: str) -> None:
     run_sql(dsn, f"create table t (id int primary key); create role {role} login")
     try:
         setup = setup_of("t")
-        found = errors(dsn.replace("user=afterwrite", f"user={role}"), setup)
+        found = errors(dsn.replace("user=postgres", f"user={role}"), setup)
         assert set(found) == {"role.replication", "role.create", "table.owner"}
         assert found["role.replication"].remedy == f"as a superuser, run ALTER ROLE {role} REPLICATION"
         with pytest.raises(Refused, match=f"role {role} may not read the WAL"):
-            install(dsn.replace("user=afterwrite", f"user={role}"), setup)
+            install(dsn.replace("user=postgres", f"user={role}"), setup)
     finally:
         run_sql(dsn, f"drop role {role}")
 

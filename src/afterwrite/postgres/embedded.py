@@ -119,7 +119,7 @@ def _version(bin_dir: Path) -> int:
 
 
 class Server:
-    """A running cluster. Superuser ``afterwrite``, trust on a socket that only its own user (and root) can reach."""
+    """A running cluster. Superuser ``postgres``, trust on a socket that only its own user (and root) can reach."""
 
     def __init__(self, home: Path, installation: Installation, settings: Mapping[str, str]) -> None:
         self.home = home
@@ -137,7 +137,7 @@ class Server:
         """The major version, 18 for example."""
         return self.installation.version
 
-    def dsn(self, dbname: str = "postgres", user: str = "afterwrite") -> str:
+    def dsn(self, dbname: str = "postgres", user: str = "postgres") -> str:
         """Words for any libpq client."""
         return f"host={self.socket_dir} port=5432 user={user} dbname={dbname}"
 
@@ -154,7 +154,7 @@ class Server:
             self._give(folder)
         self.log_file.touch(mode=0o600)
         self._give(self.log_file)
-        words = ["-U", "afterwrite", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        words = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
         done = self._run([self.bin_dir / "initdb", "-D", self.data_dir, *words], self.home)
         if done.returncode:
             raise AfterwriteError(f"initdb failed in {self.home}: {(done.stderr or done.stdout).strip()}")
@@ -389,7 +389,7 @@ def sweep(*, kept: bool = False) -> list[Path]:
 def kept_servers() -> list[str]:
     """DSNs of the running servers that were asked to stay."""
     return [
-        f"host={home / 'sock'} port=5432 user=afterwrite dbname=postgres"
+        f"host={home / 'sock'} port=5432 user=postgres dbname=postgres"
         for home in sorted(_root().iterdir())
         if (home / "keep").exists() and _postmaster(home) is not None
     ]
