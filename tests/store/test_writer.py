@@ -595,12 +595,11 @@ def test_a_tampered_feed_names_the_first_break(installed_dsn: str) -> None:
             for lsn in (100, 200, 300):
                 await sink.write(wal(lsn))
         for text, statement in harm.items():
-            async with connect(installed_dsn) as db:
-                async with db.connection.transaction(force_rollback=True):
-                    await db.script(statement)
-                    found = (await verify_feed(db)).first_break
-                    assert found, text
-                    assert text in found.text
+            async with connect(installed_dsn) as db, db.connection.transaction(force_rollback=True):
+                await db.script(statement)
+                found = (await verify_feed(db)).first_break
+                assert found, text
+                assert text in found.text
         await assert_sound(installed_dsn, 6)
         async with connect(installed_dsn) as db:
             assert await read_checkpoint(db, "default")
