@@ -168,9 +168,11 @@ class Stage:
                 f"execute function stage.spy('{table}', '{hidden}')"
             )
 
+    async def triggers(self) -> Sequence[Trigger]:
+        return (await read_inventory(self.db)).triggers
+
     async def trigger(self, name: str) -> Trigger:
-        inventory = await read_inventory(self.db)
-        return next(trigger for trigger in inventory.triggers if trigger.name == name)
+        return next(trigger for trigger in await self.triggers() if trigger.name == name)
 
     async def do(self, *statements: str) -> None:
         """One transaction."""

@@ -87,6 +87,8 @@ def _of_the_trigger(trigger: Trigger) -> Iterator[Finding]:
             Severity.ERROR,
             "fires for replicated writes only, which look like others in the WAL",
         )
+    if trigger.enabled is Enabled.DISABLED:
+        yield _found(trigger, "disabled", Severity.WARNING, "is off, and its body would run")
     if trigger.columns:
         yield _found(
             trigger,
@@ -119,7 +121,7 @@ def _of_the_body(trigger: Trigger) -> Iterator[Finding]:
     words = _words(body)
     if "pg_trigger_depth" in words | _words(condition):
         yield _found(trigger, "depth", Severity.ERROR, "asks pg_trigger_depth(), which is another after commit")
-    for first, second in {*_dotted(body), *_dotted(condition)}:
+    for first, second in sorted({*_dotted(body), *_dotted(condition)}):
         if first == trigger.function and second in _VARIABLES:
             yield _found(
                 trigger,

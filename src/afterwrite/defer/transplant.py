@@ -115,9 +115,10 @@ def _stem(trigger: Trigger, search_path: str) -> str:
 
 def _path(trigger: Trigger, search_path: str, rows_schema: str | None) -> str:
     own = [value for name, _, value in (item.partition("=") for item in trigger.config) if name == "search_path"]
-    entries = [
-        entry for entry in re.findall(r'"(?:[^"]|"")*"|[^\s,"]+', own[0] if own else search_path) if entry != '""'
-    ]
+    entries = re.findall(r'"(?:[^"]|"")*"|[^\s,"]+', own[0] if own else search_path)
+    # "$user" was the writer's schema and would be the replayer's, which may well be ours; an owner's stays the owner's.
+    dropped = {'""'} if trigger.security_definer else {'""', '"$user"', "$user"}
+    entries = [entry for entry in entries if entry not in dropped]
     if "pg_catalog" not in entries:
         entries.insert(0, "pg_catalog")  # the server searches it first where it is not named
     return ", ".join([*([rows_schema] if rows_schema else []), CLOCK, *entries])

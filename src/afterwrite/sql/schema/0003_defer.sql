@@ -143,7 +143,7 @@ comment on function afterwrite.table_shape(regclass) is
     'A digest of a table''s columns, by which a transplant knows that they are still those it was made for.';
 
 create function afterwrite.enter_original(settings jsonb, committed_at timestamptz) returns void
-language plpgsql set search_path = pg_catalog as $$
+language plpgsql set search_path = pg_catalog set datestyle = 'ISO' set timezone = 'UTC' as $$
 begin
     perform set_config('afterwrite.committed_at', committed_at::text, true);
     perform set_config(s.key, s.value, true) from jsonb_each_text(settings) s;
