@@ -116,16 +116,16 @@ def test_two_at_once_do_not_know_each_other_and_both_leave_nothing(base: Path) -
     assert before == (stat.S_IMODE(base.stat().st_mode), stat.S_IMODE(find_installation().bin_dir.stat().st_mode))
 
 
-@pytest.mark.parametrize("words", [(), ("asyncio",)], ids=["plain", "asyncio"])
 @pytest.mark.parametrize(
-    ("numbers", "status"),
+    ("words", "numbers", "status"),
     [
-        ((signal.SIGINT,), {1, -signal.SIGINT}),
-        ((signal.SIGTERM,), {143}),
-        ((signal.SIGHUP,), {129}),
-        ((signal.SIGINT, signal.SIGINT, signal.SIGTERM), {1, 143, -signal.SIGINT, -signal.SIGTERM}),
+        ((), (signal.SIGINT,), {1, -signal.SIGINT}),
+        (("asyncio",), (signal.SIGINT,), {1, -signal.SIGINT}),
+        (("asyncio",), (signal.SIGTERM,), {143}),
+        ((), (signal.SIGHUP,), {129}),
+        ((), (signal.SIGINT, signal.SIGINT, signal.SIGTERM), {1, 143, -signal.SIGINT, -signal.SIGTERM}),
     ],
-    ids=["ctrl-c", "term", "hup", "impatient"],
+    ids=["ctrl-c", "ctrl-c in asyncio", "term in asyncio", "hup", "impatient"],
 )
 def test_an_owner_that_is_asked_to_end_leaves_nothing(
     base: Path, words: tuple[str, ...], numbers: tuple[signal.Signals, ...], status: set[int]
