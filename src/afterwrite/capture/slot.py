@@ -11,7 +11,7 @@ at what stands, so an interrupted installation is simply run again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import StrEnum
 from functools import partial
 
@@ -283,6 +283,7 @@ async def prepare(
     setup: CaptureSetup,
     *,
     accept_gap: bool = False,
+    on_gap: Callable[[Gap], Awaitable[None]] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_blocked: OnBlocked | None = None,
     policy: LockPolicy | None = None,
@@ -290,7 +291,8 @@ async def prepare(
     """Do what is still to be done so that a worker can start; running it again does nothing more.
 
     Raises Refused for the first error that preflight finds, before anything is changed, and for a checkpoint that
-    cannot be continued, unless ``accept_gap``: then capture begins anew and the gap is returned to be recorded.
+    cannot be continued, unless ``accept_gap``: then capture begins anew. ``on_gap`` records the gap before the
+    checkpoint steps over it, so that a crash between the two cannot hide it.
     """
     seen = await survey(database, setup)
     _refuse(seen, setup, accept_gap)
@@ -324,6 +326,8 @@ async def prepare(
                 first = await _first_checkpoint(database, setup, system)
                 if checkpoint is not None:
                     gap = Gap(after=checkpoint.lsn, until=first.lsn)
+                    if on_gap:
+                        await on_gap(gap)
                 await sink.write(Batch(source=setup.source, activities=(), transactions=0, checkpoint=first))
                 checkpoint = first
         if on_step:

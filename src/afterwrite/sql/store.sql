@@ -214,3 +214,8 @@ select a.id::text
             where b.id = a.batch_id and a.occurred_at between b.first_at and b.last_at
        )
  limit 1;
+
+-- name: record_gap
+-- Remember a stretch of a source's WAL that is known to be lost.
+insert into afterwrite.gap (source, from_lsn, to_lsn, reason)
+values (:source, :from_lsn::pg_lsn, :to_lsn::pg_lsn, :reason);

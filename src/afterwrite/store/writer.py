@@ -75,6 +75,13 @@ async def read_checkpoint(db: Database, source: str) -> Checkpoint | None:
     return row.value() if row else None
 
 
+async def record_gap(db: Database, source: str, *, after: Lsn, until: Lsn, reason: str) -> None:
+    """Remember that commits after ``after`` and up to ``until`` are lost; never silently stepped over."""
+    await db.run(
+        statement("store.record_gap"), source=source, from_lsn=str(after), to_lsn=str(max(after, until)), reason=reason
+    )
+
+
 @asynccontextmanager
 async def open_sink(dsn: str | None, *, application_name: str = "afterwrite sink") -> AsyncGenerator[PostgresSink]:
     """A sink into the store at ``dsn``; raises, with the mending command, when it is not installed as we need it."""

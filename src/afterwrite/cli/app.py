@@ -1,0 +1,98 @@
+"""The command itself: its verbs, and the one place where an error becomes a sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn, cast
+
+import typer
+from rich.markup import escape
+
+from afterwrite import __version__
+from afterwrite.cli import capture, demo, doctor, install, migrate, plan, prove, scan, tail
+from afterwrite.cli.face import show_error, talk
+from afterwrite.errors import AfterwriteError, ExitCode
+
+# Typer carries its own click, whose usage error is not exported: it is BadParameter's base.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+
+app = typer.Typer(
+    name="afterwrite",
+    help="Activity logging that leaves the write path of PostgreSQL: a way out of audit triggers that loses nothing.",
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 a gate is not met, 4 drift, 5 refused as unsafe. "
+    "stdout is data, stderr is talk.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"afterwrite {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="AFTERWRITE_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Options of every verb."""
+
+
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.command("scan")(scan.scan)
+app.command("plan")(plan.plan)
+app.command("install")(install.install)
+app.command("capture")(capture.capture)
+app.command("prove")(prove.prove)
+app.add_typer(migrate.app, name="migrate")
+app.command("tail")(tail.tail)
+
+
+def main() -> NoReturn:
+    """Run the command and exit with a code that means something."""
+    arguments = sys.argv[1:]
+    # --debug is welcome anywhere on the line.
+    debug = "--debug" in arguments or bool(os.environ.get("AFTERWRITE_DEBUG"))
+    arguments = [word for word in arguments if word != "--debug"]
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = app(arguments, standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else ExitCode.OK)
+    except AfterwriteError as error:
+        if debug:
+            raise
+        show_error(error)
+        raise SystemExit(error.exit_code) from None
+    except _UsageError as error:
+        error.show()
+        raise SystemExit(ExitCode.USAGE) from None
+    except (KeyboardInterrupt, typer.Abort):
+        talk.print("afterwrite: interrupted; nothing was left half done")
+        raise SystemExit(128 + signal.SIGINT) from None
+    except BrokenPipeError:
+        # The reader of our stdout went away (`| head`): that is its right, and no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except Exception as error:
+        if debug:
+            raise
+        talk.print(f"[red]afterwrite:[/] unexpected {type(error).__name__}: {escape(str(error))}")
+        talk.print("  [green]→[/] run it again with --debug and report what it shows")
+        raise SystemExit(ExitCode.ERROR) from None
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,203 @@
+"""``afterwrite demo``: the whole way, on a PostgreSQL of its own, in three minutes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from afterwrite.cli.face import Json, emit, out, run, say, table, talk
+from afterwrite.demo.story import Chapter, Outcome, Script, tell_story
+from afterwrite.errors import ExitCode
+from afterwrite.postgres.embedded import embedded_server, kept_servers, sweep
+
+
+def demo(
+    clients: Annotated[int, typer.Option("--clients", min=1, max=64, help="Clients of the application.")] = 8,
+    rate: Annotated[float, typer.Option("--rate", min=1, help="Transactions a second in all.")] = 100.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the application's data and choices.")] = 1,
+    pg_bin: Annotated[
+        Path | None, typer.Option("--pg-bin", help="Folder of other PostgreSQL binaries than the bundled ones.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave server and data, and print the DSN.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Stop and remove what --keep left, and do nothing else.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """From 64 triggers to a live activity record, on a PostgreSQL of its own, with the application writing throughout.
+
+    Exit 1 if a single write was lost or doubled.
+    """
+    if clean:
+        removed = sweep(kept=True)
+        out.print(f"{len(removed)} demo servers removed")
+        return ExitCode.OK
+    script = Script(clients=clients, rate=rate, seed=seed)
+    folder = Path(tempfile.mkdtemp(prefix="afterwrite-demo-"))
+    screen = _Screen()
+    try:
+        with screen, embedded_server(bin_dir=pg_bin, keep=keep) as server:
+            outcome = run(tell_story(server, folder, script, screen.tell))
+            dsn = server.dsn("legacy")
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    if json:
+        emit(_as_json(outcome))
+    else:
+        out.print(_summary(outcome))
+    _explain_faults(outcome)
+    if keep:
+        say(f"server and data stay: [bold]{escape(dsn)}[/]")
+        say(f"ledger and logs in {folder}; `afterwrite demo --clean` removes {len(kept_servers())} kept server(s)")
+    return ExitCode.ERROR if outcome.lost_or_doubled else ExitCode.OK
+
+
+class _Screen:
+    """The chapters and the application's pulse; plain lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._done: list[Text] = []
+        self._live = Live(console=talk, refresh_per_second=8, transient=False) if talk.is_terminal else None
+        self._spinner = Spinner("dots")
+        self._title = ""
+
+    def __enter__(self) -> None:
+        if self._live:
+            self._live.start()
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def tell(self, chapter: Chapter) -> None:
+        if chapter.done:
+            line = Text.assemble(("✓ ", "green"), chapter.title, (f"\n    {chapter.text}", "dim"))
+            self._done.append(line)
+            if self._live:
+                self._live.update(Group(*self._done))
+            else:
+                talk.print(line, soft_wrap=True)
+        elif self._live:
+            self._live.update(Group(*self._done, *self._present(chapter)))
+        elif chapter.title != self._title:
+            talk.print(f"… {escape(chapter.title)}", soft_wrap=True)
+        self._title = chapter.title
+
+    def _present(self, chapter: Chapter) -> list[RenderableType]:
+        self._spinner.update(text=Text(f" {chapter.title}"))
+        lines: list[RenderableType] = [self._spinner]
+        if chapter.text:
+            lines.append(Text(f"    {chapter.text}", style="dim"))
+        pulse = chapter.pulse
+        if pulse:
+            words = (
+                f"application: {pulse['tps']:.0f} tx/s, p95 {pulse['p95_ms']:.1f} ms, {pulse['committed']:,} committed"
+            )
+            lines.append(Text(f"    {words}", style="cyan"))
+        return lines
+
+
+def _summary(outcome: Outcome) -> Table:
+    account, before, after = outcome.account, outcome.before, outcome.after
+    made = table("", ">before", ">after", ">change", title="From triggers to afterwrite")
+
+    def ratio(first: float, last: float) -> str:
+        return f"{100 * (last - first) / first:+.0f} %" if first else ""
+
+    def row(name: str, first: float, last: float, form: str) -> None:
+        made.add_row(name, form.format(first), form.format(last), ratio(first, last))
+
+    def fact(name: str, value: str, good: bool = True) -> None:
+        made.add_row(name, "", f"[{'green' if good else 'red'}]{value}[/]", "")
+
+    row("server time a write, µs", before.cost.server_us, after.cost.server_us, "{:,.0f}")
+    row("WAL a write, bytes", before.cost.wal_bytes, after.cost.wal_bytes, "{:,.0f}")
+    row(f"p95 of a transaction at {outcome.clients} clients, ms", before.p95_ms, after.p95_ms, "{:.1f}")
+    row("p50, ms", before.p50_ms, after.p50_ms, "{:.1f}")
+    if before.cost.cluster_cpu_us is not None and after.cost.cluster_cpu_us is not None:
+        row(
+            "server CPU a write, all of ours included, µs",
+            before.cost.cluster_cpu_us,
+            after.cost.cluster_cpu_us,
+            "{:,.0f}",
+        )
+    made.add_section()
+    fact("transactions committed and checked", f"{account.transactions:,}")
+    fact("writes checked", f"{account.changes_expected:,}")
+    fact("missing", str(account.missing), not account.missing)
+    fact(
+        "duplicated or unexpected",
+        f"{account.duplicated + account.unexpected}",
+        not account.duplicated + account.unexpected,
+    )
+    fact("with the wrong actor", str(account.wrong_actor), not account.wrong_actor)
+    fact(f"wrong values, of {account.values_checked:,} compared", str(account.wrong_values), not account.wrong_values)
+    fact(
+        f"deferred effects wrong, of {account.deferred_effects_expected:,}",
+        str(account.deferred_effects_wrong),
+        not account.deferred_effects_wrong,
+    )
+    fact(
+        f"unexplained residuals in {outcome.transactions_compared:,} compared",
+        str(outcome.unexplained_residuals),
+        not outcome.unexplained_residuals,
+    )
+    made.add_section()
+    fact("triggers retired / deferred / kept", f"{outcome.retired} / {outcome.deferred} / {outcome.kept}")
+    fact("capture lag, ms, p50 / p99", f"{outcome.lag_ms_p50:.0f} / {outcome.lag_ms_p99:.0f}")
+    fact("seconds", f"{outcome.seconds:.0f}")
+    return made
+
+
+def _explain_faults(outcome: Outcome) -> None:
+    for kind, examples in outcome.account.examples.items():
+        for example in examples:
+            say(f"[red]{escape(kind)}[/]: {escape(example)}")
+
+
+def _as_json(outcome: Outcome) -> dict[str, object]:
+    account, before, after = outcome.account, outcome.before, outcome.after
+    return {
+        "schema_version": 1,
+        "server_version": outcome.server_version,
+        "transactions": account.transactions,
+        "changes_expected": account.changes_expected,
+        "changes_stored": account.changes_stored,
+        "missing": account.missing,
+        "duplicated": account.duplicated,
+        "unexpected": account.unexpected,
+        "wrong_actor": account.wrong_actor,
+        "wrong_values": account.wrong_values,
+        "values_checked": account.values_checked,
+        "unexplained_residuals": outcome.unexplained_residuals,
+        "transactions_compared": outcome.transactions_compared,
+        "triggers_silenced": outcome.retired + outcome.deferred,
+        "triggers_retired": outcome.retired,
+        "triggers_deferred": outcome.deferred,
+        "triggers_kept": outcome.kept,
+        "deferred_effects_expected": account.deferred_effects_expected,
+        "deferred_effects_wrong": account.deferred_effects_wrong,
+        "server_time_per_write_before_us": round(before.cost.server_us, 1),
+        "server_time_per_write_after_us": round(after.cost.server_us, 1),
+        "wal_per_write_before_bytes": round(before.cost.wal_bytes, 1),
+        "wal_per_write_after_bytes": round(after.cost.wal_bytes, 1),
+        "cluster_cpu_per_write_before_us": before.cost.cluster_cpu_us,
+        "cluster_cpu_per_write_after_us": after.cost.cluster_cpu_us,
+        "clients": outcome.clients,
+        "p95_before_ms": before.p95_ms,
+        "p95_after_ms": after.p95_ms,
+        "capture_lag_p50_ms": round(outcome.lag_ms_p50, 1),
+        "capture_lag_p99_ms": round(outcome.lag_ms_p99, 1),
+        "seconds": round(outcome.seconds, 1),
+    }

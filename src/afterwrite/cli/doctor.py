@@ -1,0 +1,69 @@
+"""``afterwrite doctor``: what stands in the way, and the command that mends it. Reads only."""
+
+from __future__ import annotations
+
+from afterwrite import runtime
+from afterwrite.capture.preflight import read_slot
+from afterwrite.cli.face import Dsn, Json, StoreDsn, emit, out, run, settings, show_findings
+from afterwrite.errors import ExitCode, Finding, Severity
+from afterwrite.settings import Settings
+from afterwrite.store.reader import verify_feed
+from afterwrite.store.writer import read_checkpoint
+
+
+def doctor(dsn: Dsn = None, store_dsn: StoreDsn = None, json: Json = False) -> int:
+    """Check server, rights, tables, publications, slot, checkpoint and the store's seal.
+
+    Exit 5 if something forbids going on.
+    """
+    findings = run(_examine(settings(dsn, store_dsn)))
+    wrong = any(finding.severity is Severity.ERROR for finding in findings)
+    if json:
+        emit({"schema_version": 1, "healthy": not wrong, "findings": findings})
+    elif findings:
+        show_findings(findings)
+    else:
+        out.print("[green]All is well:[/] nothing stands in the way of capture.")
+    return ExitCode.REFUSED if wrong else ExitCode.OK
+
+
+async def _examine(given: Settings) -> list[Finding]:
+    async with runtime.source_and_store(given) as (source, store):
+        seen = await runtime.look_at_installation(given, source, store)
+        findings = [*seen.findings, *seen.survey.findings]
+        if seen.schema:
+            findings.append(
+                _note("not-installed", store.where, "afterwrite is not installed yet", "afterwrite install")
+            )
+            return findings
+        checkpoint = await read_checkpoint(store, given.source)
+        if checkpoint is None:
+            findings.append(_note("no-checkpoint", store.where, "capture was never set up", "afterwrite install"))
+            return findings
+        slot = await read_slot(source, given.slot)
+        if slot is not None and slot.active_pid is None:
+            findings.append(
+                Finding(
+                    rule="no-worker",
+                    severity=Severity.WARNING,
+                    where=given.slot,
+                    text=f"no worker reads slot {given.slot}: the server keeps WAL from {slot.restart_lsn} on for it",
+                    remedy="run `afterwrite capture`",
+                )
+            )
+        check = await verify_feed(store)
+        if check.first_break is not None:
+            findings.append(
+                Finding(
+                    rule="seal-broken",
+                    severity=Severity.ERROR,
+                    where=store.where,
+                    text=f"at position {check.first_break.position}: {check.first_break.text}",
+                    remedy="the store was changed by other hands than ours: compare it with a backup",
+                )
+            )
+        return findings
+
+
+def _note(rule: str, where: str, text: str, command: str) -> Finding:
+    return Finding(rule=rule, severity=Severity.INFO, where=where, text=text, remedy=f"run `{command}`")

@@ -1,0 +1,96 @@
+"""``afterwrite install``: look first, then lay the schema, the publications, the slot and the replica identities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from afterwrite import runtime
+from afterwrite.capture.slot import StepKind
+from afterwrite.cli.face import Apply, Dsn, Json, StoreDsn, emit, out, run, say, settings, show_findings
+from afterwrite.errors import ExitCode, Severity
+from afterwrite.postgres import Blocker
+from afterwrite.settings import Settings
+
+
+def install(
+    dsn: Dsn = None,
+    store_dsn: StoreDsn = None,
+    apply: Apply = False,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="Begin anew where capture cannot be continued; the gap is recorded.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Set up what capture needs: store, publications, slot, replica identities.
+
+    Without --apply it only says what it would do, and what stands in the way. Running it again does what is missing.
+    """
+    return run(_install(settings(dsn, store_dsn), apply=apply, accept_gap=accept_gap, json=json))
+
+
+async def _install(given: Settings, *, apply: bool, accept_gap: bool, json: bool) -> int:
+    async with runtime.source_and_store(given) as (source, store):
+        seen = await runtime.look_at_installation(given, source, store)
+        refused = any(finding.severity is Severity.ERROR for finding in seen.findings)
+        if not json:
+            show_findings(seen.findings)
+        if not apply:
+            if json:
+                emit(_as_json(seen, applied=False))
+            else:
+                _show(seen)
+            return ExitCode.REFUSED if refused else ExitCode.OK
+        prepared = await runtime.install(
+            given,
+            seen,
+            source,
+            store,
+            accept_gap=accept_gap,
+            on_step=lambda text: say(f"[green]✓[/] {escape(text)}"),
+            on_blocked=_blocked,
+        )
+        if json:
+            emit({**_as_json(seen, applied=True), "checkpoint": str(prepared.checkpoint.lsn)})
+        else:
+            if prepared.gap:
+                say(f"[yellow]gap:[/] commits after {prepared.gap.after} up to {prepared.gap.until} are not stored")
+            out.print(
+                f"{len(seen.setup.tables)} tables are captured from {prepared.checkpoint.lsn} on; "
+                "next: [bold]afterwrite capture[/]"
+            )
+    return ExitCode.OK
+
+
+def _blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
+    names = "; ".join(str(blocker) for blocker in blockers)
+    say(f"[yellow]…[/] attempt {attempt}: the table is locked by {escape(names) or 'somebody'}; trying again")
+
+
+def _show(seen: runtime.Installation) -> None:
+    if seen.done:
+        out.print(f"All is in place: {len(seen.setup.tables)} tables are captured; next: [bold]afterwrite capture[/]")
+        return
+    out.print(f"Would capture {len(seen.setup.tables)} tables and read {len(seen.setup.legacy_tables)} legacy logs:")
+    for upgrade in seen.schema:
+        out.print(f"  lay schema {escape(upgrade)}")
+    for step in seen.steps:
+        out.print(f"  {escape(step.text)}", soft_wrap=True)
+        if step.sql and step.kind is not StepKind.SLOT:
+            out.print(f"    [dim]{escape(step.sql)}[/]", soft_wrap=True)
+    out.print("Nothing was done. Run it with [bold]--apply[/].")
+
+
+def _as_json(seen: runtime.Installation, *, applied: bool) -> dict[str, object]:
+    return {
+        "schema_version": 1,
+        "applied": applied,
+        "tables": [".".join(table) for table in seen.setup.tables],
+        "legacy_tables": [".".join(table) for table in seen.setup.legacy_tables],
+        "schema": list(seen.schema),
+        "steps": [{"kind": step.kind, "where": step.where, "text": step.text, "sql": step.sql} for step in seen.steps],
+        "findings": seen.findings,
+    }

@@ -1,0 +1,78 @@
+"""``afterwrite tail``: the newest activity, and what comes after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.markup import escape
+
+from afterwrite.cli.face import Json, StoreDsn, emit, out, run, settings
+from afterwrite.errors import ExitCode, UsageError
+from afterwrite.postgres import connect
+from afterwrite.settings import Settings
+from afterwrite.store.reader import StoredActivity, read_tail
+
+_POLL_SECONDS = 0.2
+
+
+def tail(
+    dsn: Annotated[
+        str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
+    ] = None,
+    store_dsn: StoreDsn = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=100_000, help="How many of the newest.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    actor: Annotated[str | None, typer.Option("--actor", help="Only this actor's.")] = None,
+    entity: Annotated[str | None, typer.Option("--entity", help="Only this entity: TYPE or TYPE/ID.")] = None,
+    action: Annotated[str | None, typer.Option("--action", help="Only this action, such as users.update.")] = None,
+    json: Json = False,
+) -> int:
+    """Show the newest activity, oldest first; with --follow, go on until Ctrl-C. --json prints a JSON line each."""
+    kind, _, number = (entity or "").partition("/")
+    if entity is not None and not kind:
+        raise UsageError(f"--entity {entity!r} names no type", remedy="give it as TYPE or TYPE/ID, such as users/42")
+    wanted: dict[str, Any] = {
+        "actor_id": actor,
+        "entity_type": kind or None,
+        "entity_id": number or None,
+        "action": action,
+    }
+    run(_tail(settings(dsn, store_dsn), wanted, count=count, follow=follow, json=json))
+    return ExitCode.OK
+
+
+async def _tail(given: Settings, wanted: dict[str, Any], *, count: int, follow: bool, json: bool) -> None:
+    async with connect(given.store, application_name="afterwrite tail") as store:
+        found = await read_tail(store, limit=count, **wanted)
+        _show(found, json=json)
+        if not found and not follow and not json:
+            out.print("[dim]Nothing is recorded yet that fits.[/]")
+        position = max((each.position for each in found), default=0)
+        while follow:
+            found = await read_tail(store, limit=1_000, after_position=position, **wanted)
+            _show(found, json=json)
+            position = max((each.position for each in found), default=position)
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def _show(found: Sequence[StoredActivity], *, json: bool) -> None:
+    for activity in found:
+        if json:
+            emit(_as_json(activity))
+        else:
+            who = f"[cyan]{escape(activity.actor_id)}[/] " if activity.actor_id else ""
+            what = escape(activity.summary or f"{activity.action} {activity.entity_id or ''}")
+            out.print(f"[dim]{activity.occurred_at:%H:%M:%S.%f}[/] {who}{what}", soft_wrap=True)
+
+
+def _as_json(activity: StoredActivity) -> dict[str, object]:
+    values = msgspec.structs.asdict(activity)
+    for name in ("before", "after", "metadata"):
+        text = values[name]
+        values[name] = None if text is None else msgspec.Raw(text.encode())
+    values["commit_lsn"] = None if activity.commit_lsn is None else str(activity.commit_lsn)
+    return values

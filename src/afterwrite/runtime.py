@@ -1,0 +1,252 @@
+"""The one place where rooms are wired together: what is installed, and what runs when capture runs.
+
+::
+
+    survey (scan) ──▶ CaptureSetup ──▶ prepare (capture) ──▶ Worker ──▶ Prover (prove), PostgresSink (store)
+                      store's schema ─┘                      Replayer (defer) reads the store's feed beside it
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import cast
+
+import msgspec
+
+from afterwrite.capture.preflight import CaptureSetup
+from afterwrite.capture.preflight import survey as survey_capture
+from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, decide, examine, prepare
+from afterwrite.capture.worker import Source, Worker, WorkerStatus
+from afterwrite.defer.replay import ReplayStatus, run_replayer
+from afterwrite.errors import Finding, Refused, Severity
+from afterwrite.migrate.gates import Place
+from afterwrite.migrate.identity import parse_replica_identity, record_replica_identity
+from afterwrite.postgres import Database, LockPolicy, OnBlocked, connect
+from afterwrite.prove.prover import Prover
+from afterwrite.scan.catalog import Event
+from afterwrite.scan.classify import Judgement, Verdict
+from afterwrite.scan.survey import Survey, survey
+from afterwrite.settings import Settings
+from afterwrite.store.schema import install_store, known_upgrades, read_version
+from afterwrite.store.writer import open_sink, read_checkpoint, record_gap
+
+# What `--accept-gap` steps over, and records.
+_GAPS = frozenset({"slot.lost", "slot.continuity"})
+
+
+class Installation(msgspec.Struct, frozen=True, kw_only=True):
+    """What an installation finds and would do, looked at and not touched.
+
+    ``schema`` names the upgrades that are missing, by database; ``steps`` is what capture still needs.
+    """
+
+    survey: Survey
+    setup: CaptureSetup
+    findings: tuple[Finding, ...]
+    schema: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return not self.schema and not self.steps
+
+
+class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a running capture and the deferral beside it stand."""
+
+    capture: WorkerStatus
+    deferral: ReplayStatus | None = None
+
+
+def place_of(settings: Settings) -> Place:
+    """The names under which migrate's gates find capture."""
+    return Place(source=settings.source, slot=settings.slot, publication=settings.publication)
+
+
+def lock_policy(settings: Settings) -> LockPolicy:
+    """How patient our DDL is."""
+    return LockPolicy(lock_timeout_ms=settings.lock_timeout_ms, attempts=settings.lock_attempts)
+
+
+@asynccontextmanager
+async def source_and_store(settings: Settings) -> AsyncGenerator[tuple[Database, Database]]:
+    """Connections to both databases; the same one twice where they are one."""
+    async with connect(settings.dsn) as source:
+        if settings.one_database:
+            yield source, source
+        else:
+            async with connect(settings.store, application_name="afterwrite store") as store:
+                yield source, store
+
+
+def capture_setup(found: Survey, settings: Settings) -> CaptureSetup:
+    """What is to be captured: the tables whose triggers may move, and the logs that those triggers write.
+
+    A trigger on a partition is seen through its root, so the root is what is published.
+    """
+    by_oid = {table.oid: table for table in found.inventory.tables}
+
+    def root(judgement: Judgement) -> tuple[str, str]:
+        table = by_oid[judgement.trigger.table_oid]
+        while table.partition_of is not None:
+            table = by_oid[table.partition_of]
+        return table.schema, table.name
+
+    moving = [judgement for judgement in found.judgements if judgement.verdict is not Verdict.KEEP]
+    logs = {table for judgement in moving if judgement.verdict is Verdict.RETIRE for table in judgement.log_tables}
+    legacy = {(table.schema, table.name) for table in found.inventory.tables if table.full_name in logs}
+    tables = {root(judgement) for judgement in moving} - legacy
+    # An UPDATE leaves out unchanged TOASTed columns; only the whole old row can fill them in again.
+    whole = {
+        root(judgement)
+        for judgement in moving
+        if judgement.needs.replica_identity_full or Event.UPDATE in judgement.trigger.events
+    }
+    return CaptureSetup(
+        source=settings.source,
+        tables=tuple(sorted(tables)),
+        legacy_tables=tuple(sorted(legacy)),
+        full_identity=tuple(sorted(tables & whole)),
+        slot=settings.slot,
+        publication=settings.publication,
+        legacy_publication=settings.legacy_publication,
+    )
+
+
+async def look_at_installation(settings: Settings, source: Database, store: Database) -> Installation:
+    """What ``install`` would do. Reads only."""
+    found = await survey(source)
+    setup = capture_setup(found, settings)
+    seen = await survey_capture(source, setup)
+    missing: list[str] = []
+    for database in dict.fromkeys([source, store]):
+        version = await read_version(database) or 0
+        missing += [
+            f"{upgrade.number:04d} {upgrade.name} in {database.where}"
+            for upgrade in known_upgrades()
+            if upgrade.number > version
+        ]
+    checkpoint = None if missing else await read_checkpoint(store, settings.source)
+    findings = await examine(source, setup, checkpoint)
+    if not setup.tables:
+        findings.append(
+            Finding(
+                rule="nothing-to-capture",
+                severity=Severity.ERROR,
+                where=source.where,
+                text=f"{source.where} has no trigger that could be retired or deferred, so there is nothing to capture",
+                remedy="run `afterwrite scan` to see each trigger's verdict",
+            )
+        )
+    return Installation(
+        survey=found,
+        setup=setup,
+        findings=tuple(findings),
+        schema=tuple(missing),
+        steps=tuple(decide(seen, setup, checkpoint)),
+    )
+
+
+async def install(
+    settings: Settings,
+    installation: Installation,
+    source: Database,
+    store: Database,
+    *,
+    accept_gap: bool = False,
+    on_step: Callable[[str], None] | None = None,
+    on_blocked: OnBlocked | None = None,
+) -> Prepared:
+    """Lay the schema, remember the replica identities in the ledger, and prepare capture. Running it again is harmless.
+
+    Raises Refused for the first finding that forbids it, before anything is changed.
+    """
+    for finding in installation.findings:
+        if finding.severity is Severity.ERROR and not (accept_gap and finding.rule in _GAPS):
+            raise Refused(finding.text, remedy=finding.remedy)
+    for database in dict.fromkeys([store, source]):
+        for done in await install_store(database):
+            if on_step:
+                on_step(f"schema {done} in {database.where}")
+    for step in installation.steps:
+        if step.kind is StepKind.IDENTITY and step.sql and step.undo:
+            before, after = parse_replica_identity(step.undo), parse_replica_identity(step.sql)
+            await record_replica_identity(source, step.where, before, after)
+
+    async def remember_gap(gap: Gap) -> None:
+        reason = "capture could not be continued and was begun anew (install --accept-gap)"
+        await record_gap(store, settings.source, after=gap.after, until=gap.until, reason=reason)
+
+    async with open_sink(settings.store) as sink:
+        return await prepare(
+            source,
+            sink,
+            installation.setup,
+            accept_gap=accept_gap,
+            on_gap=remember_gap,
+            on_step=lambda step: on_step(step.text) if on_step else None,
+            on_blocked=on_blocked,
+            policy=lock_policy(settings),
+        )
+
+
+async def run_capture(
+    settings: Settings, *, stop: asyncio.Event, on_status: Callable[[RuntimeStatus], None] | None = None
+) -> None:
+    """Capture, prove and defer until ``stop`` is set; the batch in flight is finished first.
+
+    Raises Refused when going on would lose changes, or when another worker is active.
+    """
+    async with connect(settings.dsn) as database:
+        found = await survey(database)
+    setup = capture_setup(found, settings)
+    source = Source(
+        dsn=settings.dsn,
+        name=settings.source,
+        slot=settings.slot,
+        publications=setup.publications,
+        legacy_publication=setup.legacy_publication,
+        legacy_tables=frozenset(setup.legacy_tables),
+    )
+    deferral: list[ReplayStatus] = []
+
+    def tell(status: WorkerStatus) -> None:
+        if on_status:
+            on_status(RuntimeStatus(capture=status, deferral=deferral[-1] if deferral else None))
+
+    def remember(status: ReplayStatus) -> None:
+        deferral[:] = [status]
+
+    prover = Prover(settings.dsn, found.judgements, found.bodies)
+    worker = Worker(source, lambda: open_sink(settings.store), observers=[prover], on_status=tell)
+    replay_stop = asyncio.Event()
+
+    async def capture() -> None:
+        try:
+            await worker.run()
+        finally:
+            replay_stop.set()
+
+    async def end_when_told() -> None:
+        await stop.wait()
+        worker.stop()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            ending = group.create_task(end_when_told())
+            captured = group.create_task(capture())
+            captured.add_done_callback(lambda _: ending.cancel())
+            group.create_task(
+                run_replayer(settings.dsn, settings.store, settings.source, stop=replay_stop, on_status=remember)
+            )
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside; the others followed from it."""
+    first = group.exceptions[0]
+    return _first(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first
