@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import pytest
 from deferring import SOURCE, Stage, change, mark, stage, stage_again
@@ -19,6 +20,7 @@ from afterwrite.defer.calls import OnError, ReplayPolicy
 from afterwrite.defer.deferral import (
     dismiss_dead_letters,
     drop_deferral,
+    plan_deferral,
     prepare_deferral,
     read_dead_letters,
     read_deferrals,
@@ -457,12 +459,12 @@ def test_the_stop_policy_waits_for_people_and_goes_on_when_it_is_mended(dsn: str
     asyncio.run(run())
 
 
-def test_a_lock_that_is_not_had_in_time_is_tried_again_and_nothing_is_parked(dsn: str) -> None:
+def test_a_lock_that_is_not_had_in_time_is_tried_again_and_only_what_is_broken_is_parked(dsn: str) -> None:
     async def run() -> None:
         async with stage(dsn) as on, connect(dsn) as other:
             await on.lay(DDL)
             await on.defer("t")
-            await on.teller.tell([item(0)], [item(1)])
+            await on.teller.tell([item(0)], [item(7, "bad"), item(1)], [item(2)])
             stop = asyncio.Event()
             policy = ReplayPolicy(lock_timeout_ms=30)
             async with other.transaction():
@@ -470,10 +472,34 @@ def test_a_lock_that_is_not_had_in_time_is_tried_again_and_nothing_is_parked(dsn
                 task = asyncio.create_task(run_replayer(dsn, dsn, SOURCE, policy=policy, stop=stop))
                 await asyncio.sleep(0.4)
                 assert await said(on) == []
-            await _until(on, 2)
+            await _until(on, 1)
+            async with other.transaction():  # again, while the broken one is told apart
+                await other.run(b"update counter set total = total")
+                await asyncio.sleep(0.3)
+            await _until(on, 3)
             stop.set()
             await task
-            await everything(on, 2)
+            assert await said(on) == ["0", "1", "2"]
+            assert [letter.error for letter in await read_dead_letters(on.db, SOURCE)] == ["no bad here"]
+
+    asyncio.run(run())
+
+
+def test_a_lock_that_is_never_had_is_parked_after_the_last_attempt(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on, connect(dsn) as other, connect(dsn, options={"lock_timeout": "20ms"}) as impatient:
+            await on.lay(DDL)
+            await on.defer("t")
+            await on.teller.tell([item(0)])
+            on.db, kept = impatient, on.db
+            async with other.transaction():
+                await other.run(b"update counter set total = total")
+                await on.replay(ReplayPolicy(attempts=3))
+            on.db = kept
+            (letter,) = await read_dead_letters(on.db, SOURCE)
+            assert (letter.sqlstate, letter.attempts) == ("55P03", 4)
+            assert await retry_dead_letters(on.db, [letter.id]) == {letter.id: None}
+            assert await said(on) == ["0"]
 
     asyncio.run(run())
 
@@ -554,6 +580,29 @@ def test_effects_are_stamped_with_the_original_context_and_caused_by_the_change(
                 "settings": {**settings, "afterwrite.depth": "1"},
             }
             assert stamps[1]["settings"] == {"afterwrite.depth": "1"}
+
+    asyncio.run(run())
+
+
+def test_a_default_of_now_is_told_of_and_its_remedy_gives_the_original_time(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(
+                DDL + "alter table effects add column at timestamptz default now(), add column day date default 'now';"
+            )
+            plan = await plan_deferral(on.db, await on.trigger("t"), source=SOURCE)
+            (finding,) = plan.findings
+            assert (finding.rule, "public.effects" in finding.text) == ("defer.clock-default", True)
+            remedy = (finding.remedy or "").split(" gives")[0]
+            await on.db.run(remedy.encode())
+            assert not (await plan_deferral(on.db, await on.trigger("t"), source=SOURCE)).findings
+            await on.defer("t")
+            long_ago = datetime(2001, 2, 3, tzinfo=UTC)
+            await on.teller.tell([change("public.items", "insert", None, {"id": 1, "name": "x"}, at=long_ago)])
+            await on.replay()
+            assert await on.db.values(b"select at from effects") == [long_ago]
+            await on.db.run(b"insert into effects (what) values ('by hand')")
+            assert await on.db.value(b"select max(at) > now() - interval '1 minute' from effects")
 
     asyncio.run(run())
 

@@ -45,11 +45,11 @@ class ReplayPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     settings: tuple[str, ...] = ("request.*", "app.*")
     on_error: OnError = OnError.PARK
-    attempts: int = 8
+    attempts: int = 20
     deepest: int = 16
     round_transactions: int = 64
     round_rows: int = 2_000
-    lock_timeout_ms: int = 10_000
+    lock_timeout_ms: int = 30_000
     synchronous_commit: bool = False
     poll_seconds: float = 0.05
 

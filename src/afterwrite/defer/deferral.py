@@ -10,8 +10,8 @@ from psycopg import sql
 
 from afterwrite.activity import Lsn
 from afterwrite.defer.calls import Deferral
-from afterwrite.defer.refusals import refusals
-from afterwrite.defer.transplant import ShapeColumn, TableShape, Transplant, drop_statements, transplant
+from afterwrite.defer.refusals import clock_default, refusals, written_tables
+from afterwrite.defer.transplant import ShapeColumn, TableShape, Transplant, body_path, drop_statements, transplant
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.postgres import Database, quoted, statement
 from afterwrite.scan.catalog import Trigger
@@ -81,7 +81,7 @@ async def plan_deferral(
     every reason, when the trigger cannot be deferred.
     """
     async with db.transaction():
-        before = await db.value(statement("defer.qualify_names"))
+        before = await db.value(statement("defer.set_path"), path="pg_catalog")
         table = await _read_table(db, trigger.table_oid)
         await db.value(statement("defer.set_path"), path=before)
     if table is None:
@@ -93,6 +93,13 @@ async def plan_deferral(
             remedy="; ".join(dict.fromkeys(finding.remedy for finding in forbidden if finding.remedy)),
         )
     path = search_path or str(await db.value(statement("defer.read_default_path")))
+    async with db.transaction():
+        before = await db.value(statement("defer.set_path"), path=body_path(trigger, path))
+        filled = await db.rows(
+            _ClockDefault, statement("defer.read_clock_defaults"), names=written_tables(trigger.source)
+        )
+        await db.value(statement("defer.set_path"), path=before)
+    findings += [clock_default(trigger, default.relation, default.name) for default in filled]
     made = transplant(trigger, table, search_path=path)
     values = {
         "source": sql.Literal(source),
@@ -152,7 +159,7 @@ async def prepare_deferral(
 async def refresh_deferral(db: Database, row: DeferralRow) -> None:
     """Make the functions of a deferral again, for its table as it is now."""
     async with db.transaction():
-        before = await db.value(statement("defer.qualify_names"))
+        before = await db.value(statement("defer.set_path"), path="pg_catalog")
         table = await _read_table(db, row.table_oid)
         await db.value(statement("defer.set_path"), path=before)
         if table is None:
@@ -240,6 +247,11 @@ async def dismiss_dead_letters(db: Database, ids: Sequence[int]) -> int:
 class _Live(msgspec.Struct, frozen=True):
     live: int
     parked: int
+
+
+class _ClockDefault(msgspec.Struct, frozen=True):
+    relation: str
+    name: str
 
 
 class _Droppable(msgspec.Struct, frozen=True):

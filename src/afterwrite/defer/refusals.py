@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from psycopg import sql
 
+from afterwrite.defer.clock import CLOCK
 from afterwrite.defer.transplant import TableShape
 from afterwrite.errors import Finding, Severity
 from afterwrite.scan.catalog import Enabled, Event, Timing, Trigger, TriggerLevel
@@ -205,3 +206,26 @@ def _of_the_table(trigger: Trigger, table: TableShape) -> Iterator[Finding]:
             Severity.INFO,
             f"will see json column {', '.join(loose)} as jsonb keeps it (spacing and repeated keys are gone)",
         )
+
+
+def written_tables(source: str) -> list[str]:
+    """The tables that a body names after INSERT INTO, as it names them (quoted where it quotes them)."""
+    listed = list(tokens(source))
+    found: list[str] = []
+    for place, token in enumerate(listed[:-2]):
+        if [token.text.lower(), listed[place + 1].text.lower()] != ["insert", "into"]:
+            continue
+        name, following = listed[place + 2].text, [after.text for after in listed[place + 3 : place + 5]]
+        found.append(f"{name}.{following[1]}" if following[:1] == ["."] and len(following) == 2 else name)
+    return sorted(set(found))
+
+
+def clock_default(trigger: Trigger, relation: str, column: str) -> Finding:
+    """A body writes into a table that fills a column with the time by itself: it will be the time of the run."""
+    return _found(
+        trigger,
+        "clock-default",
+        Severity.INFO,
+        f"writes into {relation}, which fills {column} with the time of the run and not of the original commit",
+        f"ALTER TABLE {relation} ALTER COLUMN {column} SET DEFAULT {CLOCK}.now() gives both writers the right time",
+    )

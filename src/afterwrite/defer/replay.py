@@ -260,7 +260,20 @@ class Replayer:
             self._passed_since = asyncio.get_running_loop().time()
 
     async def _run_marks(self, step: Step, job: Job | None) -> None:
-        """Let deferrals begin and end here, in one transaction with the progress and with what else happened there."""
+        """Let deferrals begin and end here, together with what else its transaction calls for."""
+        for attempt in range(1, self._policy.attempts + 1):
+            try:
+                await self._run_marks_once(step, job)
+                return
+            except AfterwriteError as error:
+                _raise_unless_of_a_body(error)
+                if attempt == self._policy.attempts or _sqlstate(error) not in {*_TRANSIENT, STALE}:
+                    raise
+                if job and _sqlstate(error) == STALE:
+                    await self._refresh(job)
+                await _pause(self._stop, _backoff(attempt))
+
+    async def _run_marks_once(self, step: Step, job: Job | None) -> None:
         async with self._db.transaction():
             await self._db.one(ProgressRow, statement("defer.lock_progress"), source=self._source)
             if await self._read_progress() != self._progress:
@@ -310,10 +323,9 @@ class Replayer:
 
     async def _run_carefully(self, job: Job, trouble: AfterwriteError) -> None:
         """A job failed: try again what may pass, then park the calls that fail, or wait for people."""
-        attempt = 1
-        refreshed = False
+        attempt, guarded, refreshed = 1, False, False
         while True:
-            state, guarded = _sqlstate(trouble), False
+            state = _sqlstate(trouble)
             if state == STALE and not refreshed:
                 await self._refresh(job)
                 refreshed = True
@@ -324,23 +336,27 @@ class Replayer:
                 await _pause(self._stop, _backoff(attempt))
             else:
                 guarded = True
-            if self._stop.is_set() and not guarded:
+            if self._stop.is_set():
                 raise _MovedError
             attempt += 1
             try:
-                await self._run_one(job, guarded=guarded, attempts=attempt)
+                await self._run_one(job, guarded=guarded, attempts=attempt, last=attempt >= self._policy.attempts)
             except AfterwriteError as error:
                 _raise_unless_of_a_body(error)
-                if guarded and _sqlstate(error) != STALE:
+                state = _sqlstate(error)
+                if guarded and state not in _TRANSIENT and (state != STALE or refreshed):
                     raise
                 trouble = error
             else:
                 await self._note(job)
                 return
 
-    async def _run_one(self, job: Job, *, guarded: bool, attempts: int = 1) -> None:
-        """Run a job in one transaction; guarded, each call by itself, and those that fail are parked."""
-        job = msgspec.structs.replace(job, attempts=attempts, last=guarded)
+    async def _run_one(self, job: Job, *, guarded: bool, attempts: int = 1, last: bool = False) -> None:
+        """Run a job in one transaction; guarded, each call by itself, and those that fail are parked.
+
+        What may pass is parked only at the ``last`` attempt.
+        """
+        job = msgspec.structs.replace(job, attempts=attempts, last=last)
         async with self._db.transaction():
             for piece in split_job(job, _PIECE_ROWS, _PIECE_BYTES):
                 await self._db.run(statement("defer.run_job"), job=encode_jobs(piece), guarded=guarded)

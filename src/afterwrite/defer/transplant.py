@@ -73,7 +73,7 @@ def transplant(trigger: Trigger, table: TableShape, *, search_path: str, stem: s
     body, run = _name(BODIES, stem), _name(BODIES, f"{stem}_run")
     rows_schema = _rows_schema(stem) if _transition_tables(trigger) else None
     created = [
-        _body(trigger, body, _name(table.schema, table.name), _path(trigger, search_path, rows_schema)),
+        _body(trigger, body, _name(table.schema, table.name), body_path(trigger, search_path, rows_schema)),
         f"comment on function {body} is {_text(f'Body of trigger {trigger.identity}, run after commit.')}",
         # Whoever may call a SECURITY DEFINER body with rows of his own making has its owner's rights.
         f"revoke all on function {body} from public",
@@ -113,7 +113,8 @@ def _stem(trigger: Trigger, search_path: str) -> str:
     return f"{readable[:50]}_{hashlib.blake2b(content, digest_size=4).hexdigest()}"
 
 
-def _path(trigger: Trigger, search_path: str, rows_schema: str | None) -> str:
+def body_path(trigger: Trigger, search_path: str, rows_schema: str | None = None) -> str:
+    """The search path of the transplanted body: the clock's schema, then what it was."""
     own = [value for name, _, value in (item.partition("=") for item in trigger.config) if name == "search_path"]
     entries = re.findall(r'"(?:[^"]|"")*"|[^\s,"]+', own[0] if own else search_path)
     # "$user" was the writer's schema and would be the replayer's, which may well be ours; an owner's stays the owner's.

@@ -1,10 +1,6 @@
--- name: qualify_names
--- Let the catalog print every name with its schema from here on, and say what the path was.
-select pg_catalog.current_setting('search_path') as path, pg_catalog.set_config('search_path', 'pg_catalog', true);
-
 -- name: set_path
--- Put the search path back for the rest of the transaction.
-select pg_catalog.set_config('search_path', :path, true);
+-- Another search path for the rest of the transaction (with pg_catalog alone, names print with their schemas); says what it was.
+select pg_catalog.current_setting('search_path'), pg_catalog.set_config('search_path', :path, true);
 
 -- name: read_table
 -- What a trigger's table is now.
@@ -30,6 +26,23 @@ select a.attname as name,
   left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
  where a.attrelid = :oid::oid and a.attnum > 0 and not a.attisdropped
  order by a.attnum;
+
+-- name: read_clock_defaults
+-- Columns of these tables (named as on the path that is set) whose default is the time.
+select pg_catalog.format('%I.%I', n.nspname, c.relname) as relation, a.attname as name
+  from unnest(:names::text[]) as w (name)
+  join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass(w.name)
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+  join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+ where pg_catalog.pg_get_expr(d.adbin, d.adrelid)
+       ~* '(pg_catalog\.)?\m(now|transaction_timestamp|statement_timestamp|current_(timestamp|date|time)|localtime(stamp)?)\M'
+   and not exists (
+       select from pg_catalog.pg_depend o
+         join pg_catalog.pg_proc f on f.oid = o.refobjid and f.pronamespace = 'afterwrite_clock'::regnamespace
+        where o.classid = 'pg_catalog.pg_attrdef'::regclass and o.objid = d.oid
+          and o.refclassid = 'pg_catalog.pg_proc'::regclass)
+ order by 1, a.attnum;
 
 -- name: read_default_path
 -- The search path of those who write here: what the database sets, else what this server gives a new session.
