@@ -136,6 +136,18 @@ def test_what_is_silenced_without_a_prepared_body_stops_the_replayer(dsn: str) -
     asyncio.run(run())
 
 
+def test_a_trigger_silenced_twice_goes_on_being_deferred(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(DDL)
+            (trigger,) = await on.prepare("t")
+            await on.teller.tell([mark(trigger)], [item(0)], [mark(trigger)], [item(1)])
+            await on.replay()
+            await everything(on, 2)
+
+    asyncio.run(run())
+
+
 def test_effects_come_in_commit_order_across_batches(dsn: str) -> None:
     async def run() -> None:
         async with stage(dsn) as on:
@@ -500,6 +512,42 @@ def test_a_lock_that_is_never_had_is_parked_after_the_last_attempt(dsn: str) -> 
             assert (letter.sqlstate, letter.attempts) == ("55P03", 4)
             assert await retry_dead_letters(on.db, [letter.id]) == {letter.id: None}
             assert await said(on) == ["0"]
+
+    asyncio.run(run())
+
+
+def test_an_outage_of_the_server_is_waited_out_and_nothing_is_parked(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(
+                DDL
+                + """
+                create table disk (is_full boolean);
+                insert into disk values (true);
+                create or replace function note() returns trigger language plpgsql as $$
+                begin
+                    if (select is_full from disk) then raise disk_full; end if;
+                    insert into effects (what) values (new.name);
+                    update counter set total = total + 1;
+                    return null;
+                end $$;
+                """
+            )
+            await on.defer("t")
+            await on.teller.tell([item(0)], [item(1)])
+            stop, waiting = asyncio.Event(), asyncio.Event()
+
+            def hear(status: ReplayStatus) -> None:
+                if status.state is ReplayState.CONNECTING:
+                    waiting.set()
+
+            task = asyncio.create_task(run_replayer(dsn, dsn, SOURCE, stop=stop, on_status=hear))
+            await asyncio.wait_for(waiting.wait(), 20)
+            await on.db.run(b"update disk set is_full = false")
+            await _until(on, 2)
+            stop.set()
+            await task
+            await everything(on, 2)
 
     asyncio.run(run())
 

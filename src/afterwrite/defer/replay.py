@@ -87,10 +87,10 @@ async def run_replayer(
     stop: asyncio.Event | None = None,
     on_status: OnStatus | None = None,
 ) -> None:
-    """Run the deferred bodies of a source until ``stop``, through lost connections and restarts of either server.
+    """Run the deferred bodies of a source until ``stop``, through lost connections, restarts and full disks.
 
     A second replayer of the same source stands by until the first has gone. Raises AfterwriteError only for what time
-    does not mend: no schema, no privilege, a feed that contradicts the progress.
+    does not mend: no schema, no privilege, a trigger that was silenced to be deferred without a prepared body.
     """
     policy, stop = policy or ReplayPolicy(), stop or asyncio.Event()
     say = on_status or _say_nothing
@@ -109,7 +109,9 @@ async def run_replayer(
                 await replayer.load()
                 failures = 0
                 await replayer.run(stop)
-        except ConnectionLost as error:
+        except AfterwriteError as error:
+            if not _is_outage(error):
+                raise
             failures += 1
             say(ReplayStatus(state=ReplayState.CONNECTING, trouble=str(error)))
             await _pause(stop, _backoff(failures))
@@ -430,9 +432,14 @@ def _sqlstate(error: AfterwriteError) -> str | None:
     return error.__cause__.sqlstate if isinstance(error.__cause__, psycopg.Error) else None
 
 
+def _is_outage(error: AfterwriteError) -> bool:
+    """Whether the server is away or out of its means (classes 53 and 58): time, or people, will mend it."""
+    return isinstance(error, ConnectionLost) or (_sqlstate(error) or "")[:2] in {"53", "58"}
+
+
 def _raise_unless_of_a_body(error: AfterwriteError) -> None:
-    """A lost connection and a moved progress are nobody's fault in the job."""
-    if isinstance(error, ConnectionLost) or _sqlstate(error) is None:
+    """A lost connection, a full disk and a moved progress are no fault of the job's."""
+    if _is_outage(error) or _sqlstate(error) is None:
         raise error
     if _sqlstate(error) == MOVED:
         raise _MovedError from error

@@ -96,11 +96,18 @@ select d.id, d.state, n.nspname as schema_now, c.relname as table_now
  order by d.id;
 
 -- name: begin_deferral
--- A trigger was silenced here: from now on its body is ours.
-update afterwrite.deferral
-   set state = 'live', since_lsn = :lsn::pg_lsn
- where source = :source and state = 'prepared' and (trigger_oid = :trigger_oid::oid or identity = :identity)
-returning id;
+-- A trigger was silenced here: from now on its body is ours (it may be already, where it was silenced twice).
+with begun as (
+    update afterwrite.deferral
+       set state = 'live', since_lsn = :lsn::pg_lsn
+     where source = :source and state = 'prepared' and (trigger_oid = :trigger_oid::oid or identity = :identity)
+    returning id
+)
+select id from begun
+ union
+select id
+  from afterwrite.deferral
+ where source = :source and state = 'live' and (trigger_oid = :trigger_oid::oid or identity = :identity);
 
 -- name: end_deferral
 -- A trigger was restored here: from now on its body is its own again.

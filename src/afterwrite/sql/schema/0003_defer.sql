@@ -228,7 +228,8 @@ begin
                                 letter.sqlstate = returned_sqlstate,
                                 letter.error = message_text,
                                 letter.detail = pg_exception_context;
-                            if letter.sqlstate = 'AW002'
+                            -- A full disk is no fault of the body's, and a table that changed is mended by us.
+                            if letter.sqlstate = 'AW002' or left(letter.sqlstate, 2) in ('53', '58')
                                or (letter.sqlstate in ('40001', '40P01', '55P03') and not (job ->> 'last')::boolean) then
                                 raise;
                             end if;
