@@ -93,8 +93,11 @@ def _judge(case: Case, kept: list[Reason]) -> Judgement:
         verdict = Verdict.REVIEW
     elif effects:
         verdict = Verdict.DEFER
-    else:
+    elif appends:
         verdict = Verdict.RETIRE
+    else:  # no rule spoke: that is a gap in the rules, and no licence
+        verdict = Verdict.REVIEW
+        doubts = [Reason(rule="unclear", line=None, text="no rule says what this trigger is for")]
     return Judgement(
         trigger=case.trigger,
         verdict=verdict,

@@ -195,18 +195,15 @@ def feeds_a_keeper(case: Case) -> Iterator[Reason]:
     """What it writes is read by another trigger that shapes or refuses writes: it must be there at once."""
     for table, write in case.writes:
         columns = _columns_written(write)
-        for keeper in case.world.keepers:
-            if keeper.trigger.oid == case.trigger.oid:
+        told: set[int] = set()
+        for keeper, read in case.world.deciding_on(table):
+            if keeper.trigger.oid in (case.trigger.oid, *told):
                 continue
-            for read in keeper.decision.reads:
-                seen = case.world.table(read)
-                if seen is None or seen.oid != table.oid:
-                    continue
-                if columns is None or not read.columns or "*" in read.columns or columns.intersection(read.columns):
-                    what = f"{table.full_name}" if columns is None else f"{table.full_name} ({_list(columns)})"
-                    text = f"{_deed(write)} {what}, on which trigger {keeper.trigger.identity} decides"
-                    yield case.reason(feeds_a_keeper, write, text)
-                    break
+            if columns is None or not read.columns or "*" in read.columns or columns.intersection(read.columns):
+                told.add(keeper.trigger.oid)
+                what = f"{table.full_name}" if columns is None else f"{table.full_name} ({_list(columns)})"
+                text = f"{_deed(write)} {what}, on which trigger {keeper.trigger.identity} decides"
+                yield case.reason(feeds_a_keeper, write, text)
 
 
 def feeds_a_policy(case: Case) -> Iterator[Reason]:
@@ -349,8 +346,9 @@ def appends_to_log(case: Case) -> Iterator[Reason]:
 def has_no_effect(case: Case) -> Iterator[Reason]:
     """It does nothing that anybody could see."""
     body = case.body
-    if not (case.writes or body.unknowns or body.notifies or body.outside or body.raises or body.new_assignments):
-        yield case.reason(has_no_effect, None, "does nothing that anybody could see")
+    serious = [fact for fact in body.raises if fact.level not in ("notice", "info", "debug") and not fact.handler]
+    if not (case.writes or body.unknowns or body.notifies or body.outside or serious):
+        yield case.reason(has_no_effect, None, "does nothing that anybody could rely on")
 
 
 KEEP: tuple[Rule, ...] = (

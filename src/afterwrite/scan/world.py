@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import msgspec
 
 from afterwrite.scan.atlas import Atlas
 from afterwrite.scan.catalog import Event, Function, Inventory, Kind, Table, Timing, Trigger
-from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Refresh, Update
+from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Read, Refresh, Update
 from afterwrite.scan.flow import Decision, everything, influence, refusal
 from afterwrite.scan.follow import events_of
 
@@ -67,6 +67,14 @@ class Keeper(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision
     refuses: Decision | None = None
     effective: bool = False
+
+
+class _Keepers:
+    """Keepers by the table that they are on, and by the tables that they decide on."""
+
+    def __init__(self) -> None:
+        self.on: defaultdict[int, list[Keeper]] = defaultdict(list)
+        self.reading: defaultdict[int, list[tuple[Keeper, Read]]] = defaultdict(list)
 
 
 class World:
@@ -174,24 +182,38 @@ class World:
     # Keepers ---------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def keepers(self) -> list[Keeper]:
-        """Triggers whose own bodies say that they shape or forbid the write."""
-        found: list[Keeper] = []
+    def _keepers(self) -> _Keepers:
+        """Triggers whose own bodies say that they shape or forbid the write; more may join."""
+        found = _Keepers()
         for trigger in self.inventory.triggers:
             body = self.bodies[trigger.oid]
             decision = influence(trigger, body)
             if decision is not None:
-                found.append(Keeper(trigger=trigger, decision=decision, refuses=refusal(body)))
+                self._join(found, Keeper(trigger=trigger, decision=decision, refuses=refusal(body)))
         return found
+
+    def _join(self, keepers: _Keepers, keeper: Keeper) -> None:
+        home = self.home(keeper.trigger)
+        if home is not None:
+            keepers.on[home.oid].append(keeper)
+        for read in keeper.decision.reads:
+            table = self.table(read)
+            if table is not None:
+                keepers.reading[table.oid].append((keeper, read))
 
     def add_keeper(self, trigger: Trigger) -> None:
         """A trigger that turned out to be one because others hang on what it writes: now all that it reads matters."""
-        self.keepers.append(Keeper(trigger=trigger, decision=everything(self.bodies[trigger.oid]), effective=True))
+        decision = everything(self.bodies[trigger.oid])
+        self._join(self._keepers, Keeper(trigger=trigger, decision=decision, effective=True))
+
+    def deciding_on(self, table: Table) -> Sequence[tuple[Keeper, Read]]:
+        """The keepers whose decisions hang on a table, with what they read of it."""
+        return self._keepers.reading[table.oid]
 
     def refusers(self, table: Table, event: Event, columns: frozenset[str] | None) -> Iterator[Trigger]:
         """Triggers on a table that may refuse such a write of these columns (None: of whole rows)."""
-        for keeper in self.keepers:
-            if keeper.refuses is None or not self._fires(keeper.trigger, table, event, columns):
+        for keeper in self._keepers.on[table.oid]:
+            if keeper.refuses is None or not self._fires(keeper.trigger, event, columns):
                 continue
             raising = (fact for fact in self.bodies[keeper.trigger.oid].raises if fact.level == "exception")
             if not any(fact.via or event in events_of(keeper.trigger, fact) for fact in raising):
@@ -202,16 +224,15 @@ class World:
 
     def effective_keepers(self, table: Table, event: Event, columns: frozenset[str] | None) -> Iterator[Trigger]:
         """Triggers that such a write sets off and whose effects must be there at once."""
-        for keeper in self.keepers:
-            if keeper.effective and self._fires(keeper.trigger, table, event, columns):
+        for keeper in self._keepers.on[table.oid]:
+            if keeper.effective and self._fires(keeper.trigger, event, columns):
                 yield keeper.trigger
 
-    def _fires(self, trigger: Trigger, table: Table, event: Event, columns: frozenset[str] | None) -> bool:
-        home = self.home(trigger)
-        if home is None or home.oid != table.oid or event not in trigger.events:
-            return False
+    @staticmethod
+    def _fires(trigger: Trigger, event: Event, columns: frozenset[str] | None) -> bool:
         named = frozenset(trigger.columns)
-        return event is not Event.UPDATE or columns is None or not named or bool(columns & named)
+        missed = event is Event.UPDATE and columns is not None and named and not columns & named
+        return event in trigger.events and not missed
 
     # Logs ------------------------------------------------------------------------------------------------------------
 
@@ -227,6 +248,8 @@ class World:
         words = [word for word in re.split(r"[^a-z0-9]+", table.name.lower()) if word]
         if LOG_WORDS.intersection(words):
             yield "it is named like a log"
+        elif LOG_WORDS.intersection(re.split(r"[^a-z0-9]+", table.schema.lower())):
+            yield "its schema is named like one of logs"
         if QUEUE_WORDS.intersection(words):
             return
         inserts = [write for _, write in self.trigger_writes[table.oid] if isinstance(write, Insert)]

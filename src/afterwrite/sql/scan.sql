@@ -37,8 +37,10 @@ select t.oid::bigint as oid,
        nullif(t.tgparentid, 0)::bigint as parent_oid,
        (select e.extname from pg_catalog.pg_depend d
           join pg_catalog.pg_extension e on e.oid = d.refobjid
-         where d.classid = 'pg_catalog.pg_trigger'::regclass and d.objid = t.oid
-           and d.refclassid = 'pg_catalog.pg_extension'::regclass and d.deptype = 'e' limit 1) as extension,
+         where d.refclassid = 'pg_catalog.pg_extension'::regclass
+           and (d.classid = 'pg_catalog.pg_trigger'::regclass and d.objid = t.oid and d.deptype in ('e', 'x')
+             or d.classid = 'pg_catalog.pg_class'::regclass and d.objid = t.tgrelid and d.deptype = 'e')
+         limit 1) as extension,
        pg_catalog.obj_description(t.oid, 'pg_trigger') as comment,
        pg_catalog.pg_get_triggerdef(t.oid) as "create",
        p.oid::bigint as function_oid,
