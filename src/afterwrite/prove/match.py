@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any
 
 import msgspec
@@ -48,6 +48,7 @@ class Reason(StrEnum):
     CONDITION_NOT_KNOWN = "condition-not-known"  # a condition that the WAL does not decide, and no row
     EMPTY_STATEMENT = "empty-statement"  # a statement trigger fired although no row was touched
     LEGACY_FOREIGN = "legacy-foreign"  # no trigger of the plan can have written it: the application did, or another
+    DEFERRED = "deferred"  # a deferred body's row, written after commit
     SILENCED_YET_WRITTEN = "silenced-yet-written"  # a silenced trigger's row: it is still on somewhere
 
     @property
@@ -181,14 +182,23 @@ class _Firing:
         self.expected: list[_Expected] = []
 
 
+class Role(Enum):
+    """What a mapping is for: to compare, to count, or only to know whose a row is."""
+
+    COMPARED = "compared"
+    COVERED = "covered"
+    OTHER = "other"
+
+
 _NOWHERE = Moment(None, None)
+_NOTHING: Mapping[str, str | None] = {}
 
 
 class Matcher:
     """Matches transaction after transaction by the same mappings; compiled once for each shape of a table.
 
-    ``covered`` are triggers without a legacy row (deferred ones), whose firings are counted only. ``tables`` is what
-    the catalog says of application and legacy tables.
+    ``covered`` are triggers without a legacy row (deferred ones), whose firings are counted only. ``others`` write to
+    the legacy log and stay: their rows are claimed as theirs. ``tables`` is what the catalog says of all tables.
     """
 
     def __init__(
@@ -197,23 +207,26 @@ class Matcher:
         *,
         tables: Mapping[tuple[str, str], TableShape],
         covered: Iterable[LegacyMapping] = (),
+        others: Iterable[LegacyMapping] = (),
     ) -> None:
         self.tables = tables
-        self._mappings: dict[tuple[str, str], list[tuple[LegacyMapping, bool]]] = {}
-        self._legacy: dict[tuple[str, str], list[LegacyMapping]] = {}
-        for mapping, compared in [*((m, True) for m in mappings), *((m, False) for m in covered)]:
+        self._mappings: dict[tuple[str, str], list[tuple[LegacyMapping, Role]]] = {}
+        self._legacy: dict[tuple[str, str], list[tuple[LegacyMapping, Role]]] = {}
+        roles = ((mappings, Role.COMPARED), (covered, Role.COVERED), (others, Role.OTHER))
+        for mapping, role in ((mapping, role) for group, role in roles for mapping in group):
             trigger = mapping.trigger
             shape = tables.get((trigger.schema, trigger.table))
             if trigger.parent_oid is not None:
                 continue  # a partition's copy of its parent's trigger: the stream shows the parent's table
             home = shape.root if shape is not None and shape.root is not None else (trigger.schema, trigger.table)
-            self._mappings.setdefault(home, []).append((mapping, compared))
+            self._mappings.setdefault(home, []).append((mapping, role))
             for rows in mapping.written.values():
                 for row in rows:
                     writers = self._legacy.setdefault((row.schema or "", row.table), [])
-                    if mapping not in writers:
-                        writers.append(mapping)
-        self._rules: dict[int, tuple[Relation, list[tuple[Rule, bool]]]] = {}
+                    if (mapping, role) not in writers:
+                        writers.append((mapping, role))
+        self._rules: dict[int, tuple[Relation, list[tuple[Rule, Role]]]] = {}
+        self._stand_ins: dict[str, Rule] = {}
         self._slots = Slots()
         self._templates: dict[tuple[int, str, Operation, int], dict[str, Landed] | None] = {}
 
@@ -222,25 +235,25 @@ class Matcher:
         transaction: Transaction,
         account: Account,
         *,
-        silenced: Collection[str] = frozenset(),
+        silenced: Mapping[str, str | None] = _NOTHING,
         steady: Collection[tuple[str, Operation]] = frozenset(),
     ) -> None:
         """Add what one transaction comes to.
 
-        ``silenced`` are triggers that are off. ``steady`` are those that certainly were on when the transaction wrote,
+        ``silenced`` are triggers that are off, with the mode in which they were silenced. ``steady`` are those that certainly were on when the transaction wrote,
         and that have been seen to work: where none of a change's triggers wrote, the writer's role kept them from it.
         """
-        account.transactions += 1
-        _Match(self, transaction, account, silenced, steady).run()
+        if _Match(self, transaction, account, silenced, steady).run():
+            account.transactions += 1
 
-    def rules(self, relation: Relation) -> list[tuple[Rule, bool]]:
-        """The rules for a table, and whether each is compared."""
+    def rules(self, relation: Relation) -> list[tuple[Rule, Role]]:
+        """The rules for a table, and what each is for."""
         known = self._rules.get(id(relation))
         if known is not None and known[0] is relation:
             return known[1]
         found = self._mappings.get((relation.schema, relation.table), [])
         shape = self.tables.get((relation.schema, relation.table))
-        rules = [(Rule(mapping, relation, shape, self._slots), compared) for mapping, compared in found]
+        rules = [(Rule(mapping, relation, shape, self._slots), role) for mapping, role in found]
         if len(self._rules) > 10_000:  # relations come anew with each of the stream's connections
             self._rules.clear()
             self._slots = Slots()
@@ -248,7 +261,7 @@ class Matcher:
         self._rules[id(relation)] = relation, rules
         return rules
 
-    def writers(self, relation: Relation) -> list[LegacyMapping]:
+    def writers(self, relation: Relation) -> list[tuple[LegacyMapping, Role]]:
         """The mappings that write to a legacy table."""
         return self._legacy.get((relation.schema, relation.table), [])
 
@@ -263,9 +276,12 @@ class Matcher:
 
     def rule_of(self, mapping: LegacyMapping) -> Rule:
         """A rule for a mapping whose table is not in the transaction."""
-        shape = self.tables.get((mapping.trigger.schema, mapping.trigger.table))
-        columns = shape.columns if shape else ()
-        return Rule(mapping, _stand_in(mapping, columns), shape, Slots())
+        rule = self._stand_ins.get(mapping.identity)
+        if rule is None:
+            shape = self.tables.get((mapping.trigger.schema, mapping.trigger.table))
+            rule = Rule(mapping, _stand_in(mapping, shape.columns if shape else ()), shape, Slots())
+            self._stand_ins[mapping.identity] = rule
+        return rule
 
 
 class _Match:
@@ -276,7 +292,7 @@ class _Match:
         matcher: Matcher,
         transaction: Transaction,
         account: Account,
-        silenced: Collection[str],
+        silenced: Mapping[str, str | None],
         steady: Collection[tuple[str, Operation]],
     ) -> None:
         self.matcher = matcher
@@ -287,9 +303,12 @@ class _Match:
         self.steady = steady
         self.firings: list[_Firing] = []
         self.silent: list[tuple[Rule, Row]] = []
+        self.foreign: list[_Firing] = []
         self.once: dict[tuple[str, Operation], _Firing] = {}
+        self.counted = False
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Whether there was anything to compare or to count."""
         for change in self.transaction.changes:
             rules = self.matcher.rules(change.relation)
             if rules:
@@ -307,24 +326,27 @@ class _Match:
         self.settle(found)
         for rows in found.values():
             self.leftovers(rows)
+        return bool(self.firings or found or self.counted)
 
     # --- what should have been written --------------------------------------------------------------------------------
 
-    def fire(self, change: Change, rules: Sequence[tuple[Rule, bool]]) -> None:
+    def fire(self, change: Change, rules: Sequence[tuple[Rule, Role]]) -> None:
         row: Row | None = None
-        for rule, compared in rules:
+        for rule, role in rules:
             if change.operation not in rule.operations:
                 continue
             off = rule.identity in self.silenced
-            if off and (not compared or not self.transaction.legacy):
+            if (off and role is Role.COVERED) or ((off or role is Role.OTHER) and not self.transaction.legacy):
                 continue
             if row is None:
                 shape = self.matcher.tables.get((change.relation.schema, change.relation.table))
                 row = read_row(change, shape, self.writer)
             if off:
                 self.silent.append((rule, row))
-            elif not compared:
+            elif role is Role.COVERED:
                 self.cover(rule, change, row)
+            elif role is Role.OTHER:
+                self.foreign += self.perhaps(rule, row)
             else:
                 self.firings += self.expect(rule, change.operation, row)
 
@@ -338,6 +360,7 @@ class _Match:
                 return
             self.once[key] = _Firing(rule, change.operation, row, None)
         self.account.tally(*key, self.transaction).seen += 1
+        self.counted = True
 
     def expect(self, rule: Rule, operation: Operation, row: Row) -> list[_Firing]:
         """The firings of one trigger for one change, with the rows it should have written."""
@@ -388,6 +411,7 @@ class _Match:
         change = row.change
         tally = self.account.tally(rule.identity, operation, self.transaction)
         tally.seen += 1
+        self.counted = True
         no_op = change is not None and operation is Operation.UPDATE and change.changed == ()
         tally.count(Reason.NO_OP_UPDATE if no_op else Reason.WHEN_NOT_MET)
 
@@ -521,35 +545,51 @@ class _Match:
     # --- legacy rows of nobody ----------------------------------------------------------------------------------------
 
     def leftovers(self, rows: Found) -> None:
-        free = rows.free()
-        if free:
-            self.claim_silenced(rows)
+        if rows.free():
+            for each, position in self.claim(self.foreign, rows):
+                self.nobodys(each.firing.rule.identity, rows, position)
+        if rows.free():
+            silent = [firing for rule, row in self.silent for firing in self.perhaps(rule, row)]
+            for each, position in self.claim(silent, rows):
+                reason = self.after_silence(each.firing.rule.identity)
+                tally = self.account.tally(each.firing.rule.identity, each.firing.operation, self.transaction)
+                tally.count(reason)
+                if reason.alarming:
+                    self.example(each.firing, reason, each, rows, position, [])
         for position in rows.free():
             mapping, operation, reason = self.blame(rows, position)
-            trigger = mapping.identity if mapping else quoted(rows.relation.schema, rows.relation.table)
-            self.account.tally(trigger, operation, self.transaction).count(reason)
-            self.account.add(
-                self.residual(trigger, operation, reason, legacy=rows.changes[position], key=rows.changes[position].key)
-            )
+            if mapping is None or reason is Reason.LEGACY_FOREIGN:
+                self.nobodys(mapping.identity if mapping else None, rows, position)
+                continue
+            self.account.tally(mapping.identity, operation, self.transaction).count(reason)
+            change = rows.changes[position]
+            self.account.add(self.residual(mapping.identity, operation, reason, legacy=change, key=change.key))
 
-    def claim_silenced(self, rows: Found) -> None:
-        """Rows that a silenced trigger would have written for changes of this transaction."""
-        firings = [firing for rule, row in self.silent if row.change for firing in self.silent_firing(rule, row)]
+    def nobodys(self, writer: str | None, rows: Found, position: int) -> None:
+        """A row that has nothing to do with the triggers in question; counted under the log's own name."""
+        table = quoted(rows.relation.schema, rows.relation.table)
+        self.account.tally(table, Operation.INSERT, self.transaction).count(Reason.LEGACY_FOREIGN)
+        change = rows.changes[position]
+        self.account.add(
+            self.residual(
+                table, Operation.INSERT, Reason.LEGACY_FOREIGN, legacy=change, key=change.key, expected=writer
+            )
+        )
+
+    def after_silence(self, identity: str) -> Reason:
+        """What a row of a silenced trigger means: deferred ones go on writing, after commit."""
+        return Reason.DEFERRED if self.silenced.get(identity) == "defer" else Reason.SILENCED_YET_WRITTEN
+
+    def claim(self, firings: Sequence[_Firing], rows: Found) -> list[tuple[_Expected, int]]:
+        """The unclaimed rows that these firings, which owe nothing, may have written."""
         name = rows.relation.schema, rows.relation.table
         expected = [each for firing in firings for each in firing.expected if each.writes.target == name]
-        wanted = [Wanted(each.land(rows.relation), each.sure, rows, each.identifies) for each in expected]
+        wanted = [Wanted(each.land(rows.relation), False, rows, each.identifies) for each in expected]
         pair(wanted, rows)
-        for each, want in zip(expected, wanted, strict=True):
-            if want.partner is None:
-                continue
-            firing = each.firing
-            self.account.tally(firing.rule.identity, firing.operation, self.transaction).count(
-                Reason.SILENCED_YET_WRITTEN
-            )
-            self.example(firing, Reason.SILENCED_YET_WRITTEN, each, rows, want.partner, [])
+        return [(each, want.partner) for each, want in zip(expected, wanted, strict=True) if want.partner is not None]
 
-    def silent_firing(self, rule: Rule, row: Row) -> list[_Firing]:
-        """As ``expect``, but nothing is counted: a silenced trigger owes nothing."""
+    def perhaps(self, rule: Rule, row: Row) -> list[_Firing]:
+        """As ``expect``, but nothing is counted, and nothing owed."""
         if row.change is None or rule.when_met(row, row.change.operation) is Verdict.NO:
             return []
         firing = _Firing(rule, row.change.operation, row, None)
@@ -558,8 +598,8 @@ class _Match:
 
     def blame(self, rows: Found, position: int) -> tuple[LegacyMapping | None, Operation, Reason]:
         """Whose row an unclaimed one can be: the trigger whose INSERT it resembles most, or nobody's."""
-        best: tuple[int, int, LegacyMapping, Operation, Writes] | None = None
-        for mapping in self.matcher.writers(rows.relation):
+        best: tuple[tuple[int, bool, bool], LegacyMapping, Role, Operation, Writes] | None = None
+        for mapping, role in self.matcher.writers(rows.relation):
             rule = self.matcher.rule_of(mapping)
             for operation, writes in rule.writes.items():
                 for number, each in enumerate(writes):
@@ -568,15 +608,17 @@ class _Match:
                     template = self.matcher.template(rule, operation, number, rows.relation)
                     if template is None or differences(template, rows.rows[position], rows, position):
                         continue
-                    score = sum(not isinstance(value, NotCompared) for value in template.values())
-                    on = mapping.identity not in self.silenced
-                    if best is None or (score, on) > best[:2]:
-                        best = score, on, mapping, operation, each
+                    known = sum(not isinstance(value, NotCompared) for value in template.values())
+                    score = known, mapping.identity not in self.silenced, role is Role.COMPARED
+                    if best is None or score > best[0]:
+                        best = score, mapping, role, operation, each
         if best is None:
             return None, Operation.INSERT, Reason.LEGACY_FOREIGN
-        _, on, mapping, operation, writes = best
-        if not on:
-            return mapping, operation, Reason.SILENCED_YET_WRITTEN
+        _, mapping, role, operation, writes = best
+        if role is Role.OTHER:
+            return mapping, operation, Reason.LEGACY_FOREIGN
+        if mapping.identity in self.silenced:
+            return mapping, operation, self.after_silence(mapping.identity)
         own = self.matcher.tables.get((mapping.trigger.schema, mapping.trigger.table))
         if own is not None and own.unlogged:
             return mapping, operation, Reason.UNLOGGED

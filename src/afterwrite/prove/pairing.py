@@ -60,7 +60,7 @@ _NONE: list[int] = []
 class Wanted:
     """One expected row: what is known of it exactly, and what in parts."""
 
-    __slots__ = ("bucket", "documents", "exact", "parts", "partner", "rows", "sure")
+    __slots__ = ("bucket", "documents", "exact", "partner", "parts", "rows", "sure")
 
     def __init__(self, landed: Mapping[str, Landed], sure: bool, rows: Found, identifies: Sequence[str] = ()) -> None:
         self.sure = sure

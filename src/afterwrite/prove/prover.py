@@ -1,0 +1,423 @@
+"""The prover: it watches the stream beside capture, and keeps the proof where every restart finds it.
+
+::
+
+    observe(transactions) ─▶ Matcher (pure) ─▶ Account ─▶ one transaction: tallies, examples, marks, watermark
+
+It sees each transaction before the store does, and counts it exactly once: the watermark moves with the counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from afterwrite.activity import EVENT_PREFIX, Emitted, Lsn, Operation
+from afterwrite.capture.transaction import Transaction
+from afterwrite.errors import AfterwriteError, Refused
+from afterwrite.postgres import Database, connect, statement
+from afterwrite.prove.legacy import LegacyMapping
+from afterwrite.prove.match import EXAMPLES, Account, Matcher, Reason
+from afterwrite.prove.watch import Mode, Watch, expected_operations, watch
+from afterwrite.scan.catalog import Enabled, read_inventory
+from afterwrite.scan.classify import Judgement
+from afterwrite.scan.facts import Body
+
+SILENCE, RESTORE = "trigger.silence", "trigger.restore"
+_CHANGES_AT_A_STRETCH = 2_000
+
+
+class _Window(msgspec.Struct, frozen=True, kw_only=True):
+    number: int
+    started_lsn: str
+    started_at: datetime | None
+    through_lsn: str | None
+    through_at: datetime | None
+    observed: int
+    transactions: int
+
+
+class _Known(msgspec.Struct, frozen=True, kw_only=True):
+    """A watched trigger's row as it was saved."""
+
+    trigger: str
+    mode: str
+    operations: list[str]
+    mapping: str
+    notes: list[str]
+    present: bool
+    silenced: bool
+    silenced_mode: str | None
+    version: str | None
+    version_lsn: str | None
+
+
+class _Working(msgspec.Struct, frozen=True):
+    trigger: str
+    operation: str
+
+
+class _Version(msgspec.Struct, frozen=True, kw_only=True):
+    identity: str
+    version: str
+    origin: bool
+    lsn: str
+
+
+class _Watched(msgspec.Struct, kw_only=True):
+    """What is expected of one trigger, and since when its definition is known to be what it is."""
+
+    mapping: LegacyMapping
+    mode: Mode
+    silenced: bool
+    silenced_mode: str | None = None
+    silenced_lsn: Lsn | None = None
+    version: str | None = None
+    version_lsn: Lsn | None = None
+    origin: bool = False
+    changed: bool = True
+
+    def obey(self, mark: _Mark) -> None:
+        """Expect what the mark says from here on."""
+        self.silenced = mark.silenced
+        self.silenced_mode = mark.mode if mark.silenced else None
+        self.silenced_lsn = mark.lsn if mark.silenced else None
+        self.changed = True
+
+
+class _Mark(msgspec.Struct, frozen=True):
+    """A trigger was silenced or restored in the transaction with this commit LSN."""
+
+    trigger: str
+    silenced: bool
+    mode: str
+    lsn: Lsn
+
+
+class _State(msgspec.Struct, kw_only=True):
+    """What the database said when the connection was opened, kept up to date since."""
+
+    number: int
+    started_lsn: Lsn
+    through_lsn: Lsn | None
+    watched: dict[str, _Watched]
+    working: set[tuple[str, Operation]]
+
+
+class Prover:
+    """An observer of capture. Use it as an async context manager, so that its connection is closed at the end.
+
+    ``judgements`` and ``bodies`` are a scan's; ``learn`` takes those of a newer one. A lost connection is raised as
+    ConnectionLost, and the next ``observe`` begins at the watermark again.
+    """
+
+    def __init__(self, dsn: str | None, judgements: Iterable[Judgement], bodies: Mapping[int, Body]) -> None:
+        self._dsn = dsn
+        self._judgements = tuple(judgements)
+        self._bodies = bodies
+        self._watch: Watch | None = None
+        self._matcher: Matcher | None = None
+        self._database: Database | None = None
+        self._state: _State | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; what was observed is already durable."""
+        self._database = self._state = None
+        await self._stack.aclose()
+
+    async def learn(self, judgements: Iterable[Judgement], bodies: Mapping[int, Body]) -> None:
+        """Go on with a newer scan: triggers that were added, or made again by a rollback."""
+        self._judgements = tuple(judgements)
+        self._bodies = bodies
+        self._watch = self._matcher = None
+        await self.close()
+
+    async def observe(self, transactions: Sequence[Transaction]) -> None:
+        """Compare these transactions and count them; durable when it returns. Those already counted are skipped.
+
+        Raises Refused when another prover moves the same watermark.
+        """
+        try:
+            while not await self._observe(transactions):
+                await self.close()
+        except AfterwriteError:
+            # Whether the last commit was done is not known: the next call reads it from the database.
+            await self.close()
+            raise
+
+    async def _observe(self, transactions: Sequence[Transaction]) -> bool:
+        """One try; False when the window was begun anew meanwhile."""
+        database, matcher, state = await self._ready()
+        fresh = [each for each in transactions if state.through_lsn is None or each.commit_lsn > state.through_lsn]
+        if not fresh:
+            return True
+        account, marks = await self._match(matcher, state, fresh)
+        if account.total(Reason.REPLICA_ROLE) and await self._reread_versions(database, state):
+            # Somebody altered a trigger: whether it was on when these were written is not known after all.
+            account, marks = await self._match(matcher, state, fresh)
+        for mark in marks:
+            state.watched[mark.trigger].obey(mark)
+        return await self._save(database, state, fresh, account)
+
+    # --- the state ----------------------------------------------------------------------------------------------------
+
+    async def _ready(self) -> tuple[Database, Matcher, _State]:
+        if self._database is None or self._state is None or self._matcher is None:
+            self._database = await self._stack.enter_async_context(
+                connect(self._dsn, application_name="afterwrite prover")
+            )
+            if self._watch is None or self._matcher is None:
+                self._watch = watch(await read_inventory(self._database), self._judgements, self._bodies)
+                self._matcher = Matcher(
+                    self._watch.compared,
+                    covered=self._watch.covered,
+                    others=self._watch.others,
+                    tables=self._watch.tables,
+                )
+            self._state = await self._load(self._database, self._watch)
+        return self._database, self._matcher, self._state
+
+    async def _load(self, database: Database, found: Watch) -> _State:
+        """What was saved, joined with what the scan found; a trigger that is new to us is on if it was found on."""
+        window = await database.one(_Window, statement("prove.read_window"))
+        saved = {each.trigger: each for each in await database.rows(_Known, statement("prove.read_triggers"))}
+        working = await database.rows(_Working, statement("prove.read_working"))
+        watched: dict[str, _Watched] = {}
+        for mapping, mode in found.watched:
+            known = saved.get(mapping.identity)
+            watched[mapping.identity] = _Watched(
+                mapping=mapping,
+                mode=mode,
+                silenced=known.silenced if known else mapping.trigger.enabled in (Enabled.DISABLED, Enabled.REPLICA),
+                silenced_mode=known.silenced_mode if known else None,
+                version=known.version if known else None,
+                version_lsn=_lsn(known.version_lsn) if known else None,
+            )
+        state = _State(
+            number=window.number,
+            started_lsn=Lsn.parse(window.started_lsn),
+            through_lsn=_lsn(window.through_lsn),
+            watched=watched,
+            working={(each.trigger, Operation(each.operation)) for each in working},
+        )
+        await self._reread_versions(database, state)
+        gone = [each for each in saved.values() if each.trigger not in watched and each.present]
+        async with database.transaction():
+            await self._save_triggers(database, state)
+            if gone:
+                rows = [{**msgspec.structs.asdict(each), "present": False} for each in gone]
+                await database.run(statement("prove.save_triggers"), triggers=_json(rows))
+        return state
+
+    async def _reread_versions(self, database: Database, state: _State) -> bool:
+        """Compare triggers and functions with what they were; those that were altered are what they are from here on."""
+        triggers = [each.mapping.trigger for each in state.watched.values()]
+        found = await database.rows(
+            _Version,
+            statement("prove.read_versions"),
+            identities=[each.identity for each in triggers],
+            schemas=[each.schema for each in triggers],
+            tables=[each.table for each in triggers],
+            names=[each.name for each in triggers],
+        )
+        versions = {each.identity: each for each in found}
+        altered = False
+        for identity, watched in state.watched.items():
+            now = versions.get(identity)
+            watched.origin = now is not None and now.origin
+            version = now.version if now else None
+            if version != watched.version:
+                watched.version, watched.version_lsn = version, Lsn.parse(now.lsn) if now else None
+                watched.changed = altered = True
+        return altered
+
+    # --- matching -----------------------------------------------------------------------------------------------------
+
+    async def _match(
+        self, matcher: Matcher, state: _State, transactions: Sequence[Transaction]
+    ) -> tuple[Account, list[_Mark]]:
+        """What the transactions come to, and the marks among them. A mark holds from the next transaction on."""
+        account = Account()
+        marks: list[_Mark] = []
+        silenced = {name: each.silenced_mode for name, each in state.watched.items() if each.silenced}
+        steady = _steady(state, transactions[0].commit_lsn)
+        changes = 0
+        for transaction in transactions:
+            if transaction.commit_lsn >= state.started_lsn:
+                matcher.match(transaction, account, silenced=silenced, steady=steady)
+            for mark in _read_marks(transaction):
+                if mark.trigger in state.watched:
+                    marks.append(mark)
+                    silenced.pop(mark.trigger, None)
+                    if mark.silenced:
+                        silenced[mark.trigger] = mark.mode
+            changes += len(transaction.changes) + len(transaction.legacy)
+            if changes > _CHANGES_AT_A_STRETCH:  # let the stream answer its keepalives
+                changes = 0
+                await asyncio.sleep(0)
+        return account, marks
+
+    # --- saving -------------------------------------------------------------------------------------------------------
+
+    async def _save(
+        self, database: Database, state: _State, transactions: Sequence[Transaction], account: Account
+    ) -> bool:
+        last = transactions[-1]
+        counted = [each for each in transactions if each.commit_lsn >= state.started_lsn]
+        async with database.transaction():
+            moved = await database.run(
+                statement("prove.advance_window"),
+                number=state.number,
+                through=str(state.through_lsn) if state.through_lsn is not None else None,
+                lsn=str(last.commit_lsn),
+                at=last.committed_at,
+                first_at=counted[0].committed_at if counted else None,
+                observed=len(counted),
+                transactions=account.transactions,
+            )
+            if not moved:
+                return await self._explain_conflict(database, state)
+            await self._save_account(database, account)
+            await self._save_triggers(database, state)
+        state.through_lsn = last.commit_lsn
+        state.working.update(key for key, tally in account.tallies.items() if tally.rows)
+        return True
+
+    async def _explain_conflict(self, database: Database, state: _State) -> bool:
+        window = await database.one(_Window, statement("prove.read_window"))
+        if window.number != state.number:
+            return False
+        raise Refused(
+            f"another prover moved the proof in {database.where} to {window.through_lsn}, from {state.through_lsn}",
+            remedy="stop the other `afterwrite capture` of this database",
+        )
+
+    async def _save_account(self, database: Database, account: Account) -> None:
+        if not account.tallies:
+            return
+        tallies: list[dict[str, Any]] = []
+        reasons: list[dict[str, Any]] = []
+        for (trigger, operation), tally in account.tallies.items():
+            row = {**msgspec.structs.asdict(tally), "trigger": trigger, "operation": operation}
+            del row["reasons"]
+            tallies.append(row)
+            reasons += [
+                {"trigger": trigger, "operation": operation, "reason": reason, "count": count}
+                for reason, count in tally.reasons.items()
+            ]
+        await database.run(statement("prove.add_proof"), tallies=_json(tallies))
+        if reasons:
+            await database.run(statement("prove.add_reasons"), reasons=_json(reasons))
+        examples = [residual for newest in account.examples.values() for residual in newest]
+        if examples:
+            await database.run(statement("prove.add_residuals"), residuals=_json(examples))
+            await database.run(statement("prove.prune_residuals"), keep=EXAMPLES)
+
+    async def _save_triggers(self, database: Database, state: _State) -> None:
+        changed = [each for each in state.watched.values() if each.changed]
+        if not changed:
+            return
+        rows = [
+            {
+                "trigger": each.mapping.identity,
+                "mode": each.mode,
+                "operations": expected_operations(each.mapping, each.mode),
+                "mapping": each.mapping.text(),
+                "notes": each.mapping.notes,
+                "present": True,
+                "silenced": each.silenced,
+                "silenced_mode": each.silenced_mode,
+                "silenced_lsn": each.silenced_lsn,
+                "version": each.version,
+                "version_lsn": each.version_lsn,
+            }
+            for each in changed
+        ]
+        await database.run(statement("prove.save_triggers"), triggers=_json(rows))
+        for each in changed:
+            each.changed = False
+
+
+async def begin_window(database: Database) -> None:
+    """Forget what was counted, and count anew from transactions that commit from now on.
+
+    May be called while a prover runs: it notices, and begins with it.
+    """
+    async with database.transaction():
+        await database.run(statement("prove.begin_window"))
+        await database.run(statement("prove.forget_proof"))
+        await database.run(statement("prove.forget_residuals"))
+
+
+def _steady(state: _State, first: Lsn) -> frozenset[tuple[str, Operation]]:
+    """Triggers known to have been on, unaltered, ever since before ``first``, and to have been seen at work.
+
+    DISABLE TRIGGER waits for the table's writers and they for it: what committed after a version was read and was not
+    altered since wrote under that version.
+    """
+    known = {
+        identity
+        for identity, each in state.watched.items()
+        if each.origin and not each.silenced and each.version_lsn is not None and each.version_lsn < first
+    }
+    return frozenset(key for key in state.working if key[0] in known)
+
+
+def _read_marks(transaction: Transaction) -> list[_Mark]:
+    """What the transaction says was silenced and restored."""
+    marks: list[_Mark] = []
+    for message in transaction.messages:
+        if message.prefix != EVENT_PREFIX or b'"trigger.' not in message.content:
+            continue
+        emitted = _read_mark(message.content)
+        if emitted is not None and emitted.entity_id is not None:
+            silenced = emitted.action == SILENCE
+            marks.append(_Mark(emitted.entity_id, silenced, _mark_mode(emitted), transaction.commit_lsn))
+    return marks
+
+
+def _read_mark(content: bytes) -> Emitted | None:
+    try:
+        emitted = msgspec.json.decode(content, type=Emitted)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    is_mark = emitted.category == "migration" and emitted.action in (SILENCE, RESTORE)
+    return emitted if is_mark and emitted.entity_type == "trigger" else None
+
+
+class _MarkWords(msgspec.Struct, frozen=True):
+    mode: str = Mode.RETIRE.value
+
+
+def _mark_mode(mark: Emitted) -> str:
+    try:
+        mode = msgspec.json.decode(mark.metadata, type=_MarkWords).mode if mark.metadata is not None else Mode.RETIRE
+    except msgspec.DecodeError:
+        mode = Mode.RETIRE.value
+    return mode if mode in (Mode.RETIRE, Mode.DEFER) else Mode.RETIRE.value
+
+
+def _lsn(text: str | None) -> Lsn | None:
+    return None if text is None else Lsn.parse(text)
+
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+
+
+def _json(value: object) -> str:
+    return _encoder.encode(value).decode()

@@ -1,0 +1,346 @@
+"""The proof as it stands: what was compared, what differs and why, and what a phase still lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from afterwrite.activity import Lsn, Operation
+from afterwrite.postgres import Database, statement
+from afterwrite.prove.match import Difference, Reason, Residual
+from afterwrite.prove.watch import Mode
+
+
+class OperationProof(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen of a trigger on one operation.
+
+    ``seen`` firings are ``matched``, ``explained`` by a reason, or ``unexplained`` by one (where legacy rows that no
+    firing claims are counted too). ``fired`` says whether it was seen at work. ``exact``, ``partly`` and ``uncompared``
+    count the columns of the legacy ``rows`` that were found.
+    """
+
+    operation: Operation
+    expected: bool
+    seen: int = 0
+    matched: int = 0
+    rows: int = 0
+    exact: int = 0
+    partly: int = 0
+    uncompared: int = 0
+    explained: Mapping[Reason, int] = {}
+    unexplained: Mapping[Reason, int] = {}
+    first_at: datetime | None = None
+    first_lsn: Lsn | None = None
+    last_at: datetime | None = None
+    last_lsn: Lsn | None = None
+    fired: bool = False
+
+    @property
+    def compared_share(self) -> float | None:
+        """The share of columns compared, exactly or in part, of the rows that were found."""
+        columns = self.exact + self.partly + self.uncompared
+        return (self.exact + self.partly) / columns if columns else None
+
+
+class TriggerProof(msgspec.Struct, frozen=True, kw_only=True):
+    """A watched trigger. ``mapping`` is what it writes, for people; ``notes`` what of it could not be followed."""
+
+    trigger: str
+    mode: Mode
+    silenced: bool
+    present: bool
+    operations: tuple[OperationProof, ...]
+    mapping: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def unseen(self) -> tuple[Operation, ...]:
+        """Operations on which it must have been seen firing, and was not."""
+        return tuple(each.operation for each in self.operations if each.expected and not each.fired)
+
+    @property
+    def unexplained(self) -> int:
+        """Differences that nothing explains."""
+        return sum(count for each in self.operations for count in each.unexplained.values())
+
+    @property
+    def alarms(self) -> int:
+        """Rows that a silenced trigger wrote nevertheless."""
+        return sum(count for each in self.operations for reason, count in each.explained.items() if reason.alarming)
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """The window as it stands. ``transactions`` are those in which there was something to compare, of ``observed``.
+
+    ``strangers`` are legacy rows that no watched trigger can have written, by legacy table.
+    """
+
+    started_at: datetime | None
+    through_at: datetime | None
+    through_lsn: Lsn | None
+    observed: int
+    transactions: int
+    triggers: tuple[TriggerProof, ...]
+    strangers: tuple[TriggerProof, ...] = ()
+    examples: tuple[Residual, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long the window is, by the commit times of its first and last transaction."""
+        if self.started_at is None or self.through_at is None:
+            return 0.0
+        return max(0.0, (self.through_at - self.started_at).total_seconds())
+
+    @property
+    def unexplained(self) -> int:
+        """Differences that nothing explains."""
+        return sum(each.unexplained for each in self.triggers)
+
+    def of(self, identities: Collection[str]) -> tuple[TriggerProof, ...]:
+        """The proofs of these triggers."""
+        return tuple(each for each in self.triggers if each.trigger in identities)
+
+
+class Minimums(msgspec.Struct, frozen=True, kw_only=True):
+    """What a phase's proof asks for. ``rare`` are (trigger, operation) that need not have been seen."""
+
+    transactions: int = 0
+    seconds: float = 0.0
+    rare: frozenset[tuple[str, Operation]] = frozenset()
+
+
+def proof_of(identities: Iterable[str], proof: Proof, minimums: Minimums) -> list[str]:
+    """What these triggers' proof still lacks, each in words; nothing when they are proven."""
+    wanted = list(identities)
+    lacks: list[str] = []
+    if proof.transactions < minimums.transactions:
+        lacks.append(f"{proof.transactions:,} of {minimums.transactions:,} transactions were compared")
+    if proof.seconds < minimums.seconds:
+        lacks.append(f"shadow has run for {proof.seconds:,.0f} s of {minimums.seconds:,.0f} s")
+    known = {each.trigger: each for each in proof.of(wanted)}
+    for identity in wanted:
+        found = known.get(identity)
+        if found is None:
+            lacks.append(f"{identity} is not watched: restart `afterwrite capture`, which scans the triggers again")
+        else:
+            lacks += _trigger_lacks(found, minimums.rare)
+    return lacks
+
+
+def _trigger_lacks(found: TriggerProof, rare: Collection[tuple[str, Operation]]) -> list[str]:
+    lacks: list[str] = []
+    for each in found.operations:
+        for reason, count in each.unexplained.items():
+            lacks.append(f"{found.trigger} has {count:,} unexplained on {each.operation}: {reason}")
+        for reason, count in each.explained.items():
+            if reason.alarming:
+                lacks.append(f"{found.trigger} is silenced, and wrote {count:,} rows on {each.operation} nevertheless")
+    for operation in found.unseen:
+        if (found.trigger, operation) in rare:
+            continue
+        seen = next((each.seen for each in found.operations if each.operation is operation), 0)
+        why = [f"{seen:,} changes were seen, none to which it applies"] if seen else []
+        why += found.notes
+        lacks.append(f"{found.trigger} has not been seen firing on {operation}{_in_brackets(why)}")
+    return lacks
+
+
+def _in_brackets(words: list[str]) -> str:
+    return f" ({'; '.join(words)})" if words else ""
+
+
+class _Window(msgspec.Struct, frozen=True, kw_only=True):
+    number: int
+    started_lsn: str
+    started_at: datetime | None
+    through_lsn: str | None
+    through_at: datetime | None
+    observed: int
+    transactions: int
+
+
+class _Watched(msgspec.Struct, frozen=True, kw_only=True):
+    trigger: str
+    mode: str
+    operations: list[str]
+    mapping: str
+    notes: list[str]
+    present: bool
+    silenced: bool
+    silenced_mode: str | None
+    version: str | None
+    version_lsn: str | None
+
+
+class _Tallied(msgspec.Struct, frozen=True, kw_only=True):
+    trigger: str
+    operation: str
+    seen: int
+    matched: int
+    rows: int
+    exact: int
+    partly: int
+    uncompared: int
+    first_at: datetime
+    first_lsn: str
+    last_at: datetime
+    last_lsn: str
+    reasons: str
+
+
+class _Example(msgspec.Struct, frozen=True, kw_only=True):
+    trigger: str
+    operation: str
+    reason: str
+    xid: int
+    commit_lsn: str
+    committed_at: datetime
+    key: str | None
+    before: str | None
+    after: str | None
+    legacy: str | None
+    expected: str | None
+    differences: str
+
+
+async def read_proof(database: Database) -> Proof:
+    """The proof as the prover has saved it. Raises DatabaseError where afterwrite is not installed."""
+    async with database.transaction():
+        window = await database.one(_Window, statement("prove.read_window"))
+        watched = await database.rows(_Watched, statement("prove.read_triggers"))
+        tallied = await database.rows(_Tallied, statement("prove.read_tallies"))
+        examples = await database.rows(_Example, statement("prove.read_residuals"))
+    by_trigger: dict[str, list[_Tallied]] = {}
+    for row in tallied:
+        by_trigger.setdefault(row.trigger, []).append(row)
+    triggers = tuple(_trigger_proof(each, by_trigger.pop(each.trigger, [])) for each in watched)
+    strangers = tuple(
+        TriggerProof(
+            trigger=name,
+            mode=Mode.RETIRE,
+            silenced=False,
+            present=True,
+            operations=tuple(_operation_proof(row, expected=False, mode=Mode.RETIRE) for row in rows),
+        )
+        for name, rows in by_trigger.items()
+    )
+    return Proof(
+        started_at=window.started_at,
+        through_at=window.through_at,
+        through_lsn=Lsn.parse(window.through_lsn) if window.through_lsn else None,
+        observed=window.observed,
+        transactions=window.transactions,
+        triggers=triggers,
+        strangers=strangers,
+        examples=tuple(_residual(each) for each in examples),
+    )
+
+
+def _trigger_proof(watched: _Watched, rows: list[_Tallied]) -> TriggerProof:
+    mode = Mode(watched.mode)
+    expected = [Operation(each) for each in watched.operations]
+    found = {Operation(row.operation): row for row in rows}
+    operations = [
+        _operation_proof(found[operation], expected=operation in expected, mode=mode)
+        if operation in found
+        else OperationProof(operation=operation, expected=True)
+        for operation in [*expected, *(each for each in found if each not in expected)]
+    ]
+    return TriggerProof(
+        trigger=watched.trigger,
+        mode=mode,
+        silenced=watched.silenced,
+        present=watched.present,
+        operations=tuple(operations),
+        mapping=watched.mapping,
+        notes=tuple(watched.notes),
+    )
+
+
+def _operation_proof(row: _Tallied, *, expected: bool, mode: Mode) -> OperationProof:
+    reasons = msgspec.json.decode(row.reasons, type=dict[Reason, int])
+    fired = row.seen > 0 if mode is Mode.DEFER else row.matched > 0 or any(reason.paired for reason in reasons)
+    return OperationProof(
+        operation=Operation(row.operation),
+        expected=expected,
+        seen=row.seen,
+        matched=row.matched,
+        rows=row.rows,
+        exact=row.exact,
+        partly=row.partly,
+        uncompared=row.uncompared,
+        explained={reason: count for reason, count in sorted(reasons.items()) if reason.explained},
+        unexplained={reason: count for reason, count in sorted(reasons.items()) if not reason.explained},
+        first_at=row.first_at,
+        first_lsn=Lsn.parse(row.first_lsn),
+        last_at=row.last_at,
+        last_lsn=Lsn.parse(row.last_lsn),
+        fired=fired,
+    )
+
+
+def _residual(row: _Example) -> Residual:
+    return Residual(
+        trigger=row.trigger,
+        operation=Operation(row.operation),
+        reason=Reason(row.reason),
+        xid=row.xid,
+        commit_lsn=Lsn.parse(row.commit_lsn),
+        committed_at=row.committed_at,
+        key=row.key,
+        before=row.before,
+        after=row.after,
+        legacy=row.legacy,
+        expected=row.expected,
+        differences=msgspec.json.decode(row.differences, type=tuple[Difference, ...]),
+    )
+
+
+def to_json(proof: Proof) -> dict[str, Any]:
+    """The proof as plain values for ``--json``; LSNs in PostgreSQL's notation, times as RFC 3339."""
+    return {
+        "started_at": proof.started_at,
+        "through_at": proof.through_at,
+        "through_lsn": _shown_lsn(proof.through_lsn),
+        "seconds": proof.seconds,
+        "observed": proof.observed,
+        "transactions": proof.transactions,
+        "unexplained": proof.unexplained,
+        "triggers": [_trigger_json(each) for each in proof.triggers],
+        "strangers": [
+            {"table": each.trigger, "reasons": dict(operation.explained)}
+            for each in proof.strangers
+            for operation in each.operations
+        ],
+        "examples": [
+            {**msgspec.to_builtins(each, enc_hook=str), "commit_lsn": str(each.commit_lsn)} for each in proof.examples
+        ],
+    }
+
+
+def _trigger_json(found: TriggerProof) -> dict[str, Any]:
+    return {
+        "trigger": found.trigger,
+        "mode": found.mode,
+        "silenced": found.silenced,
+        "present": found.present,
+        "unseen": list(found.unseen),
+        "notes": list(found.notes),
+        "mapping": found.mapping,
+        "operations": [
+            {
+                **msgspec.to_builtins(each, enc_hook=str),
+                "first_lsn": _shown_lsn(each.first_lsn),
+                "last_lsn": _shown_lsn(each.last_lsn),
+                "compared_share": each.compared_share,
+            }
+            for each in found.operations
+        ],
+    }
+
+
+def _shown_lsn(lsn: Lsn | None) -> str | None:
+    return None if lsn is None else str(lsn)

@@ -1,0 +1,155 @@
+"""What is watched: from a scan's survey to mappings, and to what the catalog says of their tables. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+import msgspec
+
+from afterwrite.activity import Operation
+from afterwrite.prove.legacy import LegacyMapping, TableShape, infer
+from afterwrite.prove.syntax import Routine
+from afterwrite.scan.catalog import Event, Inventory, Kind, Table, Timing, TriggerLevel
+from afterwrite.scan.classify import Judgement, Verdict
+from afterwrite.scan.facts import Body
+
+
+class Mode(StrEnum):
+    """What is expected of a trigger: its legacy rows (``retire``), or only that it is seen firing (``defer``)."""
+
+    RETIRE = "retire"
+    DEFER = "defer"
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """The triggers that are watched: ``compared`` write to a legacy log, ``covered`` (deferred) do not.
+
+    ``others`` write there too but will stay: their rows are theirs, and no sign of loss. ``legacy`` are the logs.
+    """
+
+    compared: tuple[LegacyMapping, ...]
+    covered: tuple[LegacyMapping, ...]
+    others: tuple[LegacyMapping, ...]
+    legacy: frozenset[tuple[str, str]]
+    tables: Mapping[tuple[str, str], TableShape]
+
+    @property
+    def watched(self) -> tuple[tuple[LegacyMapping, Mode], ...]:
+        """Every trigger of which something is expected."""
+        return (*((each, Mode.RETIRE) for each in self.compared), *((each, Mode.DEFER) for each in self.covered))
+
+
+def watch(inventory: Inventory, judgements: Iterable[Judgement], bodies: Mapping[int, Body]) -> Watch:
+    """Infer what every trigger writes to the legacy logs, which are what triggers to be retired write to.
+
+    Only bodies that scan could read to the end are looked into.
+    """
+    judged = tuple(judgements)
+    logs = {name for each in judged if each.verdict is Verdict.RETIRE for name in each.log_tables}
+    legacy = frozenset((table.schema, table.name) for table in inventory.tables if table.full_name in logs)
+    tables = shapes(inventory, bodies)
+    routines = _routines(inventory)
+    compared: list[LegacyMapping] = []
+    covered: list[LegacyMapping] = []
+    others: list[LegacyMapping] = []
+    for each in judged:
+        body = bodies.get(each.trigger.oid)
+        moving = each.verdict in (Verdict.RETIRE, Verdict.DEFER)
+        if not moving and (body is None or not body.parsed):
+            continue
+        mapping = infer(each.trigger, legacy=legacy, tables=tables, routines=routines)
+        if each.verdict is Verdict.RETIRE and not mapping.operations:
+            note = "no INSERT into a legacy log could be followed in its body"
+            mapping = msgspec.structs.replace(mapping, notes=(*mapping.notes, note))
+        if each.verdict is Verdict.RETIRE or (each.verdict is Verdict.DEFER and mapping.operations):
+            compared.append(mapping)
+        elif each.verdict is Verdict.DEFER:
+            covered.append(mapping)
+        elif mapping.operations:
+            others.append(mapping)
+    return Watch(compared=tuple(compared), covered=tuple(covered), others=tuple(others), legacy=legacy, tables=tables)
+
+
+def expected_operations(mapping: LegacyMapping, mode: Mode) -> tuple[Operation, ...]:
+    """The operations on which a trigger must have been seen: those on which it writes, or all of a deferred one's."""
+    if mode is Mode.RETIRE and mapping.operations:
+        return mapping.operations
+    return tuple(Operation(event.value) for event in mapping.trigger.events)
+
+
+def shapes(inventory: Inventory, bodies: Mapping[int, Body]) -> dict[tuple[str, str], TableShape]:
+    """What matters here of every table, by (schema, table)."""
+    by_oid = {table.oid: table for table in inventory.tables}
+    derived = _derived(inventory, bodies)
+    below: dict[int, list[Table]] = {}
+    for table in inventory.tables:
+        if table.partition_of is not None:
+            below.setdefault(table.partition_of, []).append(table)
+    found: dict[tuple[str, str], TableShape] = {}
+    for table in inventory.tables:
+        root = table
+        while root.partition_of is not None and root.partition_of in by_oid:
+            root = by_oid[root.partition_of]
+        found[table.schema, table.name] = TableShape(
+            schema=table.schema,
+            table=table.name,
+            columns=tuple(column.name for column in table.columns),
+            key=table.primary_key,
+            generated=tuple(column.name for column in table.columns if column.generated),
+            derived=derived.get(table.oid, frozenset()),
+            leaves=tuple(_leaves(table, below)),
+            unlogged=table.persistence != "p",
+            root=(root.schema, root.name) if root is not table else None,
+        )
+    return found
+
+
+def _leaves(table: Table, below: Mapping[int, list[Table]]) -> list[str]:
+    names: list[str] = []
+    for partition in below.get(table.oid, ()):
+        names += _leaves(partition, below) if partition.kind is Kind.PARTITIONED else [partition.name]
+    return names
+
+
+def _derived(inventory: Inventory, bodies: Mapping[int, Body]) -> dict[int, frozenset[str]]:
+    """By table: columns that a BEFORE UPDATE trigger may set beyond those of the statement; ``*`` where that is unknown."""
+    found: dict[int, frozenset[str]] = {}
+    for trigger in inventory.triggers:
+        if trigger.timing is not Timing.BEFORE or trigger.level is not TriggerLevel.ROW:
+            continue
+        if Event.UPDATE not in trigger.events:
+            continue
+        body = bodies.get(trigger.oid)
+        columns = {assignment.field for assignment in body.new_assignments} if body and body.parsed else {"*"}
+        found[trigger.table_oid] = found.get(trigger.table_oid, frozenset()) | columns
+    return found
+
+
+def _routines(inventory: Inventory) -> dict[tuple[str, str], Routine]:
+    """Functions whose text can stand in the place of a call: not overloaded, not of an extension."""
+    found: dict[tuple[str, str], Routine | None] = {}
+    for function in inventory.functions:
+        key = function.schema, function.name
+        usable = not (
+            key in found
+            or function.returns_trigger
+            or function.extension is not None
+            or function.language not in ("sql", "plpgsql")
+            or not function.source
+            or function.variadic
+            or len(function.arguments) not in (0, function.argument_count)
+        )
+        names = function.arguments or ("",) * function.argument_count
+        found[key] = (
+            Routine(
+                schema=function.schema,
+                name=function.name,
+                language=function.language,
+                source=function.source,
+                parameters=names,
+            )
+            if usable
+            else None
+        )
+    return {key: routine for key, routine in found.items() if routine is not None}

@@ -1,0 +1,150 @@
+-- name: read_window
+-- How far the prover has come and what its counts cover.
+select number, started_lsn::text as started_lsn, started_at, through_lsn::text as through_lsn, through_at, observed, transactions
+  from afterwrite.proof_window;
+
+-- name: read_triggers
+-- The triggers that are watched and what is expected of them.
+select trigger, mode, operations, mapping, notes, present, silenced, silenced_mode,
+       version, version_lsn::text as version_lsn
+  from afterwrite.proof_trigger
+ order by trigger;
+
+-- name: read_working
+-- Triggers that were seen writing their legacy row, with the operation.
+select p.trigger, p.operation
+  from afterwrite.proof p
+ where p.rows > 0;
+
+-- name: read_versions
+-- Row versions of triggers, their clones and their functions, and a place in the WAL by which they surely hold.
+with recursive wanted as (
+    select w.identity, t.oid
+      from unnest(:identities::text[], :schemas::text[], :tables::text[], :names::text[])
+             as w (identity, "schema", "table", "name")
+      join pg_catalog.pg_namespace n on n.nspname = w."schema"
+      join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w."table"
+      join pg_catalog.pg_trigger t on t.tgrelid = c.oid and t.tgname = w."name"
+    union all
+    select w.identity, t.oid
+      from wanted w
+      join pg_catalog.pg_trigger t on t.tgparentid = w.oid
+)
+select w.identity,
+       string_agg(format('%s.%s.%s.%s', t.oid, t.xmin, t.tgenabled, p.xmin), ' ' order by t.oid) as version,
+       bool_and(t.tgenabled = 'O') as origin,
+       pg_catalog.pg_current_wal_insert_lsn()::text as lsn
+  from wanted w
+  join pg_catalog.pg_trigger t on t.oid = w.oid
+  join pg_catalog.pg_proc p on p.oid = t.tgfoid
+ group by w.identity;
+
+-- name: advance_window
+-- Move the watermark, if window and watermark are still what the prover thinks they are.
+update afterwrite.proof_window
+   set through_lsn = :lsn::text::pg_lsn,
+       through_at = greatest(through_at, :at::timestamptz),
+       started_at = case when :observed::bigint > 0 then coalesce(started_at, :first_at::timestamptz) else started_at end,
+       observed = observed + :observed,
+       transactions = transactions + :transactions
+ where number = :number
+   and through_lsn is not distinct from :through::text::pg_lsn;
+
+-- name: add_proof
+-- Add a batch's tallies to what is there.
+insert into afterwrite.proof as p
+       (trigger, operation, seen, matched, rows, exact, partly, uncompared, first_at, first_lsn, last_at, last_lsn)
+select trigger, operation, seen, matched, rows, exact, partly, uncompared, first_at, first_lsn, last_at, last_lsn
+  from jsonb_to_recordset(:tallies::text::jsonb) as t (
+         trigger text, operation text, seen bigint, matched bigint, rows bigint, exact bigint, partly bigint,
+         uncompared bigint, first_at timestamptz, first_lsn pg_lsn, last_at timestamptz, last_lsn pg_lsn)
+on conflict (trigger, operation) do update
+   set seen = p.seen + excluded.seen,
+       matched = p.matched + excluded.matched,
+       rows = p.rows + excluded.rows,
+       exact = p.exact + excluded.exact,
+       partly = p.partly + excluded.partly,
+       uncompared = p.uncompared + excluded.uncompared,
+       last_at = excluded.last_at,
+       last_lsn = excluded.last_lsn;
+
+-- name: add_reasons
+-- Add a batch's reasons to what is there.
+insert into afterwrite.proof_reason as p (trigger, operation, reason, count)
+select trigger, operation, reason, count
+  from jsonb_to_recordset(:reasons::text::jsonb) as t (trigger text, operation text, reason text, count bigint)
+on conflict (trigger, operation, reason) do update
+   set count = p.count + excluded.count;
+
+-- name: add_residuals
+-- Keep new examples.
+insert into afterwrite.residual
+       (trigger, operation, reason, xid, commit_lsn, committed_at, key, before, after, legacy, expected, differences)
+select trigger, operation, reason, xid, commit_lsn, committed_at, key, before, after, legacy, expected, differences
+  from jsonb_to_recordset(:residuals::text::jsonb) as t (
+         trigger text, operation text, reason text, xid bigint, commit_lsn pg_lsn, committed_at timestamptz, key text,
+         before text, after text, legacy text, expected text, differences jsonb);
+
+-- name: prune_residuals
+-- Leave the newest few examples of each trigger, operation and reason.
+delete from afterwrite.residual
+ where id in (
+         select id
+           from (select id, row_number() over (
+                          partition by trigger, operation, reason order by commit_lsn desc, id desc) as place
+                   from afterwrite.residual) ranked
+          where place > :keep::integer);
+
+-- name: save_triggers
+-- Remember the watched triggers as they are expected to be from here on.
+insert into afterwrite.proof_trigger as p
+       (trigger, mode, operations, mapping, notes, present, silenced, silenced_mode, silenced_lsn, version, version_lsn)
+select trigger, mode, operations, mapping, notes, present, silenced, silenced_mode, silenced_lsn, version, version_lsn
+  from jsonb_to_recordset(:triggers::text::jsonb) as t (
+         trigger text, mode text, operations text[], mapping text, notes text[], present boolean, silenced boolean,
+         silenced_mode text, silenced_lsn pg_lsn, version text, version_lsn pg_lsn)
+on conflict (trigger) do update
+   set mode = excluded.mode,
+       operations = excluded.operations,
+       mapping = excluded.mapping,
+       notes = excluded.notes,
+       present = excluded.present,
+       silenced = excluded.silenced,
+       silenced_mode = excluded.silenced_mode,
+       silenced_lsn = excluded.silenced_lsn,
+       version = excluded.version,
+       version_lsn = excluded.version_lsn;
+
+-- name: forget_proof
+-- Drop what the window has counted.
+delete from afterwrite.proof;
+
+-- name: forget_residuals
+-- Drop the examples too.
+delete from afterwrite.residual;
+
+-- name: begin_window
+-- Count anew, from transactions that commit from now on.
+update afterwrite.proof_window
+   set number = number + 1,
+       started_lsn = pg_catalog.pg_current_wal_insert_lsn(),
+       started_at = null,
+       observed = 0,
+       transactions = 0;
+
+-- name: read_tallies
+-- What was counted of each trigger and operation.
+select trigger, operation, seen, matched, rows, exact, partly, uncompared,
+       first_at, first_lsn::text as first_lsn, last_at, last_lsn::text as last_lsn,
+       coalesce((select jsonb_object_agg(r.reason, r.count)
+                   from afterwrite.proof_reason r
+                  where r.trigger = p.trigger and r.operation = p.operation), '{}')::text as reasons
+  from afterwrite.proof p
+ order by trigger, operation;
+
+-- name: read_residuals
+-- The examples, newest first.
+select trigger, operation, reason, xid, commit_lsn::text as commit_lsn, committed_at, key, before, after, legacy,
+       expected, differences::text as differences
+  from afterwrite.residual
+ order by trigger, operation, reason, commit_lsn desc, id desc;
