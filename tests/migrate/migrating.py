@@ -74,7 +74,7 @@ alter table app.tokens enable replica trigger "Log it";
 create trigger dead after insert on app.tokens for each row execute function app.log();
 alter table app.tokens disable trigger dead;
 create trigger log after insert or update of name or delete on app.users for each row
-    when (pg_trigger_depth() = 0) execute function app.log();
+    when (1 = 1) execute function app.log();
 create constraint trigger log_late after insert on app.users deferrable initially deferred
     for each row execute function app.log();
 create trigger touch before update on app.users for each row execute function app.touch();

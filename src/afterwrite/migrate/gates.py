@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import msgspec
 
 from afterwrite.migrate.phase import Gate
-from afterwrite.migrate.plan import TableFigures, Thresholds
+from afterwrite.migrate.plan import PlannedTrigger, TableFigures, Thresholds
 from afterwrite.postgres import Database, statement
+from afterwrite.prove.report import Proof, read_proof
+from afterwrite.prove.watch import Mode as ProofMode
 
 _POLL_SECONDS = 0.05
 
@@ -52,17 +55,19 @@ class LagReading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProofReading(msgspec.Struct, frozen=True, kw_only=True):
-    """What shadow has shown for the triggers of a phase.
+    """What shadow has shown: ``transactions`` and ``seconds`` of the whole window, the rest for a phase's triggers.
 
-    ``unseen`` are ``trigger on operation`` that were never compared and are not rare; ``residuals`` says how many
-    differences of which reason are not explained.
+    ``unexplained`` counts differences, and ``residuals`` says which; ``unwatched`` are triggers that nobody compares,
+    with the reason; ``unseen`` are those not seen firing on an operation; ``not_silent`` those that are off and wrote.
     """
 
     transactions: int
     seconds: float
-    unexplained: int
-    unseen: tuple[str, ...]
+    unexplained: int = 0
     residuals: str = ""
+    unwatched: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    not_silent: tuple[str, ...] = ()
 
 
 class DeferralReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,46 +191,68 @@ def _headroom(slot: SlotReading | None, thresholds: Thresholds) -> Gate:
 
 
 def _proof(proof: ProofReading | None, thresholds: Thresholds, *, soaking: bool) -> list[Gate]:
-    window = "since nothing is known" if proof is None else f"{proof.seconds:,.0f} s of shadow"
-    unexplained = Gate(
-        name="proof: unexplained residuals",
-        met=proof is not None and proof.unexplained == 0,
-        value=None if proof is None else f"{proof.unexplained}{f' ({proof.residuals})' if proof.residuals else ''}",
-        threshold="0",
-        window=window,
-        source="afterwrite prove",
-        remedy="run `afterwrite prove`, which shows the newest examples of each reason",
-    )
+    window = "no window yet" if proof is None else f"{proof.seconds:,.0f} s of shadow"
+
+    def gate(name: str, met: bool, value: str, threshold: str, remedy: str) -> Gate:
+        return Gate(
+            name=f"proof: {name}",
+            met=proof is not None and met,
+            value=None if proof is None else value,
+            threshold=threshold,
+            window=window,
+            source="afterwrite.proof",
+            remedy=remedy,
+        )
+
+    found = proof or ProofReading(transactions=0, seconds=0.0)
+    examples = f" ({found.residuals})" if found.residuals else ""
+    gates = [
+        gate(
+            "unexplained residuals",
+            found.unexplained == 0,
+            f"{found.unexplained}{examples}",
+            "0",
+            "run `afterwrite prove`, which shows the newest examples of each reason",
+        ),
+        gate(
+            "silenced triggers are silent",
+            not found.not_silent,
+            f"written by {', '.join(found.not_silent)}" if found.not_silent else "nothing written",
+            "no legacy row of theirs",
+            "look who turned it on: `afterwrite migrate status`",
+        ),
+    ]
     if soaking:
-        return [unexplained]
+        return gates
     return [
-        unexplained,
-        Gate(
-            name="proof: transactions",
-            met=proof is not None and proof.transactions >= thresholds.proof_transactions,
-            value=None if proof is None else f"{proof.transactions:,}",
-            threshold=f"at least {thresholds.proof_transactions:,}",
-            window=window,
-            source="afterwrite prove",
-            remedy="let shadow run on, or lower proof_transactions in the plan",
+        *gates,
+        gate(
+            "transactions",
+            found.transactions >= thresholds.proof_transactions,
+            f"{found.transactions:,}",
+            f"at least {thresholds.proof_transactions:,}",
+            "let shadow run on, or lower proof_transactions in the plan",
         ),
-        Gate(
-            name="proof: time",
-            met=proof is not None and proof.seconds >= thresholds.proof_seconds,
-            value=None if proof is None else f"{proof.seconds:,.0f} s",
-            threshold=f"at least {thresholds.proof_seconds:,.0f} s",
-            window=window,
-            source="afterwrite prove",
-            remedy="let shadow run on, or lower proof_seconds in the plan",
+        gate(
+            "time",
+            found.seconds >= thresholds.proof_seconds,
+            f"{found.seconds:,.0f} s",
+            f"at least {thresholds.proof_seconds:,.0f} s",
+            "let shadow run on, or lower proof_seconds in the plan",
         ),
-        Gate(
-            name="proof: every trigger seen on every operation",
-            met=proof is not None and not proof.unseen,
-            value=None if proof is None else f"not seen: {', '.join(proof.unseen)}" if proof.unseen else "all seen",
-            threshold="all but those that the plan calls rare",
-            window=window,
-            source="afterwrite prove",
-            remedy='let shadow run on, or give your word in the plan: rare = ["..."]',
+        gate(
+            "every trigger compared",
+            not found.unwatched,
+            "; ".join(found.unwatched) or "all",
+            "all of the phase",
+            "restart `afterwrite capture`, which scans again; what stays cannot be proven: move it to [[keep]]",
+        ),
+        gate(
+            "every trigger seen on every operation",
+            not found.unseen,
+            f"not seen: {', '.join(found.unseen)}" if found.unseen else "all",
+            "all but those that the plan calls rare",
+            'let shadow run on, or give your word in the plan: rare = ["..."]',
         ),
     ]
 
@@ -282,6 +309,59 @@ async def measure_lag(db: Database, place: Place, *, limit_seconds: float) -> La
         if passed or seconds > limit_seconds:
             return LagReading(seconds=seconds, arrived=bool(passed))
         await asyncio.sleep(_POLL_SECONDS)
+
+
+async def read_phase_proof(
+    db: Database, triggers: Sequence[PlannedTrigger], silent_since: Mapping[str, datetime]
+) -> ProofReading:
+    """What the prover has saved for these triggers; ``silent_since`` says when those were silenced that are off."""
+    return sum_up_proof(await read_proof(db), triggers, silent_since)
+
+
+def sum_up_proof(
+    proof: Proof, triggers: Sequence[PlannedTrigger], silent_since: Mapping[str, datetime]
+) -> ProofReading:
+    """The part of a proof that a phase's gates ask about."""
+    found = {each.trigger: each for each in proof.of({planned.trigger for planned in triggers})}
+    rare = {(planned.trigger, operation.value) for planned in triggers for operation in planned.rare}
+    unwatched: list[str] = []
+    for planned in triggers:
+        each = found.get(planned.trigger)
+        if each is None or not each.present:
+            unwatched.append(f"{planned.trigger} is not watched")
+        elif each.mode is ProofMode.RETIRE and each.notes and not each.mapping:
+            unwatched.append(f"{planned.trigger} cannot be compared: {'; '.join(each.notes)}")
+    residuals = [
+        f"{each.trigger} on {operation.operation.value}: {count:,} {reason.value}"
+        for each in found.values()
+        for operation in each.operations
+        for reason, count in operation.unexplained.items()
+    ]
+    return ProofReading(
+        transactions=proof.transactions,
+        seconds=proof.seconds,
+        unexplained=sum(each.unexplained for each in found.values()),
+        residuals="; ".join(residuals),
+        unwatched=tuple(unwatched),
+        unseen=tuple(
+            f"{each.trigger} on {operation.value}"
+            for each in found.values()
+            for operation in each.unseen
+            if (each.trigger, operation.value) not in rare
+        ),
+        # The counts of a window outlive the reason for them; its newest examples say when.
+        not_silent=tuple(
+            sorted(
+                {
+                    residual.trigger
+                    for residual in proof.examples
+                    if residual.reason.alarming
+                    and residual.trigger in silent_since
+                    and residual.committed_at > silent_since[residual.trigger]
+                }
+            )
+        ),
+    )
 
 
 async def read_deferral(db: Database, store: Database, place: Place) -> DeferralReading:

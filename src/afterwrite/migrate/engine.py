@@ -1,0 +1,490 @@
+"""Doing it: one phase, or all of them with their soaks. Observe, take one step, tell the ledger; again.
+
+::
+
+    look ──▶ measure ──▶ next_step ──▶ Silence   a table at a time: verify, back up, prepare, switch off, mark, tell
+      ▲                      │         Restore   the phase goes back on by itself
+      └──────────────────────┴──────── Wait, Soak, Done, Halt
+
+Nothing is remembered between two rounds, so a crash anywhere is followed by the same run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import assert_never
+
+import msgspec
+
+from afterwrite.defer.deferral import plan_deferral
+from afterwrite.errors import Drift, Finding, GateNotMet, Refused, Severity
+from afterwrite.migrate.backup import TriggerBackup, read_backup
+from afterwrite.migrate.deeds import Deed, EventKind, MigrationEvent, OnEvent, perform, render
+from afterwrite.migrate.gates import Place
+from afterwrite.migrate.ledger import (
+    Action,
+    Migration,
+    migration_lock,
+    next_id,
+    read_active,
+    read_phase_rows,
+    read_silenced,
+    write_entry,
+)
+from afterwrite.migrate.observe import Look, conclude, findings_of, look, measure
+from afterwrite.migrate.phase import (
+    Done,
+    Gate,
+    Goal,
+    Halt,
+    Mode,
+    Observation,
+    Restore,
+    Silence,
+    Soak,
+    State,
+    Wait,
+    next_step,
+    state_of,
+)
+from afterwrite.migrate.plan import Phase, Plan, PlannedTrigger, entries, fingerprint, write_plan
+from afterwrite.migrate.rollback import Rollback, restore_phase
+from afterwrite.migrate.steps import (
+    backup_statement,
+    change_plan_statements,
+    left_statement,
+    silence_statements,
+    start_statements,
+)
+from afterwrite.postgres import Database, LockPolicy, statement
+from afterwrite.scan.catalog import Enabled, Trigger, read_inventory
+
+_WAIT_PAUSE = 0.5
+
+
+class PhaseRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run of a phase did, or (``applied`` False) would do: ``deeds`` in their order, each a transaction.
+
+    ``left`` are triggers that were off before us. ``gates`` are as last measured.
+    """
+
+    number: int
+    title: str
+    applied: bool
+    state: State
+    gates: tuple[Gate, ...]
+    deeds: tuple[Deed, ...]
+    silenced: tuple[str, ...]
+    left: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    lock_timeout_ms: int
+
+    @property
+    def sql(self) -> str:
+        """The deeds as a script that also works by hand in an SQL editor."""
+        return render(self.deeds, LockPolicy(lock_timeout_ms=self.lock_timeout_ms))
+
+
+class Migrator:
+    """A plan, the databases it is about, and who asks. Give the same to any number of runs."""
+
+    def __init__(
+        self,
+        db: Database,
+        plan: Plan,
+        place: Place,
+        *,
+        store: Database | None = None,
+        operator: str | None = None,
+        policy: LockPolicy | None = None,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        self.db = db
+        self.store = store or db
+        self.plan = plan
+        self.text = write_plan(plan)
+        self.place = place
+        self.operator = operator
+        self.policy = policy or LockPolicy()
+        self.on_event = on_event
+        self._known = {entry.trigger for _, entry in entries(plan)}
+        self._triggers: dict[str, Trigger] = {}
+
+    def say(self, kind: EventKind, phase: int, text: str = "", **more: object) -> None:
+        """Tell whoever listens."""
+        if self.on_event:
+            event = MigrationEvent(kind=kind, phase=phase, text=text)
+            self.on_event(msgspec.structs.replace(event, **more))
+
+    async def observe(self, phase: Phase, *, soak_left: float | None = None) -> tuple[Look, Observation]:
+        """The phase as it is now, with every gate measured."""
+        seen = await look(self.db, phase, self.place)
+        readings = await measure(self.db, self.store, seen, self.place, soaking=soak_left is not None)
+        observation = conclude(seen, readings, Goal.SILENCED, soak_left=soak_left)
+        self.say(EventKind.GATES, phase.number, gates=tuple(observation.gates), seconds=soak_left)
+        return seen, observation
+
+    async def show(self, phase: Phase) -> PhaseRun:
+        """The dry run: what ``advance`` would do now, and how the gates stand. Raises Drift as it would."""
+        await self._require_consistency()
+        await self._read_triggers(phase)
+        seen, observation = await self.observe(phase)
+        if isinstance(step := next_step(observation), Halt):
+            raise Drift(step.reason, remedy=step.remedy)
+        deeds = await self._plan_deeds(seen)
+        on = tuple(trigger.identity for trigger in observation.triggers if trigger.on)
+        return self._run(phase, observation, seen, applied=False, deeds=deeds, silenced=on)
+
+    async def advance(self, phase: Phase, *, wait_seconds: float = 0.0) -> PhaseRun:
+        """Bring the phase to ``silenced``; the caller holds the migration lock.
+
+        Raises GateNotMet when a gate does not hold within ``wait_seconds``, and Drift when the database is not what the
+        plan says; nothing is done then.
+        """
+        await self._require_consistency()
+        await self._read_triggers(phase)
+        deadline = asyncio.get_running_loop().time() + wait_seconds
+        deeds: list[Deed] = []
+        silenced: list[str] = []
+        while True:
+            seen, observation = await self.observe(phase)
+            step = next_step(observation)
+            match step:
+                case Silence():
+                    deeds += await self._silence(seen)
+                    silenced += step.triggers
+                case Wait():
+                    if asyncio.get_running_loop().time() >= deadline:
+                        raise _not_met(phase, step.gates)
+                    self.say(EventKind.WAITING, phase.number, "; ".join(map(str, step.gates)), gates=step.gates)
+                    await asyncio.sleep(_WAIT_PAUSE)
+                case Restore():
+                    await self.give_back(phase, step.because)
+                    raise GateNotMet(
+                        f"phase {phase.number} was turned on again: {step.because}",
+                        remedy="mend the cause, then `afterwrite migrate run` again",
+                    )
+                case Halt():
+                    await self.halt(phase, step)
+                case Done():
+                    self.say(EventKind.DONE, phase.number, f"phase {phase.number} is {step.state.value}")
+                    return self._run(phase, observation, seen, applied=True, deeds=deeds, silenced=silenced)
+                case Soak():
+                    raise AssertionError("a run without a soak was asked to soak")
+                case _:
+                    assert_never(step)
+
+    async def soak(self, phase: Phase, *, check_seconds: float, patience: int) -> None:
+        """Watch a silenced phase until its soak has passed; takes the migration lock only to act.
+
+        Turns the phase back on, and raises GateNotMet, when a gate fails ``patience`` checks in a row.
+        """
+        broken = 0
+        while (left := await self._soak_left(phase)) is not None:
+            _, observation = await self.observe(phase, soak_left=left)
+            step = next_step(observation)
+            match step:
+                case Soak():
+                    broken = 0
+                    self.say(EventKind.SOAKING, phase.number, seconds=step.seconds)
+                    await asyncio.sleep(min(check_seconds, step.seconds))
+                case Restore():
+                    broken += 1
+                    self.say(EventKind.WAITING, phase.number, step.because)
+                    if broken < patience and observation.captured:
+                        await asyncio.sleep(check_seconds)
+                        continue
+                    async with migration_lock(self.db, self.operator):
+                        await self.give_back(phase, step.because)
+                    raise GateNotMet(
+                        f"phase {phase.number} was turned on again during its soak: {step.because}",
+                        remedy="mend the cause, then `afterwrite migrate run` again",
+                    )
+                case Halt():
+                    await self.halt(phase, step)
+                case Done():
+                    async with migration_lock(self.db, self.operator):
+                        await self._write(Action.PHASE_SOAKED, phase, {"seconds": phase.soak_seconds})
+                    self.say(EventKind.SOAKED, phase.number, f"phase {phase.number} has soaked")
+                    return
+                case Silence() | Wait():
+                    raise AssertionError(f"a soaking phase was asked to {step}")
+                case _:
+                    assert_never(step)
+
+    async def give_back(self, phase: Phase, because: str) -> Rollback:
+        """Turn the phase on again and tell why; the caller holds the migration lock."""
+        done = await restore_phase(self.db, phase.number, place=self.place, policy=self.policy, on_event=self.on_event)
+        await self._write(Action.PHASE_HALTED, phase, {"because": because, "restored": list(done.restored)})
+        self.say(EventKind.HALTED, phase.number, because)
+        return done
+
+    async def halt(self, phase: Phase, step: Halt) -> None:
+        """Tell that a person has to look, and raise Drift."""
+        await self._write(Action.PHASE_HALTED, phase, {"because": step.reason, "remedy": step.remedy})
+        self.say(EventKind.HALTED, phase.number, step.reason)
+        raise Drift(step.reason, remedy=step.remedy)
+
+    async def _write(self, action: Action, phase: Phase, after: object) -> None:
+        active = await read_active(self.db)
+        if active is not None:
+            await write_entry(
+                self.db, action, f"phase {phase.number}", migration=active.id, phase=phase.number, after=after
+            )
+
+    async def _soak_left(self, phase: Phase) -> float | None:
+        """Seconds until the soak has passed, 0 when it has; None when it was told to have passed already."""
+        active = await read_active(self.db)
+        if active is None:
+            return 0.0
+        rows = await read_phase_rows(self.db, active.id)
+        soaked = rows.get((phase.number, Action.PHASE_SOAKED))
+        silenced = rows.get((phase.number, Action.TRIGGER_SILENCE))
+        if silenced is None or (soaked is not None and soaked.at > silenced.at):
+            return None
+        silent = await self.db.value(statement("migrate.read_silent_seconds"), migration=active.id, phase=phase.number)
+        return max(0.0, phase.soak_seconds - float(silent))
+
+    async def _read_triggers(self, phase: Phase) -> None:
+        """The triggers to defer, as scan reads them: in a snapshot of its own, so before any deed."""
+        if any(trigger.mode is Mode.DEFER for trigger in phase.triggers):
+            self._triggers = {trigger.identity: trigger for trigger in (await read_inventory(self.db)).triggers}
+
+    async def _require_consistency(self) -> None:
+        """Refuse an edited plan that contradicts what is off already."""
+        for identity, silenced in (await read_silenced(self.db)).items():
+            planned = [(p.number, t.mode) for p in self.plan.phases for t in p.triggers if t.trigger == identity]
+            if planned != [(silenced.phase, silenced.mode)]:
+                raise Refused(
+                    f"{identity} was silenced in phase {silenced.phase}, mode {silenced.mode.value}; the plan has "
+                    + (f"it in phase {planned[0][0]}, mode {planned[0][1].value}" if planned else "it in no phase"),
+                    remedy="put it back in the plan, or first run "
+                    f"`afterwrite migrate rollback --phase {silenced.phase} --apply`",
+                )
+
+    async def _begin(self, active: Migration | None) -> Deed | None:
+        if active is None:
+            migration = await next_id(self.db)
+            return Deed(title=f"begin migration {migration}", statements=tuple(start_statements(migration, self.text)))
+        if active.plan != self.text:
+            return Deed(
+                title=f"go on with migration {active.id} and an edited plan",
+                statements=tuple(change_plan_statements(active.id, self.text)),
+            )
+        return None
+
+    async def _plan_deeds(self, seen: Look) -> list[Deed]:
+        """Everything that is still to be done, in order; raises Drift or Refused for what cannot be."""
+        active = await read_active(self.db)
+        migration = active.id if active else await next_id(self.db)
+        begin = await self._begin(active)
+        of_tables = [await self._deed(seen, relation, migration) for relation in seen.relations]
+        return [deed for deed in (begin, *of_tables) if deed is not None]
+
+    async def _silence(self, seen: Look) -> list[Deed]:
+        """Silence what is still on, a table at a time, each in its own short transaction."""
+        await self._plan_deeds(seen)  # what cannot be done for the last table is known before the first is touched
+        done: list[Deed] = []
+        active = await read_active(self.db)
+        migration = active.id if active else await next_id(self.db)
+        if begin := await self._begin(active):
+
+            async def build() -> Deed:
+                return begin
+
+            await perform(self.db, (), build, _nothing, phase=seen.phase.number, on_event=self.on_event)
+            done.append(begin)
+        for relation in seen.relations:
+            deed = await self._silence_table(seen.phase, relation, seen.with_partitions(relation), migration)
+            if deed is not None:
+                done.append(deed)
+        return done
+
+    async def _silence_table(self, phase: Phase, relation: str, locked: Sequence[str], migration: int) -> Deed | None:
+        fresh: Look | None = None
+
+        async def build() -> Deed | None:
+            nonlocal fresh
+            fresh = await look(self.db, phase, self.place)
+            return await self._deed(fresh, relation, migration)
+
+        async def check() -> None:
+            # Again under the locks that the deed now holds: what is off is what was backed up, and all of it is off.
+            if fresh is None:
+                return
+            for planned in fresh.of_table(relation):
+                before = fresh.backups[planned.trigger]
+                after = await read_backup(self.db, relation, before.trigger)
+                if after is None or _essence(after) != _essence(before):
+                    raise Drift(
+                        f"{planned.trigger} was changed while it was being silenced; nothing was done to {relation}",
+                        remedy="run `afterwrite plan --check`, then the same command again",
+                    )
+                if on := [table for table, state in after.states.items() if state is not Enabled.DISABLED]:
+                    raise Drift(
+                        f"{planned.trigger} stayed on in {', '.join(on)}; nothing was done to {relation}",
+                        remedy="run the same command again",
+                    )
+
+        deed = await perform(
+            self.db, locked, build, check, phase=phase.number, policy=self.policy, on_event=self.on_event
+        )
+        if deed is not None:
+            self.say(EventKind.SILENCED, phase.number, deed.title, subject=relation)
+        return deed
+
+    async def _deed(self, seen: Look, relation: str, migration: int) -> Deed | None:
+        """Everything that happens to one table, in one transaction; None when all of it is done.
+
+        What takes time comes first and the locks last, so that writers wait for a few milliseconds only.
+        """
+        first: list[str] = []
+        last: list[str] = []
+        number = seen.phase.number
+        left = set(await self.db.values(statement("migrate.read_left"), migration=migration))
+        names: list[str] = []
+        for planned in seen.of_table(relation):
+            backup = seen.backups[planned.trigger]
+            if not seen.is_on(planned.trigger):
+                if planned.trigger not in seen.silenced and planned.trigger not in left:
+                    first.append(left_statement(migration, number, backup))
+                continue
+            if not seen.as_planned(planned):
+                raise Drift(
+                    f"{planned.trigger} or its function was changed after the plan was written",
+                    remedy="run `afterwrite plan` again and review the difference",
+                )
+            first.append(backup_statement(migration, number, backup))
+            first += await self._preparation(seen, planned)
+            last += silence_statements(migration, number, planned.mode, backup)
+            names.append(planned.trigger)
+        if not first and not last:
+            return None
+        what = f"silence {', '.join(name.rpartition('.')[2] for name in names)}" if names else "nothing to silence"
+        return Deed(
+            title=f"phase {number}, {relation}: {what}",
+            relations=seen.with_partitions(relation) if names else (),
+            statements=(*first, *last),
+        )
+
+    async def _preparation(self, seen: Look, planned: PlannedTrigger) -> Sequence[str]:
+        if planned.mode is not Mode.DEFER or planned.trigger in seen.deferred:
+            return ()
+        found = self._triggers.get(planned.trigger)
+        if found is None or fingerprint(found) != planned.fingerprint:
+            raise Drift(
+                f"{planned.trigger} was changed while phase {seen.phase.number} was being prepared",
+                remedy="run `afterwrite plan --check`, then the same command again",
+            )
+        return (await plan_deferral(self.db, found, source=self.place.source, mode=planned.mode.value)).statements
+
+    def _run(
+        self,
+        phase: Phase,
+        observation: Observation,
+        seen: Look,
+        *,
+        applied: bool,
+        deeds: Sequence[Deed],
+        silenced: Sequence[str],
+    ) -> PhaseRun:
+        findings = findings_of(seen)
+        findings += [
+            Finding(
+                rule="migrate.stranger",
+                severity=Severity.WARNING,
+                where=identity,
+                text=f"is on a table of phase {phase.number} and in none of the plan's sections",
+                remedy="run `afterwrite plan --check`",
+            )
+            for identity in seen.strangers
+            if identity not in self._known
+        ]
+        return PhaseRun(
+            number=phase.number,
+            title=phase.title,
+            applied=applied,
+            state=state_of(observation),
+            gates=tuple(observation.gates),
+            deeds=tuple(deeds),
+            silenced=tuple(silenced),
+            left=tuple(finding.where for finding in findings if finding.rule == "migrate.left"),
+            findings=tuple(findings),
+            lock_timeout_ms=self.policy.lock_timeout_ms,
+        )
+
+
+def _essence(backup: TriggerBackup) -> tuple[object, ...]:
+    return backup.oid, backup.create, backup.function, sorted(backup.states)
+
+
+async def _nothing() -> None:
+    return None
+
+
+def _not_met(phase: Phase, gates: Sequence[Gate]) -> GateNotMet:
+    return GateNotMet(
+        f"phase {phase.number} cannot be silenced: {'; '.join(str(gate) for gate in gates)}",
+        remedy="; ".join(dict.fromkeys(gate.remedy for gate in gates)),
+    )
+
+
+async def run_phase(
+    db: Database,
+    plan: Plan,
+    number: int,
+    *,
+    place: Place,
+    apply: bool,
+    store: Database | None = None,
+    operator: str | None = None,
+    wait_seconds: float = 0.0,
+    policy: LockPolicy | None = None,
+    on_event: OnEvent | None = None,
+) -> PhaseRun:
+    """Silence one phase; without ``apply`` only show the exact SQL, and how the gates stand.
+
+    ``store`` is the store's database where it is another one. Gates may be waited for ``wait_seconds``. Raises
+    GateNotMet, Drift, LockTimeout (naming the blockers; tables already done stay done) or Refused (another operator is
+    at work). Running it again goes on from what is there.
+    """
+    migrator = Migrator(db, plan, place, store=store, operator=operator, policy=policy, on_event=on_event)
+    phase = plan.phase(number)
+    if not apply:
+        return await migrator.show(phase)
+    async with migration_lock(db, operator):
+        return await migrator.advance(phase, wait_seconds=wait_seconds)
+
+
+async def run_all(
+    db: Database,
+    plan: Plan,
+    *,
+    place: Place,
+    apply: bool,
+    store: Database | None = None,
+    operator: str | None = None,
+    wait_seconds: float = 0.0,
+    check_seconds: float = 1.0,
+    patience: int = 3,
+    policy: LockPolicy | None = None,
+    on_event: OnEvent | None = None,
+) -> list[PhaseRun]:
+    """Silence every phase in order, each after the one before has soaked; goes on where an earlier run ended.
+
+    While a phase soaks its gates are measured every ``check_seconds``; after ``patience`` failures in a row the phase
+    is turned on again and GateNotMet is raised (at once when capture itself is lost).
+    """
+    migrator = Migrator(db, plan, place, store=store, operator=operator, policy=policy, on_event=on_event)
+    runs: list[PhaseRun] = []
+    for phase in plan.phases:
+        if not phase.triggers:
+            continue
+        if not apply:
+            runs.append(await migrator.show(phase))
+            continue
+        async with migration_lock(db, operator):
+            runs.append(await migrator.advance(phase, wait_seconds=wait_seconds))
+        await migrator.soak(phase, check_seconds=check_seconds, patience=patience)
+    return runs

@@ -1,0 +1,138 @@
+"""Where a migration stands: what was done, when and by whom, what is next, and what somebody else changed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from afterwrite.errors import Finding
+from afterwrite.migrate.gates import Place
+from afterwrite.migrate.ledger import Action, Migration, PhaseRow, read_last, read_phase_rows
+from afterwrite.migrate.observe import conclude, findings_of, look, measure
+from afterwrite.migrate.phase import Gate, Goal, State, state_of
+from afterwrite.migrate.plan import Phase, Plan, read_plan
+from afterwrite.postgres import Database
+
+
+class PhaseStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A phase now. ``left`` triggers were off before us. ``halted`` is told only while it is the newest word."""
+
+    number: int
+    title: str
+    state: State
+    on: tuple[str, ...]
+    off: tuple[str, ...]
+    left: tuple[str, ...]
+    gates: tuple[Gate, ...]
+    silenced_at: datetime | None = None
+    silenced_by: str | None = None
+    soaked_at: datetime | None = None
+    restored_at: datetime | None = None
+    restored_by: str | None = None
+    halted: str | None = None
+
+
+class MigrationStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole. ``migration`` is None before the first phase was applied; ``next`` is what to do now, in words."""
+
+    migration: Migration | None
+    phases: tuple[PhaseStatus, ...]
+    findings: tuple[Finding, ...]
+    next: str
+
+
+async def status(
+    db: Database, *, place: Place, plan: Plan | None = None, store: Database | None = None
+) -> MigrationStatus:
+    """Observe every phase of the running migration's plan (or of ``plan``, before there is one). Changes nothing.
+
+    The lag in seconds is left out of the gates: measuring it would write a heartbeat.
+    """
+    last = await read_last(db)
+    active = last if last is not None and last.finished_at is None else None
+    if active is not None:
+        plan = read_plan(active.plan)
+    rows = await read_phase_rows(db, active.id) if active else {}
+    phases: list[PhaseStatus] = []
+    findings: list[Finding] = []
+    for phase in plan.phases if plan else ():
+        seen = await look(db, phase, place)
+        readings = await measure(db, store or db, seen, place, heartbeat=False)
+        observation = conclude(seen, readings, Goal.SILENCED)
+        gates = tuple(gate for gate in observation.gates if gate.name != "capture lag in seconds")
+        observation = msgspec.structs.replace(observation, gates=gates)
+        found = findings_of(seen)
+        findings += found
+        phases.append(
+            _phase_status(
+                phase,
+                state_of(observation),
+                gates,
+                on=tuple(trigger.identity for trigger in observation.triggers if trigger.on),
+                off=tuple(t.identity for t in observation.triggers if t.silenced and t.on is False),
+                left=tuple(finding.where for finding in found if finding.rule == "migrate.left"),
+                rows=rows,
+            )
+        )
+    return MigrationStatus(
+        migration=last, phases=tuple(phases), findings=tuple(findings), next=_next(plan, last, phases, findings)
+    )
+
+
+def _phase_status(
+    phase: Phase,
+    state: State,
+    gates: tuple[Gate, ...],
+    *,
+    on: tuple[str, ...],
+    off: tuple[str, ...],
+    left: tuple[str, ...],
+    rows: dict[tuple[int, Action], PhaseRow],
+) -> PhaseStatus:
+    silenced = rows.get((phase.number, Action.TRIGGER_SILENCE))
+    soaked = rows.get((phase.number, Action.PHASE_SOAKED))
+    restored = rows.get((phase.number, Action.TRIGGER_RESTORE))
+    halted = rows.get((phase.number, Action.PHASE_HALTED))
+    newest = max((row.at for row in (silenced, soaked) if row), default=None)
+    return PhaseStatus(
+        number=phase.number,
+        title=phase.title,
+        state=state,
+        on=on,
+        off=off,
+        left=left,
+        gates=gates,
+        silenced_at=silenced.at if silenced and off else None,
+        silenced_by=silenced.by if silenced and off else None,
+        soaked_at=soaked.at if soaked and silenced and soaked.at > silenced.at and off else None,
+        restored_at=restored.at if restored and not off else None,
+        restored_by=restored.by if restored and not off else None,
+        halted=halted.because if halted and (newest is None or halted.at > newest) else None,
+    )
+
+
+def _next(plan: Plan | None, last: Migration | None, phases: list[PhaseStatus], findings: list[Finding]) -> str:
+    if plan is None:
+        if last is not None and last.finished_at is not None:
+            return f"nothing: migration {last.id} was rolled back; write a new plan with `afterwrite plan`"
+        return "write a plan: `afterwrite plan`"
+    for finding in findings:
+        if finding.rule == "migrate.drift.reenabled":
+            return f"look at {finding.where}, which {finding.text}: {finding.remedy}"
+    for phase in phases:
+        if not phase.on and not phase.off:
+            continue
+        match phase.state:
+            case State.SURVEYED:
+                return "start capture: `afterwrite install --apply`, then `afterwrite capture`"
+            case State.SHADOWING:
+                unmet = "; ".join(str(gate) for gate in phase.gates if not gate.met)
+                return f"let phase {phase.number} be proven: {unmet}"
+            case State.PROVEN:
+                return f"silence phase {phase.number}: `afterwrite migrate run --phase {phase.number} --apply`"
+            case State.REMOVED:
+                return f"the triggers of phase {phase.number} are gone: look who dropped them"
+            case State.SILENCED:
+                continue
+    return "nothing: every phase is silenced; `afterwrite migrate rollback` takes any of them back"
