@@ -106,7 +106,10 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Emitted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event that a transaction writes into its own WAL (prefix ``afterwrite.event``): it exists iff that commits."""
+    """An event that a transaction writes into its own WAL (prefix ``afterwrite.event``): it exists iff that commits.
+
+    ``metadata`` is JSON, ``null`` for none: msgspec decodes a Raw only where its type is Raw alone.
+    """
 
     category: str
     action: str
@@ -115,7 +118,7 @@ class Emitted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     entity_type: str | None = None
     entity_id: str | None = None
     summary: str | None = None
-    metadata: msgspec.Raw | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
@@ -19,8 +20,8 @@ from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.preflight import survey as survey_capture
 from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, decide, examine, prepare
 from afterwrite.capture.worker import Source, Worker, WorkerStatus
-from afterwrite.defer.replay import ReplayStatus, run_replayer
-from afterwrite.errors import Finding, Refused, Severity
+from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
+from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.identity import parse_replica_identity, record_replica_identity
 from afterwrite.postgres import Database, LockPolicy, OnBlocked, connect
@@ -34,6 +35,7 @@ from afterwrite.store.writer import open_sink, read_checkpoint, record_gap
 
 # What `--accept-gap` steps over, and records.
 _GAPS = frozenset({"slot.lost", "slot.continuity"})
+_HALTED_SECONDS = 5.0
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,30 +222,38 @@ async def run_capture(
     def remember(status: ReplayStatus) -> None:
         deferral[:] = [status]
 
-    prover = Prover(settings.dsn, found.judgements, found.bodies)
-    worker = Worker(source, lambda: open_sink(settings.store), observers=[prover], on_status=tell)
     replay_stop = asyncio.Event()
 
-    async def capture() -> None:
+    async def capture(worker: Worker) -> None:
         try:
             await worker.run()
         finally:
             replay_stop.set()
 
-    async def end_when_told() -> None:
+    async def end_when_told(worker: Worker) -> None:
         await stop.wait()
         worker.stop()
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            ending = group.create_task(end_when_told())
-            captured = group.create_task(capture())
-            captured.add_done_callback(lambda _: ending.cancel())
-            group.create_task(
-                run_replayer(settings.dsn, settings.store, settings.source, stop=replay_stop, on_status=remember)
-            )
-    except BaseExceptionGroup as group:
-        raise _first(group) from group
+    async with Prover(settings.dsn, found.judgements, found.bodies) as prover:
+        worker = Worker(source, lambda: open_sink(settings.store), observers=[prover], on_status=tell)
+        try:
+            async with asyncio.TaskGroup() as group:
+                ending = group.create_task(end_when_told(worker))
+                group.create_task(capture(worker)).add_done_callback(lambda _: ending.cancel())
+                group.create_task(_defer(settings, replay_stop, remember))
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+
+async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[ReplayStatus], None]) -> None:
+    """Run deferred bodies beside capture. What stops them is told, and must not stop capture: it holds the WAL back."""
+    while not stop.is_set():
+        try:
+            await run_replayer(settings.dsn, settings.store, settings.source, stop=stop, on_status=tell)
+        except AfterwriteError as error:
+            tell(ReplayStatus(state=ReplayState.HALTED, trouble=str(error)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _HALTED_SECONDS)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

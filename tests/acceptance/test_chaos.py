@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from afterwrite import runtime
+from afterwrite.defer.progress import settle
 from afterwrite.demo.account import take_account
 from afterwrite.demo.processes import application, capture_worker
 from afterwrite.demo.schema import ROLE, create_legacy_application
-from afterwrite.demo.story import settle
 from afterwrite.migrate.engine import run_all
 from afterwrite.migrate.plan import Plan, Thresholds, make_plan
 from afterwrite.postgres import connect
@@ -71,8 +71,8 @@ async def _chaos(server: Server, folder: Path) -> None:
                 await worker.kill()
         await app.ask("stop", "stopped")
         await app.end()
-    async with connect(given.dsn) as database, capture_worker(given.dsn or "", folder / "capture.log") as worker:
-        await settle(database, worker, given)
+    async with connect(given.dsn) as database, capture_worker(given.dsn or "", folder / "capture.log"):
+        await settle(database, database, source=given.source)
         account = await take_account(ledger, database, database, since="captured")
         feed = await verify_feed(database)
         proof = await read_proof(database)

@@ -1,4 +1,4 @@
-"""What goes wrong at the command line: one sentence with what, where and the mending command, and the right exit code."""
+"""What goes wrong at the command line: one sentence, the mending command, and the right exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from afterwrite.postgres.embedded import Server, embedded_server
 
 
 def afterwrite(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "AFTERWRITE_", "DATABASE_URL"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PG", "AFTERWRITE_", "DATABASE_URL"))
+    }
     return subprocess.run(
         [sys.executable, "-m", "afterwrite", *words],
         capture_output=True,

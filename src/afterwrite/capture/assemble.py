@@ -446,7 +446,7 @@ def _event(
         ip=context.ip,
         user_agent=context.user_agent,
         summary=emitted.summary,
-        metadata=_merged(emitted.metadata, context) if emitted.metadata is not None else metadata,
+        metadata=_merged(emitted.metadata, context) if bytes(emitted.metadata) != b"null" else metadata,
         caused_by=context.caused_by,
         xid=transaction.xid,
         commit_lsn=transaction.commit_lsn,
@@ -454,19 +454,13 @@ def _event(
     )
 
 
-class _EmittedText(Emitted, frozen=True, kw_only=True):
-    """Emitted as it is decoded: msgspec reads a Raw only where its type is Raw alone."""
-
-    metadata: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_emitted = msgspec.json.Decoder(_EmittedText)
+_emitted = msgspec.json.Decoder(Emitted)
 
 
 def _read_emitted(content: bytes) -> Emitted:
     """The event, or, when it cannot be read, an event that says so and holds its text: it did happen."""
     try:
-        read = _emitted.decode(content)
+        return _emitted.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError):
         text = content.decode(errors="backslashreplace")
         return Emitted(
@@ -476,7 +470,6 @@ def _read_emitted(content: bytes) -> Emitted:
             summary="an emitted event that could not be read",
             metadata=msgspec.Raw(_encode({"content": text})),
         )
-    return msgspec.structs.replace(read, metadata=None) if read.metadata == b"null" else read
 
 
 def _merged(metadata: msgspec.Raw, context: Context) -> msgspec.Raw:

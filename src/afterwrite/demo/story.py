@@ -18,14 +18,11 @@ from typing import Any
 import msgspec
 
 from afterwrite import runtime
-from afterwrite.activity import Lsn
-from afterwrite.capture.slot import read_wal_position
-from afterwrite.defer.progress import wait_until
+from afterwrite.defer.progress import settle
 from afterwrite.demo.account import Account, take_account
 from afterwrite.demo.measure import Cost, Reading, cost_between, read_costs
 from afterwrite.demo.processes import Process, application, capture_worker
 from afterwrite.demo.schema import ROLE, create_legacy_application
-from afterwrite.errors import AfterwriteError
 from afterwrite.migrate.deeds import EventKind, MigrationEvent
 from afterwrite.migrate.engine import run_all
 from afterwrite.migrate.gates import read_table_figures
@@ -161,7 +158,8 @@ async def tell_story(server: Server, folder: Path, script: Script, tell: Tell) -
                 narrator.open("the account: every write against the application's own ledger")
                 await app.ask("stop", "stopped")
                 await app.end()
-                await settle(database, worker, settings)
+                worker.check()
+                await settle(database, database, source=settings.source)
             residuals, compared = await _proof_totals(database)
             account = await take_account(ledger, database, database, since="captured")
             narrator.close(_account(account))
@@ -291,25 +289,6 @@ async def _migrate(
         policy=runtime.lock_policy(settings),
         on_event=tell,
     )
-
-
-async def settle(database: Database, worker: Process, settings: Settings) -> None:
-    """Wait until capture and deferral have come to rest: what deferral writes is captured, and may defer more."""
-    while True:
-        end = await read_wal_position(database)
-        await _stored(database, worker, settings, end)
-        await wait_until(database, database, end, source=settings.source, timeout=60.0)
-        if not await database.value(statement("demo.has_changes_after"), lsn=str(end), source=settings.source):
-            return
-
-
-async def _stored(database: Database, worker: Process, settings: Settings, end: Lsn) -> None:
-    deadline = time.monotonic() + 60
-    while not await database.value(statement("demo.is_stored"), lsn=str(end), source=settings.source):
-        worker.check()
-        if time.monotonic() > deadline:
-            raise AfterwriteError(f"capture did not reach {end} within 60 s; last heard: {worker.latest}")
-        await asyncio.sleep(0.1)
 
 
 async def _lags(database: Database, seconds: float) -> tuple[float, float]:

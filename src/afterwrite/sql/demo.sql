@@ -12,14 +12,6 @@ select coalesce(sum(s.calls), 0)::bigint as statements,
    and d.datname = pg_catalog.current_database()
    and s.toplevel;
 
--- name: is_stored
--- Whether everything that committed before this place in the WAL is in the store.
-select exists (select from afterwrite.checkpoint c where c.source = :source and c.lsn >= :lsn::pg_lsn);
-
--- name: has_changes_after
--- Whether anything that committed after this place in the WAL was stored.
-select exists (select from afterwrite.batch b where b.source = :source and b.last_lsn > :lsn::pg_lsn);
-
 -- name: read_lags
 -- How long a change took from its commit until its batch was written, over everything stored in the last seconds.
 select coalesce(percentile_cont(0.50) within group (order by l.ms), 0)::float8 as p50_ms,

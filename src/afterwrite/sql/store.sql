@@ -99,8 +99,9 @@ select rows, rows_per_table::text as rows_per_table, rows_digest
   from afterwrite.seal(:batch_id, :first_at, :last_at);
 
 -- name: next_position
--- The next place in the feed; the row lock is held until commit, so that places become visible in order.
-update afterwrite.feed set position = position + 1 returning position;
+-- The next place in the feed, in order by a row lock held until commit; at commit those who listen are told.
+with moved as (update afterwrite.feed set position = position + 1 returning position)
+select position, pg_catalog.pg_notify('afterwrite_feed', '') from moved;
 
 -- name: close_batch
 -- Write the batch's row, chained to the one before it of the same source.
