@@ -42,8 +42,9 @@ _ParseError = cast("type[Exception]", pgparse.PGQueryError)  # type: ignore[repo
 _LEVELS = {14: "debug", 15: "log", 17: "info", 18: "notice", 19: "warning", 21: "exception"}  # elog.h
 _ASSIGNMENT_MODES = (3, 4, 5)  # RawParseMode: RAW_PARSE_PLPGSQL_ASSIGN1..3
 _EXPRESSION_MODE = 2
-_ALIAS = re.compile(r"([\w$]+)\s+alias\s+for\s+(\$\d+|[\w$]+)\s*;", re.IGNORECASE)
-_ROWTYPE = re.compile(r"[\w$.\"]+\s*%\s*rowtype\b", re.IGNORECASE)
+# Each begins where a word begins and never gives a letter back: a literal of a megabyte is passed over once.
+_ALIAS = re.compile(r"(?<![\w$])([\w$]++)\s++alias\s+for\s+(\$\d+|[\w$]+)\s*;", re.IGNORECASE)
+_ROWTYPE = re.compile(r"(?<![\w$.\"])[\w$.\"]++\s*+%\s*rowtype\b", re.IGNORECASE)
 _UNKNOWN_FIELD = re.compile(r'"(?P<variable>[^".]+)\.[^"]*" is not a known variable')
 
 
@@ -159,12 +160,12 @@ class _Walker:
             case "perform":
                 self._query(node.get("expr"), line, into=("found",))
             case "call":
-                self._query(node.get("expr"), line)
+                self._call(node, line)
             case "dynexecute":
                 self._dynamic(node, node.get("query"), line, self._into(node.get("target")))
             case "getdiag":
-                for item in node.get("diag_items", ()):
-                    self._forget(self._variable(item["PLpgSQL_diag_item"].get("target", -1)))
+                items = [item["PLpgSQL_diag_item"] for item in node.get("diag_items", ())]
+                self._store([self._variable(item.get("target", -1)) for item in items], line, "get diagnostics", ())
             case "open":
                 self._open(node, line)
             case "fetch":
@@ -394,6 +395,12 @@ class _Walker:
             into=(*_variables_of(targets), "found") if targets else (),
         )
         self._store(targets, line, _text(expression), tuple(names))
+
+    def _call(self, node: Node, line: int) -> None:
+        query = self._query(node.get("expr"), line)
+        if query is not None and any(name.startswith("new.") for name in query.names):
+            # An INOUT parameter may set it, and the tree does not say which are.
+            self.notebook.add(Unknown, line, rule="unknown-function", text=f"may set NEW: {_text(node.get('expr'))}")
 
     def _open(self, node: Node, line: int) -> None:
         cursor = self._variable(node.get("curvar", -1))

@@ -153,6 +153,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     persistence: str = "p"
     replica_identity: str = "d"
     row_security: bool = False
+    has_rules: bool = False
     row_estimate: int = 0
     inserted: int = 0
     updated: int = 0
@@ -224,8 +225,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     """A database as one snapshot shows it. ``triggers`` holds a partitioned table's trigger once, not its ``clones``.
 
     ``tables`` and ``functions`` are those of all schemas, whichever were asked for: a trigger may reach any of them.
-    ``views`` says which views (by oid) look at which tables, ``builtins`` whether pg_catalog's function of a name is
-    volatile.
+    ``views`` says which views (by oid) look at which tables, ``publications`` which tables are published by name to
+    other subscribers than us, ``builtins`` whether pg_catalog's function of a name is volatile.
     """
 
     server_version: int
@@ -238,6 +239,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     functions: tuple[Function, ...] = ()
     views: tuple[tuple[int, int], ...] = ()
     policies: tuple[Policy, ...] = ()
+    publications: tuple[tuple[int, str], ...] = ()
     builtins: Mapping[str, bool] = {}
     aggregates: tuple[str, ...] = ()
 
@@ -264,6 +266,7 @@ async def read_inventory(db: Database, *, schemas: Sequence[str] | None = None) 
         aggregates = await _read(db, statement("scan.read_aggregates"))
         views = await _read(db, statement("scan.read_views"))
         policies = await _read(db, statement("scan.read_policies"))
+        publications = await _read(db, statement("scan.read_publications"))
     return Inventory(
         server_version=server["server_version"],
         database=server["database"],
@@ -275,6 +278,7 @@ async def read_inventory(db: Database, *, schemas: Sequence[str] | None = None) 
         functions=_structs(Function, functions),
         views=tuple((row["view_oid"], row["table_oid"]) for row in views),
         policies=_structs(Policy, policies),
+        publications=tuple((row["table_oid"], row["publication"]) for row in publications),
         builtins={row["name"]: row["volatile"] for row in builtins},
         aggregates=tuple(f"{row['schema']}.{row['name']}" for row in aggregates),
     )

@@ -96,6 +96,18 @@ def constraint_trigger(case: Case) -> Iterator[Reason]:
         yield case.reason(constraint_trigger, None, "is a constraint trigger")
 
 
+def not_in_wal(case: Case) -> Iterator[Reason]:
+    """Its table's changes are not in the WAL, so that nothing could take its place."""
+    if case.home is None:
+        return
+    if case.home.kind is Kind.FOREIGN:
+        yield case.reason(
+            not_in_wal, None, f"{case.home.full_name} is a foreign table: its changes are not in this WAL"
+        )
+    elif any(leaf.persistence == "u" for leaf in case.world.atlas.leaves(case.home)):
+        yield case.reason(not_in_wal, None, f"{case.home.full_name} is unlogged: its changes are not in the WAL")
+
+
 def changes_new(case: Case) -> Iterator[Reason]:
     """It sets columns of the row on its way into the table."""
     if not case.shapes_row:
@@ -272,6 +284,11 @@ def takes_lock(case: Case) -> Iterator[Reason]:
     """It takes a lock that makes writers wait for one another, perhaps on purpose."""
     for fact in case.body.locks:
         yield case.reason(takes_lock, fact, f"takes a lock ({fact.what})")
+    written = {table.oid for table, _ in case.writes}
+    for read in case.body.reads:
+        table = case.world.table(read)
+        if read.locks and table is not None and table.oid not in written:
+            yield case.reason(takes_lock, read, f"locks rows of {table.full_name} that it does not write")
 
 
 def pg_trigger_depth(case: Case) -> Iterator[Reason]:
@@ -355,6 +372,7 @@ KEEP: tuple[Rule, ...] = (
     extension_owned,
     instead_of,
     constraint_trigger,
+    not_in_wal,
     changes_new,
     returns_another_row,
     cancels_row,
@@ -450,10 +468,8 @@ def _makes_key(write: Insert, key: Iterable[str]) -> bool:
 
 def _reads_after(case: Case, function: Function, cause: Write, table: Table) -> bool:
     body = case.world.function_bodies[function]
-    return any(
-        (seen := case.world.table(read)) is not None and seen.oid == table.oid and read.line >= cause.line
-        for read in body.reads
-    )
+    later = (read for read in body.reads if read.line >= cause.line)
+    return any(seen.oid == table.oid for read in later for seen in case.world.tables_read(read))
 
 
 def _is_given_row(what: str, body: Body) -> bool:

@@ -111,6 +111,8 @@ def _findings(atlas: Atlas, judgements: Sequence[Judgement], functions: Mapping[
         yield from _table_findings(atlas, table, [each for each in moving if each.trigger.table_oid == table.oid])
     for each in judgements:
         yield from _trigger_findings(each)
+    for judged in {each.trigger.table_oid: each for each in judgements}.values():
+        yield from _wal_findings(atlas, judged)
     yield from _clone_findings(atlas, judgements)
     for oid, body in functions.items():
         if body.unknowns:
@@ -138,23 +140,9 @@ def _table_findings(atlas: Atlas, table: Table, moving: Sequence[Judgement]) -> 
     count = f"{len(moving)} trigger{'s' if len(moving) > 1 else ''} to move"
     name = quoted(table.schema, table.name)
     leaves = atlas.leaves(table)
-    if table.kind is Kind.FOREIGN:
-        yield Finding(
-            rule="foreign-table",
-            severity=Severity.ERROR,
-            where=table.full_name,
-            text=f"{table.full_name} is a foreign table and has {count}: its changes are not in this server's WAL",
-        )
-        return
-    if any(leaf.persistence == "u" for leaf in leaves):
-        yield Finding(
-            rule="unlogged-table",
-            severity=Severity.ERROR,
-            where=table.full_name,
-            text=f"{table.full_name} is unlogged and has {count}: its changes are not in the WAL",
-            remedy=f"ALTER TABLE {name} SET LOGGED",
-        )
-    without_key = table.replica_identity == "n" or (table.replica_identity == "d" and not table.primary_key)
+    without_key = any(
+        leaf.replica_identity == "n" or (leaf.replica_identity == "d" and not leaf.primary_key) for leaf in leaves
+    )
     needing = [each for each in moving if each.needs.replica_identity_full]
     if without_key:
         yield Finding(
@@ -174,6 +162,25 @@ def _table_findings(atlas: Atlas, table: Table, moving: Sequence[Judgement]) -> 
             where=table.full_name,
             text=f"triggers of {table.full_name} look at {shown}, which the WAL does not carry",
             remedy=f"ALTER TABLE {name} REPLICA IDENTITY FULL (afterwrite install does it)",
+        )
+
+
+def _wal_findings(atlas: Atlas, each: Judgement) -> Iterator[Finding]:
+    table = atlas.table_of(each.trigger)
+    if table is not None and table.kind is Kind.FOREIGN:
+        yield Finding(
+            rule="foreign-table",
+            severity=Severity.WARNING,
+            where=table.full_name,
+            text=f"{table.full_name} is a foreign table: its changes are not in this WAL, so its triggers stay",
+        )
+    elif table is not None and any(leaf.persistence == "u" for leaf in atlas.leaves(table)):
+        yield Finding(
+            rule="unlogged-table",
+            severity=Severity.WARNING,
+            where=table.full_name,
+            text=f"{table.full_name} is unlogged: its changes are not in the WAL, so its triggers stay",
+            remedy=f"ALTER TABLE {quoted(table.schema, table.name)} SET LOGGED",
         )
 
 

@@ -18,10 +18,13 @@ from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Rea
 from afterwrite.scan.flow import Decision, everything, influence, refusal
 from afterwrite.scan.follow import events_of
 
-LOG_WORDS = frozenset(
+# Named so, a table is a log unless something speaks against it.
+LOG_WORDS = frozenset({"audit", "audits", "auditing", "log", "logs", "logged", "logging", "changelog", "changelogs"})
+# Named so, it may as well be what the application is about (a feed, a ledger): its rows must look like a log's, too.
+PAST_WORDS = frozenset(
     {
-        *("audit", "audits", "auditing", "log", "logs", "logged", "history", "histories", "hist", "activity"),
-        *("activities", "journal", "journals", "trail", "trails", "changelog", "changelogs", "revision", "revisions"),
+        *("history", "histories", "hist", "activity", "activities", "journal", "journals", "trail", "trails"),
+        *("revision", "revisions", "versions", "archive", "changes"),
     }
 )
 QUEUE_WORDS = frozenset(
@@ -91,6 +94,12 @@ class World:
             if table is not None:
                 self.triggers_on[self.atlas.root(table).oid].append(trigger)
         self._logs: dict[int, LogTable] = {}
+        self._below: defaultdict[int, set[int]] = defaultdict(set)
+        for view, table_oid in inventory.views:
+            self._below[view].add(table_oid)
+        self._publications: defaultdict[int, list[str]] = defaultdict(list)
+        for table_oid, publication in inventory.publications:
+            self._publications[table_oid].append(publication)
 
     # Tables ----------------------------------------------------------------------------------------------------------
 
@@ -105,6 +114,18 @@ class World:
         """The table that a trigger is on."""
         table = self.atlas.table_of(trigger)
         return self.atlas.root(table) if table is not None else None
+
+    def tables_read(self, read: Read) -> list[Table]:
+        """The tables that a SELECT from a table or a view looks at, the view itself included."""
+        found: dict[int, Table] = {}
+        table = self.table(read)
+        waiting = [table.oid] if table is not None else []
+        while waiting:
+            each = self.atlas.tables.get(waiting.pop())
+            if each is not None and each.oid not in found:
+                found[each.oid] = self.atlas.root(each)
+                waiting += self._below[each.oid]
+        return list({table.oid: table for table in found.values()}.values())
 
     @staticmethod
     def writes(body: Body) -> Iterator[Write]:
@@ -141,7 +162,7 @@ class World:
         """By table: triggers that select from it."""
         found: defaultdict[int, list[Trigger]] = defaultdict(list)
         for trigger in self.inventory.triggers:
-            for oid in {table.oid for read in self.bodies[trigger.oid].reads if (table := self.table(read))}:
+            for oid in {table.oid for read in self.bodies[trigger.oid].reads for table in self.tables_read(read)}:
                 found[oid].append(trigger)
         return found
 
@@ -150,7 +171,7 @@ class World:
         """By table: functions that select from it."""
         found: defaultdict[int, list[Function]] = defaultdict(list)
         for function, body in self.function_bodies.items():
-            for oid in {table.oid for read in body.reads if (table := self.table(read))}:
+            for oid in {table.oid for read in body.reads for table in self.tables_read(read)}:
                 found[oid].append(function)
         return found
 
@@ -171,10 +192,10 @@ class World:
         for policy in self.inventory.policies:
             owner = self.atlas.tables.get(policy.table_oid)
             name = f"{policy.name} on {owner.full_name if owner else policy.table_oid}"
-            seen = {self.atlas.root(self.atlas.tables[oid]).oid for oid in policy.reads if oid in self.atlas.tables}
-            for oid in policy.functions:
-                reads = by_oid[oid].reads if oid in by_oid else ()
-                seen |= {table.oid for read in reads if (table := self.table(read))}
+            named = [self.atlas.tables[oid] for oid in policy.reads if oid in self.atlas.tables]
+            reads = [Read(schema=table.schema, table=table.name) for table in named]
+            reads += [read for oid in policy.functions if oid in by_oid for read in by_oid[oid].reads]
+            seen = {table.oid for read in reads for table in self.tables_read(read)}
             for oid in seen:
                 found[oid].append(name)
         return found
@@ -197,9 +218,10 @@ class World:
         if home is not None:
             keepers.on[home.oid].append(keeper)
         for read in keeper.decision.reads:
-            table = self.table(read)
-            if table is not None:
-                keepers.reading[table.oid].append((keeper, read))
+            for table in self.tables_read(read):
+                whole = table.kind is Kind.VIEW or table != self.table(read)
+                seen = msgspec.structs.replace(read, columns=("*",)) if whole else read
+                keepers.reading[table.oid].append((keeper, seen))
 
     def add_keeper(self, trigger: Trigger) -> None:
         """A trigger that turned out to be one because others hang on what it writes: now all that it reads matters."""
@@ -245,24 +267,38 @@ class World:
         return self._logs[table.oid]
 
     def _for(self, table: Table) -> Iterator[str]:
-        words = [word for word in re.split(r"[^a-z0-9]+", table.name.lower()) if word]
-        if LOG_WORDS.intersection(words):
-            yield "it is named like a log"
-        elif LOG_WORDS.intersection(re.split(r"[^a-z0-9]+", table.schema.lower())):
-            yield "its schema is named like one of logs"
-        if QUEUE_WORDS.intersection(words):
-            return
+        words = _words(table.name)
         inserts = [write for _, write in self.trigger_writes[table.oid] if isinstance(write, Insert)]
-        texts = [" ".join((*write.values, write.source)) for write in inserts]
-        if texts and all(_SHAPE.search(text) for text in texts):
-            yield "every row names the operation or the table that it comes from"
+        names_origin = bool(inserts) and all(_SHAPE.search(_row_text(write)) for write in inserts)
+        copies_rows = bool(inserts) and all(_copies_row(write) for write in inserts)
+        named = bool(LOG_WORDS.intersection((*words, *_words(table.schema))))
+        if QUEUE_WORDS.intersection(words):
+            if named and names_origin:
+                yield "it is named like a log, and its rows name the operation or the table that they come from"
+            return
+        if named:
+            yield "it is named like a log"
+        elif PAST_WORDS.intersection(words) and (names_origin or copies_rows):
+            yield "it is named like a history, and its rows are copies or name where they come from"
+        elif names_origin:
+            yield "its rows name the operation or the table that they come from"
 
     def _against(self, table: Table) -> Iterator[str]:
         if table.kind not in (Kind.TABLE, Kind.PARTITIONED):
             yield "it is no plain table"
-        words = [word for word in re.split(r"[^a-z0-9]+", table.name.lower()) if word]
-        if QUEUE_WORDS.intersection(words) and words[-1] not in LOG_WORDS:
+        words = _words(table.name)
+        if QUEUE_WORDS.intersection(words) and words[-1] not in LOG_WORDS | PAST_WORDS:
             yield "it is named like a queue"
+        if table.has_rules:
+            yield "it has rewrite rules"
+        for publication in self._publications[table.oid]:
+            yield f"it is published to others ({publication})"
+        for column in table.columns:
+            for name in re.findall(r"([\w.]+)\(", column.default or ""):
+                schema, _, short = name.rpartition(".")
+                found = self.atlas.find_functions(schema or None, short, 0, self.inventory.search_path)
+                if any(function.volatility == "v" and function.language != "c" for function in found):
+                    yield f"its column {column.name} is filled by {name}()"
         yield from self._state_columns(table)
         if table.updated > 0:
             yield f"its rows are updated ({table.updated} so far)"
@@ -332,3 +368,21 @@ class World:
             yield f"view {view.full_name} shows it, and would have to look at the store"
         for function in self.function_reads[table.oid]:
             yield f"{function.full_name}() reads it, and would have to ask the store"
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+
+
+def _row_text(write: Insert) -> str:
+    return " ".join((*write.values, write.source))
+
+
+def _copies_row(write: Insert) -> bool:
+    """Whether most of a row is a copy of the trigger's row: its columns under their own names, or the whole as JSON."""
+    same = [
+        column
+        for column, value in zip(write.columns, write.values, strict=False)
+        if re.fullmatch(rf"\(?(new|old)\)?\.{re.escape(column)}", value.strip(), re.IGNORECASE)
+    ]
+    return bool(_WHOLE_ROW.search(_row_text(write))) or len(same) * 2 >= max(2, len(write.columns))

@@ -92,6 +92,7 @@ select c.oid::bigint as oid,
        c.relpersistence::text as persistence,
        c.relreplident::text as replica_identity,
        c.relrowsecurity as row_security,
+       c.relkind in ('r', 'p') and c.relhasrules as has_rules,
        greatest(c.reltuples, 0)::bigint as row_estimate,
        coalesce(s.n_tup_ins, 0) as inserted,
        coalesce(s.n_tup_upd, 0) as updated,
@@ -221,6 +222,14 @@ select distinct r.ev_class::bigint as view_oid, d.refobjid::bigint as table_oid
   join pg_catalog.pg_namespace n on n.oid = v.relnamespace
  where d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> r.ev_class
    and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)';
+
+-- name: read_publications
+-- Tables that people publish to subscribers of their own, by name (never FOR ALL TABLES).
+select r.prrelid::bigint as table_oid, p.pubname as publication
+  from pg_catalog.pg_publication_rel r
+  join pg_catalog.pg_publication p on p.oid = r.prpubid
+ where p.pubname !~ '^afterwrite(_|$)'
+ order by r.prrelid, p.pubname;
 
 -- name: read_policies
 -- Row security policies, with the other tables and the functions that they look at.

@@ -389,3 +389,95 @@ begin
 end $$;
 -- = defer: writes-other-table
 create trigger log_and_count after update on multi.lead for each row execute function multi.log_and_count();
+
+-- Named like the past, and yet what the application is about. ---------------------------------------------------------------------
+create schema past;
+create table past.invoice (id int primary key, amount numeric, customer int);
+create table past.journal_entries (invoice_id int, account text, debit numeric, credit numeric);
+create table past.activities (id bigserial, actor int, verb text, object int);
+create table past.event_log (id bigserial, op text, t text, row_data jsonb);
+create table past.message_log (id bigserial, payload jsonb);
+create table past.published_audit (id bigserial, op text, row_data jsonb);
+create publication past_subscribers for table past.published_audit;
+create table past.ruled_log (id bigserial, op text);
+create table past.counted (n int);
+create rule count_logs as on insert to past.ruled_log do also update past.counted set n = n + 1;
+create table past.number (last int);
+create function past.next_number() returns int language sql as $$ update past.number set last = last + 1 returning last $$;
+create table past.numbered_log (no int default past.next_number(), op text);
+create function past.post() returns trigger language plpgsql as $$
+begin
+  insert into past.journal_entries values (new.id, 'receivable', new.amount, 0), (new.id, 'revenue', 0, new.amount);
+  return null;
+end $$;
+-- = defer: writes-other-table
+create trigger post after insert on past.invoice for each row execute function past.post();
+create function past.feed() returns trigger language plpgsql as $$
+begin
+  insert into past.activities (actor, verb, object) values (new.customer, 'invoiced', new.id);
+  return null;
+end $$;
+-- = defer: writes-other-table
+create trigger feed after insert on past.invoice for each row execute function past.feed();
+create function past.to_event_log() returns trigger language plpgsql as $$
+begin
+  insert into past.event_log (op, t, row_data) values (tg_op, tg_table_name, to_jsonb(new));
+  return null;
+end $$;
+-- = retire: appends-to-log
+create trigger to_event_log after insert on past.invoice for each row execute function past.to_event_log();
+create function past.to_message_log() returns trigger language plpgsql as $$
+begin
+  insert into past.message_log (payload) values (to_jsonb(new));
+  return null;
+end $$;
+-- = defer: writes-other-table
+create trigger to_message_log after insert on past.invoice for each row execute function past.to_message_log();
+create function past.to_published() returns trigger language plpgsql as $$
+begin
+  insert into past.published_audit (op, row_data) values (tg_op, to_jsonb(new));
+  return null;
+end $$;
+-- = defer: writes-other-table
+create trigger to_published after insert on past.invoice for each row execute function past.to_published();
+create function past.to_ruled() returns trigger language plpgsql as $$
+begin
+  insert into past.ruled_log (op) values (tg_op);
+  return null;
+end $$;
+-- = defer: writes-other-table
+create trigger to_ruled after insert on past.invoice for each row execute function past.to_ruled();
+create function past.to_numbered() returns trigger language plpgsql as $$
+begin
+  insert into past.numbered_log (op) values (tg_op);
+  return null;
+end $$;
+-- = defer: writes-other-table
+create trigger to_numbered after insert on past.invoice for each row execute function past.to_numbered();
+
+-- A guard that looks at a view of what a trigger writes. ------------------------------------------------------------------------
+create schema seen;
+create table seen.purchase (id int primary key, customer int, amount numeric);
+create table seen.spent (customer int, total numeric);
+create table seen.spent_log (customer int, amount numeric, op text);
+create view seen.big_spender as select customer from seen.spent where total > 1000;
+create function seen.add_up() returns trigger language plpgsql as $$
+begin
+  update seen.spent set total = total + new.amount where customer = new.customer;
+  return null;
+end $$;
+-- = keep: feeds-a-keeper
+create trigger add_up after insert on seen.purchase for each row execute function seen.add_up();
+create function seen.limit_spending() returns trigger language plpgsql as $$
+declare
+  big boolean;
+begin
+  perform 1 from seen.big_spender b where b.customer = new.customer;
+  big := found;
+  if big then
+    raise exception 'enough';
+  end if;
+  return new;
+end $$;
+-- = keep: raises
+create trigger limit_spending before insert on seen.purchase for each row execute function seen.limit_spending();

@@ -330,3 +330,22 @@ begin
 end $$;
 -- = retire: appends-to-log
 create trigger dark_branch_is_dead after insert on dark.t for each row execute function dark.half();
+create function dark.locks_rows() returns trigger language plpgsql as $$
+begin
+  perform 1 from dark.rule for update;
+  insert into dark.t_log values (new.id, tg_op);
+  return null;
+end $$;
+-- = review: takes-lock
+create trigger locks_rows after insert on dark.t for each row execute function dark.locks_rows();
+create procedure dark.shape(inout v text) language plpgsql as $$ begin v := upper(v); end $$;
+create function dark.calls_procedure() returns trigger language plpgsql as $$
+begin
+  call dark.shape(new.v);
+  return new;
+end $$;
+-- = review: unknown-function
+create trigger calls_procedure before insert on dark.t for each row execute function dark.calls_procedure();
+create unlogged table dark.fleeting (id int primary key);
+-- = keep: not-in-wal
+create trigger fleeting after insert on dark.fleeting for each row execute function dark.log();
