@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import psycopg
 import pytest
@@ -279,3 +280,37 @@ def test_a_missing_parser_is_said_with_its_remedy(dsn: str, monkeypatch: pytest.
     with pytest.raises(AfterwriteError, match="pgparse") as raised:
         surveyed(dsn)
     assert raised.value.remedy
+
+
+def test_thousands_of_triggers_take_seconds(dsn: str) -> None:
+    laid(dsn, "create table audit_log (id bigserial, t text, was jsonb, now jsonb)")
+    for each in range(250):
+        laid(
+            dsn,
+            f"""
+            create table t{each} (id int primary key, v int);
+            create function log{each}() returns trigger language plpgsql as $$
+            declare was jsonb; is_now jsonb;
+            begin
+              if tg_op <> 'INSERT' then was := to_jsonb(old); end if;
+              if tg_op <> 'DELETE' then is_now := to_jsonb(new); end if;
+              insert into audit_log (t, was, now) values (tg_table_name || '{each}', was, is_now);
+              return coalesce(new, old);
+            end $$;
+            create function guard{each}() returns trigger language plpgsql as $$
+            begin
+              if new.v < {each} then raise exception 'too small'; end if;
+              return new;
+            end $$;
+            """
+            + "".join(
+                f"create trigger a{n} after insert or update or delete on t{each}"
+                f" for each row execute function log{each}('{n}');"
+                f"create trigger b{n} before update on t{each} for each row execute function guard{each}();"
+                for n in range(4)
+            ),
+        )
+    started = time.monotonic()
+    found = surveyed(dsn)
+    assert time.monotonic() - started < 10
+    assert len(found.of(Verdict.RETIRE)) == len(found.of(Verdict.KEEP)) == 1000
