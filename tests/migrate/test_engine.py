@@ -392,6 +392,25 @@ def test_what_somebody_turned_on_again_is_seen_and_silenced_when_asked(installed
     asyncio.run(main())
 
 
+def test_a_role_that_does_not_own_the_tables_is_refused_before_anything_is_done(installed_dsn: str) -> None:
+    async def main() -> None:
+        async with application(installed_dsn) as db:
+            plan = await plan_of(db)
+            await db.script(
+                "grant usage on schema app, afterwrite to migrate_clerk;"
+                "grant all on all tables in schema afterwrite to migrate_clerk;"
+            )
+            before = await catalog_state(db)
+            await db.run("set role migrate_clerk")
+            with pytest.raises(Refused, match=r"app\.notifications: it does not own them"):
+                await silence(db, plan, 1)
+            await db.run("reset role")
+            assert await catalog_state(db) == before
+            assert await read_ledger(db) == []
+
+    asyncio.run(main())
+
+
 def test_two_operators_at_once_one_is_refused_and_told_by_whom(installed_dsn: str) -> None:
     async def main() -> None:
         async with application(installed_dsn) as db, connect(installed_dsn, application_name="the second") as second:

@@ -54,8 +54,10 @@ def test_every_identity_is_set_back_as_it_was(installed_dsn: str) -> None:
             shown, _ = await restore_replica_identities(db, apply=False)
             assert await catalog_state(db) != before
             back = await rollback_phase(db, None, place=PLACE, apply=True)
-            assert sorted(back.identities) == sorted(shown)
-            assert 'alter table app."Odd one" replica identity using index "Odd index"' in shown
+            assert sorted(back.identities) == sorted(names)
+            assert [deed for deed in back.deeds if deed.relations] == shown
+            statements = [deed.statements[0] for deed in shown]
+            assert 'alter table app."Odd one" replica identity using index "Odd index"' in statements
             assert await catalog_state(db) == before
             actions = [entry.action for entry in await read_ledger(db)]
             assert actions == [Action.REPLICA_IDENTITY_SET] * 3 + [Action.REPLICA_IDENTITY_RESTORE] * 3

@@ -276,6 +276,12 @@ class Migrator:
 
     async def _plan_deeds(self, seen: Look) -> list[Deed]:
         """Everything that is still to be done, in order; raises Drift or Refused for what cannot be."""
+        not_ours = await self.db.values(statement("migrate.read_not_owned"), relations=seen.relations)
+        if not_ours:
+            raise Refused(
+                f"the role may not change the triggers of {', '.join(not_ours)}: it does not own them",
+                remedy="connect as their owner, or grant the owner's role to this one",
+            )
         active = await read_active(self.db)
         migration = active.id if active else await next_id(self.db)
         begin = await self._begin(active)

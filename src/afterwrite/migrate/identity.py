@@ -7,8 +7,11 @@ from functools import partial
 import msgspec
 
 from afterwrite.errors import AfterwriteError, Finding, Severity
+from afterwrite.migrate.backup import literal
+from afterwrite.migrate.deeds import Deed, OnEvent, perform
 from afterwrite.migrate.ledger import Action, write_entry
-from afterwrite.postgres import Database, LockPolicy, OnBlocked, quoted, statement, with_short_locks
+from afterwrite.migrate.steps import ledger_row
+from afterwrite.postgres import Database, LockPolicy, quoted, statement
 
 
 class ReplicaIdentity(msgspec.Struct, frozen=True):
@@ -54,7 +57,6 @@ class _Seen(msgspec.Struct, frozen=True):
 
 
 class _Changed(msgspec.Struct, frozen=True):
-    relation: str
     after: str
     before: str
 
@@ -88,50 +90,66 @@ async def record_replica_identity(db: Database, table: str, before: ReplicaIdent
 
 
 async def restore_replica_identities(
-    db: Database, *, apply: bool = True, policy: LockPolicy | None = None, on_blocked: OnBlocked | None = None
-) -> tuple[list[str], list[Finding]]:
-    """Set back every replica identity that we changed: the statements (run with ``apply``), and what was left alone.
+    db: Database, *, apply: bool = True, policy: LockPolicy | None = None, on_event: OnEvent | None = None
+) -> tuple[list[Deed], list[Finding]]:
+    """Set back every replica identity that we changed: the deeds (done with ``apply``), and what was left alone.
 
     Left alone are tables that somebody else has changed since, and those whose old identity would make their UPDATEs
     and DELETEs fail as long as a publication sends them.
     """
-    statements: list[str] = []
+    deeds: list[Deed] = []
     findings: list[Finding] = []
-    for changed in await db.rows(_Changed, statement("migrate.read_changed_replica_identities")):
-        before = msgspec.json.decode(changed.before, type=ReplicaIdentity)
-        after = msgspec.json.decode(changed.after, type=ReplicaIdentity)
-        seen = await db.maybe(_Seen, statement("migrate.read_replica_identity"), relation=changed.relation)
-        if seen is None:
-            continue
-        now = ReplicaIdentity(seen.kind, seen.index)
-        text = replica_identity_sql(changed.relation, before)
-        if now == before:
-            continue
-        if now != after:
-            findings.append(
-                _left(changed.relation, f"its replica identity is {now.words}, which is not what we set", f"{text};")
-            )
-            continue
-        if seen.published_by and (before.kind == "n" or (before.kind == "d" and not seen.has_primary_key)):
-            findings.append(
-                _left(
-                    changed.relation,
-                    f"with replica identity {before.words} its UPDATEs and DELETEs would fail while it is published by "
-                    f"{', '.join(seen.published_by)}",
-                    f"alter publication {quoted(seen.published_by[0])} drop table {changed.relation}; {text};",
-                )
-            )
-            continue
-        statements.append(text)
+    for relation in await db.values(statement("migrate.read_changed_identities")):
+        build = partial(_build, db, relation, findings)
         if apply:
-            work = partial(_set_back, changed.relation, text, now, before)
-            await with_short_locks(db, [changed.relation], work, policy=policy, on_blocked=on_blocked)
-    return statements, findings
+            deed = await perform(db, [relation], build, _settled, policy=policy, on_event=on_event)
+        else:
+            deed = await build()
+        if deed is not None:
+            deeds.append(deed)
+    return deeds, findings
 
 
-async def _set_back(relation: str, text: str, now: ReplicaIdentity, before: ReplicaIdentity, db: Database) -> None:
-    await db.run(text.encode())
-    await write_entry(db, Action.REPLICA_IDENTITY_RESTORE, relation, sql=text, before=now, after=before)
+async def _settled() -> None:
+    return None
+
+
+async def _build(db: Database, relation: str, findings: list[Finding]) -> Deed | None:
+    """The deed for one table; None, with a finding where people should know, when it is to be left as it is."""
+    changed = await db.one(_Changed, statement("migrate.read_changed_identity"), relation=relation)
+    before = msgspec.json.decode(changed.before, type=ReplicaIdentity)
+    after = msgspec.json.decode(changed.after, type=ReplicaIdentity)
+    seen = await db.maybe(_Seen, statement("migrate.read_replica_identity"), relation=relation)
+    now = ReplicaIdentity(seen.kind, seen.index) if seen else before
+    if seen is None or now == before:
+        return None
+    text = replica_identity_sql(relation, before)
+    left = None
+    if now != after:
+        left = _left(relation, f"its replica identity is {now.words}, which is not what we set", f"{text};")
+    elif seen.published_by and (before.kind == "n" or (before.kind == "d" and not seen.has_primary_key)):
+        left = _left(
+            relation,
+            f"with replica identity {before.words} its UPDATEs and DELETEs would fail while it is published by "
+            f"{', '.join(seen.published_by)}",
+            f"alter publication {quoted(seen.published_by[0])} drop table {relation}; {text};",
+        )
+    if left is not None:
+        if left not in findings:  # a blocked deed is built again
+            findings.append(left)
+        return None
+    row = ledger_row(
+        None,
+        None,
+        relation,
+        Action.REPLICA_IDENTITY_RESTORE.value,
+        sql=text,
+        before=literal(msgspec.json.encode(now).decode()),
+        after=literal(msgspec.json.encode(before).decode()),
+    )
+    return Deed(
+        title=f"{relation}: replica identity {before.words} again", relations=(relation,), statements=(text, row)
+    )
 
 
 def _left(relation: str, text: str, remedy: str) -> Finding:

@@ -100,15 +100,15 @@ class _UserTrigger(msgspec.Struct, frozen=True):
 
 async def look(db: Database, phase: Phase, place: Place) -> Look:
     """Read what there is of the phase's triggers; raises Drift when a name of the plan means two triggers."""
+    planned = {trigger.trigger for trigger in phase.triggers}
     there: dict[str, _UserTrigger] = {}
     for each in await db.rows(_UserTrigger, statement("migrate.read_user_triggers")):
-        if each.identity in there:
+        if each.identity in there and each.identity in planned:
             raise Drift(
                 f"{each.identity} names two triggers of {db.where}: their tables' names contain dots",
                 remedy="rename one of the tables",
             )
         there[each.identity] = each
-    planned = {trigger.trigger for trigger in phase.triggers}
     backups: dict[str, TriggerBackup] = {}
     for trigger in phase.triggers:
         if found := there.get(trigger.trigger):

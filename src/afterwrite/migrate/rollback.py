@@ -22,7 +22,10 @@ from afterwrite.postgres import Database, LockPolicy, LockTimeout, statement
 
 
 class Rollback(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rollback did, or (``applied`` False) would do. ``finished``: the whole migration is rolled back."""
+    """What a rollback did, or (``applied`` False) would do: ``deeds`` in their order, each a transaction.
+
+    ``identities`` are the tables whose replica identity is set back. ``finished``: the whole migration is rolled back.
+    """
 
     applied: bool
     phases: tuple[int, ...]
@@ -36,8 +39,7 @@ class Rollback(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sql(self) -> str:
         """The deeds as a script that also works by hand in an SQL editor."""
-        script = render(self.deeds, LockPolicy(lock_timeout_ms=self.lock_timeout_ms))
-        return script + "".join(f"{text};\n" for text in self.identities)
+        return render(self.deeds, LockPolicy(lock_timeout_ms=self.lock_timeout_ms))
 
 
 async def rollback_phase(
@@ -106,11 +108,12 @@ async def _restore(
         trouble.append(Drift(f"{missing[0].where} {missing[0].text}", remedy=missing[0].remedy))
     if apply and trouble:
         raise trouble[0]
-    identities: list[str] = []
+    identities: list[Deed] = []
     finished = False
     if number is None:
-        identities, said = await restore_replica_identities(db, apply=apply, policy=policy)
+        identities, said = await restore_replica_identities(db, apply=apply, policy=policy, on_event=on_event)
         findings += said
+        deeds += identities
         active = await read_active(db)
         if active is not None:
             deeds.append(Deed(title=f"end migration {active.id}", statements=tuple(finish_statements(active.id))))
@@ -124,7 +127,7 @@ async def _restore(
         phases=tuple(dict.fromkeys(each.phase for _, of_table in _newest_first(silenced) for each in of_table)),
         restored=tuple(restored),
         deeds=tuple(deeds),
-        identities=tuple(identities),
+        identities=tuple(relation for deed in identities for relation in deed.relations),
         findings=tuple(findings),
         finished=finished,
         lock_timeout_ms=(policy or LockPolicy()).lock_timeout_ms,

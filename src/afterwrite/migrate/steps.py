@@ -20,7 +20,7 @@ def start_statements(migration: int, plan: str) -> list[str]:
     """Begin a migration: its row, and the first line of its ledger."""
     return [
         f"insert into afterwrite.migration (id, plan)\nvalues ({migration}, {literal(plan)})",
-        _ledger_row(migration, None, "plan", "migration.start", after=f"pg_catalog.to_jsonb({literal(plan)}::text)"),
+        ledger_row(migration, None, "plan", "migration.start", after=f"pg_catalog.to_jsonb({literal(plan)}::text)"),
     ]
 
 
@@ -29,7 +29,7 @@ def change_plan_statements(migration: int, plan: str) -> list[str]:
     before = f"(select pg_catalog.to_jsonb(plan) from afterwrite.migration where id = {migration})"  # noqa: S608
     after = f"pg_catalog.to_jsonb({literal(plan)}::text)"
     return [
-        _ledger_row(migration, None, "plan", "migration.plan", before=before, after=after),
+        ledger_row(migration, None, "plan", "migration.plan", before=before, after=after),
         f"update afterwrite.migration\n   set plan = {literal(plan)}\n where id = {migration}",  # noqa: S608
     ]
 
@@ -39,14 +39,14 @@ def finish_statements(migration: int) -> list[str]:
     return [
         "update afterwrite.migration set finished_at = pg_catalog.clock_timestamp(), outcome = 'rolled back'\n"  # noqa: S608
         f" where id = {migration} and finished_at is null",
-        _ledger_row(migration, None, "plan", "migration.finish"),
+        ledger_row(migration, None, "plan", "migration.finish"),
     ]
 
 
 def backup_statement(migration: int, phase: int, found: TriggerBackup) -> str:
     """Keep everything that makes the trigger what it is, as it is at that moment."""
     before = f"afterwrite.trigger_backup({_known_by(found)})"
-    return _ledger_row(migration, phase, found.identity, "trigger.backup", before=before)
+    return ledger_row(migration, phase, found.identity, "trigger.backup", before=before)
 
 
 def silence_statements(migration: int, phase: int, mode: Mode, found: TriggerBackup) -> list[str]:
@@ -58,7 +58,7 @@ def silence_statements(migration: int, phase: int, mode: Mode, found: TriggerBac
     deed = set_state(found.relation, found.trigger, Enabled.DISABLED, only=False)
     return [
         deed,
-        _ledger_row(
+        ledger_row(
             migration,
             phase,
             found.identity,
@@ -74,7 +74,7 @@ def silence_statements(migration: int, phase: int, mode: Mode, found: TriggerBac
 
 def left_statement(migration: int, phase: int, found: TriggerBackup) -> str:
     """Tell that a trigger was off before we came, and was left alone."""
-    return _ledger_row(migration, phase, found.identity, "trigger.left", before=_states(found))
+    return ledger_row(migration, phase, found.identity, "trigger.left", before=_states(found))
 
 
 def restore_statements(migration: int, phase: int, mode: Mode, backup: TriggerBackup, now: TriggerBackup) -> list[str]:
@@ -82,7 +82,7 @@ def restore_statements(migration: int, phase: int, mode: Mode, backup: TriggerBa
     deeds = restore_states(backup, now)
     return [
         *deeds,
-        _ledger_row(
+        ledger_row(
             migration,
             phase,
             backup.identity,
@@ -98,7 +98,7 @@ def restore_statements(migration: int, phase: int, mode: Mode, backup: TriggerBa
 def forget_statements(migration: int, phase: int, mode: Mode, backup: TriggerBackup) -> list[str]:
     """Close the account of a trigger whose table is gone: there is nothing to restore, and nothing to defer."""
     return [
-        _ledger_row(
+        ledger_row(
             migration,
             phase,
             backup.identity,
@@ -133,8 +133,8 @@ def _mark(action: str, marked: TriggerBackup, mode: Mode, migration: int, phase:
     return f"select pg_catalog.pg_logical_emit_message(true, {literal(EVENT_PREFIX)}, {content})"
 
 
-def _ledger_row(
-    migration: int,
+def ledger_row(
+    migration: int | None,
     phase: int | None,
     subject: str,
     action: str,
@@ -143,8 +143,9 @@ def _ledger_row(
     before: str | None = None,
     after: str | None = None,
 ) -> str:
+    """The statement that writes one row of the ledger; ``before`` and ``after`` are SQL expressions."""
     given: Sequence[tuple[str, str | None]] = (
-        ("migration", str(migration)),
+        ("migration", None if migration is None else str(migration)),
         ("phase", None if phase is None else str(phase)),
         ("subject", literal(subject)),
         ("action", literal(action)),

@@ -155,27 +155,30 @@ select c.oid::pg_catalog.regclass::text as relation, c.relreplident::text as kin
   from pg_catalog.pg_class c
  where c.oid = pg_catalog.to_regclass(:relation);
 
--- name: read_changed_replica_identities
--- The tables whose replica identity we set and have not set back: what it was before the first time, and is since the last.
-with last_deed as (
-    select distinct on (subject) subject, action, after
-      from afterwrite.ledger
-     where action in ('replica_identity.set', 'replica_identity.restore')
-     order by subject, seq desc
+-- name: read_changed_identities
+-- The tables whose replica identity we set and have not set back.
+select subject
+  from (select distinct on (subject) subject, action
+          from afterwrite.ledger
+         where action in ('replica_identity.set', 'replica_identity.restore')
+         order by subject, seq desc) last_deed
+ where action = 'replica_identity.set'
+ order by subject collate "C";
+
+-- name: read_changed_identity
+-- What a table's replica identity was before we first set it since it was last set back, and what we last set it to.
+with deeds as (
+    select l.seq, l.before, l.after
+      from afterwrite.ledger l
+     where l.subject = :relation
+       and l.action = 'replica_identity.set'
+       and l.seq > coalesce(
+               (select max(r.seq) from afterwrite.ledger r
+                 where r.subject = :relation and r.action = 'replica_identity.restore'),
+               0)
 )
-select d.subject as relation, d.after::text as after,
-       (select f.before::text
-          from afterwrite.ledger f
-         where f.subject = d.subject and f.action = 'replica_identity.set'
-           and f.seq > coalesce(
-                   (select max(r.seq) from afterwrite.ledger r
-                     where r.subject = d.subject and r.action = 'replica_identity.restore'),
-                   0)
-         order by f.seq
-         limit 1) as before
-  from last_deed d
- where d.action = 'replica_identity.set'
- order by d.subject;
+select (select before::text from deeds order by seq limit 1) as before,
+       (select after::text from deeds order by seq desc limit 1) as after;
 
 -- name: read_slot
 -- The slot as it is now: how far behind the flushed WAL it is, and how much more it may hold back (null: without limit).
@@ -302,3 +305,11 @@ select n.nspname::text as schema, c.relname::text as table, t.tgname::text as tr
  where not t.tgisinternal and t.tgparentid = 0
    and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
  order by 1, 2, 3;
+
+-- name: read_not_owned
+-- Those of the named tables whose owner the present role cannot act as.
+select r.relation
+  from unnest(:relations::text[]) as r (relation)
+  join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass(r.relation)
+ where not pg_catalog.pg_has_role(c.relowner, 'usage')
+ order by 1;
