@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import pgparse
 
 from afterwrite.prove.expression import (
     FALSE,
@@ -39,19 +38,18 @@ from afterwrite.prove.expression import (
     either,
     fails,
     holds,
+    parts_of,
 )
+from afterwrite.prove.fold import case, cast
 from afterwrite.prove.syntax import (
     Binding,
-    Node,
-    NotUnderstood,
     Reader,
     Record,
     Routine,
     Selected,
-    case,
-    cast,
     declared_type,
 )
+from afterwrite.prove.trees import Node, NotUnderstood, name_of, nodes_below, parse_body, parse_sql
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +95,14 @@ class _State(msgspec.Struct):
         return _State(dict(self.names), condition)
 
 
+class _Over(msgspec.Struct, frozen=True):
+    """What a loop goes over: rows of values, or (``rows`` None) those of a transition table where a condition holds."""
+
+    rows: Rows | None
+    targets: Mapping[str, Binding]
+    condition: Expression = TRUE
+
+
 class _Place(msgspec.Struct, frozen=True):
     """What stands around a statement: loops over values (their rows), loops over anything else, handlers."""
 
@@ -113,44 +119,13 @@ def follow(source: str, surroundings: Surroundings) -> tuple[Written, ...]:
     return tuple(walk.written)
 
 
-_UNKNOWN_FIELD = re.compile(r'"(?P<variable>[^".]+)\.[^"]*" is not a known variable')
 _TARGET = re.compile(r'\s*(?:"[^"]*"|[\w$])+(?:\s*\.\s*(?:"[^"]*"|[\w$])+)*\s*(?P<element>\[.*?\])?\s*:?=', re.DOTALL)
 _MAX_DEPTH = 6
 
 
-def parse(source: str, header: str = "function f() returns trigger") -> Node:
-    """The tree of a PL/pgSQL body.
-
-    The parser knows no catalog: a variable of a row type counts as a scalar, and assigning to its field as an error.
-    Such a variable is then read as a record, which is what it is.
-    """
-    for _ in range(20):
-        quote = "$afterwrite$"
-        try:
-            return pgparse.parse_pgsql(f"create {header} language plpgsql as {quote}{source}{quote}")[0][
-                "PLpgSQL_function"
-            ]
-        except pgparse.PGQueryError as error:
-            denied = _UNKNOWN_FIELD.search(str(error))
-            if denied is None:
-                raise NotUnderstood(str(error)) from error
-            name = re.escape(denied["variable"])
-            better = re.sub(
-                rf'(?<![\w$.])("?{name}"?\s+)(?!record\b)[\w$."]+(?:\s*%\s*rowtype)?',
-                r"\1record",
-                source,
-                count=1,
-                flags=re.IGNORECASE,
-            )
-            if better == source:
-                raise NotUnderstood(str(error)) from error
-            source = better
-    raise NotUnderstood("too many variables of row types")
-
-
 class _Walk:
     def __init__(self, source: str, surroundings: Surroundings, depth: int = 0, header: str | None = None) -> None:
-        self.tree = parse(source, header) if header else parse(source)
+        self.tree = parse_body(source, header) if header else parse_body(source)
         self.around = surroundings
         self.datums: list[Node] = self.tree.get("datums", [])
         self.pending = list(range(len(self.datums)))
@@ -306,44 +281,40 @@ class _Walk:
 
     def loop(self, kind: str, node: Node, state: _State, place: _Place) -> _State | None:
         """FOR over values: INSERTs inside get the rows, variables become folds. Any other loop is blind."""
+        body = node.get("body", ())
         try:
-            rows, targets, per_row = self.loop_rows(kind, node, state)
-        except (NotUnderstood, pgparse.PGQueryError, KeyError):
+            over = self.loop_rows(kind, node, state)
+        except (NotUnderstood, KeyError):
             return self.blind_loop(node, state, place)
-        if place.rows is not None or place.per_row or _leaves(node.get("body", ())):
+        if place.rows is not None or place.per_row or _leaves(body):
             return self.blind_loop(node, state, place)
-        if per_row:
-            inner = state.copy(both(state.condition, targets.pop("", TRUE)))
-            inner.names.update(targets)
-            self.forget(self.assigned(node.get("body", ())) - set(targets), inner)
+        changed = self.assigned(body) - set(over.targets)
+        if over.rows is None:
+            inner = state.copy(both(state.condition, over.condition))
+            inner.names.update(over.targets)
+            self.forget(changed, inner)
             self.round(node, inner, msgspec.structs.replace(place, per_row=True))
-            self.forget(self.assigned(node.get("body", ())) | set(targets), state)
+            self.forget(changed | set(over.targets), state)
             return state
         self.counter[0] += 1
         number = self.counter[0]
-        carried = sorted(self.assigned(node.get("body", ())) - set(targets))
         inner = state.copy(state.condition)
-        inner.names.update(targets)
-        inner.names.update({name: Carried(number, name) for name in carried})
+        inner.names.update(over.targets)
+        inner.names.update({name: Carried(number, name) for name in changed})
         before = len(self.written)
-        after = self.round(node, inner, msgspec.structs.replace(place, rows=rows))
+        after = self.round(node, inner, msgspec.structs.replace(place, rows=over.rows))
         if after is None or any(_carries(each, number) for each in self.written[before:]):
             del self.written[before:]
             return self.blind_loop(node, state, place)
-        start = {name: state.names.get(name, NULL) for name in carried}
-        steps = {name: after.names.get(name, NULL) for name in carried}
-        followed = [
-            name for name in carried if not isinstance(start[name], Record) and not isinstance(steps[name], Record)
-        ]
-        pairs = tuple((name, value) for name in followed if not isinstance(value := start[name], Record))
-        moves = tuple((name, value) for name in followed if not isinstance(value := steps[name], Record))
-        for name in carried:
-            state.names[name] = (
-                Fold(number, name, rows, pairs, moves)
-                if name in followed
-                else Opaque(Why.OPAQUE, f"{name} after a loop")
-            )
-        self.forget(set(targets), state)
+        start: dict[str, Expression] = {}
+        steps: dict[str, Expression] = {}
+        for name in sorted(changed):
+            first, step = state.names.get(name, NULL), after.names.get(name, NULL)
+            if not isinstance(first, Record) and not isinstance(step, Record):
+                start[name], steps[name] = first, step
+        self.forget(changed | set(over.targets), state)
+        for name in start:
+            state.names[name] = Fold(number, name, over.rows, tuple(start.items()), tuple(steps.items()))
         return state
 
     def round(self, node: Node, state: _State, place: _Place) -> _State | None:
@@ -357,33 +328,29 @@ class _Walk:
         finally:
             self.continued = outer
 
-    def loop_rows(self, kind: str, node: Node, state: _State) -> tuple[Rows, dict[str, Binding], bool]:
-        """The rows of a FOR loop and what its target variables are on each; True when they are a transition table's."""
-        reader = self.reader(state)
+    def loop_rows(self, kind: str, node: Node, state: _State) -> _Over:
+        """What a FOR loop goes over; raises NotUnderstood where that is neither values nor a transition table."""
         if kind == "fori":
             if "reverse" in node:
                 raise NotUnderstood("reverse")
             bounds = (self.expression(node.get("lower"), state), self.expression(node.get("upper"), state))
             step = (self.expression(node["step"], state),) if "step" in node else ()
-            return *self.one_source("generate_series", (*bounds, *step), node["var"]["PLpgSQL_var"]["refname"]), False
+            return self.one_source("generate_series", (*bounds, *step), node["var"]["PLpgSQL_var"]["refname"])
         if kind == "foreach_a":
-            return *self.one_source(
-                "unnest", (self.expression(node.get("expr"), state),), self.name(node["varno"])
-            ), False
-        selected = reader.select(pgparse.parse(_text(node.get("query")))[0]["stmt"])
-        targets = self.loop_targets(node, selected)
-        if selected.transition and not selected.aggregated:
-            return Rows(()), {**targets, "": selected.condition}, True
-        if selected.rows is None or selected.aggregated:
+            return self.one_source("unnest", (self.expression(node.get("expr"), state),), self.name(node["varno"]))
+        selected = self.reader(state).select(parse_sql(_text(node.get("query")))[0])
+        if selected.aggregated or selected.lookup:
             raise NotUnderstood("a loop over tables")
-        return selected.rows, targets, False
+        if selected.transition:
+            return _Over(None, self.loop_targets(node, selected), selected.condition)
+        if selected.rows is None:
+            raise NotUnderstood("a loop over one row")
+        return _Over(selected.rows, self.loop_targets(node, selected))
 
-    def one_source(
-        self, function: str, arguments: tuple[Expression, ...], name: str
-    ) -> tuple[Rows, dict[str, Binding]]:
+    def one_source(self, function: str, arguments: tuple[Expression, ...], name: str) -> _Over:
         self.counter[0] += 1
         number = self.counter[0]
-        return Rows((From(number, function, arguments, (name,)),)), {name: Current(number, name)}
+        return _Over(Rows((From(number, function, arguments, (name,)),)), {name: Current(number, name)})
 
     def loop_targets(self, node: Node, selected: Selected) -> dict[str, Binding]:
         ((kind, target),) = node["var"].items()
@@ -428,11 +395,15 @@ class _Walk:
             if not isinstance(value, Record):
                 state.names[record] = Record({**fields, field: value})
             return
-        datum = self.datums[number].get("PLpgSQL_var", {}) if 0 <= number < len(self.datums) else {}
-        declared = declared_type(datum.get("datatype", {}).get("PLpgSQL_type", {}).get("typname", ""))
+        declared = self.declared(number)
         if declared and not isinstance(value, Record | Whole):
             value = cast(value, *declared)
         state.names[name] = value
+
+    def declared(self, number: int) -> tuple[str, tuple[int, ...]] | None:
+        """The type that a value assigned to this variable is cast to."""
+        datum: Node = self.datums[number].get("PLpgSQL_var", {}) if 0 <= number < len(self.datums) else {}
+        return declared_type(datum.get("datatype", {}).get("PLpgSQL_type", {}).get("typname", ""))
 
     def assign(self, node: Node, state: _State) -> None:
         text = _text(node.get("expr"))
@@ -449,19 +420,12 @@ class _Walk:
     def assigned(self, node: Any) -> set[str]:
         """Variables that are set anywhere below a node."""
         found: set[str] = set()
-        stack: list[Any] = [node]
-        while stack:
-            each = stack.pop()
-            if isinstance(each, list):
-                stack += each
-            elif isinstance(each, dict):
-                below: Node = each
-                if "varno" in below and ("expr" in below or "body" in below):
-                    found.add(self.name(below["varno"]).partition(".")[0])
-                for key in ("target", "var"):
-                    if isinstance(below.get(key), dict):
-                        found.update(self.target_names(below[key]))
-                stack += below.values()
+        for below in nodes_below(node):
+            if "varno" in below and ("expr" in below or "body" in below):
+                found.add(self.name(below["varno"]).partition(".")[0])
+            for key in ("target", "var"):
+                if isinstance(below.get(key), dict):
+                    found.update(self.target_names(below[key]))
         return found - {"new", "old", "?"}
 
     def target_names(self, target: Node) -> list[str]:
@@ -518,11 +482,10 @@ class _Walk:
         """One SQL statement: an INSERT is what we look for, a SELECT INTO fills variables, others do not matter."""
         line = node.get("lineno", 0)
         try:
-            statements = pgparse.parse(text)
-        except pgparse.PGQueryError:
+            statements = parse_sql(text)
+        except NotUnderstood:
             statements = []
-        for statement in statements:
-            tree = statement.get("stmt", {})
+        for tree in statements:
             if "InsertStmt" in tree:
                 self.insert(tree["InsertStmt"], line, state, place, parameters)
                 self.store(node.get("target"), None, state, Why.GENERATED)
@@ -628,27 +591,20 @@ class _Walk:
 
     def perform(self, text: str, line: int, state: _State, place: _Place) -> None:
         try:
-            for statement in pgparse.parse(text):
-                self.calls(statement.get("stmt", {}), line, state, place)
-        except pgparse.PGQueryError:
+            for tree in parse_sql(text):
+                self.calls(tree, line, state, place)
+        except NotUnderstood:
             pass
         state.names["found"] = Opaque(Why.LOOKUP, "found")
 
     def calls(self, tree: Any, line: int, state: _State, place: _Place) -> None:
         """Functions called below a node that write in their turn are followed with their arguments."""
-        stack: list[Any] = [tree]
-        while stack:
-            each = stack.pop()
-            if isinstance(each, list):
-                stack += each
-            elif isinstance(each, dict):
-                node: Node = each
-                if "FuncCall" in node:
-                    self.follow_call(node["FuncCall"], state, place)
-                stack += node.values()
+        for node in nodes_below(tree):
+            if "FuncCall" in node:
+                self.follow_call(node["FuncCall"], state, place)
 
     def follow_call(self, node: Node, state: _State, place: _Place) -> None:
-        words = [word["String"]["sval"] for word in node["funcname"]]
+        words = name_of(node["funcname"])
         schemas = (words[0],) if len(words) > 1 else self.around.path
         routine = next(
             (self.around.routines[s, words[-1]] for s in schemas if (s, words[-1]) in self.around.routines), None
@@ -664,14 +620,12 @@ class _Walk:
             self.written += walk.written
             return
         try:
-            for statement in pgparse.parse(routine.source):
-                if "InsertStmt" in statement["stmt"]:
+            for statement in parse_sql(routine.source):
+                if "InsertStmt" in statement:
                     values = [names.get(name, NULL) for name in routine.parameters]
                     parameters = [value for value in values if not isinstance(value, Record)]
-                    self.insert(
-                        statement["stmt"]["InsertStmt"], 0, _State(dict(names), state.condition), place, parameters
-                    )
-        except pgparse.PGQueryError:
+                    self.insert(statement["InsertStmt"], 0, _State(dict(names), state.condition), place, parameters)
+        except NotUnderstood:
             return
 
     def arguments(self, routine: Routine, nodes: Sequence[Node], state: _State) -> dict[str, Binding]:
@@ -727,45 +681,26 @@ def _union_parts(select: Node) -> list[Node]:
     return [select]
 
 
-def _contains(node: Any, kinds: frozenset[str]) -> bool:
-    if isinstance(node, list):
-        items: list[Any] = node
-        return any(_contains(item, kinds) for item in items)
-    if isinstance(node, dict):
-        inner: Node = node
-        return any(key in kinds or _contains(value, kinds) for key, value in inner.items())
+def _leaves(body: Any) -> bool:
+    """Whether a loop's body can end the loop before its rows end (CONTINUE of the loop itself does not)."""
+    for node in nodes_below(body):
+        if "PLpgSQL_stmt_return" in node:
+            return True
+        left = node.get("PLpgSQL_stmt_exit")
+        if left is not None and (left.get("is_exit", False) or "label" in left):
+            return True
     return False
 
 
-def _leaves(body: Any) -> bool:
-    """Whether a loop's body can end the loop before its rows end (CONTINUE of the loop itself does not)."""
-    if isinstance(body, list):
-        items: list[Any] = body
-        return any(_leaves(item) for item in items)
-    if not isinstance(body, dict):
-        return False
-    inner: Node = body
-    if "PLpgSQL_stmt_return" in inner:
-        return True
-    if "PLpgSQL_stmt_exit" in inner:
-        return inner["PLpgSQL_stmt_exit"].get("is_exit", False) or "label" in inner["PLpgSQL_stmt_exit"]
-    return any(_leaves(value) for value in inner.values())
-
-
 def _returns(body: Any) -> bool:
-    return _contains(body, frozenset(("PLpgSQL_stmt_return",)))
+    return any("PLpgSQL_stmt_return" in node for node in nodes_below(body))
 
 
-def _sides(value: Any) -> set[Side]:
+def _sides(value: object) -> frozenset[Side]:
     """Which rows of a change an expression looks at."""
     if isinstance(value, Whole | Field):
-        return {value.side}
-    if isinstance(value, msgspec.Struct):
-        return {side for name in value.__struct_fields__ for side in _sides(getattr(value, name))}
-    if isinstance(value, tuple):
-        items: tuple[Any, ...] = value
-        return {side for item in items for side in _sides(item)}
-    return set()
+        return frozenset((value.side,))
+    return frozenset(side for part in parts_of(value) for side in _sides(part))
 
 
 def _same_row(condition: Expression) -> bool:
@@ -782,15 +717,10 @@ def _same_row(condition: Expression) -> bool:
 def _carries(written: Written, loop: int) -> bool:
     """Whether a row written inside a loop depends on what earlier rounds made of a variable."""
 
-    def inside(value: Any) -> bool:
+    def inside(value: object) -> bool:
         if isinstance(value, Carried):
             return value.loop == loop
-        if isinstance(value, msgspec.Struct):
-            return any(inside(getattr(value, name)) for name in value.__struct_fields__)
-        if isinstance(value, tuple):
-            items: tuple[Any, ...] = value
-            return any(inside(item) for item in items)
-        return False
+        return any(inside(part) for part in parts_of(value))
 
     return inside(written.values) or inside(written.condition)
 

@@ -1,12 +1,11 @@
-"""When two values are the same: as SQL says it (three-valued, with what is unknown as a fourth), and as proof does.
+"""When two values are the same: as SQL says it (three-valued, and what is unknown beside), and as proof does.
 
-``equal``, ``distinct`` and ``before`` are SQL's operators. ``freeze`` and ``agrees`` compare decoded JSON: what a legacy
-column holds with what it must hold.
+``equal``, ``distinct`` and ``before`` are SQL's operators. ``freeze`` and ``agrees`` compare decoded JSON: what a
+legacy column holds with what it must hold.
 """
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Any, cast
 
@@ -26,6 +25,8 @@ from afterwrite.prove.value import (
     Zoned,
     cast_to,
     instant,
+    is_list,
+    is_object,
     parse_array,
     unknown,
 )
@@ -36,7 +37,7 @@ def freeze(value: Any) -> Any:
 
     Raises LookupError when an unknown stands inside.
     """
-    kind = type(value)
+    kind = value.__class__
     if kind is str:
         # Longer than a date and dashed like one: perhaps an instant, which has many spellings.
         return instant(value) or value if len(value) > 19 and value[4] == "-" else value
@@ -72,26 +73,24 @@ def identical(one: Any, other: Any) -> bool:
     """
     if one == other:
         return _same_truths(one, other)
-    kind = type(one)
+    kind = one.__class__
     if (kind is not dict and kind is not list) or type(other) is not kind:
         return False
     return freeze(one) == freeze(other)
 
 
 def _same_truths(one: Any, other: Any) -> bool:
-    if type(one) is dict:
-        pairs: dict[str, Any] = one
-        for key, item in pairs.items():
-            kind = type(item)
+    if is_object(one):
+        for key, item in one.items():
+            kind = item.__class__
             if kind is bool:
                 if type(other[key]) is not bool:
                     return False
             elif (kind is dict or kind is list or kind is int) and not _same_truths(item, other[key]):
                 return False
         return True
-    if type(one) is list:
-        items: list[Any] = one
-        return all(_same_truths(item, other[position]) for position, item in enumerate(items))
+    if is_list(one):
+        return all(_same_truths(item, other[position]) for position, item in enumerate(one))
     return (type(one) is bool) == (type(other) is bool)
 
 
@@ -131,17 +130,27 @@ def agrees(expected: Any, actual: Any) -> bool | None:
             return freeze(expected) == freeze(actual)
 
 
+_PLAIN = frozenset((str, int, Decimal, bool, float, type(None)))
+
+
 def has_unknown(value: Any) -> Why | None:
     """Why a decoded value is not fully known, or None when it is."""
-    match value:
-        case Unknown() | Holes():
-            return value.why
-        case dict():
-            return next((why for item in cast("dict[str, Any]", value).values() if (why := has_unknown(item))), None)
-        case list():
-            return next((why for item in cast("list[Any]", value) if (why := has_unknown(item))), None)
-        case _:
-            return None
+    kind = value.__class__
+    if kind in _PLAIN:
+        return None
+    if kind is dict:
+        pairs: dict[str, Any] = value
+        inside = pairs.values()
+    elif kind is list:
+        inside = value
+    else:
+        return value.why if isinstance(value, Unknown | Holes) else None
+    for item in inside:
+        if type(item) not in _PLAIN:
+            why = has_unknown(item)
+            if why is not None:
+                return why
+    return None
 
 
 def equal(left: Value, right: Value) -> bool | Unknown | None:
@@ -169,7 +178,7 @@ def equal(left: Value, right: Value) -> bool | Unknown | None:
 
 def _meet(left: Value, right: Value) -> tuple[Value, Value]:
     """Bring a literal to the other side's type, as the parser would have done."""
-    if isinstance(left, str) and not isinstance(right, str):
+    if type(left) is str and type(right) is not str:
         right, left = _meet(right, left)
         return left, right
     if type(right) is str:
@@ -182,6 +191,12 @@ def _meet(left: Value, right: Value) -> tuple[Value, Value]:
                 return left, cast_to(right, "jsonb")
             case list():
                 return cast("list[Any]", left), parse_array(right) or OPAQUE if right != "{}" else []
+            case Day():
+                return left, cast_to(right, "date")
+            case Stamp():
+                return left, cast_to(right, "timestamp")
+            case Zoned():
+                return left, cast_to(right, "timestamptz")
             case Inet():
                 return str(left).removesuffix("/32"), right.removesuffix("/32")
             case _:
@@ -232,15 +247,13 @@ def before(left: Value, right: Value) -> bool | Unknown | None:
     """``left < right`` for numbers and moments; text order is the collation's secret."""
     if left is None or right is None:
         return None
-    if isinstance(left, str) and not isinstance(left, Stamp | Day | Zoned):
-        return OPAQUE if type(right) is str or isinstance(right, str) else _less(*_meet(left, right))
     return _less(*_meet(left, right))
 
 
 def _less(left: Value, right: Value) -> bool | Unknown:
     if isinstance(left, int | Decimal | float) and isinstance(right, int | Decimal | float):
         return OPAQUE if isinstance(left, bool) or isinstance(right, bool) else left < right
-    if isinstance(left, Day) and isinstance(right, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", right):
+    if isinstance(left, Day) and isinstance(right, Day) and len(left) == len(right) == 10:
         return str(left) < str(right)
     if isinstance(left, Zoned) and isinstance(right, Zoned):
         a, b = instant(left), instant(right)

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias, assert_never, cast
+from itertools import count
+from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
 from afterwrite.context import Context
 from afterwrite.prove.compare import freeze
+from afterwrite.prove.document import json_text
 from afterwrite.prove.expression import (
     Aggregate,
     Ambient,
@@ -33,8 +35,10 @@ from afterwrite.prove.expression import (
     Side,
     Whole,
     Why,
+    parts_of,
 )
-from afterwrite.prove.functions import FUNCTIONS, join_text, json_text
+from afterwrite.prove.functions import FUNCTIONS
+from afterwrite.prove.text import join_text
 from afterwrite.prove.value import (
     OPAQUE,
     Bag,
@@ -47,6 +51,8 @@ from afterwrite.prove.value import (
     Xid,
     cast_to,
     decode_json,
+    is_list,
+    is_object,
     jsonb_order,
     read_column,
     to_json,
@@ -81,14 +87,23 @@ Compiled: TypeAlias = Callable[[Moment], Value]
 
 
 class Slots:
-    """Numbers for parts that several expressions share, so that each is worked out once a row or once a writer."""
+    """Numbers for parts that several expressions share, so that each is worked out once a row or once a writer.
+
+    No two Slots ever give the same number.
+    """
+
+    _next = count()
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, str | None, Expression], int] = {}
 
     def number(self, shape: int, owner: str | None, part: Expression) -> int:
         """The number of a part; ``shape`` tells apart tables whose columns have the same names."""
-        return self._numbers.setdefault((shape, owner, part), len(self._numbers))
+        key = shape, owner, part
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = next(self._next)
+        return number
 
 
 class Compiler:
@@ -113,7 +128,7 @@ class Compiler:
         if not needs:
             value = compiled(Moment(None, None))
             return lambda moment: value
-        if needs == {"writer"}:
+        if needs == _WRITER:
             return _once_a_writer(compiled, self._slots.number(-1, self._owner, part))
         if "loop" not in needs and isinstance(part, Call | Aggregate | Fold):
             return _once_a_row(compiled, self._slots.number(self._shape, self._owner, part))
@@ -181,12 +196,7 @@ _ROW, _WRITER, _LOOP = frozenset(("row",)), frozenset(("writer",)), frozenset(("
 
 
 def _needs_below(part: Any) -> frozenset[str]:
-    if isinstance(part, msgspec.Struct):
-        return frozenset().union(*[_needs(getattr(part, name)) for name in part.__struct_fields__])
-    if isinstance(part, tuple):
-        items: tuple[Any, ...] = part
-        return frozenset().union(*[_needs(item) for item in items])
-    return frozenset()
+    return frozenset(need for below in parts_of(part) for need in _needs(below))
 
 
 _ABSENT = object()
@@ -276,8 +286,8 @@ def _claim(moment: Moment, name: str, otherwise: Callable[[Context], str | None]
     if context is None:
         return _SESSION
     claims = _claims(moment)
-    if isinstance(claims, Json) and isinstance(claims.value, dict):
-        found = cast("dict[str, Any]", claims.value).get(name)
+    if isinstance(claims, Json) and is_object(claims.value):
+        found = claims.value.get(name)
         return found if found is None or isinstance(found, str) else OPAQUE
     direct = context.settings.get(f"request.jwt.claim.{name}")
     return direct or otherwise(context) or _SESSION
@@ -324,16 +334,10 @@ def _case(branches: list[tuple[Compiled, Compiled]], otherwise: Compiled) -> Com
 def blend(one: Value, other: Value, why: Why) -> Value:
     """What is known of a value that is one of two: their common part."""
     if isinstance(one, Json) and isinstance(other, Json):
-        a, b = one.value, other.value
-        if isinstance(a, dict) and isinstance(b, dict):
-            left, right = cast("dict[str, Any]", a), cast("dict[str, Any]", b)
-            return Json(
-                {
-                    key: left[key] if key in left and key in right and _same(left[key], right[key]) else unknown(why)
-                    for key in {**left, **right}
-                },
-                one.binary,
-            )
+        left, right = one.value, other.value
+        if is_object(left) and is_object(right):
+            common = {key for key in left if key in right and _same(left[key], right[key])}
+            return Json({key: left[key] if key in common else unknown(why) for key in {**left, **right}}, one.binary)
     return one if _same(one, other) else unknown(why)
 
 
@@ -405,7 +409,7 @@ RowSource: TypeAlias = Callable[[Moment], Iterator["bool | Unknown"]]
 
 
 def compile_rows(rows: Rows, build: Callable[[Expression], Compiled]) -> RowSource:
-    """Steps through the rows by setting ``moment.current``; yields True for a row, Unknown for one that may be there."""
+    """Steps through the rows by setting ``moment.current``; yields True for a row, Unknown for one that may be."""
     sources = [_source(item, build) for item in rows.items]
     joins = [(item.join, build(item.on) if item.on else None, item) for item in rows.items]
     where = build(rows.where) if rows.where else None
@@ -479,10 +483,9 @@ class NotKnown(Exception):  # noqa: N818 - carries an answer, not an error
 
 def _each(value: Value) -> list[tuple[Value, ...]]:
     inside = value.value if isinstance(value, Json) else value
-    if not isinstance(inside, dict):
+    if not is_object(inside):
         raise NotKnown(Why.OPAQUE)
-    known = cast("dict[str, Any]", inside)
-    return [(key, known[key]) for key in sorted(known, key=jsonb_order)]
+    return [(key, inside[key]) for key in sorted(inside, key=jsonb_order)]
 
 
 def _each_json(value: Value) -> list[tuple[Value, ...]]:
@@ -493,10 +496,15 @@ def _each_text(value: Value) -> list[tuple[Value, ...]]:
     return [(key, item if isinstance(item, Unknown) else json_text(Json(item))) for key, item in _each(value)]
 
 
+def _keys(value: Value) -> list[tuple[Value, ...]]:
+    return [(key,) for key, _ in _each(value)]
+
+
 def _elements(value: Value) -> list[tuple[Value, ...]]:
-    if not isinstance(value, Json) or not isinstance(value.value, list):
+    items = value.value if isinstance(value, Json) else None
+    if not is_list(items):
         raise NotKnown(Why.OPAQUE)
-    return [(item if isinstance(item, Unknown) else Json(item),) for item in cast("list[Any]", value.value)]
+    return [(item if isinstance(item, Unknown) else Json(item),) for item in items]
 
 
 def _elements_text(value: Value) -> list[tuple[Value, ...]]:
@@ -504,9 +512,9 @@ def _elements_text(value: Value) -> list[tuple[Value, ...]]:
 
 
 def _unnest(value: Value) -> list[tuple[Value, ...]]:
-    if not isinstance(value, list):
+    if not is_list(value):
         raise NotKnown(Why.OPAQUE)
-    return [(item,) for item in cast("list[Any]", value)]
+    return [(item,) for item in value]
 
 
 def _series(start: Value, stop: Value, step: Value = 1) -> list[tuple[Value, ...]]:
@@ -520,15 +528,14 @@ SOURCES: dict[str, Callable[..., list[tuple[Value, ...]]]] = {
     "json_each": _each_json,
     "jsonb_each_text": _each_text,
     "json_each_text": _each_text,
-    "jsonb_object_keys": lambda value: [(key,) for key, _ in _each(value)],
-    "json_object_keys": lambda value: [(key,) for key, _ in _each(value)],
+    "jsonb_object_keys": _keys,
+    "json_object_keys": _keys,
     "jsonb_array_elements": _elements,
     "jsonb_array_elements_text": _elements_text,
     "unnest": _unnest,
     "generate_series": _series,
     "each": _each,
-    "skeys": lambda value: [(key,) for key, _ in _each(value)],
-    "akeys": lambda value: [(key,) for key, _ in _each(value)],
+    "skeys": _keys,
 }
 SOURCE_COLUMNS: dict[str, tuple[str, ...]] = {
     "jsonb_each": ("key", "value"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from enum import StrEnum
-from typing import TypeAlias, assert_never
+from typing import Any, TypeAlias, assert_never, cast
 
 import msgspec
 
@@ -174,6 +174,13 @@ NULL = Const(None)
 _SYMBOLS = "|| + - * / % = <> < > <= >= -> ->> #> #>> @> <@ ? like ilike and or"
 _INFIX = frozenset((*_SYMBOLS.split(), "is distinct from", "is not distinct from"))
 _POSTFIX = frozenset(("is null", "is not null", "is true", "is not true", "is false", "is not false"))
+
+
+def parts_of(value: Any) -> tuple[Any, ...]:
+    """What an expression (or a tuple of them) is made of, one level down."""
+    if isinstance(value, msgspec.Struct):
+        return tuple(getattr(value, name) for name in value.__struct_fields__)
+    return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else ()
 
 
 def both(left: Expression, right: Expression) -> Expression:

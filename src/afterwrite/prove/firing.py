@@ -1,12 +1,12 @@
 """From a change to the rows that a trigger should have written for it.
 
-``Rule`` is a mapping made ready for one shape of its table; it says whether the trigger fired for a change, as far as the
-WAL tells, and what the body then wrote.
+``Rule`` is a mapping made ready for one shape of its table; it says whether the trigger fired for a change, as far as
+the WAL tells, and what the body then wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -27,7 +27,20 @@ from afterwrite.prove.evaluate import (
     compile_expression,
     compile_rows,
 )
-from afterwrite.prove.expression import TRUE, Ambient, Around, Call, Const, Relname, Whole, Why
+from afterwrite.prove.expression import (
+    TRUE,
+    Ambient,
+    Around,
+    Call,
+    Case,
+    Cast,
+    Const,
+    Expression,
+    Relname,
+    Whole,
+    Why,
+    parts_of,
+)
 from afterwrite.prove.landing import Landed, Lander, lander
 from afterwrite.prove.legacy import LegacyMapping, TableShape
 from afterwrite.prove.value import Unknown, Value, decode_json, unknown
@@ -54,27 +67,18 @@ class Row:
 def read_row(change: Change, shape: TableShape | None, writer: Writer) -> Row:
     """Decode a change's rows; old columns that the replica identity leaves out, and generated ones, become unknown."""
     generated = {name: unknown(Why.GENERATED_COLUMN) for name in shape.generated} if shape else {}
+    columns = change.relation.columns
     new: dict[str, Any] | None = None
     old: dict[str, Any] | None = None
     if change.after is not None:
-        new = decode_json(change.after)
-        for name in change.unchanged:
-            new.setdefault(name, unknown(Why.NOT_IN_WAL))
-        new.update(generated)
+        absent = {name: unknown(Why.NOT_IN_WAL) for name in change.unchanged}
+        new = {**absent, **decode_json(change.after), **generated}
     if change.operation is Operation.DELETE or change.operation is Operation.UPDATE:
-        old = decode_json(change.before) if change.before is not None else {}
-        if change.before is None and new is not None:
-            # Without the old row in the stream its key did not change.
-            old.update(
-                {
-                    column.name: new[column.name]
-                    for column in change.relation.columns
-                    if column.key and column.name in new
-                }
-            )
-        for column in change.relation.columns:
-            old.setdefault(column.name, unknown(Why.NOT_IN_WAL))
-        old.update(generated)
+        absent = {column.name: unknown(Why.NOT_IN_WAL) for column in columns}
+        # Without the old row in the stream its key did not change.
+        key = {column.name: new[column.name] for column in columns if column.key and column.name in new} if new else {}
+        known = decode_json(change.before) if change.before is not None else key
+        old = {**absent, **known, **generated}
     return Row(change, Moment(new, old, writer))
 
 
@@ -106,8 +110,8 @@ class Writes:
         self._landers: tuple[Relation, list[tuple[str, int, Lander]], dict[str, Landed]] | None = None
         values = tuple(value for _, value in written.values)
         self.needs_context = _mentions(values, _asks_context)
-        self.whole = _mentions(values, lambda node: isinstance(node, Whole))
-        self.partition = _mentions(values, lambda node: isinstance(node, Relname))
+        self.whole = _mentions(values, _is_whole_row)
+        self.partition = _mentions(values, _is_relname)
 
     def evaluate(self, moment: Moment) -> list[Value]:
         """The columns' values for one row."""
@@ -219,26 +223,33 @@ class Rule:
         return writes.evaluate(moment) if met is True or isinstance(met, Unknown) else None
 
 
-def _without_rows(value: Any, types: Mapping[str, int]) -> Value:
+def _without_rows(value: Expression, types: Mapping[str, int]) -> Value:
     """A column of a looped INSERT as far as it does not look at the loop or the row."""
-    if _mentions(
-        value, lambda node: not isinstance(node, Call) and type(node).__name__ not in ("Const", "Cast", "Case")
-    ):
+    if _mentions(value, _looks_at_something):
         return unknown(Why.OPAQUE)
     return compile_expression(value, types)(Moment(None, None))
 
 
-def _asks_context(node: Any) -> bool:
+def _looks_at_something(node: object) -> bool:
+    return not isinstance(node, Call | Const | Cast | Case)
+
+
+def _is_whole_row(node: object) -> bool:
+    return isinstance(node, Whole)
+
+
+def _is_relname(node: object) -> bool:
+    return isinstance(node, Relname)
+
+
+def _asks_context(node: object) -> bool:
+    """Whether it asks who is writing, which only a stamp tells."""
     if isinstance(node, Around):
         return node.what in (Ambient.ACTOR, Ambient.ACTOR_ROLE, Ambient.CLAIMS)
     return isinstance(node, Call) and node.name == "current_setting"
 
 
-def _mentions(value: Any, test: Any) -> bool:
+def _mentions(value: object, test: Callable[[object], bool]) -> bool:
     """Whether anything in an expression passes the test."""
-    if isinstance(value, tuple):
-        items: tuple[Any, ...] = value
-        return any(_mentions(item, test) for item in items)
-    if isinstance(value, msgspec.Struct):
-        return test(value) or any(_mentions(getattr(value, name), test) for name in value.__struct_fields__)
-    return False
+    own = isinstance(value, msgspec.Struct) and test(value)
+    return own or any(_mentions(part, test) for part in parts_of(value))

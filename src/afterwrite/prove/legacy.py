@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -19,6 +19,8 @@ from afterwrite.prove.body import Surroundings, Written, follow
 from afterwrite.prove.expression import (
     NULL,
     TRUE,
+    Ambient,
+    Around,
     Call,
     Case,
     Cast,
@@ -31,9 +33,12 @@ from afterwrite.prove.expression import (
     Whole,
     Why,
     holds,
+    parts_of,
     show,
 )
-from afterwrite.prove.syntax import Binding, NotUnderstood, Reader, Routine, trigger_arguments
+from afterwrite.prove.fold import trigger_arguments
+from afterwrite.prove.syntax import Binding, Reader, Routine
+from afterwrite.prove.trees import NotUnderstood
 from afterwrite.scan.catalog import Event, Trigger, TriggerLevel
 
 
@@ -215,10 +220,15 @@ def comparable(value: Expression) -> str:
     return "partly" if _has_known(value) else whys[0].value
 
 
+_NEVER_STAMPED = (Ambient.SESSION_USER, Ambient.CLIENT_ADDRESS, Ambient.APPLICATION_NAME)
+
+
 def _whys(value: Any) -> list[Why]:
     if isinstance(value, Opaque):
         return [value.why]
-    return [why for below in _below(value) for why in _whys(below)]
+    if isinstance(value, Around):
+        return [Why.SESSION] if value.what in _NEVER_STAMPED else []
+    return [why for below in parts_of(value) for why in _whys(below)]
 
 
 def _has_known(value: Expression) -> bool:
@@ -234,15 +244,6 @@ def _has_known(value: Expression) -> bool:
             return _has_known(first)
         case _:
             return False
-
-
-def _below(value: Any) -> list[Any]:
-    if isinstance(value, msgspec.Struct):
-        return [getattr(value, name) for name in value.__struct_fields__]
-    if isinstance(value, tuple):
-        items: tuple[Any, ...] = value
-        return list(items)
-    return []
 
 
 def _identifies(
@@ -275,12 +276,16 @@ def _fields(value: Any) -> frozenset[str] | None:
             return None
         case Const():
             return frozenset()
-        case Call() | Cast() | Case():
-            parts = [_fields(below) for below in _below(value) if not isinstance(below, str | int)]
-            return None if any(part is None for part in parts) else frozenset().union(*[part for part in parts if part])
-        case tuple():
-            parts = [_fields(below) for below in _below(value) if not isinstance(below, str | int)]
-            return None if any(part is None for part in parts) else frozenset().union(*[part for part in parts if part])
+        case Call() | Cast() | Case() | tuple():
+            found: set[str] = set()
+            for part in parts_of(cast("Any", value)):
+                if isinstance(part, str | int):
+                    continue
+                fields = _fields(part)
+                if fields is None:
+                    return None
+                found |= fields
+            return frozenset(found)
         case _:
             return None
 

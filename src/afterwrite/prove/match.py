@@ -98,8 +98,8 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True):
 class Tally(msgspec.Struct):
     """What was seen of one trigger on one operation.
 
-    ``seen`` counts firings: seen == matched + the firings in explained + those in unexplained. ``exact``, ``partly`` and
-    ``uncompared`` count columns of matched rows.
+    ``seen`` counts firings: matched ones, and those that ended in a reason. ``exact``, ``partly`` and ``uncompared``
+    count columns of the ``rows`` found for them.
     """
 
     seen: int = 0
@@ -240,8 +240,9 @@ class Matcher:
     ) -> None:
         """Add what one transaction comes to.
 
-        ``silenced`` are triggers that are off, with the mode in which they were silenced. ``steady`` are those that certainly were on when the transaction wrote,
-        and that have been seen to work: where none of a change's triggers wrote, the writer's role kept them from it.
+        ``silenced`` are triggers that are off, with the mode in which they were silenced. ``steady`` are those that
+        certainly were on when the transaction wrote, and that have been seen to work: where none of a change's triggers
+        wrote, the writer's role kept them from it.
         """
         if _Match(self, transaction, account, silenced, steady).run():
             account.transactions += 1

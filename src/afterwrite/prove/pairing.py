@@ -1,4 +1,4 @@
-"""Expected rows and found rows of one legacy table, paired as multisets: as many pairs as there can be, sure ones first.
+"""Expected and found rows of one legacy table, paired as multisets: as many pairs as there can be, sure ones first.
 
 Rows are looked up by the columns that are known exactly; what is known in parts is checked on the few that remain.
 Where a first choice leaves an expected row without partner, partners are exchanged (augmenting paths), so that no order
@@ -43,9 +43,10 @@ class Found:
         """The rows that hold exactly these values; the same list for every equal question."""
         index = self._indexes.get(columns)
         if index is None:
-            index = {}
+            index = dict[tuple[Any, ...], list[int]]()
             for position in range(len(self.rows)):
-                index.setdefault(tuple(self.value(position, column) for column in columns), []).append(position)
+                own = tuple([self.value(position, column) for column in columns])
+                index.setdefault(own, []).append(position)
             self._indexes[columns] = index
         return index.get(key, _NONE)
 
@@ -71,16 +72,15 @@ class Wanted:
         columns: list[str] = []
         key: list[Any] = []
         for column, value in landed.items():
-            kind = type(value)
-            if kind is Exact:
+            if isinstance(value, Exact):
                 if column in identifies:
                     columns.append(column)
                     key.append(value.value)
                 else:
                     self.exact.append((column, value.value))
-            elif kind is Whole:
+            elif isinstance(value, Whole):
                 self.documents.append((column, value.value))
-            elif kind is Partly:
+            elif isinstance(value, Partly):
                 self.parts.append((column, value.value))
         self.rows = rows
         self.bucket = rows.bucket(tuple(columns), tuple(key))

@@ -225,7 +225,7 @@ class Prover:
         return state
 
     async def _reread_versions(self, database: Database, state: _State) -> bool:
-        """Compare triggers and functions with what they were; those that were altered are what they are from here on."""
+        """Compare triggers and functions with what they were, and take note of those that were altered."""
         triggers = [each.mapping.trigger for each in state.watched.values()]
         found = await database.rows(
             _Version,
@@ -406,7 +406,7 @@ class _MarkWords(msgspec.Struct, frozen=True):
 
 def _mark_mode(mark: Emitted) -> str:
     try:
-        mode = msgspec.json.decode(mark.metadata, type=_MarkWords).mode if mark.metadata is not None else Mode.RETIRE
+        mode = msgspec.json.decode(mark.metadata, type=_MarkWords).mode
     except msgspec.DecodeError:
         mode = Mode.RETIRE.value
     return mode if mode in (Mode.RETIRE, Mode.DEFER) else Mode.RETIRE.value

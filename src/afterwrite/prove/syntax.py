@@ -1,8 +1,4 @@
-"""From PostgreSQL's parse trees to expressions, with constants folded on the way.
-
-Trees are libpg_query's: nested dicts with one key, the node's kind. Only texts that scan has already parsed in its
-child process come here, so that nothing can take this process down.
-"""
+"""From PostgreSQL's parse trees to expressions: names resolved, queries over values followed, constants folded."""
 
 from __future__ import annotations
 
@@ -12,38 +8,30 @@ from decimal import Decimal
 from typing import Any, TypeAlias
 
 import msgspec
-import pgparse
 
-from afterwrite.prove.evaluate import AGGREGATES, SOURCE_COLUMNS, SOURCES, Moment, compile_expression
+from afterwrite.prove.evaluate import AGGREGATES, SOURCE_COLUMNS, SOURCES
 from afterwrite.prove.expression import (
-    FALSE,
     NULL,
     TRUE,
     Aggregate,
     Ambient,
     Around,
     Call,
-    Case,
-    Cast,
     Const,
     Current,
     Expression,
     Field,
-    Fold,
     From,
     Opaque,
-    Part,
-    Relname,
     Rows,
     Side,
     Whole,
     Why,
     both,
 )
-from afterwrite.prove.functions import FUNCTIONS, STRICT
-from afterwrite.prove.value import cast_to
-
-Node: TypeAlias = dict[str, Any]
+from afterwrite.prove.fold import any_of, call, case, cast, opaque, part, read_arguments, shorten
+from afterwrite.prove.functions import FUNCTIONS
+from afterwrite.prove.trees import Node, NotUnderstood, name_of, nodes_below, parse_sql
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -87,10 +75,6 @@ class Selected(msgspec.Struct, frozen=True):
     transition: bool = False
     lookup: bool = False
     aggregated: bool = False
-
-
-class NotUnderstood(Exception):  # noqa: N818 - an answer of this room: the statement stays opaque
-    """A statement that is not of a form that can be followed; ``str()`` says what it is."""
 
 
 _TIME = frozenset(
@@ -156,12 +140,12 @@ class Reader:
     def sql(self, text: str) -> Expression:
         """The expression that a text is."""
         try:
-            statement = pgparse.parse(f"select {text}")[0]["stmt"]["SelectStmt"]
+            statement = parse_sql(f"select {text}")[0]["SelectStmt"]
             if set(statement) - {"targetList", "limitOption", "op"} or len(statement["targetList"]) != 1:
                 return self.select_value({"SelectStmt": statement})
             return self.expression(statement["targetList"][0]["ResTarget"]["val"])
-        except (pgparse.PGQueryError, NotUnderstood, KeyError):
-            return Opaque(Why.OPAQUE, _shorten(text))
+        except (NotUnderstood, KeyError):
+            return Opaque(Why.OPAQUE, shorten(text))
 
     def expression(self, node: Node | None) -> Expression:
         """One expression tree."""
@@ -174,8 +158,8 @@ class Reader:
             case "ColumnRef":
                 return self._column(inner["fields"])
             case "ParamRef":
-                number = inner.get("number", 0)
-                return self.parameters[number - 1] if 0 < number <= len(self.parameters) else _opaque("$")
+                number: int = inner.get("number", 0)
+                return self.parameters[number - 1] if 0 < number <= len(self.parameters) else opaque("$")
             case "TypeCast":
                 return self._cast(inner)
             case "A_Expr":
@@ -187,11 +171,11 @@ class Reader:
                 return call(name, self.expression(inner["arg"]))
             case "BooleanTest":
                 name = inner["booltesttype"].lower().replace("_", " ")
-                return call(name, self.expression(inner["arg"])) if name in FUNCTIONS else _opaque(name)
+                return call(name, self.expression(inner["arg"])) if name in FUNCTIONS else opaque(name)
             case "CoalesceExpr":
                 values = self._list(inner["args"])
                 if any(_is_trigger_arguments(argument) for argument in inner["args"]):  # the others are text[] then
-                    values = [value if _trigger_arguments(value) else cast(value, "text[]") for value in values]
+                    values = [value if read_arguments(value) else cast(value, "text[]") for value in values]
                 return call("coalesce", *values)
             case "MinMaxExpr":
                 name = "greatest" if inner["op"] == "IS_GREATEST" else "least"
@@ -213,7 +197,7 @@ class Reader:
             case "CollateClause":
                 return self.expression(inner["arg"])
             case _:
-                return _opaque(kind)
+                return opaque(kind)
 
     def _list(self, nodes: Sequence[Node]) -> list[Expression]:
         return [self.expression(node) for node in nodes]
@@ -224,6 +208,8 @@ class Reader:
         words = [field["String"]["sval"] if "String" in field else "*" for field in fields]
         for item in reversed(self._items):
             if item.alias == words[0]:
+                if len(words) == 1 and item.source is not None and len(item.columns) == 1:
+                    return Current(item.source, item.columns[0])
                 return _of_item(item, words[1] if len(words) > 1 else "*")
         if len(words) == 1:
             for item in reversed(self._items):
@@ -235,18 +221,18 @@ class Reader:
         elif bound is None and len(words) == 2 and words[1] in self.names and not self._reads_tables():
             bound, words = self.names[words[1]], words[1:]  # block.variable
         if bound is None:
-            return Opaque(Why.LOOKUP, ".".join(words)) if self._reads_tables() else _opaque(".".join(words))
+            return Opaque(Why.LOOKUP, ".".join(words)) if self._reads_tables() else opaque(".".join(words))
         if len(words) == 1 or words[1] == "*":
-            return bound if not isinstance(bound, Record) else _opaque(words[0])
+            return bound if not isinstance(bound, Record) else opaque(words[0])
         if isinstance(bound, Record):
-            return bound.fields.get(words[1], _opaque(".".join(words)))
+            return bound.fields.get(words[1], opaque(".".join(words)))
         return part(bound, words[1])
 
     def _reads_tables(self) -> bool:
         return any(item.source is None and item.side is None for item in self._items)
 
     def _indirection(self, node: Node) -> Expression:
-        value = self.expression(node["arg"])
+        value: Expression = self.expression(node["arg"])
         for step in node["indirection"]:
             if "String" in step:
                 value = part(value, step["String"]["sval"])
@@ -259,31 +245,31 @@ class Reader:
     def _element(self, value: Expression, indices: Node) -> Expression:
         low = self.expression(indices.get("lidx")) if "lidx" in indices else Const(0)
         high = self.expression(indices.get("uidx")) if "uidx" in indices else NULL
-        arguments = _trigger_arguments(value)
+        arguments = read_arguments(value)
         if not indices.get("is_slice"):
             if arguments is None:
                 return call("[]", value, high)
             if not (isinstance(high, Const) and isinstance(high.value, int)):
-                return _opaque("tg_argv[…]")
+                return opaque("tg_argv[…]")
             return arguments[high.value] if 0 <= high.value < len(arguments) else NULL
         if arguments is None or not (isinstance(low, Const) and isinstance(low.value, int)):
-            return _opaque("[:]")
+            return opaque("[:]")
         if not isinstance(high, Const) or not isinstance(high.value, int | None):
-            return _opaque("[:]")
+            return opaque("[:]")
         last = len(arguments) - 1 if high.value is None else high.value
         return Call("array", arguments[max(low.value, 0) : last + 1])
 
     # --- operators ----------------------------------------------------------------------------------------------------
 
     def _operator(self, node: Node) -> Expression:
-        symbol = node["name"][-1]["String"]["sval"]
+        symbol: str = node["name"][-1]["String"]["sval"]
         kind = node["kind"]
         left = self.expression(node.get("lexpr")) if "lexpr" in node else None
         right_node = node.get("rexpr")
         match kind:
             case "AEXPR_IN":
                 members = [call("=", left or NULL, item) for item in self._list(_list_items(right_node))]
-                found = _any_of(members)
+                found = any_of(members)
                 return call("not", found) if symbol == "<>" else found
             case "AEXPR_BETWEEN" | "AEXPR_NOT_BETWEEN":
                 low, high = self._list(_list_items(right_node))
@@ -302,13 +288,13 @@ class Reader:
             case "AEXPR_OP" | "AEXPR_LIKE" | "AEXPR_ILIKE":
                 right = self.expression(right_node)
                 if left is None:
-                    return call("negate", right) if symbol == "-" else right if symbol == "+" else _opaque(symbol)
+                    return call("negate", right) if symbol == "-" else right if symbol == "+" else opaque(symbol)
                 negated = symbol in ("!~~", "!~~*")
                 name = _OPERATORS.get(symbol.removeprefix("!") if negated else symbol, symbol)
                 found = call(name, left, right)
                 return call("not", found) if negated else found
             case _:
-                return _opaque(symbol)
+                return opaque(symbol)
 
     def _boolean(self, node: Node) -> Expression:
         arguments = self._list(node["args"])
@@ -321,7 +307,7 @@ class Reader:
                     found = call("and", found, argument)
                 return found
             case _:
-                return _any_of(arguments)
+                return any_of(arguments)
 
     def _case(self, node: Node) -> Expression:
         tested = self.expression(node["arg"]) if "arg" in node else None
@@ -341,11 +327,11 @@ class Reader:
     # --- calls --------------------------------------------------------------------------------------------------------
 
     def _function(self, node: Node) -> Expression:
-        words = [word["String"]["sval"] for word in node["funcname"]]
+        words = name_of(node["funcname"])
         name, schema = words[-1], words[0] if len(words) > 1 else None
         arguments = node.get("args", ())
         if {"agg_distinct", "agg_filter", "over", "agg_within_group", "func_variadic"} & set(node):
-            return _opaque(name)
+            return opaque(name)
         if name in _TIME and schema in (None, "pg_catalog"):
             return Opaque(Why.TIME, f"{name}()")
         if name in _GENERATED:
@@ -358,7 +344,7 @@ class Reader:
             return self._aggregate(name, node)
         values = self._list(arguments)
         if name in ("array_upper", "array_length", "cardinality") and values:
-            constants = _trigger_arguments(values[0])
+            constants = read_arguments(values[0])
             if constants is not None:
                 empty = Const(0) if name == "cardinality" else NULL
                 return Const(len(constants) - (name == "array_upper")) if constants else empty
@@ -368,7 +354,7 @@ class Reader:
             return Call(name, tuple(values))
         if (name in FUNCTIONS and schema in (None, "pg_catalog", *self.path)) or name == "hstore":
             return call(name, *values)
-        return _opaque(f"{'.'.join(words)}(…)")
+        return opaque(f"{'.'.join(words)}(…)")
 
     def _routine(self, schema: str | None, name: str, count: int) -> Routine | None:
         schemas = (schema,) if schema else self.path
@@ -384,12 +370,12 @@ class Reader:
             counter=self.counter,
         )
         try:
-            statements = pgparse.parse(routine.source)
+            statements = parse_sql(routine.source)
             if len(statements) != 1:
-                return _opaque(f"{routine.name}(…)")
-            return inner.select_value(statements[0]["stmt"])
-        except (pgparse.PGQueryError, NotUnderstood, KeyError):
-            return _opaque(f"{routine.name}(…)")
+                return opaque(f"{routine.name}(…)")
+            return inner.select_value(statements[0])
+        except (NotUnderstood, KeyError):
+            return opaque(f"{routine.name}(…)")
 
     def _aggregate(self, name: str, node: Node) -> Expression:
         if self._rows is None:
@@ -398,7 +384,7 @@ class Reader:
         self._aggregated = True
         unordered = "agg_order" in node or self._unordered
         if unordered and name in ("jsonb_agg", "json_agg", "string_agg"):
-            return _opaque(f"{name}(…)")
+            return opaque(f"{name}(…)")
         wanted = f"{name} unordered" if unordered and name == "array_agg" else name
         return Aggregate(wanted, tuple(self._list(node.get("args", ()))), self._rows)
 
@@ -457,7 +443,14 @@ class Reader:
     def _select(self, select: Node, outer: int) -> Selected:
         froms: list[From] = []
         conditions: list[Expression] = []
-        for item in select.get("fromClause", ()):
+        clause = select.get("fromClause", ())
+        wanted = select.get("targetList", ())
+        if not clause and len(wanted) == 1 and _gives_rows(wanted[0]["ResTarget"]["val"]):
+            # select unnest(…): as if it stood in FROM
+            function = {"List": {"items": [wanted[0]["ResTarget"]["val"]]}}
+            clause = [{"RangeFunction": {"functions": [function]}}]
+            wanted = [{"ResTarget": {**wanted[0]["ResTarget"], "val": {"ColumnRef": {"fields": [{"A_Star": {}}]}}}}]
+        for item in clause:
             self._from(item, froms, conditions)
         mine = self._items[outer:]
         tables = any(item.source is None and item.side is None for item in mine)
@@ -474,7 +467,7 @@ class Reader:
             self._rows = Rows(tuple(froms), None if where == TRUE else where, ordered)
         else:
             self._rows = None
-        targets = self._targets(select.get("targetList", ()), mine)
+        targets = self._targets(wanted, mine)
         if not mine:
             return Selected(targets, condition=where, aggregated=self._aggregated)
         if tables or (transition and (froms or shaped)):
@@ -523,10 +516,10 @@ class Reader:
 
     def _range_function(self, node: Node) -> From:
         functions = node.get("functions", ())
-        inner = functions[0]["List"]["items"][0] if len(functions) == 1 else {}
+        inner: Node = functions[0]["List"]["items"][0] if len(functions) == 1 else {}
         if "FuncCall" not in inner or node.get("ordinality"):
             raise NotUnderstood("a function in FROM")
-        name = inner["FuncCall"]["funcname"][-1]["String"]["sval"]
+        name = name_of(inner["FuncCall"]["funcname"])[-1]
         if name not in SOURCES:
             raise NotUnderstood(f"{name}() in FROM")
         alias = node.get("alias", {}).get("aliasname", name)
@@ -572,21 +565,20 @@ def _of_item(item: Item, column: str) -> Expression:
         return Whole(item.side) if column == "*" else Field(item.side, column)
     if item.source is None:
         return Opaque(Why.LOOKUP, f"{item.alias}.{column}")
-    return Current(item.source, column) if column in item.columns else _opaque(f"{item.alias}.{column}")
+    return Current(item.source, column) if column in item.columns else opaque(f"{item.alias}.{column}")
 
 
-def _any_aggregate(node: Any) -> bool:
-    if isinstance(node, list):
-        items: list[Any] = node
-        return any(_any_aggregate(item) for item in items)
-    if not isinstance(node, dict):
-        return False
-    inner: Node = node
-    if "FuncCall" in inner:
-        name = inner["FuncCall"]["funcname"][-1]["String"]["sval"]
-        if name in AGGREGATES or name in ("sum", "min", "max", "avg", "bool_or", "bool_and"):
-            return True
-    return any(_any_aggregate(value) for value in inner.values())
+def _gives_rows(node: Node) -> bool:
+    return "FuncCall" in node and name_of(node["FuncCall"]["funcname"])[-1] in SOURCES
+
+
+_SUMS = frozenset(("sum", "min", "max", "avg", "bool_or", "bool_and", "every"))
+
+
+def _any_aggregate(tree: Any) -> bool:
+    """Whether a tree calls an aggregate, also one that is not evaluated here."""
+    calls = [node["FuncCall"] for node in nodes_below(tree) if "FuncCall" in node]
+    return any(name_of(call["funcname"])[-1] in AGGREGATES | _SUMS for call in calls)
 
 
 def _target_name(node: Node) -> str:
@@ -607,171 +599,6 @@ def _target_name(node: Node) -> str:
             return "?column?"
 
 
-# --- folding ----------------------------------------------------------------------------------------------------------
-
-
-def call(name: str, *arguments: Expression) -> Expression:
-    """A call, folded where its arguments are constants; opaque where the function is not evaluated here."""
-    match name, arguments:
-        case "and", (left, right):
-            return _and(left, right)
-        case "or", (left, right):
-            return _or(left, right)
-        case "coalesce", _:
-            return _coalesce(arguments)
-        case _ if name not in FUNCTIONS:
-            return _opaque(f"{name}(…)")
-        case _:
-            pass
-    if name in STRICT and NULL in arguments:
-        return NULL
-    if name in ("is null", "is not null") and isinstance(arguments[0], Whole):
-        return FALSE if name == "is null" else call("is not null", Call("row", ()))
-    return _folded(Call(name, arguments))
-
-
-def _folded(expression: Call) -> Expression:
-    """The constant that an expression without a row in it comes to, where that is a plain one."""
-    if expression.arguments and all(_closed(argument) for argument in expression.arguments):
-        found = compile_expression(expression, {})(Moment(None, None))
-        if found is None or type(found) in (str, int, bool, Decimal):
-            return Const(found)
-    return expression
-
-
-def _closed(expression: Expression) -> bool:
-    match expression:
-        case Const():
-            return True
-        case Cast(value, _, _):
-            return _closed(value)
-        case Call(name, arguments):
-            return name != "current_setting" and all(_closed(argument) for argument in arguments)
-        case _:
-            return False
-
-
-def _and(left: Expression, right: Expression) -> Expression:
-    if FALSE in (left, right):
-        return FALSE
-    if TRUE in (left, right):
-        return right if left == TRUE else left
-    return NULL if left == right == NULL else Call("and", (left, right))
-
-
-def _or(left: Expression, right: Expression) -> Expression:
-    if TRUE in (left, right):
-        return TRUE
-    if FALSE in (left, right):
-        return right if left == FALSE else left
-    return NULL if left == right == NULL else Call("or", (left, right))
-
-
-def _any_of(members: Sequence[Expression]) -> Expression:
-    found: Expression = FALSE
-    for member in members:
-        found = call("or", found, member)
-    return found
-
-
-def _coalesce(arguments: Sequence[Expression]) -> Expression:
-    kept: list[Expression] = []
-    for argument in arguments:
-        if argument == NULL:
-            continue
-        kept.append(argument)
-        if isinstance(argument, Const | Whole) or (isinstance(argument, Call) and argument.name == "tg_argv"):
-            break
-    if not kept:
-        return NULL
-    return kept[0] if len(kept) == 1 else Call("coalesce", tuple(kept))
-
-
-def case(branches: Sequence[tuple[Expression, Expression]], otherwise: Expression) -> Expression:
-    """A CASE without the branches that can never be taken."""
-    kept: list[tuple[Expression, Expression]] = []
-    for when, then in branches:
-        if when in (FALSE, NULL):
-            continue
-        if when == TRUE:
-            otherwise = then
-            break
-        kept.append((when, then))
-    while kept and kept[-1][1] == otherwise:
-        kept.pop()
-    return Case(tuple(kept), otherwise) if kept else otherwise
-
-
-def cast(value: Expression, kind: str, modifiers: tuple[int, ...] = ()) -> Expression:
-    """A cast, folded where the value is a constant and the answer has no more to it than the value."""
-    if value == NULL:
-        return NULL
-    if isinstance(value, Opaque):
-        return value
-    if isinstance(value, Const):
-        found = cast_to(value.value, kind, modifiers)
-        if type(found) in (str, int, bool, Decimal):
-            return Const(found)
-    if isinstance(value, Relname) and kind in ("text", "name", "varchar"):
-        return value
-    if not modifiers and _kind(value) == kind:
-        return value
-    return Cast(value, kind, modifiers)
-
-
-_KINDS = {
-    "to_jsonb": "jsonb",
-    "jsonb_build_object": "jsonb",
-    "jsonb_build_array": "jsonb",
-    "jsonb_set": "jsonb",
-    "jsonb_object_agg": "jsonb",
-    "jsonb_agg": "jsonb",
-    "to_json": "json",
-    "row_to_json": "json",
-    "json_build_object": "json",
-    "format": "text",
-    "concat": "text",
-    "concat_ws": "text",
-    "->>": "text",
-    "#>>": "text",
-    "lower": "text",
-    "upper": "text",
-    "left": "text",
-    "md5": "text",
-    "hstore": "hstore",
-}
-
-
-def _kind(value: Expression) -> str | None:
-    """The type of an expression, where its form alone tells it."""
-    match value:
-        case Cast(_, kind, ()):
-            return kind
-        case Call("-" | "||" | "->" | "#>" | "jsonb_strip_nulls" | "nullif" | "coalesce", (first, *_)):
-            return kind if (kind := _kind(first)) in ("jsonb", "json", "hstore") else None
-        case Call(name, _):
-            return _KINDS.get(name)
-        case Aggregate(name, _, _):
-            return _KINDS.get(name)
-        case Fold(name=name, start=start):
-            return _kind(dict(start)[name])
-        case _:
-            return None
-
-
-def part(value: Expression, name: str) -> Expression:
-    """A field of a row value."""
-    match value:
-        case Whole(side):
-            return Field(side, name)
-        case Const(value=None) | Opaque():
-            return value
-        case Case(branches, otherwise):
-            return case([(when, part(then, name)) for when, then in branches], part(otherwise, name))
-        case _:
-            return Part(value, name)
-
-
 _TYPES = {
     "int2": "smallint",
     "int4": "integer",
@@ -784,7 +611,7 @@ _TYPES = {
 
 def type_name(node: Node) -> tuple[str, tuple[int, ...]]:
     """A type as it is cast to: its last name, ``[]`` for arrays, and its modifiers."""
-    name = node["names"][-1]["String"]["sval"]
+    name: str = node["names"][-1]["String"]["sval"]
     modifiers = tuple(
         constant.value
         for each in node.get("typmods", ())
@@ -799,9 +626,9 @@ def declared_type(text: str) -> tuple[str, tuple[int, ...]] | None:
     if "%" in text or not text:
         return None
     try:
-        parsed = pgparse.parse(f"select null::{text}")[0]["stmt"]["SelectStmt"]["targetList"][0]["ResTarget"]["val"]
-        return type_name(parsed["TypeCast"]["typeName"])
-    except (pgparse.PGQueryError, KeyError):
+        target = parse_sql(f"select null::{text}")[0]["SelectStmt"]["targetList"][0]["ResTarget"]
+        return type_name(target["val"]["TypeCast"]["typeName"])
+    except (NotUnderstood, KeyError):
         return None
 
 
@@ -817,7 +644,7 @@ def _constant(inner: Node) -> Expression:
         return Const(bool(inner["boolval"].get("boolval", False)))
     if "sval" in inner:
         return Const(inner["sval"].get("sval", ""))
-    return _opaque("constant")
+    return opaque("constant")
 
 
 def _value_function(op: str) -> Expression:
@@ -836,26 +663,6 @@ def _list_items(node: Node | None) -> Sequence[Node]:
     return (node or {}).get("List", {}).get("items", ())
 
 
-def trigger_arguments(arguments: Sequence[str]) -> Expression:
-    """TG_ARGV: an array that counts from 0, and NULL where there are no arguments."""
-    if not arguments:
-        return NULL
-    return Call("tg_argv", tuple(Const(argument) for argument in arguments))
-
-
-def _trigger_arguments(value: Expression) -> tuple[Expression, ...] | None:
-    return value.arguments if isinstance(value, Call) and value.name == "tg_argv" else None
-
-
 def _is_trigger_arguments(node: Node) -> bool:
     fields = node.get("ColumnRef", {}).get("fields", ())
     return len(fields) == 1 and fields[0].get("String", {}).get("sval") == "tg_argv"
-
-
-def _opaque(text: str) -> Opaque:
-    return Opaque(Why.OPAQUE, _shorten(text))
-
-
-def _shorten(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 80 else f"{flat[:77]}…"

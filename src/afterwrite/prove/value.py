@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import msgspec
 
@@ -44,7 +44,10 @@ def unknown(why: Why) -> Unknown:
 
 
 class Holes:
-    """Text of which parts are unknown: the rest is still compared. ``nullable`` when an unknown part makes it NULL."""
+    """Text of which parts are unknown (None among ``parts``): the rest is still compared.
+
+    At least one part is unknown; ``nullable`` when an unknown part makes it NULL.
+    """
 
     __slots__ = ("nullable", "parts", "why")
 
@@ -57,19 +60,17 @@ class Holes:
             return self.nullable
         if not isinstance(text, str):
             return False
-        parts = self.parts
+        first, last = self.parts[0], self.parts[-1]
         start, end = 0, len(text)
-        if parts[0] is not None:
-            if not text.startswith(parts[0]):
+        if first is not None:
+            if not text.startswith(first):
                 return False
-            start = len(parts[0])
-        if len(parts) > 1 and parts[-1] is not None:
-            end -= len(parts[-1])
-            if end < start or not text.endswith(parts[-1]):
+            start = len(first)
+        if last is not None:
+            end -= len(last)
+            if end < start or not text.endswith(last):
                 return False
-        elif parts[-1] is not None:
-            return start == end
-        for part in parts[1:-1]:
+        for part in self.parts[1:-1]:
             if part is None:
                 continue
             at = text.find(part, start, end)
@@ -157,6 +158,16 @@ class Inet(str):
     __slots__ = ()
 
 
+def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether it is a decoded JSON object (or an hstore)."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Whether it is a SQL array or a decoded JSON array."""
+    return isinstance(value, list)
+
+
 decode_json = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
@@ -198,7 +209,7 @@ def read_column(raw: Any, oid: int) -> Value:
     if kind := _CLASS_OF.get(oid):
         return kind(raw) if isinstance(raw, str) else OPAQUE
     if element := _ARRAY_OF.get(oid):
-        return [read_column(item, element) for item in raw] if isinstance(raw, list) else OPAQUE
+        return [read_column(item, element) for item in raw] if is_list(raw) else OPAQUE
     return raw
 
 
@@ -354,7 +365,7 @@ def to_json(value: Value, binary: bool = True) -> Any:
             return value
 
 
-# --- moments ------------------------------------------------------------------------------------------------------------
+# --- moments ----------------------------------------------------------------------------------------------------------
 
 _INSTANT = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d{1,6})?(Z|[+-]\d\d(?::?\d\d)?)")
 
@@ -425,6 +436,8 @@ def cast_to(value: Value, kind: str, modifiers: tuple[int, ...] = ()) -> Value:
     if kind in ("timestamp", "timestamp without time zone"):
         if isinstance(value, Day):
             return Stamp(f"{value}T00:00:00")
+        if type(value) is str and re.fullmatch(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d*[1-9])?", value):
+            return Stamp(value.replace(" ", "T"))
         return value if isinstance(value, Stamp) else OPAQUE
     if kind == "date":
         if isinstance(value, Stamp):
@@ -433,9 +446,9 @@ def cast_to(value: Value, kind: str, modifiers: tuple[int, ...] = ()) -> Value:
     if kind in ("inet", "cidr"):
         return Inet(value) if isinstance(value, str) else OPAQUE
     if kind == "hstore":
-        return value if isinstance(value, dict) else OPAQUE
-    # An enum, a domain over text: its label is its text. Anything else does not come as plain text.
-    return value if type(value) is str else OPAQUE
+        return value if is_object(value) else OPAQUE
+    # An enum, a domain over text: its label is its text. A row keeps its type. Anything else is not followed.
+    return value if type(value) is str or isinstance(value, RowValue) else OPAQUE
 
 
 def _cast_array(value: Value, element: str) -> Value:

@@ -113,7 +113,7 @@ def _leaves(table: Table, below: Mapping[int, list[Table]]) -> list[str]:
 
 
 def _derived(inventory: Inventory, bodies: Mapping[int, Body]) -> dict[int, frozenset[str]]:
-    """By table: columns that a BEFORE UPDATE trigger may set beyond those of the statement; ``*`` where that is unknown."""
+    """By table: columns that a BEFORE UPDATE trigger may set beside the statement's; ``*`` where that is unknown."""
     found: dict[int, frozenset[str]] = {}
     for trigger in inventory.triggers:
         if trigger.timing is not Timing.BEFORE or trigger.level is not TriggerLevel.ROW:
