@@ -45,8 +45,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     rate: float = 100.0
     seed: int = 1
     warm_seconds: float = 4.0
-    measure_seconds: float = 20.0
-    shadow_seconds: float = 15.0
+    measure_seconds: float = 25.0
+    shadow_seconds: float = 20.0
     soak_seconds: float = 3.0
     patience_seconds: float = 90.0
 

@@ -34,6 +34,9 @@ _SESSION = {
     "default_transaction_read_only": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "60000",
+    # The same few statements for every batch: planning them over all partitions each time costs more than running them.
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
 }
 _COPY = sql.SQL("copy {table} ({columns}) from stdin")
 _COLUMNS = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
