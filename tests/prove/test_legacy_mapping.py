@@ -283,9 +283,7 @@ def test_functions_that_write_are_followed_with_their_arguments() -> None:
         source="begin insert into audit_log (op, row) values (p_op, p_row); end",
         parameters=("p_op", "p_row"),
     )
-    masked = Routine(
-        schema="public", name="mask", language="sql", source="select $1 - 'secret'", parameters=("p_row",)
-    )
+    masked = Routine(schema="public", name="mask", language="sql", source="select $1 - 'secret'", parameters=("p_row",))
     found = mapping(
         "begin perform write_log(p_row => mask(to_jsonb(new)), p_op => lower(tg_op)); return null; end",
         routines=[helper, masked],

@@ -72,13 +72,13 @@ def read_row(change: Change, shape: TableShape | None, writer: Writer) -> Row:
     old: dict[str, Any] | None = None
     if change.after is not None:
         absent = {name: unknown(Why.NOT_IN_WAL) for name in change.unchanged}
-        new = {**absent, **decode_json(change.after), **generated}
+        new = {**generated, **absent, **decode_json(change.after)}
     if change.operation is Operation.DELETE or change.operation is Operation.UPDATE:
         absent = {column.name: unknown(Why.NOT_IN_WAL) for column in columns}
         # Without the old row in the stream its key did not change.
         key = {column.name: new[column.name] for column in columns if column.key and column.name in new} if new else {}
         known = decode_json(change.before) if change.before is not None else key
-        old = {**absent, **known, **generated}
+        old = {**generated, **absent, **known}
     return Row(change, Moment(new, old, writer))
 
 
@@ -175,6 +175,8 @@ class Rule:
         }
         self.shape = shape
         self.types = {column.name: column.type_oid for column in relation.columns}
+        # PostgreSQL 18 can publish them; then they are like any other column.
+        self.generated = tuple(name for name in (shape.generated if shape else ()) if name not in self.types)
         self.columns = frozenset(mapping.trigger.columns)
         self.statement_level = mapping.trigger.level is TriggerLevel.STATEMENT
         owner = mapping.trigger.function_owner if mapping.trigger.security_definer else None
@@ -212,7 +214,7 @@ class Rule:
     def template(self, operation: Operation, writes: Writes) -> list[Value] | None:
         """What a row of this INSERT looks like whatever the change was; None when it can never be written."""
         absent = {name: unknown(Why.NOT_IN_WAL) for name in self.types}
-        absent |= {name: unknown(Why.GENERATED_COLUMN) for name in (self.shape.generated if self.shape else ())}
+        absent |= {name: unknown(Why.GENERATED_COLUMN) for name in self.generated}
         moment = Moment(
             absent if operation in (Operation.INSERT, Operation.UPDATE) and not writes.written.statement else None,
             absent if operation in (Operation.UPDATE, Operation.DELETE) and not writes.written.statement else None,

@@ -473,7 +473,7 @@ class _Match:
         """What of a pair that agrees could not be compared, where that has a name."""
         if self.transaction.context is None and any(each.writes.needs_context for each in paired):
             return Reason.SESSION_ONLY
-        if firing.rule.shape is not None and firing.rule.shape.generated and any(each.writes.whole for each in paired):
+        if firing.rule.generated and any(each.writes.whole for each in paired):
             return Reason.GENERATED_COLUMN
         if firing.rule.shape is not None and any(each.writes.partition for each in paired):
             return Reason.PARTITION_LEAF

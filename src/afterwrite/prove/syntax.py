@@ -443,13 +443,13 @@ class Reader:
     def _select(self, select: Node, outer: int) -> Selected:
         froms: list[From] = []
         conditions: list[Expression] = []
-        clause = select.get("fromClause", ())
-        wanted = select.get("targetList", ())
+        clause: Sequence[Node] = select.get("fromClause", ())
+        wanted: Sequence[Node] = select.get("targetList", ())
         if not clause and len(wanted) == 1 and _gives_rows(wanted[0]["ResTarget"]["val"]):
             # select unnest(…): as if it stood in FROM
             function = {"List": {"items": [wanted[0]["ResTarget"]["val"]]}}
             clause = [{"RangeFunction": {"functions": [function]}}]
-            wanted = [{"ResTarget": {**wanted[0]["ResTarget"], "val": {"ColumnRef": {"fields": [{"A_Star": {}}]}}}}]
+            wanted = _EVERYTHING
         for item in clause:
             self._from(item, froms, conditions)
         mine = self._items[outer:]
@@ -566,6 +566,9 @@ def _of_item(item: Item, column: str) -> Expression:
     if item.source is None:
         return Opaque(Why.LOOKUP, f"{item.alias}.{column}")
     return Current(item.source, column) if column in item.columns else opaque(f"{item.alias}.{column}")
+
+
+_EVERYTHING: Sequence[Node] = [{"ResTarget": {"val": {"ColumnRef": {"fields": [{"A_Star": {}}]}}}}]
 
 
 def _gives_rows(node: Node) -> bool:
