@@ -325,6 +325,29 @@ def test_other_tables_are_no_business_of_proof() -> None:
     assert found.operations == ()
 
 
+def test_a_body_that_blanks_a_column_of_its_own_copy_logs_the_blank() -> None:
+    found = mapping(
+        "begin new.status := null; insert into audit_log (row) values (to_jsonb(new)); return null; end",
+        events=(Event.INSERT,),
+    )
+    assert columns(found, Operation.INSERT) == {
+        "row": "jsonb_build_object('id', new.id, 'status', null, 'amount', new.amount)"
+    }
+
+
+def test_an_aggregate_over_a_transition_table_is_one_row_a_statement() -> None:
+    found = mapping(
+        "begin insert into audit_log (op, row) select 'bulk', count(*) from n where n.amount > 5; return null; end",
+        level=TriggerLevel.STATEMENT,
+        events=(Event.INSERT,),
+        new_table="n",
+    )
+    row = only(found, Operation.INSERT)
+    assert row.statement
+    assert row.condition == TRUE
+    assert found.compared()[Operation.INSERT] == {"audit_log.op": "exact", "audit_log.row": "statement"}
+
+
 def test_on_a_partitioned_table_the_name_is_that_of_a_leaf() -> None:
     tables = {
         **TABLES,

@@ -74,7 +74,9 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """What a body is followed in: its names to begin with, transition tables, search path, and what it may call.
 
-    ``columns`` gives a table's columns in order, for INSERTs that name none.
+    ``columns`` gives a table's columns in order, for INSERTs that name none. ``row`` are the columns of NEW and OLD,
+    where assigning to them changes only what this body sees: in AFTER triggers (what a BEFORE trigger assigns, the WAL
+    has).
     """
 
     names: Mapping[str, Binding]
@@ -83,6 +85,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     routines: Mapping[tuple[str, str], Routine] = {}
     columns: Mapping[tuple[str, str], tuple[str, ...]] = {}
     per_statement: bool = False
+    row: tuple[str, ...] = ()
 
 
 class _State(msgspec.Struct):
@@ -388,7 +391,9 @@ class _Walk:
         name = self.name(number)
         record, _, field = name.partition(".")
         if record in ("new", "old"):
-            return  # the row in the WAL is the row as it became
+            if self.around.row and field and not isinstance(value, Record):
+                self.alter_row(record, field, value, state)
+            return
         if field:
             known = state.names.get(record)
             fields = dict(known.fields) if isinstance(known, Record) else {}
@@ -399,6 +404,14 @@ class _Walk:
         if declared and not isinstance(value, Record | Whole):
             value = cast(value, *declared)
         state.names[name] = value
+
+    def alter_row(self, record: str, field: str, value: Expression, state: _State) -> None:
+        """An AFTER trigger that changes its own copy of the row, to leave something out of the log."""
+        known = state.names.get(record)
+        if isinstance(known, Whole):
+            known = Record({column: Field(known.side, column) for column in self.around.row})
+        if isinstance(known, Record):
+            state.names[record] = Record({**known.fields, field: value})
 
     def declared(self, number: int) -> tuple[str, tuple[int, ...]] | None:
         """The type that a value assigned to this variable is cast to."""
@@ -655,6 +668,10 @@ def _merge_names(condition: Expression, one: Mapping[str, Binding], other: Mappi
 def _merge_binding(condition: Expression, one: Binding, other: Binding) -> Binding:
     if one == other:
         return one
+    if isinstance(one, Record) and isinstance(other, Whole):
+        other = Record({name: Field(other.side, name) for name in one.fields})
+    elif isinstance(one, Whole) and isinstance(other, Record):
+        one = Record({name: Field(one.side, name) for name in other.fields})
     if isinstance(one, Record) and isinstance(other, Record):
         fields = {
             name: case([(condition, one.fields.get(name, NULL))], other.fields.get(name, NULL))

@@ -163,9 +163,14 @@ class Writes:
 
 
 class Rule:
-    """A mapping over one shape of its table (one Relation message): everything compiled, nothing decided."""
+    """A mapping over one shape of its table (one Relation message): everything compiled, nothing decided.
 
-    def __init__(self, mapping: LegacyMapping, relation: Relation, shape: TableShape | None, slots: Slots) -> None:
+    Rules of one ``number`` are about the same shape, and share what they work out for a row.
+    """
+
+    def __init__(
+        self, mapping: LegacyMapping, relation: Relation, shape: TableShape | None, slots: Slots, number: int
+    ) -> None:
         self.mapping = mapping
         self.identity = mapping.identity
         self.operations = frozenset(Operation(event.value) for event in mapping.trigger.events)
@@ -180,7 +185,7 @@ class Rule:
         self.columns = frozenset(mapping.trigger.columns)
         self.statement_level = mapping.trigger.level is TriggerLevel.STATEMENT
         owner = mapping.trigger.function_owner if mapping.trigger.security_definer else None
-        compiler = Compiler(self.types, owner=owner, slots=slots, shape=id(relation))
+        compiler = Compiler(self.types, owner=owner, slots=slots, shape=number)
         self.when: dict[Operation, Compiled] = {
             operation: compiler.build(when) for operation, when in mapping.when.items() if when != TRUE
         }

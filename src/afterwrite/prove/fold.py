@@ -37,6 +37,8 @@ def call(name: str, *arguments: Expression) -> Expression:
             return _or(left, right)
         case "coalesce", _:
             return _coalesce(arguments)
+        case "to_jsonb", (value,) if _kind(value) == "jsonb":
+            return value
         case _ if name not in FUNCTIONS:
             return opaque(f"{name}(…)")
         case _:

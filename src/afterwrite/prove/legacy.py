@@ -39,7 +39,7 @@ from afterwrite.prove.expression import (
 from afterwrite.prove.fold import trigger_arguments
 from afterwrite.prove.syntax import Binding, Reader, Routine
 from afterwrite.prove.trees import NotUnderstood
-from afterwrite.scan.catalog import Event, Trigger, TriggerLevel
+from afterwrite.scan.catalog import Event, Timing, Trigger, TriggerLevel
 
 
 class TableShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +131,7 @@ def infer(
             routines=routines or {},
             columns={key: shape.columns for key, shape in tables.items()},
             per_statement=trigger.level is TriggerLevel.STATEMENT,
+            row=own.columns if own is not None and trigger.timing is Timing.AFTER else (),
         )
         when[operation] = holds(Reader(names, path=path).sql(trigger.when)) if trigger.when else TRUE
         try:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from afterwrite.activity import Lsn, Operation
-from afterwrite.capture.transaction import Change, Relation, Transaction
+from afterwrite.capture.transaction import Change, Column, Relation, Transaction
 from afterwrite.postgres import quoted
 from afterwrite.prove.evaluate import Moment, Slots, Writer
 from afterwrite.prove.firing import Row, Rule, Verdict, Writes, read_row
@@ -228,7 +228,8 @@ class Matcher:
         self._rules: dict[int, tuple[Relation, list[tuple[Rule, Role]]]] = {}
         self._stand_ins: dict[str, Rule] = {}
         self._slots = Slots()
-        self._templates: dict[tuple[int, str, Operation, int], dict[str, Landed] | None] = {}
+        self._templates: dict[int, tuple[Relation, dict[tuple[str, Operation, int], dict[str, Landed] | None]]] = {}
+        self._shapes = 0
 
     def match(
         self,
@@ -249,17 +250,14 @@ class Matcher:
 
     def rules(self, relation: Relation) -> list[tuple[Rule, Role]]:
         """The rules for a table, and what each is for."""
-        known = self._rules.get(id(relation))
-        if known is not None and known[0] is relation:
+        known = self._rules.get(relation.oid)
+        if known is not None and (known[0] is relation or known[0] == relation):
             return known[1]
         found = self._mappings.get((relation.schema, relation.table), [])
         shape = self.tables.get((relation.schema, relation.table))
-        rules = [(Rule(mapping, relation, shape, self._slots), role) for mapping, role in found]
-        if len(self._rules) > 10_000:  # relations come anew with each of the stream's connections
-            self._rules.clear()
-            self._slots = Slots()
-            self._templates.clear()
-        self._rules[id(relation)] = relation, rules
+        self._shapes += 1
+        rules = [(Rule(mapping, relation, shape, self._slots, self._shapes), role) for mapping, role in found]
+        self._rules[relation.oid] = relation, rules
         return rules
 
     def writers(self, relation: Relation) -> list[tuple[LegacyMapping, Role]]:
@@ -268,19 +266,22 @@ class Matcher:
 
     def template(self, rule: Rule, operation: Operation, number: int, legacy: Relation) -> dict[str, Landed] | None:
         """What any row of this INSERT has in common, or None when it cannot be one."""
-        key = id(legacy), rule.identity, operation, number
-        if key not in self._templates:
+        known = self._templates.get(legacy.oid)
+        if known is None or not (known[0] is legacy or known[0] == legacy):
+            known = self._templates[legacy.oid] = legacy, {}
+        key = rule.identity, operation, number
+        if key not in known[1]:
             writes = rule.writes[operation][number]
             values = rule.template(operation, writes)
-            self._templates[key] = None if values is None else writes.land(_NOWHERE, values, legacy)
-        return self._templates[key]
+            known[1][key] = None if values is None else writes.land(_NOWHERE, values, legacy)
+        return known[1][key]
 
     def rule_of(self, mapping: LegacyMapping) -> Rule:
         """A rule for a mapping whose table is not in the transaction."""
         rule = self._stand_ins.get(mapping.identity)
         if rule is None:
             shape = self.tables.get((mapping.trigger.schema, mapping.trigger.table))
-            rule = Rule(mapping, _stand_in(mapping, shape.columns if shape else ()), shape, Slots())
+            rule = Rule(mapping, _stand_in(mapping, shape.columns if shape else ()), shape, Slots(), 0)
             self._stand_ins[mapping.identity] = rule
         return rule
 
@@ -699,8 +700,6 @@ def _count_columns(tally: Tally, each: _Expected) -> None:
 
 
 def _stand_in(mapping: LegacyMapping, columns: Sequence[str]) -> Relation:
-    from afterwrite.capture.transaction import Column
-
     trigger = mapping.trigger
     return Relation(
         trigger.table_oid, trigger.schema, trigger.table, "f", tuple(Column(name, 25, -1, False) for name in columns)

@@ -163,7 +163,9 @@ class Prover:
     async def _observe(self, transactions: Sequence[Transaction]) -> bool:
         """One try; False when the window was begun anew meanwhile."""
         database, matcher, state = await self._ready()
-        fresh = [each for each in transactions if state.through_lsn is None or each.commit_lsn > state.through_lsn]
+        # Empty ones, our own among them, would make us write, and so make another.
+        told = [each for each in transactions if each.changes or each.legacy or each.messages]
+        fresh = [each for each in told if state.through_lsn is None or each.commit_lsn > state.through_lsn]
         if not fresh:
             return True
         account, marks = await self._match(matcher, state, fresh)
@@ -337,7 +339,7 @@ class Prover:
                 "trigger": each.mapping.identity,
                 "mode": each.mode,
                 "operations": expected_operations(each.mapping, each.mode),
-                "mapping": each.mapping.text(),
+                "mapping": each.mapping.text() if each.mapping.operations else "",
                 "notes": each.mapping.notes,
                 "present": True,
                 "silenced": each.silenced,

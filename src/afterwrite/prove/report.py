@@ -132,6 +132,8 @@ def proof_of(identities: Iterable[str], proof: Proof, minimums: Minimums) -> lis
 
 def _trigger_lacks(found: TriggerProof, rare: Collection[tuple[str, Operation]]) -> list[str]:
     lacks: list[str] = []
+    if found.mode is Mode.RETIRE and not found.mapping:
+        return [f"{found.trigger} cannot be compared: {'; '.join(found.notes)}"]
     for each in found.operations:
         for reason, count in each.unexplained.items():
             lacks.append(f"{found.trigger} has {count:,} unexplained on {each.operation}: {reason}")

@@ -106,6 +106,7 @@ _AMBIENT = {
     "role": Ambient.ACTOR_ROLE,
     "jwt": Ambient.CLAIMS,
 }
+_ROW_FUNCTIONS = frozenset(("to_jsonb", "to_json", "row_to_json"))
 _OPERATORS = {"!=": "<>", "~~": "like", "~~*": "ilike"}
 
 
@@ -194,6 +195,8 @@ class Reader:
                 return self._indirection(inner)
             case "SubLink":
                 return self._sublink(inner)
+            case "SetToDefault":
+                return Opaque(Why.GENERATED, "default")
             case "CollateClause":
                 return self.expression(inner["arg"])
             case _:
@@ -342,7 +345,10 @@ class Reader:
             return Around(_AMBIENT[name])
         if name in AGGREGATES and (self._items or name not in FUNCTIONS):
             return self._aggregate(name, node)
-        values = self._list(arguments)
+        values = [
+            self._row_argument(argument) if name in _ROW_FUNCTIONS else self.expression(argument)
+            for argument in arguments
+        ]
         if name in ("array_upper", "array_length", "cardinality") and values:
             constants = read_arguments(values[0])
             if constants is not None:
@@ -355,6 +361,16 @@ class Reader:
         if (name in FUNCTIONS and schema in (None, "pg_catalog", *self.path)) or name == "hstore":
             return call(name, *values)
         return opaque(f"{'.'.join(words)}(…)")
+
+    def _row_argument(self, node: Node) -> Expression:
+        """A record given to to_jsonb(): the object of its fields."""
+        fields = node.get("ColumnRef", {}).get("fields", ())
+        bound = self.names.get(fields[0]["String"]["sval"]) if fields and "String" in fields[0] else None
+        if not isinstance(bound, Record) or not (len(fields) == 1 or "A_Star" in fields[1]):
+            return self.expression(node)
+        return Call(
+            "jsonb_build_object", tuple(each for name, value in bound.fields.items() for each in (Const(name), value))
+        )
 
     def _routine(self, schema: str | None, name: str, count: int) -> Routine | None:
         schemas = (schema,) if schema else self.path
@@ -475,7 +491,8 @@ class Reader:
             return Selected(targets, doubt, lookup=True, transition=transition, aggregated=self._aggregated)
         if transition:
             if _any_aggregate(select.get("targetList", ())):
-                return Selected(targets, condition=where, transition=True, aggregated=True)
+                # An aggregate over no rows is a row all the same.
+                return Selected(targets, transition=True, aggregated=True)
             return Selected(targets, condition=where, transition=True)
         return Selected(targets, rows=self._rows, aggregated=self._aggregated)
 

@@ -43,7 +43,7 @@ comment on table afterwrite.proof_trigger is 'A trigger that is watched, and wha
 comment on column afterwrite.proof_trigger.trigger is 'schema.table.trigger, as people and marks name it.';
 comment on column afterwrite.proof_trigger.mode is 'retire: its legacy rows are compared; defer: it writes none, so only that it fires is counted.';
 comment on column afterwrite.proof_trigger.operations is 'The operations on which it must have been seen firing.';
-comment on column afterwrite.proof_trigger.mapping is 'What it writes to the legacy log, column by column, as inferred from its body; for people.';
+comment on column afterwrite.proof_trigger.mapping is 'What it writes to the legacy log, column by column, as inferred from its body; empty where it writes nothing that is known.';
 comment on column afterwrite.proof_trigger.notes is 'What could not be followed in its body.';
 comment on column afterwrite.proof_trigger.present is 'Whether it was there when the prover last started.';
 comment on column afterwrite.proof_trigger.silenced is 'Whether it is off: so it was found at first, and so the marks in the WAL say since.';
