@@ -194,6 +194,19 @@ def test_writes_under_the_replica_role_are_explained_because_nobody_altered_the_
     assert (inserted.matched, inserted.explained, inserted.unexplained) == (1, {Reason.REPLICA_ROLE: 2}, {})
 
 
+def test_a_trigger_that_was_silenced_and_restored_explains_the_replica_role_again(shop: Scene) -> None:
+    identity = "public.customer.customer_audit"
+    found = shop.survey()
+    say(shop, "insert into customer values (1, 'Ann')")
+    shop.mark("silence", identity, "alter table customer disable trigger customer_audit")
+    shop.mark("restore", identity, "alter table customer enable trigger customer_audit")
+    shop.prove(shop.read(), found)
+    shop.run("insert into customer values (2, 'Bob')", replica=True)
+    proof = shop.prove(shop.read(), found)
+    assert of(proof, "customer_audit").operations[0].explained == {Reason.REPLICA_ROLE: 1}
+    assert proof.unexplained == 0
+
+
 def test_rows_that_the_application_writes_to_the_log_are_foreign(shop: Scene) -> None:
     say(
         shop,

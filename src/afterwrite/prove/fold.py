@@ -45,8 +45,8 @@ def call(name: str, *arguments: Expression) -> Expression:
             pass
     if name in STRICT and NULL in arguments:
         return NULL
-    if name in ("is null", "is not null") and isinstance(arguments[0], Whole):
-        return FALSE if name == "is null" else call("is not null", Call("row", ()))
+    if name == "is null" and isinstance(arguments[0], Whole):
+        return FALSE  # a row with a key has a column that is not null
     return _folded(Call(name, arguments))
 
 

@@ -174,6 +174,8 @@ class Prover:
             account, marks = await self._match(matcher, state, fresh)
         for mark in marks:
             state.watched[mark.trigger].obey(mark)
+        if marks:  # they come with ALTER TABLE: what is there now is what counts from here on
+            await self._reread_versions(database, state)
         return await self._save(database, state, fresh, account)
 
     # --- the state ----------------------------------------------------------------------------------------------------
