@@ -40,5 +40,5 @@ def decode_context(payload: bytes) -> Context:
     """Read a stamp; raises AfterwriteError when it is not one (the caller counts it, and stores without context)."""
     try:
         return _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AfterwriteError(f"a context stamp cannot be read: {error}") from error

@@ -378,6 +378,31 @@ def test_unreadable_contexts_are_counted(dsn: str) -> None:
     assert sink.activities[0].actor_id is None
 
 
+def test_what_no_parser_would_descend_into_does_not_stop_capture(dsn: str) -> None:
+    # Every role may emit a message: one that is nested without end must not end the worker, again at each start.
+    setup, sink = laid(dsn)
+    nested = "[" * 50_000 + "]" * 50_000
+
+    async def body(worker: Worker) -> None:
+        async with connect(dsn) as database, database.transaction():
+            for prefix, content in (
+                ("context", f'{{"unknown": {nested}}}'),
+                ("event", f'{{"category": "a", "action": "b", "metadata": {nested}}}'),
+                ("event", f'{{"category": "a", "action": "b", "unknown": {nested}}}'),
+            ):
+                await database.run(
+                    "select pg_logical_emit_message(true, %(prefix)s, %(content)s)",
+                    prefix=f"afterwrite.{prefix}",
+                    content=content,
+                )
+            await database.run("insert into t values (1, 1)")
+        await until(lambda: len(sink.activities) == 3)
+        assert [activity.action for activity in sink.activities] == ["event.unreadable"] * 2 + ["t.insert"]
+        assert worker.status().undecodable_contexts == 1
+
+    run_worker(dsn, setup, sink.opened, body)
+
+
 def test_settings_of_a_context_travel_once_a_transaction(dsn: str) -> None:
     setup, sink = laid(dsn)
 

@@ -476,6 +476,45 @@ def test_the_settings_that_transactions_stamped_are_kept_once_each(installed_dsn
     asyncio.run(scenario())
 
 
+def test_settings_that_look_like_escapes_or_hold_nul_do_not_keep_their_batch_out(installed_dsn: str) -> None:
+    # What one writer stamps, and anybody may, must not stop capture for all.
+    stamped = {"request.a": r"\u0000", "request.b": "x\0y", "request.c": "\\" * 3 + r"\u0000", "request.\0": "z"}
+    contexts = [TransactionContext(commit_lsn=Lsn(200), xid=200, settings=stamped)]
+
+    async def scenario() -> None:
+        async with open_sink(installed_dsn) as sink:
+            receipt = await sink.write(msgspec.structs.replace(wal(100, 200), contexts=contexts))
+        async with connect(installed_dsn) as db:
+            assert receipt.batch_id
+            assert await read_settings(db, await read_batches(db)) == {
+                (receipt.batch_id, Lsn(200)): {
+                    name.replace("\0", "␀"): value.replace("\0", "␀") for name, value in stamped.items()
+                }
+            }
+
+    asyncio.run(scenario())
+
+
+def test_functions_that_somebody_put_on_the_search_path_are_not_called(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        async with connect(installed_dsn) as db:
+            # Better matches than pg_catalog's own, were public searched: (text, name) and (text, text, boolean).
+            await db.script(
+                "create function public.convert_to(text, text) returns bytea language plpgsql immutable"
+                " as $$ begin raise 'called by %', current_user; end $$;"
+                "create function public.set_config(text, text, bool) returns text language plpgsql"
+                " as $$ begin raise 'called by %', current_user; end $$;"
+            )
+            database = db.connection.info.dbname
+            await db.script(f'alter database "{database}" set search_path = public, pg_catalog')
+        async with open_sink(installed_dsn) as sink:
+            await sink.write(wal(100, 200))
+        async with connect(installed_dsn) as db:
+            assert (await verify_feed(db)).first_break is None
+
+    asyncio.run(scenario())
+
+
 def test_what_was_set_for_people_does_not_decide_over_the_sink(installed_dsn: str) -> None:
     name = psycopg.conninfo.conninfo_to_dict(installed_dsn)["dbname"]
 

@@ -461,7 +461,7 @@ def _read_emitted(content: bytes) -> Emitted:
     """The event, or, when it cannot be read, an event that says so and holds its text: it did happen."""
     try:
         return _emitted.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = content.decode(errors="backslashreplace")
         return Emitted(
             category="unreadable",
@@ -478,6 +478,6 @@ def _merged(metadata: msgspec.Raw, context: Context) -> msgspec.Raw:
         return metadata
     try:
         own = msgspec.json.decode(metadata, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return metadata
     return msgspec.Raw(_encode({"reason": context.reason, **own}))

@@ -32,6 +32,7 @@ from afterwrite.postgres import Database, connect, describe_dsn, parse_dsn, stat
 
 # What the values' texts depend on. The defaults of the role or the database must not reach the decoder.
 _SESSION = {
+    "search_path": "pg_catalog",
     "DateStyle": "ISO, MDY",
     "TimeZone": "UTC",
     "IntervalStyle": "postgres",

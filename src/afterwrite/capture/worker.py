@@ -39,6 +39,8 @@ from afterwrite.postgres import Database, connect, statement
 OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
 
 _HELD_PAUSE_SECONDS = 0.25
+# A function in a schema that anybody may create in can be a better match than pg_catalog's own, and would run as us.
+_SESSION = {"search_path": "pg_catalog"}
 
 
 class Observer(Protocol):
@@ -198,7 +200,7 @@ class Worker:
         source = self._source
         self._account.note(state=WorkerState.STARTING, sessions=self._account.status.sessions + 1)
         async with (
-            connect(source.dsn, application_name=f"afterwrite worker {source.slot}") as control,
+            connect(source.dsn, application_name=f"afterwrite worker {source.slot}", options=_SESSION) as control,
             self._open_sink() as sink,
         ):
             await _claim(control, source.slot)

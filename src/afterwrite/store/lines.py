@@ -139,7 +139,7 @@ def _plain(jsons: bytes) -> bool:
         jsons.decode()
     except UnicodeDecodeError:
         return False
-    return b"\\" not in jsons or b"\\u" not in jsons or _json_without_nul(jsons) == jsons
+    return b"\\" not in jsons or b"\\u" not in jsons or json_without_nul(jsons) == jsons
 
 
 def _moment(moment: datetime) -> bytes:
@@ -212,7 +212,7 @@ def storable(activity: Activity, refused: frozenset[str] = frozenset(), *, short
         raw: msgspec.Raw | None = getattr(activity, column)
         if raw is None:
             continue
-        kept_json = None if column in refused else _json_without_nul(bytes(raw))
+        kept_json = None if column in refused else json_without_nul(bytes(raw))
         if kept_json is None or kept_json != bytes(raw):
             swap(column, bytes(raw), None if kept_json is None else msgspec.Raw(kept_json))
     if not exact:
@@ -236,7 +236,7 @@ _ESCAPE = re.compile(
 )
 
 
-def _json_without_nul(raw: bytes) -> bytes | None:
+def json_without_nul(raw: bytes) -> bytes | None:
     """JSON that jsonb takes, as far as its characters go; None when it is not even UTF-8."""
     try:
         raw.decode()
@@ -265,6 +265,6 @@ def _with_exact(metadata: object, exact: dict[str, str | dict[str, object]]) -> 
     if isinstance(metadata, msgspec.Raw):
         try:
             kept.update(msgspec.json.decode(metadata, type=dict[str, msgspec.Raw]))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             exact = {"metadata": _exact(bytes(metadata)), **exact}
     return msgspec.Raw(msgspec.json.encode({**kept, "exact": exact}))

@@ -19,10 +19,10 @@ from datetime import UTC, date, datetime, timedelta
 import msgspec
 from psycopg import sql
 
-from afterwrite.activity import Activity, Batch, Checkpoint, Lsn, Receipt
+from afterwrite.activity import Activity, Batch, Checkpoint, Lsn, Receipt, TransactionContext
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.postgres import Database, connect, statement, translated
-from afterwrite.store.lines import COLUMNS, JSONS, Span, copy_lines, span, storable
+from afterwrite.store.lines import COLUMNS, JSONS, Span, copy_lines, json_without_nul, span, storable
 from afterwrite.store.schema import AHEAD_DAYS, make_partitions, read_partition_days, require_store
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # What a role or a database may have set for people at a prompt must not decide over a sink transaction.
 _SESSION = {
     "client_encoding": "utf8",
+    # A function in a schema that anybody may create in can be a better match than pg_catalog's own, and would be ours.
+    "search_path": "pg_catalog",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "statement_timeout": "0",
@@ -143,7 +145,11 @@ class PostgresSink:
                 if not (_may_pass(error) or _is_poisoned(error)):
                     raise
                 if _is_poisoned(error):
-                    batch = msgspec.structs.replace(batch, activities=await _mend(db, batch.activities))
+                    batch = msgspec.structs.replace(
+                        batch,
+                        activities=await _mend(db, batch.activities),
+                        contexts=[context for context in batch.contexts if await _is_kept(db, context)],
+                    )
             return await self._store(db, batch, stretch, staged=True)
 
     async def _connected(self) -> Database:
@@ -299,8 +305,20 @@ async def _store_contexts(db: Database, batch: Batch, batch_id: int) -> None:
         batch_id=batch_id,
         lsns=[str(context.commit_lsn) for context in batch.contexts],
         xids=[context.xid for context in batch.contexts],
-        settings=[msgspec.json.encode(context.settings).decode().replace("\\u0000", "␀") for context in batch.contexts],
+        settings=[_settings_json(context) for context in batch.contexts],
     )
+
+
+def _settings_json(context: TransactionContext) -> str:
+    return (json_without_nul(msgspec.json.encode(context.settings)) or b"{}").decode()
+
+
+async def _is_kept(db: Database, context: TransactionContext) -> bool:
+    """Whether the server takes these settings: what one writer stamps must not keep out what all others wrote."""
+    if await _is_json(db, msgspec.Raw(_settings_json(context).encode())):
+        return True
+    log.warning("the settings of transaction %s at %s could not be stored", context.xid, context.commit_lsn)
+    return False
 
 
 class _RolledBack(Exception):  # noqa: N818 - no error: it ends a trial

@@ -210,7 +210,7 @@ comment on function afterwrite.seal(bigint, timestamptz, timestamptz) is
 create function afterwrite.chain(
     digest_before bytea, batch_position bigint, batch_id bigint, source text, first_lsn pg_lsn, last_lsn pg_lsn,
     transactions bigint, rows bigint, rows_digest bytea
-) returns bytea language sql immutable parallel safe as $$
+) returns bytea language sql immutable parallel safe set search_path = pg_catalog as $$
     select sha256(
         coalesce(digest_before, ''::bytea)
         || convert_to(row (batch_position, batch_id, source, first_lsn, last_lsn, transactions, rows)::text, 'UTF8')
