@@ -353,6 +353,40 @@ def test_where_no_trigger_of_a_change_wrote_though_all_surely_were_on_the_role_k
     assert of(unsure).reasons == {Reason.EXTRA: 1}
 
 
+def test_a_row_that_differs_shows_that_the_triggers_were_on() -> None:
+    second = "begin insert into log (op, rid) values ('SECOND', new.id); return null; end"
+    mappings = mapped(trigger(), trigger(second, "second", events=(Event.INSERT,)))
+    steady = {("public.orders.audit", Operation.INSERT), ("public.orders.second", Operation.INSERT)}
+    story = Story().change("insert", row(1))
+    story.logged(tbl="orders", op="INSERT", rid="1", row=row(1, "closed"), who=ANN)
+    account = match(story.tell(), mappings, steady=steady)
+    assert of(account).reasons == {Reason.VALUE: 1}
+    assert of(account, name="public.orders.second").reasons == {Reason.EXTRA: 1}
+
+
+def test_what_a_handler_may_have_set_is_one_of_the_two() -> None:
+    guarded = trigger(
+        """declare v_note text := 'none';
+        begin
+          begin
+            v_note := new.status;
+          exception when others then
+            v_note := 'broken';
+          end;
+          insert into log (op, rid, note) values (tg_op, new.id, v_note);
+          return null;
+        end""",
+        events=(Event.INSERT,),
+    )
+    for note in ("open", "broken"):
+        account = match(
+            Story().change("insert", row(1)).logged(op="INSERT", rid="1", note=note).tell(), mapped(guarded)
+        )
+        assert of(account).matched == 1, note
+    account = match(Story().change("insert", row(1)).logged(op="INSERT", rid="1", note="else").tell(), mapped(guarded))
+    assert of(account).reasons == {Reason.VALUE: 1}
+
+
 def test_a_silenced_trigger_owes_nothing_and_its_rows_are_an_alarm() -> None:
     silenced = {"public.orders.audit": "retire"}
     quiet = match(Story().change("insert", row(1)).tell(), mapped(trigger()), silenced=silenced)

@@ -371,6 +371,33 @@ def test_a_prover_goes_on_after_its_connection_was_cut(shop: Scene) -> None:
     asyncio.run(story())
 
 
+def test_a_transaction_of_many_rows_lets_others_work_meanwhile(shop: Scene) -> None:
+    found = shop.survey()
+    say(shop, "insert into customer select n, 'c' || n from generate_series(1, 4000) n")
+    transactions = shop.read()
+
+    async def story() -> int:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        async with Prover(shop.dsn, found.judgements, found.bodies) as prover:
+            await prover.observe([])  # connected
+            ticking = asyncio.create_task(tick())
+            await prover.observe(transactions)
+            ticking.cancel()
+        return ticks
+
+    assert asyncio.run(story()) > 5
+    proof = shop.prove([], found)
+    assert of(proof, "customer_audit").operations[0].matched == 4000
+    assert proof.unexplained == 0
+
+
 def test_only_the_five_newest_examples_are_kept(shop: Scene) -> None:
     found = shop.survey()
     shop.ddl("alter table customer disable trigger customer_audit")

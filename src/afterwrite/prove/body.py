@@ -217,14 +217,22 @@ class _Walk:
         before = state.copy(state.condition)
         after = self.statements(node.get("body", ()), state, msgspec.structs.replace(place, swallowed=True))
         caught = Opaque(Why.OPAQUE, "an exception was caught")
-        self.forget(self.assigned(node.get("body", ())), before)
-        before.condition = both(before.condition, caught)
+        # How far the body came is not known: what it assigns is as it was before, or as it is after.
+        broken = before.copy(both(before.condition, caught))
+        if after is not None:
+            broken.names = _merge_names(caught, before.names, after.names)
+        else:
+            self.forget(self.assigned(node.get("body", ())), broken)
         for each in handlers:
-            self.statements(
+            handled = self.statements(
                 each["PLpgSQL_exception"].get("action", ()),
-                before.copy(before.condition),
+                broken.copy(broken.condition),
                 msgspec.structs.replace(place, many=True, swallowed=True),
             )
+            if after is None:
+                after = handled
+            elif handled is not None:
+                after = _State(_merge_names(caught, handled.names, after.names), after.condition)
         return after
 
     def declare(self, line: int, state: _State) -> None:

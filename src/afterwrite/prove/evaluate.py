@@ -45,6 +45,7 @@ from afterwrite.prove.value import (
     Holes,
     Json,
     OneOf,
+    Options,
     RowValue,
     Unknown,
     Value,
@@ -332,13 +333,22 @@ def _case(branches: list[tuple[Compiled, Compiled]], otherwise: Compiled) -> Com
 
 
 def blend(one: Value, other: Value, why: Why) -> Value:
-    """What is known of a value that is one of two: their common part."""
+    """What is known of a value that is one of two: their common part, or that it is either."""
     if isinstance(one, Json) and isinstance(other, Json):
         left, right = one.value, other.value
         if is_object(left) and is_object(right):
             common = {key for key in left if key in right and _same(left[key], right[key])}
             return Json({key: left[key] if key in common else unknown(why) for key in {**left, **right}}, one.binary)
-    return one if _same(one, other) else unknown(why)
+    if _same(one, other):
+        return one
+    options = [*_options(one), *_options(other)]
+    if any(isinstance(option, Unknown | Holes) for option in options):
+        return unknown(why)
+    return Options(tuple(options), why)
+
+
+def _options(value: Value) -> tuple[Value, ...]:
+    return value.options if isinstance(value, Options) else (value,)
 
 
 def _same(one: Value, other: Value) -> bool:

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from afterwrite.prove.compare import freeze, has_unknown
+from afterwrite.prove.compare import agrees, freeze, has_unknown
 from afterwrite.prove.expression import Why
 from afterwrite.prove.number import round_half_up
-from afterwrite.prove.value import Holes, Inet, Json, RowValue, Unknown, Value, Xid, cast_to, to_json, to_text
+from afterwrite.prove.value import Holes, Inet, Json, Options, RowValue, Unknown, Value, Xid, cast_to, to_json, to_text
 
 
 class Exact(msgspec.Struct, frozen=True, gc=False):
@@ -64,10 +64,34 @@ _CHARACTER = 1042
 _NUMERIC = 1700
 
 
+class AnyOf(Holes):
+    """What landed is one of several: ``options`` as they are compared."""
+
+    __slots__ = ("options",)
+
+    def __init__(self, options: tuple[Any, ...], why: Why) -> None:
+        super().__init__((None,), why, nullable=None in options)
+        self.options = options
+
+    def matches(self, text: object) -> bool:
+        return any(agrees(option, text) for option in self.options)
+
+
 def lander(oid: int, modifier: int) -> Lander:
     """How a value lands in a column of this type."""
-    if oid in _JSON:
-        return _json_lander(_JSON[oid])
+    land = _json_lander(_JSON[oid]) if oid in _JSON else _scalar_lander(oid, modifier)
+
+    def land_any(value: Value) -> Landed:
+        if not isinstance(value, Options):
+            return land(value)
+        landed = [land(option) for option in value.options]
+        known = tuple(each.value for each in landed if isinstance(each, Exact | Whole))
+        return Partly(AnyOf(known, value.why), value.why) if len(known) == len(landed) else NotCompared(value.why)
+
+    return land_any
+
+
+def _scalar_lander(oid: int, modifier: int) -> Lander:
     kind = _KINDS.get(oid)
 
     def land(value: Value) -> Landed:

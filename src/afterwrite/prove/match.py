@@ -78,7 +78,8 @@ class Difference(msgspec.Struct, frozen=True):
 class Residual(msgspec.Struct, frozen=True, kw_only=True):
     """One example of a reason. ``trigger`` is an identity, or the legacy table's name for rows of nobody.
 
-    ``change`` and ``legacy`` are rows as JSON, where there are such; ``expected`` the legacy row that should be.
+    ``before``, ``after`` and ``legacy`` are rows as JSON text, where there are such; ``expected`` is the legacy row
+    that should be there (for a stranger's row, the trigger that wrote it, where it is known).
     """
 
     trigger: str
@@ -154,13 +155,19 @@ class Account:
 class _Expected:
     """A row that a firing should have written, or may have."""
 
-    __slots__ = ("firing", "landed", "partner", "sure", "values", "wanted", "writes")
+    __slots__ = ("firing", "instead", "landed", "partner", "sure", "values", "wanted", "writes")
 
     def __init__(self, firing: _Firing, writes: Writes, sure: bool, values: list[Value] | None) -> None:
         self.firing, self.writes, self.sure, self.values = firing, writes, sure, values
         self.wanted: Wanted | None = None
         self.partner: int | None = None
+        self.instead: tuple[int, list[str]] | None = None
         self.landed: dict[str, Landed] | None = None
+
+    @property
+    def wrote(self) -> bool:
+        """Whether the row is there, as it must be or not."""
+        return self.partner is not None or self.instead is not None
 
     @property
     def identifies(self) -> Sequence[str]:
@@ -443,6 +450,11 @@ class _Match:
 
     def settle(self, found: Mapping[tuple[str, str], Found]) -> None:
         """Give every firing its one end."""
+        for firing in self.firings:
+            for each in firing.expected:
+                rows = found.get(each.writes.target)
+                if each.sure and each.partner is None and rows is not None:
+                    each.instead = self.nearest(each, rows)
         quiet = self.quiet_changes()
         for firing in self.firings:
             tally = self.account.tally(firing.rule.identity, firing.operation, self.transaction)
@@ -452,33 +464,25 @@ class _Match:
                 _count_columns(tally, each)
             lost = [each for each in firing.expected if each.partner is None and each.sure]
             if lost:
-                self.lose(firing, lost[0], found, tally, quiet)
+                worst = next((each for each in lost if each.instead is not None), lost[0])
+                tally.count(self.lose(firing, worst, found.get(worst.writes.target), quiet))
             elif paired:
-                caveat = self.caveat(firing, paired, found)
+                caveat = self.caveat(firing, paired)
                 if caveat is None:
                     tally.matched += 1
                 else:
                     tally.count(caveat)
             else:
-                tally.count(self.absent(firing))
+                # It may have written nothing, and did.
+                tally.count(firing.doubt or Reason.CONDITION_NOT_KNOWN)
 
-    def absent(self, firing: _Firing) -> Reason:
-        """Why a firing that may have written nothing did write nothing."""
-        if firing.doubt is None or (firing.doubt is Reason.UPDATE_OF and firing.row.change is None):
-            return Reason.CONDITION_NOT_KNOWN
-        return firing.doubt
-
-    def caveat(
-        self, firing: _Firing, paired: Sequence[_Expected], found: Mapping[tuple[str, str], Found]
-    ) -> Reason | None:
+    def caveat(self, firing: _Firing, paired: Sequence[_Expected]) -> Reason | None:
         """What of a pair that agrees could not be compared, where that has a name."""
         if self.transaction.context is None and any(each.writes.needs_context for each in paired):
             return Reason.SESSION_ONLY
         if firing.rule.generated and any(each.writes.whole for each in paired):
             return Reason.GENERATED_COLUMN
-        if firing.rule.shape is not None and any(each.writes.partition for each in paired):
-            return Reason.PARTITION_LEAF
-        return None
+        return Reason.PARTITION_LEAF if any(each.writes.partition for each in paired) else None
 
     def quiet_changes(self) -> set[int]:
         """Changes for which every trigger that had to fire is known to have been on, and none wrote."""
@@ -491,57 +495,45 @@ class _Match:
             for ordinal, firings in by_change.items()
             if all(
                 (firing.rule.identity, firing.operation) in self.steady
-                and all(each.partner is None and not each.writes.written.swallowed for each in firing.expected)
+                and not any(each.wrote or each.writes.written.swallowed for each in firing.expected)
                 for firing in firings
                 if any(each.sure for each in firing.expected)
             )
         }
 
-    def lose(
-        self,
-        firing: _Firing,
-        lost: _Expected,
-        found: Mapping[tuple[str, str], Found],
-        tally: Tally,
-        quiet: Collection[int],
-    ) -> None:
-        """A row that had to be there is not, or not so."""
-        rows = found.get(lost.writes.target)
-        position, wrong = self.nearest(lost, rows) if rows is not None else (None, [])
-        if rows is not None and position is not None:
-            rows.taken[position] = True
-            tally.count(Reason.VALUE)
-            self.example(firing, Reason.VALUE, lost, rows, position, wrong)
-            return
+    def lose(self, firing: _Firing, lost: _Expected, rows: Found | None, quiet: Collection[int]) -> Reason:
+        """A row that had to be there is not, or not so: why."""
+        if lost.instead is not None:
+            self.example(firing, Reason.VALUE, lost, rows, *lost.instead)
+            return Reason.VALUE
         shape = self.matcher.tables.get(lost.writes.target)
         if shape is not None and shape.unlogged:
-            tally.count(Reason.UNLOGGED)
-            return
+            return Reason.UNLOGGED
         change = firing.row.change
         origin = firing.rule.mapping.trigger.enabled is Enabled.ORIGIN
         if origin and (self.stamped_replica() or (change is not None and change.ordinal in quiet)):
-            tally.count(Reason.REPLICA_ROLE)
-            return
-        tally.count(Reason.EXTRA)
+            return Reason.REPLICA_ROLE
         self.example(firing, Reason.EXTRA, lost, rows, None, [])
+        return Reason.EXTRA
 
     def stamped_replica(self) -> bool:
         context = self.transaction.context
         return context is not None and context.settings.get("session_replication_role") == "replica"
 
-    def nearest(self, lost: _Expected, rows: Found) -> tuple[int | None, list[str]]:
-        """The unclaimed row that has the same table, operation and key, with the fewest columns that differ."""
+    def nearest(self, lost: _Expected, rows: Found) -> tuple[int, list[str]] | None:
+        """Take the unclaimed row of the same table, operation and key with the fewest columns that differ."""
         expected = lost.land(rows.relation)
         columns = [column for column in lost.identifies if column in expected]
         known = [(column, value.value) for column in columns if isinstance(value := expected[column], Exact)]
         if not known:
-            return None, []
+            return None
         bucket = rows.bucket(tuple(column for column, _ in known), tuple(key for _, key in known))
         free = [position for position in bucket if not rows.taken[position]]
         if not free:
-            return None, []
+            return None
         ranked = [(differences(expected, rows.rows[position], rows, position), position) for position in free]
         wrong, position = min(ranked, key=lambda each: (len(each[0]), each[1]))
+        rows.taken[position] = True
         return position, wrong
 
     # --- legacy rows of nobody ----------------------------------------------------------------------------------------
@@ -608,7 +600,7 @@ class _Match:
                     if each.target != (rows.relation.schema, rows.relation.table):
                         continue
                     template = self.matcher.template(rule, operation, number, rows.relation)
-                    if template is None or differences(template, rows.rows[position], rows, position):
+                    if template is None or not rows.could_be(position, template):
                         continue
                     known = sum(not isinstance(value, NotCompared) for value in template.values())
                     score = known, mapping.identity not in self.silenced, role is Role.COMPARED

@@ -50,6 +50,20 @@ class Found:
             self._indexes[columns] = index
         return index.get(key, _NONE)
 
+    def could_be(self, position: int, landed: Mapping[str, Landed]) -> bool:
+        """Whether nothing in a row speaks against its being this one."""
+        row = self.rows[position]
+        for column, value in landed.items():
+            if isinstance(value, Exact):
+                if self.value(position, column) != value.value:
+                    return False
+            elif isinstance(value, Whole):
+                if not identical(value.value, row.get(column)):
+                    return False
+            elif isinstance(value, Partly) and agrees(value.value, row.get(column)) is False:
+                return False
+        return True
+
     def free(self) -> list[int]:
         """Rows that nobody has claimed."""
         return [position for position, taken in enumerate(self.taken) if not taken]

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -262,16 +263,22 @@ class Prover:
         steady = _steady(state, transactions[0].commit_lsn)
         changes = 0
         for transaction in transactions:
+            size = len(transaction.changes) + len(transaction.legacy)
             if transaction.commit_lsn >= state.started_lsn:
-                matcher.match(transaction, account, silenced=silenced, steady=steady)
+                match = partial(matcher.match, transaction, account, silenced=dict(silenced), steady=steady)
+                if size > _CHANGES_AT_A_STRETCH:
+                    # So long that the stream must answer its keepalives meanwhile.
+                    await asyncio.to_thread(match)
+                else:
+                    match()
             for mark in _read_marks(transaction):
                 if mark.trigger in state.watched:
                     marks.append(mark)
                     silenced.pop(mark.trigger, None)
                     if mark.silenced:
                         silenced[mark.trigger] = mark.mode
-            changes += len(transaction.changes) + len(transaction.legacy)
-            if changes > _CHANGES_AT_A_STRETCH:  # let the stream answer its keepalives
+            changes += size
+            if changes > _CHANGES_AT_A_STRETCH:
                 changes = 0
                 await asyncio.sleep(0)
         return account, marks

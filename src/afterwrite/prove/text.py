@@ -8,7 +8,20 @@ from collections.abc import Callable
 
 from afterwrite.prove.calling import Function, strict, strict_over_text
 from afterwrite.prove.expression import Why
-from afterwrite.prove.value import OPAQUE, Bag, Holes, OneOf, Unknown, Value, Xid, Zoned, is_list, output, unknown
+from afterwrite.prove.value import (
+    OPAQUE,
+    Bag,
+    Holes,
+    OneOf,
+    Options,
+    Unknown,
+    Value,
+    Xid,
+    Zoned,
+    is_list,
+    output,
+    unknown,
+)
 
 
 def join_text(parts: list[Value], *, nullable: bool) -> Value:
@@ -18,7 +31,7 @@ def join_text(parts: list[Value], *, nullable: bool) -> Value:
     for part in parts:
         if part is None:
             continue
-        if isinstance(part, OneOf | Unknown | Xid):
+        if isinstance(part, OneOf | Options | Unknown | Xid):
             pieces.append(None)
             why = why or part.why
         elif isinstance(part, Holes):

@@ -93,6 +93,16 @@ class OneOf(Holes):
         return text in self.names
 
 
+class Options(Holes):
+    """One of several known values, where a condition that cannot be decided chooses."""
+
+    __slots__ = ("options",)
+
+    def __init__(self, options: tuple[Any, ...], why: Why) -> None:
+        super().__init__((None,), why, nullable=None in options)
+        self.options = options
+
+
 class Xid(Holes):
     """A transaction id: the stream has its 32 bits, txid_current() counts the wraparounds too."""
 
