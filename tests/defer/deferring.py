@@ -27,6 +27,7 @@ from afterwrite.store.schema import install_store
 from afterwrite.store.writer import open_sink
 
 SOURCE = "app"
+_BEGIN = 1 << 40
 SPY = """
 create schema stage;
 create table stage.spy (
@@ -59,15 +60,40 @@ class Seen(msgspec.Struct, frozen=True):
     claims: str | None
 
 
+async def tell_ledger(db: Database, action: str, subject: str, *, xid: int | None = None) -> None:
+    """What migrate writes beside a mark; of its own transaction, or of the one with this xid."""
+    await db.run(b"insert into afterwrite.migration (id, plan) values (1, '') on conflict do nothing")
+    await db.run(
+        b"insert into afterwrite.ledger (migration, phase, subject, action, sql, xid)"
+        b" values (1, 1, %(subject)s, %(action)s, '', coalesce(%(xid)s::text::xid8, pg_current_xact_id()))",
+        subject=subject,
+        action=action,
+        xid=xid,
+    )
+
+
 class Teller:
     """Writes batches as capture would, at commit LSNs that it makes up, far beyond the server's own."""
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
-        self.lsn = 1 << 40
+        self.lsn = _BEGIN
 
-    async def tell(self, *transactions: Sequence[Activity], settings: dict[int, dict[str, str]] | None = None) -> None:
-        """Store these transactions as one batch; each gets the next commit LSN."""
+    @property
+    def xid(self) -> int:
+        """Of the transaction at the last LSN; long past for the server."""
+        return (self.lsn - _BEGIN) // 100
+
+    async def tell(
+        self,
+        *transactions: Sequence[Activity],
+        settings: dict[int, dict[str, str]] | None = None,
+        forged: bool = False,
+    ) -> None:
+        """Store these transactions as one batch; each gets the next commit LSN.
+
+        The ledger hears of the marks among them, unless they are ``forged``.
+        """
         activities: list[Activity] = []
         contexts: list[TransactionContext] = []
         first = Lsn(self.lsn + 100)
@@ -75,11 +101,15 @@ class Teller:
             self.lsn += 100
             for ordinal, activity in enumerate(transaction):
                 activities.append(
-                    msgspec.structs.replace(activity, commit_lsn=Lsn(self.lsn), ordinal=ordinal, xid=self.lsn)
+                    msgspec.structs.replace(activity, commit_lsn=Lsn(self.lsn), ordinal=ordinal, xid=self.xid)
                 )
             if settings and number in settings:
-                contexts.append(TransactionContext(commit_lsn=Lsn(self.lsn), xid=self.lsn, settings=settings[number]))
+                contexts.append(TransactionContext(commit_lsn=Lsn(self.lsn), xid=self.xid, settings=settings[number]))
         last = Lsn(self.lsn)
+        if not forged and (marks := [activity for activity in activities if activity.category == "migration"]):
+            async with connect(self.dsn) as db:
+                for each in marks:
+                    await tell_ledger(db, each.action, each.entity_id or "", xid=each.xid)
         async with open_sink(self.dsn) as sink:
             await sink.write(
                 Batch(

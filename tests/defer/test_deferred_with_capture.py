@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from deferring import Stage, stage_again
+from deferring import Stage, stage_again, tell_ledger
 from psycopg import sql
 
 from afterwrite.capture.preflight import CaptureSetup
@@ -76,9 +76,11 @@ async def switch(on: Stage, table: str, *, off: bool) -> None:
             await prepare_deferral(db, trigger, source="app")
         word = sql.SQL("disable" if off else "enable")
         await db.run(sql.SQL("alter table {} {} trigger t").format(sql.Identifier("public", table), word))
+        action = "trigger.silence" if off else "trigger.restore"
+        await tell_ledger(db, action, trigger.identity)
         event = {
             "category": "migration",
-            "action": "trigger.silence" if off else "trigger.restore",
+            "action": action,
             "entity_type": "trigger",
             "entity_id": trigger.identity,
             "metadata": {"trigger_oid": trigger.oid, "mode": "defer"},

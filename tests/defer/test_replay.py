@@ -11,8 +11,9 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
-from deferring import SOURCE, Stage, change, mark, stage, stage_again
+from deferring import SOURCE, Stage, change, mark, stage, stage_again, tell_ledger
 
 from afterwrite.activity import Activity, Lsn
 from afterwrite.defer import replay
@@ -132,6 +133,47 @@ def test_what_is_silenced_without_a_prepared_body_stops_the_replayer(dsn: str) -
             with pytest.raises(Refused, match=r"public\.items\.t .* no body was prepared") as refused:
                 await on.replay()
             assert "migrate rollback" in (refused.value.remedy or "")
+
+    asyncio.run(run())
+
+
+def test_marks_that_the_ledger_does_not_tell_of_are_passed_over(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(DDL)
+            await on.defer("t")
+            trigger = await on.trigger("t")
+            unknown = msgspec.structs.replace(mark(trigger), entity_id="public.nothing.t")
+            odd = [
+                msgspec.structs.replace(mark(trigger, "restore"), metadata=msgspec.Raw(words))
+                for words in (b'{"trigger_oid": "x"}', b'{"trigger_oid": 99999999999}', b"[]", b"7")
+            ]
+            # Any role may emit these: a restoring must not end the deferral, nor anything stop the replayer.
+            for forged in (mark(trigger, "restore"), unknown, *odd):
+                await on.teller.tell([item(0), forged], forged=True)
+                await on.teller.tell([item(1)])
+            await on.replay()
+            assert await said(on) == ["0", "1"] * 6
+
+    asyncio.run(run())
+
+
+def test_a_mark_whose_transaction_cannot_be_seen_yet_is_waited_for(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on, connect(dsn) as other:
+            await on.lay(DDL)
+            (trigger,) = await on.prepare("t")
+            async with other.transaction():
+                await tell_ledger(other, "trigger.silence", trigger.identity)
+                xid = await other.value(b"select pg_current_xact_id()::text::bigint")
+                on.teller.lsn += (xid - 1) * 100
+                await on.teller.tell([mark(trigger)], forged=True)
+                await on.teller.tell([item(1)])
+                replaying = asyncio.create_task(on.replay())
+                await asyncio.sleep(0.3)
+                assert not replaying.done()
+            await replaying
+            assert await said(on) == ["1"]
 
     asyncio.run(run())
 

@@ -303,9 +303,13 @@ def _incomplete(change: FeedChange) -> str | None:
     return None
 
 
+_DEPTH = re.compile(r"[0-9]{1,6}")
+
+
 def _depth(settings: Mapping[str, str]) -> int:
     text = settings.get(DEPTH, "")
-    return int(text) if text.isdecimal() else 0
+    # A stamp is the application's word, and may say anything.
+    return int(text) if _DEPTH.fullmatch(text) else 0
 
 
 _CUSTOM = re.compile(r"[A-Za-z_][\w$]*(\.[A-Za-z_][\w$]*)+", re.ASCII)

@@ -20,6 +20,7 @@ from afterwrite.store.reader import (
     read_settings,
 )
 
+_SILENCE, _RESTORE = "trigger.silence", "trigger.restore"
 _READ_BATCHES = 256
 _READ_ROWS = 10_000
 
@@ -32,12 +33,21 @@ class Place(NamedTuple):
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """A trigger was silenced, or restored, by the transaction that this is of."""
+    """A trigger was silenced, or restored, by the transaction that this is of; so it says.
+
+    Every role may emit what looks like a mark: believe it only when the ledger tells of the same deed.
+    """
 
     silences: bool
     identity: str
     trigger_oid: int
     mode: str
+    xid: int
+
+    @property
+    def action(self) -> str:
+        """The deed, as the ledger calls it."""
+        return _SILENCE if self.silences else _RESTORE
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,14 +147,18 @@ def _metadata(activity: StoredActivity) -> _Metadata:
 
 
 def _mark(activity: StoredActivity) -> Mark | None:
-    if activity.category != "migration" or activity.action not in ("trigger.silence", "trigger.restore"):
+    if activity.category != "migration" or activity.action not in (_SILENCE, _RESTORE) or activity.xid is None:
         return None
-    known = _metadata(activity)
+    try:
+        known = _metadata(activity)
+    except (msgspec.DecodeError, RecursionError):
+        return None  # not one of ours
     return Mark(
-        silences=activity.action == "trigger.silence",
+        silences=activity.action == _SILENCE,
         identity=activity.entity_id or "",
         trigger_oid=known.trigger_oid,
         mode=known.mode,
+        xid=activity.xid,
     )
 
 

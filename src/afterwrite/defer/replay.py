@@ -13,6 +13,7 @@ commits with the effects. One stamp holds for a whole transaction, so source tra
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,11 +36,13 @@ from afterwrite.defer.calls import (
     split_job,
 )
 from afterwrite.defer.deferral import ActiveDeferral, parse_lsn, read_active, read_deferrals, refresh_deferral
-from afterwrite.defer.feed import Place, Step, read_next_batches, read_steps
+from afterwrite.defer.feed import Mark, Place, Step, read_next_batches, read_steps
 from afterwrite.defer.progress import Progress, ProgressRow, read_progress
 from afterwrite.defer.transplant import STALE
 from afterwrite.errors import AfterwriteError, ConnectionLost, Refused
 from afterwrite.postgres import Database, connect, statement, translated
+
+log = logging.getLogger(__name__)
 
 MOVED = "AW001"
 _TRANSIENT = frozenset({"40001", "40P01", "55P03"})
@@ -119,7 +122,7 @@ async def run_replayer(
 
 
 # The same few statements again and again: planning them over all partitions costs more than running them.
-_FEED_SESSION = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
+_FEED_SESSION = {"search_path": "pg_catalog", "plan_cache_mode": "force_generic_plan", "jit": "off"}
 
 
 def _session(policy: ReplayPolicy) -> Mapping[str, str]:
@@ -245,9 +248,9 @@ class Replayer:
                 if step.transaction
                 else None
             )
-            if step.marks:
+            if marks := await self._told(step.marks):
                 await self._run(jobs)
-                await self._run_marks(step, job)
+                await self._run_marks(msgspec.structs.replace(step, marks=marks), job)
                 # Another set of deferrals is live from here on: the rest is read again with it.
                 await self.load()
                 return
@@ -264,6 +267,32 @@ class Replayer:
         self._passed = Place(max(self._passed.position, place.position), max(self._passed.lsn, place.lsn))
         if self._passed_since is None and self._passed.position > self._progress.position:
             self._passed_since = asyncio.get_running_loop().time()
+
+    async def _told(self, marks: Sequence[Mark]) -> tuple[Mark, ...]:
+        """Those marks whose deed is in the ledger. Any role may emit the others, and they say nothing to us."""
+        told: list[Mark] = []
+        for mark in marks:
+            attempt = 0
+            while (
+                word := await self._db.value(
+                    statement("defer.judge_mark"), identity=mark.identity, action=mark.action, xid=mark.xid
+                )
+            ) == "open":
+                # Its transaction is in the WAL and waits, for a standby perhaps, before others may see it.
+                attempt += 1
+                await _pause(self._stop, _backoff(attempt))
+                if self._stop.is_set():
+                    raise _MovedError
+            if word == "told":
+                told.append(mark)
+            else:
+                log.warning(
+                    "transaction %s says %s of %s, and the ledger does not: passed over",
+                    mark.xid,
+                    mark.action,
+                    mark.identity,
+                )
+        return tuple(told)
 
     async def _run_marks(self, step: Step, job: Job | None) -> None:
         """Let deferrals begin and end here, together with what else its transaction calls for."""

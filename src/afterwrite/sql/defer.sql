@@ -95,6 +95,10 @@ select d.id, d.state, n.nspname as schema_now, c.relname as table_now
  where d.source = :source and d.state in ('prepared', 'live')
  order by d.id;
 
+-- name: judge_mark
+-- Whether a mark is the word of a deed that the ledger tells of (told), is nobody's (forged), or is not to be known yet (open).
+select afterwrite.judge_mark(:identity, :action, :xid);
+
 -- name: begin_deferral
 -- A trigger was silenced here: from now on its body is ours (it may be already, where it was silenced twice).
 with begun as (

@@ -86,6 +86,30 @@ comment on rule ledger_is_never_updated on afterwrite.ledger is 'What was writte
 comment on rule ledger_is_never_deleted_from on afterwrite.ledger is 'What was written in the ledger stays.';
 revoke update, delete, truncate on afterwrite.ledger from public, current_user;
 
+-- Every role may emit a message that looks like a mark; only who may silence a trigger can write the ledger. xid is the
+-- transaction's as the WAL has it, without its epoch: of the two that it may mean, the one that is no more than half the
+-- counter ahead. A commit is in the WAL, and may be read from there, before others see what it did.
+create function afterwrite.judge_mark(mark_subject text, mark_action text, mark_xid bigint) returns text
+    language sql stable
+    set search_path = pg_catalog
+as $$
+    with ahead as (
+        select pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 2147483648 as xid
+    ), deed as (
+        select greatest(xid - mod(xid - mark_xid, 4294967296), 0)::text::xid8 as xid from ahead
+    )
+    select case
+               when exists (select from afterwrite.ledger l
+                             where l.subject = mark_subject and l.action = mark_action and l.xid = d.xid)
+                   then 'told'
+               when pg_visible_in_snapshot(d.xid, pg_current_snapshot()) then 'forged'
+               else 'open'
+           end
+      from deed d
+$$;
+comment on function afterwrite.judge_mark(text, text, bigint) is
+    'Whether the ledger tells of the deed that a mark in the WAL speaks of (told), does not (forged), or its transaction cannot be seen yet (open).';
+
 -- A trigger with its clones on partitions, root first: cloned row triggers have their own enabled state.
 create function afterwrite.trigger_tree(of_table regclass, of_trigger text)
     returns table (trigger_oid oid, relation text, enabled text, depth int)
