@@ -244,6 +244,18 @@ def test_a_folder_that_is_not_ours_alone_is_refused(base: Path, how: str) -> Non
         root.rmdir()
 
 
+def test_a_folder_whose_owner_died_while_he_removed_it_is_swept_after_a_minute(base: Path) -> None:
+    home = base / f"afterwrite-{os.geteuid()}" / "0abc1234"
+    sweep()  # makes the root
+    (home / "data" / "base").mkdir(parents=True)  # and no lock
+    sweep()
+    assert home.exists()
+    os.utime(home, (time.time() - 61, time.time() - 61))
+    sweep()
+    assert not home.exists()
+    home.parent.rmdir()
+
+
 @pytest.mark.skipif(not IS_ROOT, reason="only root can give a folder to somebody else")
 def test_a_folder_of_another_user_is_refused(base: Path) -> None:
     root = base / "afterwrite-0"

@@ -243,20 +243,28 @@ class Server:
         self.bin_dir = copy / "bin"
 
     def _run(self, command: Sequence[Path | str], folder: Path) -> subprocess.CompletedProcess[str]:
-        """Run one of the server's tools as the server's user."""
+        """Run one of the server's tools as the server's user. An interruption of ours ends it and its children."""
         user = self._user
-        return subprocess.run(
+        with subprocess.Popen(
             command,
-            capture_output=True,
             text=True,
-            check=False,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             cwd=folder,
             env=_environment(),
+            start_new_session=True,  # Ctrl-C is for us; its children would go on writing into the folder we remove
             user=user and user.pw_uid,
             group=user and user.pw_gid,
             extra_groups=[] if user else None,
-        )
+        ) as tool:
+            try:
+                said, complained = tool.communicate()
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(tool.pid, signal.SIGKILL)
+                raise
+            return subprocess.CompletedProcess(tool.args, tool.returncode, said, complained)
 
     def _give(self, path: Path) -> None:
         if self._user is not None:
@@ -396,10 +404,10 @@ def kept_servers() -> list[str]:
 
 
 def _remove_unclaimed(home: Path) -> None:
-    """An owner who was killed before he could lock his folder left it empty; a new one is given a minute."""
+    """An owner who was killed before he could lock his folder, or while he removed it; a new one is given a minute."""
     with contextlib.suppress(OSError):
         if time.time() - home.lstat().st_mtime > 60:
-            home.rmdir()
+            shutil.rmtree(home)
 
 
 def _stop_orphan(home: Path) -> None:
