@@ -13,9 +13,11 @@ from rich.markup import escape
 
 from afterwrite import __version__
 from afterwrite.cli import capture, demo, doctor, install, migrate, plan, prove, scan, tail
-from afterwrite.cli.face import show_error, talk
+from afterwrite.cli.face import say, show_error
 from afterwrite.errors import AfterwriteError, ExitCode
 
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
 # Typer carries its own click, whose usage error is not exported: it is BadParameter's base.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
@@ -70,6 +72,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = app(arguments, standalone_mode=False)
+        if code == _INTERRUPTED:  # typer makes an exit code of Ctrl-C
+            raise KeyboardInterrupt
         raise SystemExit(code if isinstance(code, int) else ExitCode.OK)
     except AfterwriteError as error:
         if debug:
@@ -80,8 +84,12 @@ def main() -> NoReturn:
         error.show()
         raise SystemExit(ExitCode.USAGE) from None
     except (KeyboardInterrupt, typer.Abort):
-        talk.print("afterwrite: interrupted; nothing was left half done")
-        raise SystemExit(128 + signal.SIGINT) from None
+        say("afterwrite: interrupted; nothing was left half done")
+        raise SystemExit(_INTERRUPTED) from None
+    except SystemExit as error:
+        if error.code == _TERMINATED:
+            say("afterwrite: terminated; nothing was left half done")
+        raise
     except BrokenPipeError:
         # The reader of our stdout went away (`| head`): that is its right, and no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,8 +97,8 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        talk.print(f"[red]afterwrite:[/] unexpected {type(error).__name__}: {escape(str(error))}")
-        talk.print("  [green]→[/] run it again with --debug and report what it shows")
+        say(f"[red]afterwrite:[/] unexpected {type(error).__name__}: {escape(str(error))}")
+        say("  [green]→[/] run it again with --debug and report what it shows")
         raise SystemExit(ExitCode.ERROR) from None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +13,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from afterwrite.cli.face import Json, emit, out, run, say, table, talk
+from afterwrite.cli.face import Json, counted, emit, out, run, say, table, talk
 from afterwrite.demo.story import Chapter, Outcome, Script, tell_story
-from afterwrite.errors import ExitCode
+from afterwrite.errors import AfterwriteError, ExitCode
 from afterwrite.postgres.embedded import embedded_server, kept_servers, sweep
 
 
@@ -40,35 +38,46 @@ def demo(
     """
     if clean:
         removed = sweep(kept=True)
-        out.print(f"{len(removed)} demo servers removed")
+        out.print(f"{counted(len(removed), 'demo server')} removed")
         return ExitCode.OK
     script = Script(clients=clients, rate=rate, seed=seed)
-    folder = Path(tempfile.mkdtemp(prefix="afterwrite-demo-"))
     screen = _Screen()
-    try:
-        with screen, embedded_server(bin_dir=pg_bin, keep=keep) as server:
+    with screen, embedded_server(bin_dir=pg_bin) as server:
+        # In the server's own folder, so that whatever becomes of us, both go together.
+        folder = server.home / "demo"
+        folder.mkdir(mode=0o700)
+        dsn = server.dsn("legacy")
+        try:
             outcome = run(tell_story(server, folder, script, screen.tell))
-            dsn = server.dsn("legacy")
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        except AfterwriteError:
+            if keep:  # to look at what went wrong
+                server.keep()
+                _say_where(dsn, folder)
+            raise
+        if keep:
+            server.keep()
     if json:
         emit(_as_json(outcome))
     else:
         out.print(_summary(outcome))
     _explain_faults(outcome)
     if keep:
-        say(f"server and data stay: [bold]{escape(dsn)}[/]")
-        say(f"ledger and logs in {folder}; `afterwrite demo --clean` removes {len(kept_servers())} kept server(s)")
+        _say_where(dsn, folder)
     return ExitCode.ERROR if outcome.lost_or_doubled else ExitCode.OK
+
+
+def _say_where(dsn: str, folder: Path) -> None:
+    """What stays behind, each on a line that can be copied."""
+    talk.print(f"Server and data stay. Look at them with --dsn '{escape(dsn)}'", soft_wrap=True)
+    talk.print(f"The application's ledger and the logs are in {escape(str(folder))}", soft_wrap=True)
+    talk.print(f"`afterwrite demo --clean` removes {counted(len(kept_servers()), 'kept server')}.", soft_wrap=True)
 
 
 class _Screen:
     """The chapters and the application's pulse; plain lines where there is no terminal."""
 
     def __init__(self) -> None:
-        self._done: list[Text] = []
-        self._live = Live(console=talk, refresh_per_second=8, transient=False) if talk.is_terminal else None
+        self._live = Live(console=talk, refresh_per_second=8, transient=True) if talk.is_terminal else None
         self._spinner = Spinner("dots")
         self._title = ""
 
@@ -83,13 +92,12 @@ class _Screen:
     def tell(self, chapter: Chapter) -> None:
         if chapter.done:
             line = Text.assemble(("✓ ", "green"), chapter.title, (f"\n    {chapter.text}", "dim"))
-            self._done.append(line)
+            # Above the live part, so that a low window scrolls and cuts nothing off.
+            talk.print(line, soft_wrap=not self._live)
             if self._live:
-                self._live.update(Group(*self._done))
-            else:
-                talk.print(line, soft_wrap=True)
+                self._live.update(Text())
         elif self._live:
-            self._live.update(Group(*self._done, *self._present(chapter)))
+            self._live.update(Group(*self._present(chapter)))
         elif chapter.title != self._title:
             talk.print(f"… {escape(chapter.title)}", soft_wrap=True)
         self._title = chapter.title

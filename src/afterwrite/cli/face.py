@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -37,8 +39,19 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")]
 Apply = Annotated[bool, typer.Option("--apply", help="Act. Without it the command only says what it would do.")]
 
-out = Console(highlight=False, soft_wrap=False)
-talk = Console(stderr=True, highlight=False)
+# Piped tables keep their natural width: nobody greps for a name that is folded at 80 columns.
+_PIPED_COLUMNS = 200
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console.width = _PIPED_COLUMNS
+    return console
+
+
+out = _console(stderr=False)
+talk = _console(stderr=True)
 
 
 def settings(dsn: str | None, store_dsn: str | None = None) -> Settings:
@@ -67,13 +80,20 @@ def emit(value: object) -> None:
 
 
 def say(text: str) -> None:
-    """A line of talk, on stderr."""
-    talk.print(text)
+    """A line of talk, on stderr; wrapped between words on a terminal, left whole in a log."""
+    talk.print(text, soft_wrap=not talk.is_terminal)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 trigger``, ``2 triggers``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def table(*columns: str, title: str | None = None) -> Table:
     """A table in the house style; a column name that starts with ``>`` is right-aligned."""
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, title_style="bold")
+    made = Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0), title_style="bold"
+    )
     for column in columns:
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     return made
@@ -86,17 +106,39 @@ def fill(made: Table, rows: Iterable[Sequence[object]]) -> Table:
     return made
 
 
+_NOTES_OF_A_KIND = 2
 _MARK = {Severity.INFO: "[dim]note[/]", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]refused[/]"}
 
 
 def show_findings(findings: Sequence[Finding], console: Console | None = None) -> None:
-    """Findings as people read them: gravest first, each with its remedy."""
+    """Findings as people read them: gravest first, each with its remedy; of many notes of one kind the first few."""
     order = [Severity.ERROR, Severity.WARNING, Severity.INFO]
     console = console or out
+    notes = Counter(finding.rule for finding in findings if finding.severity is Severity.INFO)
+    shown: Counter[str] = Counter()
     for finding in sorted(findings, key=lambda finding: order.index(finding.severity)):
-        console.print(f"{_MARK[finding.severity]}  {escape(finding.text)} [dim]({finding.rule})[/]", soft_wrap=True)
+        if finding.severity is Severity.INFO and notes[finding.rule] > _NOTES_OF_A_KIND + 1:
+            shown[finding.rule] += 1
+            if shown[finding.rule] == _NOTES_OF_A_KIND + 1:
+                more = notes[finding.rule] - _NOTES_OF_A_KIND
+                console.print(
+                    f"{_MARK[Severity.INFO]}  and {more} more like it [dim]({finding.rule}; --json has all)[/]"
+                )
+            if shown[finding.rule] > _NOTES_OF_A_KIND:
+                continue
+        console.print(
+            f"{_MARK[finding.severity]}  {escape(sentence(finding))} [dim]({finding.rule})[/]", soft_wrap=True
+        )
         if finding.remedy:
             console.print(f"         [green]→[/] {escape(finding.remedy)}", soft_wrap=True)
+
+
+def sentence(finding: Finding) -> str:
+    """What and where in one sentence, also where the text leaves the place to ``where``."""
+    if finding.where in finding.text:
+        return finding.text
+    joint = " " if finding.text.startswith(("is ", "was ", "or ")) else ": "
+    return f"{finding.where}{joint}{finding.text}"
 
 
 def show_error(error: AfterwriteError) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from afterwrite.scan.survey import Survey, survey
 from afterwrite.settings import Settings
 
 DATABASE = "legacy"
+_PULSE_SECONDS = 0.5
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,18 +115,20 @@ async def tell_story(server: Server, folder: Path, script: Script, tell: Tell) -
         await database.run(b"create extension if not exists pg_stat_statements with schema public")
         await create_legacy_application(database, seed=script.seed)
         ledger = folder / "workload.jsonl"
-        async with application(
-            server.dsn(DATABASE, ROLE),
-            ledger,
-            clients=script.clients,
-            seed=script.seed,
-            rate=script.rate,
-            log=folder / "workload.log",
-        ) as app:
-            narrator.watch(app)
+        async with (
+            application(
+                server.dsn(DATABASE, ROLE),
+                ledger,
+                clients=script.clients,
+                seed=script.seed,
+                rate=script.rate,
+                log=folder / "workload.log",
+            ) as app,
+            narrator.watch(app),
+        ):
             narrator.close(f"{script.clients} clients at work")
 
-            narrator.open("what a write costs with the triggers on")
+            narrator.open("what a write costs with the triggers on", f"for {script.measure_seconds:.0f} s")
             await asyncio.sleep(script.warm_seconds)
             before = await _measure(database, server, app, "before", script.measure_seconds)
             narrator.close(_cost(before))
@@ -149,7 +153,7 @@ async def tell_story(server: Server, folder: Path, script: Script, tell: Tell) -
 
                 await _migrate(database, plan, settings, app, narrator, script)
 
-                narrator.open("what a write costs now")
+                narrator.open("what a write costs now", f"for {script.measure_seconds:.0f} s")
                 await asyncio.sleep(script.warm_seconds)
                 after = await _measure(database, server, app, "after", script.measure_seconds)
                 lags = await _lags(database, script.measure_seconds)
@@ -187,21 +191,37 @@ class _Narrator:
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
         self._title = ""
+        self._text = ""
         self._app: Process | None = None
 
-    def watch(self, app: Process) -> None:
+    @asynccontextmanager
+    async def watch(self, app: Process) -> AsyncGenerator[None]:
+        """Pass on this application's pulse inside the block."""
         self._app = app
+        beating = asyncio.create_task(self._beat())
+        try:
+            yield
+        finally:
+            beating.cancel()
 
-    def open(self, title: str) -> None:
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(_PULSE_SECONDS)
+            if self._title:
+                self.say(self._text)
+
+    def open(self, title: str, text: str = "") -> None:
         self._title = title
-        self.say("")
+        self.say(text)
 
     def say(self, text: str) -> None:
+        self._text = text
         pulse = self._app.latest if self._app else {}
         self._tell(Chapter(title=self._title, text=text, pulse=pulse))
 
     def close(self, text: str) -> None:
         self._tell(Chapter(title=self._title, text=text, done=True))
+        self._title = self._text = ""
 
 
 async def _measure(database: Database, server: Server, app: Process, name: str, seconds: float) -> Window:
