@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import psycopg
@@ -15,7 +20,9 @@ from afterwrite.postgres.embedded import Server, embedded_server
 
 def afterwrite(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PG", "AFTERWRITE_", "DATABASE_URL"))
+        name: value
+        for name, value in os.environ.items()
+        if name == "AFTERWRITE_SLOT" or not name.startswith(("PG", "AFTERWRITE_", "DATABASE_URL"))
     }
     return subprocess.run(
         [sys.executable, "-m", "afterwrite", *words],
@@ -26,6 +33,51 @@ def afterwrite(*words: str, cwd: Path | None = None, **environment: str) -> subp
         cwd=cwd,
         env={**kept, "COLUMNS": "200", **environment},
     )
+
+
+def start(*words: str, **environment: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a shell would start it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from afterwrite.cli import main; main()", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **environment},
+    )
+
+
+def processes_of(folder: Path) -> list[str]:
+    """What still runs with this folder in its words; what was told to end is given a moment."""
+    found: list[str] = []
+    for _ in range(50):
+        said = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        found = [line for line in said.splitlines() if str(folder) in line]
+        if not found:
+            break
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture
+def own_tmp() -> Generator[Path]:
+    """A temporary folder with a path short enough for sockets, which the server's user may pass through."""
+    folder = Path(tempfile.mkdtemp(prefix="aw", dir="/tmp"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def installed(dsn: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database with one audited table, where afterwrite is installed."""
+    slot = "t_" + dsn.rpartition("test_")[2].split()[0]
+    monkeypatch.setenv("AFTERWRITE_SLOT", slot)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(AUDITED)
+    assert afterwrite("install", "--apply", "--dsn", dsn).returncode == 0
+    return dsn
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
@@ -91,6 +143,13 @@ end $$;
 create trigger audit_orders after insert or update or delete on public.orders
   for each row execute function public.audit();
 """
+CHANGED = """
+create or replace function public.audit() returns trigger language plpgsql as $$
+begin
+  raise notice 'changed';
+  return null;
+end $$;
+"""
 
 
 def test_install_says_what_it_would_do_and_does_nothing(dsn: str) -> None:
@@ -151,3 +210,114 @@ def test_help_fits_eighty_columns(words: list[str]) -> None:
     result = afterwrite(*words, COLUMNS="80")
     assert result.returncode == 0
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_a_role_that_may_not_look_is_sent_to_the_owner_and_not_in_circles(dsn: str, server: Server) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(AUDITED)
+        connection.execute("create schema afterwrite")
+        connection.execute("create table afterwrite.version (number integer, name text)")
+        connection.execute("do $$ begin create role nobody_special login; exception when duplicate_object then end $$")
+    result = afterwrite("doctor", "--dsn", dsn.replace("user=postgres", "user=nobody_special"))
+    refused(result, 5, "afterwrite install", "connect as")
+    assert "afterwrite doctor" not in result.stderr
+
+
+def test_a_plan_file_that_cannot_be_read_or_written_is_named(dsn: str, tmp_path: Path) -> None:
+    refused(afterwrite("plan", "--dsn", dsn, "--file", str(tmp_path / "no" / "plan.toml")), 2, "cannot be written")
+    (tmp_path / "plan.toml").write_bytes(b"\xff\xfe")
+    refused(afterwrite("plan", "--check", "--dsn", dsn, cwd=tmp_path), 2, "plan.toml", "cannot be read")
+
+
+def test_drift_names_the_trigger_that_was_changed(dsn: str, tmp_path: Path) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(AUDITED)
+        assert afterwrite("plan", "--dsn", dsn, cwd=tmp_path).returncode == 0
+        connection.execute(CHANGED)
+    result = afterwrite("plan", "--check", "--dsn", dsn, cwd=tmp_path)
+    assert result.returncode == 4
+    assert "public.orders.audit_orders" in result.stdout
+
+
+def test_an_empty_database_is_told_that_there_is_nothing_to_do(dsn: str, tmp_path: Path) -> None:
+    assert "nothing to migrate" in afterwrite("plan", "--dsn", dsn, cwd=tmp_path).stdout
+    run = afterwrite("migrate", "run", "--all", "--dsn", dsn, cwd=tmp_path)
+    assert (run.returncode, "nothing to do" in run.stdout) == (0, True)
+    assert "no user trigger" in afterwrite("scan", "--dsn", dsn).stdout
+
+
+def test_a_dry_run_shows_the_deeds_and_not_the_plan_it_was_given(installed: str, tmp_path: Path) -> None:
+    assert afterwrite("plan", "--dsn", installed, cwd=tmp_path).returncode == 0
+    dry = afterwrite("migrate", "run", "--all", "--dsn", installed, cwd=tmp_path)
+    assert dry.returncode == 3
+    assert "disable trigger" in dry.stdout
+    assert "fingerprint" not in dry.stdout
+    assert "Nothing was done" in dry.stderr
+    exact = afterwrite("migrate", "run", "--all", "--json", "--dsn", installed, cwd=tmp_path)
+    assert "fingerprint" in exact.stdout
+
+
+def test_taking_back_what_was_never_done_says_so(installed: str) -> None:
+    for words in (["--phase", "1"], ["--phase", "1", "--apply"]):
+        result = afterwrite("migrate", "rollback", *words, "--dsn", installed)
+        assert result.returncode == 0
+        assert "Nothing is off" in result.stdout
+
+
+def test_a_new_shadow_window_is_said_to_begin(installed: str) -> None:
+    assert "begins anew" in afterwrite("prove", "--reset", "--dsn", installed).stderr
+
+
+def test_a_second_worker_is_refused_and_says_its_trouble_once(installed: str) -> None:
+    with start("capture", "--json", "--dsn", installed) as first:
+        assert first.stdout is not None
+        while '"streaming"' not in first.stdout.readline():
+            assert first.poll() is None
+        second = afterwrite("capture", "--dsn", installed)
+        refused(second, 5, "another worker is active", "pg_terminate_backend")
+        assert len(second.stderr.splitlines()) == 3, second.stderr
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=20)
+    assert first.returncode == 0
+
+
+def test_following_ends_with_ctrl_c_and_is_no_failure(installed: str) -> None:
+    with start("tail", "--follow", "--dsn", installed) as tail:
+        time.sleep(1.5)
+        tail.send_signal(signal.SIGINT)
+        said = tail.communicate(timeout=10)
+    assert (tail.returncode, said) == (0, ("", ""))
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "code", "word"),
+    [
+        (signal.SIGINT, 0.15, 130, "interrupted"),  # at its imports
+        (signal.SIGINT, 0.9, 130, "interrupted"),  # while the cluster is laid
+        (signal.SIGINT, 3.0, 130, "interrupted"),  # with the application at work
+        (signal.SIGTERM, 3.0, 143, "terminated"),
+    ],
+)
+def test_a_demo_that_is_interrupted_leaves_nothing(
+    own_tmp: Path, number: signal.Signals, seconds: float, code: int, word: str
+) -> None:
+    with start("demo", "--keep", TMPDIR=str(own_tmp)) as demo:
+        time.sleep(seconds)
+        os.killpg(demo.pid, number)  # as a terminal does: to all that is in the foreground
+        _, said = demo.communicate(timeout=30)
+    assert demo.returncode == code, said
+    assert word in said
+    assert "Traceback" not in said
+    assert [str(path) for root in own_tmp.iterdir() for path in root.iterdir()] == []
+    assert processes_of(own_tmp) == []
+
+
+def test_what_a_killed_demo_left_goes_with_the_next_start(own_tmp: Path) -> None:
+    with start("demo", TMPDIR=str(own_tmp)) as demo:
+        time.sleep(3.0)
+        os.killpg(demo.pid, signal.SIGKILL)
+        demo.communicate(timeout=30)
+    result = afterwrite("demo", "--clean", TMPDIR=str(own_tmp))
+    assert "1 demo server removed" in result.stdout
+    assert [str(path) for root in own_tmp.iterdir() for path in root.iterdir()] == []
+    assert processes_of(own_tmp) == []

@@ -269,7 +269,7 @@ def _judge_slot(seen: Survey, setup: CaptureSetup) -> Iterator[Finding]:
             "slot.foreign",
             slot.name,
             f"slot {slot.name} is not ours: plugin {slot.plugin or 'none'}, database {slot.database or 'none'}",
-            "choose another slot name, or drop it if nobody needs it",
+            "give another name in AFTERWRITE_SLOT (or slot in afterwrite.toml), or drop it if nobody needs it",
         )
     elif slot.lost:
         yield _error(

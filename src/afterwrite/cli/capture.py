@@ -43,12 +43,14 @@ async def _capture(given: Settings, *, json: bool, end_with_stdin: bool) -> None
         loop.add_signal_handler(number, stop.set)
     if end_with_stdin:
         loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1024) or stop.set())
-    told = 0.0
+    told, trouble = 0.0, ""
     live = Live(Text("starting"), console=talk, refresh_per_second=4) if not json and talk.is_terminal else None
 
     def tell(status: runtime.RuntimeStatus) -> None:
-        nonlocal told
-        changed = status.capture.trouble is not None
+        nonlocal told, trouble
+        # A trouble is told when it comes up, and not again at every attempt to get over it.
+        changed = (status.capture.trouble or "") not in ("", trouble)
+        trouble = status.capture.trouble or trouble
         if not changed and time.monotonic() - told < _TELL_SECONDS:
             return
         told = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from afterwrite import runtime
 from afterwrite.capture.preflight import read_slot
 from afterwrite.cli.face import Dsn, Json, StoreDsn, emit, out, run, settings, show_findings
-from afterwrite.errors import ExitCode, Finding, Severity
+from afterwrite.errors import ExitCode, Finding, Refused, Severity
 from afterwrite.settings import Settings
 from afterwrite.store.reader import verify_feed
 from afterwrite.store.writer import read_checkpoint
@@ -16,7 +16,16 @@ def doctor(dsn: Dsn = None, store_dsn: StoreDsn = None, json: Json = False) -> i
 
     Exit 5 if something forbids going on.
     """
-    findings = run(_examine(settings(dsn, store_dsn)))
+    given = settings(dsn, store_dsn)
+    try:
+        findings = run(_examine(given))
+    except Refused as error:
+        if "afterwrite doctor" not in (error.remedy or ""):
+            raise
+        # A role that may not even look was sent here by every other verb: do not send it round in circles.
+        raise Refused(
+            str(error), remedy="connect as the role that ran `afterwrite install`, or a member of it"
+        ) from error
     wrong = any(finding.severity is Severity.ERROR for finding in findings)
     if json:
         emit({"schema_version": 1, "healthy": not wrong, "findings": findings})

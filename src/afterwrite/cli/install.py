@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from afterwrite import runtime
 from afterwrite.capture.slot import StepKind
-from afterwrite.cli.face import Apply, Dsn, Json, StoreDsn, emit, out, run, say, settings, show_findings
+from afterwrite.cli.face import Apply, Dsn, Json, StoreDsn, counted, emit, out, run, say, settings, show_findings
 from afterwrite.errors import ExitCode, Severity
 from afterwrite.postgres import Blocker
 from afterwrite.settings import Settings
@@ -37,7 +37,8 @@ async def _install(given: Settings, *, apply: bool, accept_gap: bool, json: bool
         seen = await runtime.look_at_installation(given, source, store)
         refused = any(finding.severity is Severity.ERROR for finding in seen.findings)
         if not json:
-            show_findings(seen.findings)
+            raised = next((f for f in seen.findings if f.severity is Severity.ERROR and apply and not accept_gap), None)
+            show_findings([finding for finding in seen.findings if finding is not raised])
         if not apply:
             if json:
                 emit(_as_json(seen, applied=False))
@@ -59,7 +60,7 @@ async def _install(given: Settings, *, apply: bool, accept_gap: bool, json: bool
             if prepared.gap:
                 say(f"[yellow]gap:[/] commits after {prepared.gap.after} up to {prepared.gap.until} are not stored")
             out.print(
-                f"{len(seen.setup.tables)} tables are captured from {prepared.checkpoint.lsn} on; "
+                f"{counted(len(seen.setup.tables), 'table')} captured from {prepared.checkpoint.lsn} on; "
                 "next: [bold]afterwrite capture[/]"
             )
     return ExitCode.OK
@@ -72,11 +73,14 @@ def _blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
 
 def _show(seen: runtime.Installation) -> None:
     if seen.done:
-        out.print(f"All is in place: {len(seen.setup.tables)} tables are captured; next: [bold]afterwrite capture[/]")
+        out.print(
+            f"All is in place: {counted(len(seen.setup.tables), 'table')} captured; next: [bold]afterwrite capture[/]"
+        )
         return
-    out.print(f"Would capture {len(seen.setup.tables)} tables and read {len(seen.setup.legacy_tables)} legacy logs:")
+    tables, logs = counted(len(seen.setup.tables), "table"), counted(len(seen.setup.legacy_tables), "legacy log")
+    out.print(f"Would capture {tables} and read {logs}:")
     for upgrade in seen.schema:
-        out.print(f"  lay schema {escape(upgrade)}")
+        out.print(f"  lay schema {escape(upgrade)}", soft_wrap=True)
     for step in seen.steps:
         out.print(f"  {escape(step.text)}", soft_wrap=True)
         if step.sql and step.kind is not StepKind.SLOT:

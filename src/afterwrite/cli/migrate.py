@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,21 @@ import typer
 from rich.markup import escape
 
 from afterwrite import runtime
-from afterwrite.cli.face import Apply, Dsn, Json, StoreDsn, emit, fill, out, run, say, settings, show_findings, table
+from afterwrite.cli.face import (
+    Apply,
+    Dsn,
+    Json,
+    StoreDsn,
+    counted,
+    emit,
+    fill,
+    out,
+    run,
+    say,
+    settings,
+    show_findings,
+    table,
+)
 from afterwrite.cli.plan import PlanFile, load
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.migrate.deeds import EventKind, MigrationEvent
@@ -126,6 +142,10 @@ async def _run(given: Settings, plan: Plan, number: int | None, *, apply: bool, 
     else:
         for done in runs:
             _show_run(done)
+        if not runs:
+            out.print("The plan moves no trigger: there is nothing to do.")
+        elif not apply:
+            say("Nothing was done. Run it with [bold]--apply[/].")
     return ExitCode.GATE if unmet else ExitCode.OK
 
 
@@ -181,28 +201,45 @@ def _tell(event: MigrationEvent) -> None:
             pass
 
 
+# The plan's text goes into the ledger, and would bury what is done to the triggers.
+_PLAN_TEXT = re.compile(r"E?'# The plan of a migration(?:[^']|'')*'")
+
+
+def _readable(sql: str) -> str:
+    return _PLAN_TEXT.sub("'(the whole text of the plan; --json shows it)'", sql)
+
+
 def _show_run(done: PhaseRun) -> None:
     if done.applied:
         out.print(f"Phase {done.number} ({escape(done.title)}): {done.state.value}, {len(done.silenced)} silenced now")
     else:
-        out.print(f"-- Phase {done.number}, {escape(done.title)}: what --apply would run", highlight=False)
-        typer.echo(done.sql)
+        typer.echo(f"-- Phase {done.number}, {done.title}: what --apply would run")
+        typer.echo(_readable(done.sql))
         _show_gates(done.gates)
     show_findings(done.findings)
 
 
-def _show_gates(gates: tuple[Gate, ...]) -> None:
+def _show_gates(gates: Sequence[Gate]) -> None:
     for gate in gates:
-        say(f"{'[green]✓[/]' if gate.met else '[red]✗[/]'} {escape(str(gate))}")
+        found = "could not be measured" if gate.value is None else gate.value
+        needs = "" if gate.met else f", needs {gate.threshold}"
+        say(
+            f"{'[green]✓[/]' if gate.met else '[red]✗[/]'} {escape(gate.name)}: {escape(found)}{escape(needs)} "
+            f"[dim]({escape(gate.window)})[/]"
+        )
+        if not gate.met:
+            say(f"    [green]→[/] {escape(gate.remedy)}")
 
 
 def _show_rollback(done: Rollback) -> None:
-    if not done.applied:
+    if not (done.restored or done.finished or done.sql.strip()):
+        out.print("Nothing is off that could be taken back.")
+    elif not done.applied:
         typer.echo(done.sql)
+        say("Nothing was done. Run it with [bold]--apply[/].")
     else:
-        out.print(
-            f"{len(done.restored)} triggers are on again" + (", and the migration is over" if done.finished else "")
-        )
+        over = ", and the migration is over" if done.finished else ""
+        out.print(f"{counted(len(done.restored), 'trigger')} on again{over}")
     show_findings(done.findings)
 
 
@@ -224,7 +261,19 @@ def _show_status(found: MigrationStatus) -> None:
         if phase.halted:
             out.print(f"[red]phase {phase.number}[/]: {escape(phase.halted)}")
     show_findings(found.findings)
-    out.print(f"[bold]next:[/] {escape(found.next)}")
+    head = found.next.partition(":")[0]
+    unmet = [
+        gate
+        for phase in found.phases
+        if f"phase {phase.number} " in head
+        for gate in phase.gates
+        if not gate.met and str(gate) in found.next
+    ]
+    if unmet:
+        out.print(f"[bold]next:[/] {escape(head)}, which needs:")
+        _show_gates(unmet)
+    else:
+        out.print(f"[bold]next:[/] {escape(found.next)}")
 
 
 def _run_as_json(done: PhaseRun) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from afterwrite.cli.face import Dsn, Json, emit, fill, out, run, say, settings, show_findings, table
+from afterwrite.cli.face import Dsn, Json, counted, emit, fill, out, run, say, settings, show_findings, table
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.migrate.gates import read_table_figures
 from afterwrite.migrate.plan import Plan, Thresholds, check_plan, make_plan, read_plan, write_plan
@@ -42,7 +42,10 @@ def plan(
     if str(file) == "-":
         typer.echo(write_plan(made), nl=False)
         return ExitCode.OK
-    file.write_text(write_plan(made), encoding="utf-8")
+    try:
+        file.write_text(write_plan(made), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}", remedy="name another with --file") from error
     rows = [
         (
             phase.number,
@@ -53,7 +56,9 @@ def plan(
         for phase in made.phases
     ]
     out.print(fill(table(">phase", "what", ">retire", ">defer"), rows))
-    out.print(f"{len(made.kept)} triggers stay, {len(made.review)} need a person's look.")
+    if not any(phase.triggers for phase in made.phases):
+        out.print("No trigger can be retired or deferred: there is nothing to migrate.")
+    out.print(f"{counted(len(made.kept), 'trigger')} to keep, {len(made.review)} for a person to look at.")
     say(f"written to {file}; edit it, review it, then: afterwrite migrate run --phase 1")
     return ExitCode.OK
 
@@ -70,7 +75,11 @@ def load(file: Path) -> Plan:
     """Read a plan file; raises UsageError when it is not there or not a plan."""
     if not file.is_file():
         raise UsageError(f"there is no plan {file}", remedy="write one with `afterwrite plan`, or name it with --file")
-    return read_plan(file.read_text(encoding="utf-8"))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}", remedy="mend it, or name another with --file") from error
+    return read_plan(text)
 
 
 async def _make(given: Settings) -> Plan:

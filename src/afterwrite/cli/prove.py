@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from afterwrite.cli.face import Dsn, Json, emit, fill, out, run, settings, table
+from afterwrite.cli.face import Dsn, Json, counted, emit, fill, out, run, say, settings, table
 from afterwrite.errors import ExitCode
 from afterwrite.postgres import connect
 from afterwrite.prove.prover import begin_window
@@ -35,6 +35,7 @@ async def _prove(given: Settings, *, examples: bool, mapping: bool, reset: bool,
     async with connect(given.dsn) as database:
         if reset:
             await begin_window(database)
+            say("The shadow window begins anew.")
         proof = await read_proof(database)
     if json:
         emit({"schema_version": 1, **to_json(proof)})
@@ -52,17 +53,26 @@ def _show(proof: Proof) -> None:
     if proof.through_at is None:
         out.print("Nothing was compared yet; `afterwrite capture` compares while it runs.")
         return
-    made = table("trigger", "mode", ">seen", ">matched", ">explained", ">unexplained", "not seen yet")
-    fill(made, (_row(each) for each in proof.triggers))
+    made = table("table and trigger", "mode", ">seen", ">matched", ">ex-\nplained", ">unex-\nplained")
+    last = ""
+    for each in proof.triggers:
+        name = each.trigger.removeprefix("public.").rpartition(".")[0]
+        if name != last:
+            made.add_row(f"[bold]{escape(name)}[/]")
+        fill(made, [_row(each)])
+        last = name
     out.print(made)
+    for each in proof.triggers:
+        if each.unseen and not each.silenced:
+            out.print(f"[yellow]not seen yet:[/] {escape(each.trigger)} on {', '.join(each.unseen)}", soft_wrap=True)
     for stranger in proof.strangers:
         for operation in stranger.operations:
             for reason, count in operation.explained.items():
                 out.print(f"{count:,} rows of {escape(stranger.trigger)} were written by no watched trigger ({reason})")
     colour = "red" if proof.unexplained else "green"
     out.print(
-        f"{proof.transactions:,} transactions compared over {proof.seconds:,.0f} s: "
-        f"[{colour}]{proof.unexplained} unexplained residuals[/]"
+        f"{counted(proof.transactions, 'transaction')} compared over {proof.seconds:,.0f} s: "
+        f"[{colour}]{counted(proof.unexplained, 'unexplained residual')}[/]"
     )
 
 
@@ -70,9 +80,15 @@ def _row(each: TriggerProof) -> tuple[object, ...]:
     seen = sum(operation.seen for operation in each.operations)
     matched = sum(operation.matched for operation in each.operations)
     explained = sum(sum(operation.explained.values()) for operation in each.operations)
-    name = each.trigger.removeprefix("public.")
-    state = f"{each.mode.value}, silent" if each.silenced else each.mode.value
-    return name, state, f"{seen:,}", f"{matched:,}", f"{explained:,}", each.unexplained, ", ".join(each.unseen)
+    state = f"{each.mode.value}, off" if each.silenced else each.mode.value
+    return (
+        f"  {each.trigger.rpartition('.')[2]}",
+        state,
+        f"{seen:,}",
+        f"{matched:,}",
+        f"{explained:,}",
+        f"{each.unexplained:,}",
+    )
 
 
 def _show_examples(proof: Proof) -> None:

@@ -53,15 +53,16 @@ def _show(found: Survey) -> None:
     judgements = sorted(found.judgements, key=lambda each: (each.trigger.schema, each.trigger.table, each.trigger.name))
     if not judgements:
         out.print("There is no user trigger in this database.")
-    made = table("table", "trigger", "verdict", "why")
+    made = table("table and trigger", "verdict", "why")
     last = ""
     for judgement in judgements:
         trigger = judgement.trigger
         name = trigger.table if trigger.schema == "public" else f"{trigger.schema}.{trigger.table}"
         colour = _COLOUR[judgement.verdict]
+        if name != last:
+            made.add_row(f"[bold]{escape(name)}[/]")
         made.add_row(
-            "" if name == last else escape(name),
-            escape(trigger.name),
+            f"  {escape(trigger.name)}",
             f"[{colour}]{judgement.verdict.value}[/]",
             escape(_why(judgement)),
         )

@@ -10,13 +10,14 @@ import msgspec
 import typer
 from rich.markup import escape
 
-from afterwrite.cli.face import Json, StoreDsn, emit, out, run, settings
+from afterwrite.cli.face import StoreDsn, emit, out, run, settings
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.settings import Settings
-from afterwrite.store.reader import StoredActivity, read_tail
+from afterwrite.store.reader import StoredActivity, read_position, read_tail
 
 _POLL_SECONDS = 0.2
+_PAGE = 1_000
 
 
 def tail(
@@ -29,9 +30,9 @@ def tail(
     actor: Annotated[str | None, typer.Option("--actor", help="Only this actor's.")] = None,
     entity: Annotated[str | None, typer.Option("--entity", help="Only this entity: TYPE or TYPE/ID.")] = None,
     action: Annotated[str | None, typer.Option("--action", help="Only this action, such as users.update.")] = None,
-    json: Json = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document a line on stdout, for machines.")] = False,
 ) -> int:
-    """Show the newest activity, oldest first; with --follow, go on until Ctrl-C. --json prints a JSON line each."""
+    """Show the newest activity, oldest first; with --follow, go on until Ctrl-C."""
     kind, _, number = (entity or "").partition("/")
     if entity is not None and not kind:
         raise UsageError(f"--entity {entity!r} names no type", remedy="give it as TYPE or TYPE/ID, such as users/42")
@@ -41,22 +42,36 @@ def tail(
         "entity_id": number or None,
         "action": action,
     }
-    run(_tail(settings(dsn, store_dsn), wanted, count=count, follow=follow, json=json))
+    try:
+        run(_tail(settings(dsn, store_dsn), wanted, count=count, follow=follow, json=json))
+    except KeyboardInterrupt:
+        if not follow:  # following ends so
+            raise
     return ExitCode.OK
 
 
 async def _tail(given: Settings, wanted: dict[str, Any], *, count: int, follow: bool, json: bool) -> None:
     async with connect(given.store, application_name="afterwrite tail") as store:
+        # Read before the newest are: what comes in between is then among them, and what they skip lies behind us.
+        position = await read_position(store)
         found = await read_tail(store, limit=count, **wanted)
-        _show(found, json=json)
+        _show(sorted(found, key=_moment), json=json)
         if not found and not follow and not json:
             out.print("[dim]Nothing is recorded yet that fits.[/]")
-        position = max((each.position for each in found), default=0)
+        position = max((each.position for each in found), default=position)
         while follow:
-            found = await read_tail(store, limit=1_000, after_position=position, **wanted)
+            end = await read_position(store)
+            found = await read_tail(store, limit=_PAGE, after_position=position, **wanted)
             _show(found, json=json)
-            position = max((each.position for each in found), default=position)
+            reached = max((each.position for each in found), default=position)
+            # Past what a filter leaves out as well, or every look would read it again.
+            position = reached if len(found) >= _PAGE else max(reached, end)
             await asyncio.sleep(_POLL_SECONDS)
+
+
+def _moment(activity: StoredActivity) -> tuple[object, ...]:
+    """Its place in time: within one transaction the order of its changes."""
+    return activity.occurred_at, activity.commit_lsn or 0, activity.ordinal or 0
 
 
 def _show(found: Sequence[StoredActivity], *, json: bool) -> None:
