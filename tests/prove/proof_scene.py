@@ -63,8 +63,8 @@ class Scene:
             for statement in statements:
                 db.execute(statement)
 
-    def mark(self, action: str, trigger: str, *statements: str, mode: str = "retire") -> None:
-        """What migrate does: the deed and its mark in one transaction."""
+    def mark(self, action: str, trigger: str, *statements: str, mode: str = "retire", forged: bool = False) -> None:
+        """What migrate does: the deed, its row in the ledger (unless ``forged``) and its mark in one transaction."""
         content = (
             f'{{"category":"migration","action":"trigger.{action}","entity_type":"trigger",'
             f'"entity_id":"{trigger}","metadata":{{"mode":"{mode}","phase":1}}}}'
@@ -72,6 +72,12 @@ class Scene:
         with psycopg.connect(self.dsn) as db:
             for statement in statements:
                 db.execute(statement)
+            if not forged:
+                db.execute("insert into afterwrite.migration (id, plan) values (1, '') on conflict do nothing")
+                db.execute(
+                    "insert into afterwrite.ledger (migration, phase, subject, action, sql) values (1, 1, %s, %s, '')",
+                    [trigger, f"trigger.{action}"],
+                )
             db.execute("select pg_logical_emit_message(true, 'afterwrite.event', %s)", [content])
 
     def read(self) -> list[Transaction]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import psycopg
 import pytest
 from proof_scene import Scene, of  # type: ignore[import-not-found]
 
@@ -264,6 +265,28 @@ def test_a_mark_moves_the_expectation_at_exactly_its_place(shop: Scene) -> None:
     proof = shop.prove(transactions, found)
     (inserted, *_) = of(proof, "customer_audit").operations
     assert (inserted.seen, inserted.matched, proof.unexplained) == (2, 2, 0)
+    assert not of(proof, "customer_audit").silenced
+
+
+def test_a_mark_that_the_ledger_does_not_tell_of_moves_nothing(shop: Scene) -> None:
+    identity = "public.customer.customer_audit"
+    found = shop.survey()
+    say(shop, "insert into customer values (1, 'Ann')")
+    # Any role may emit it: were it believed, what the trigger logs and we lack would be no difference any more.
+    shop.mark("silence", identity, forged=True)
+    say(shop, "insert into customer values (2, 'Bob')")
+    nested = "[" * 50_000 + "]" * 50_000
+    with psycopg.connect(shop.dsn, autocommit=True) as db:
+        for content in (
+            f'{{"category":"migration","action":"trigger.silence","metadata":{nested}}}',
+            f'{{"entity_id":"{identity}","entity_type":"trigger","category":"migration","action":"trigger.silence",'
+            '"metadata":[]}',
+        ):
+            db.execute("select pg_logical_emit_message(true, 'afterwrite.event', %s)", [content])
+    say(shop, "insert into customer values (3, 'Cyd')")
+    proof = shop.prove(shop.read(), found)
+    (inserted, *_) = of(proof, "customer_audit").operations
+    assert (inserted.seen, inserted.matched, proof.unexplained) == (3, 3, 0)
     assert not of(proof, "customer_audit").silenced
 
 

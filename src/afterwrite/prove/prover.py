@@ -10,6 +10,7 @@ It sees each transaction before the store does, and counts it exactly once: the 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -30,7 +31,10 @@ from afterwrite.scan.catalog import Enabled, read_inventory
 from afterwrite.scan.classify import Judgement
 from afterwrite.scan.facts import Body
 
+log = logging.getLogger(__name__)
+
 SILENCE, RESTORE = "trigger.silence", "trigger.restore"
+_SEEN_TRIES, _SEEN_PAUSE = 50, 0.02
 _CHANGES_AT_A_STRETCH = 2_000
 
 
@@ -99,6 +103,7 @@ class _Mark(msgspec.Struct, frozen=True):
     silenced: bool
     mode: str
     lsn: Lsn
+    xid: int
 
 
 class _State(msgspec.Struct, kw_only=True):
@@ -165,14 +170,17 @@ class Prover:
         """One try; False when the window was begun anew meanwhile."""
         database, matcher, state = await self._ready()
         # Empty ones, our own among them, would make us write, and so make another.
-        told = [each for each in transactions if each.changes or each.legacy or each.messages]
-        fresh = [each for each in told if state.through_lsn is None or each.commit_lsn > state.through_lsn]
+        said = [each for each in transactions if each.changes or each.legacy or each.messages]
+        fresh = [each for each in said if state.through_lsn is None or each.commit_lsn > state.through_lsn]
         if not fresh:
             return True
-        account, marks = await self._match(matcher, state, fresh)
+        told = await _told(
+            database, [mark for each in fresh for mark in _read_marks(each) if mark.trigger in state.watched]
+        )
+        account, marks = await self._match(matcher, state, fresh, told)
         if account.total(Reason.REPLICA_ROLE) and await self._reread_versions(database, state):
             # Somebody altered a trigger: whether it was on when these were written is not known after all.
-            account, marks = await self._match(matcher, state, fresh)
+            account, marks = await self._match(matcher, state, fresh, told)
         for mark in marks:
             state.watched[mark.trigger].obey(mark)
         if marks:  # they come with ALTER TABLE: what is there now is what counts from here on
@@ -254,9 +262,12 @@ class Prover:
     # --- matching -----------------------------------------------------------------------------------------------------
 
     async def _match(
-        self, matcher: Matcher, state: _State, transactions: Sequence[Transaction]
+        self, matcher: Matcher, state: _State, transactions: Sequence[Transaction], told: frozenset[_Mark]
     ) -> tuple[Account, list[_Mark]]:
-        """What the transactions come to, and the marks among them. A mark holds from the next transaction on."""
+        """What the transactions come to, and the marks among them that the ledger tells of, in their order.
+
+        A mark holds from the next transaction on.
+        """
         account = Account()
         marks: list[_Mark] = []
         silenced = {name: each.silenced_mode for name, each in state.watched.items() if each.silenced}
@@ -272,7 +283,7 @@ class Prover:
                 else:
                     match()
             for mark in _read_marks(transaction):
-                if mark.trigger in state.watched:
+                if mark in told:
                     marks.append(mark)
                     silenced.pop(mark.trigger, None)
                     if mark.silenced:
@@ -389,6 +400,30 @@ def _steady(state: _State, first: Lsn) -> frozenset[tuple[str, Operation]]:
     return frozenset(key for key in state.working if key[0] in known)
 
 
+async def _told(database: Database, marks: Sequence[_Mark]) -> frozenset[_Mark]:
+    """Those marks whose deed the ledger tells of: every role may emit a message that looks like one."""
+    told: set[_Mark] = set()
+    for mark in marks:
+        word = "open"
+        for _ in range(_SEEN_TRIES):
+            action = SILENCE if mark.silenced else RESTORE
+            word = await database.value(
+                statement("prove.judge_mark"), identity=mark.trigger, action=action, xid=mark.xid
+            )
+            if word != "open":
+                break
+            # In the WAL, and not to be seen by others yet. It may be us whom its commit waits for (as a synchronous
+            # standby), so this has an end; what is no deed is seen at once.
+            await asyncio.sleep(_SEEN_PAUSE)
+        if word != "forged":
+            told.add(mark)
+        else:
+            log.warning(
+                "transaction %s marks %s, and the ledger tells of no such deed: passed over", mark.xid, mark.trigger
+            )
+    return frozenset(told)
+
+
 def _read_marks(transaction: Transaction) -> list[_Mark]:
     """What the transaction says was silenced and restored."""
     marks: list[_Mark] = []
@@ -398,14 +433,16 @@ def _read_marks(transaction: Transaction) -> list[_Mark]:
         emitted = _read_mark(message.content)
         if emitted is not None and emitted.entity_id is not None:
             silenced = emitted.action == SILENCE
-            marks.append(_Mark(emitted.entity_id, silenced, _mark_mode(emitted), transaction.commit_lsn))
+            marks.append(
+                _Mark(emitted.entity_id, silenced, _mark_mode(emitted), transaction.commit_lsn, transaction.xid)
+            )
     return marks
 
 
 def _read_mark(content: bytes) -> Emitted | None:
     try:
         emitted = msgspec.json.decode(content, type=Emitted)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     is_mark = emitted.category == "migration" and emitted.action in (SILENCE, RESTORE)
     return emitted if is_mark and emitted.entity_type == "trigger" else None
@@ -418,7 +455,7 @@ class _MarkWords(msgspec.Struct, frozen=True):
 def _mark_mode(mark: Emitted) -> str:
     try:
         mode = msgspec.json.decode(mark.metadata, type=_MarkWords).mode
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         mode = Mode.RETIRE.value
     return mode if mode in (Mode.RETIRE, Mode.DEFER) else Mode.RETIRE.value
 

@@ -148,3 +148,7 @@ select trigger, operation, reason, xid, commit_lsn::text as commit_lsn, committe
        expected, differences::text as differences
   from afterwrite.residual
  order by trigger, operation, reason, commit_lsn desc, id desc;
+
+-- name: judge_mark
+-- Whether a mark is the word of a deed that the ledger tells of (told), is nobody's (forged), or is not to be known yet (open).
+select afterwrite.judge_mark(:identity, :action, :xid);
