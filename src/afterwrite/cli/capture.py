@@ -44,7 +44,11 @@ async def _capture(given: Settings, *, json: bool, end_with_stdin: bool) -> None
     if end_with_stdin:
         loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1024) or stop.set())
     told, trouble = 0.0, ""
-    live = Live(Text("starting"), console=talk, refresh_per_second=4) if not json and talk.is_terminal else None
+    live = (
+        Live(Text("starting"), console=talk, refresh_per_second=4, transient=True)
+        if not json and talk.is_terminal
+        else None
+    )
 
     def tell(status: runtime.RuntimeStatus) -> None:
         nonlocal told, trouble

@@ -57,7 +57,7 @@ async def _examine(given: Settings) -> list[Finding]:
                     severity=Severity.WARNING,
                     where=given.slot,
                     text=f"no worker reads slot {given.slot}: the server keeps WAL from {slot.restart_lsn} on for it",
-                    remedy="run `afterwrite capture`",
+                    remedy=f"run `afterwrite capture`, or give it up: select pg_drop_replication_slot('{given.slot}')",
                 )
             )
         check = await verify_feed(store)

@@ -157,7 +157,11 @@ class Server:
         words = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
         done = self._run([self.bin_dir / "initdb", "-D", self.data_dir, *words], self.home)
         if done.returncode:
-            raise AfterwriteError(f"initdb failed in {self.home}: {(done.stderr or done.stdout).strip()}")
+            said = (done.stderr or done.stdout).strip()
+            raise AfterwriteError(
+                f"initdb failed in {self.home}: {said}",
+                remedy="run it as a user who has an entry in /etc/passwd" if "look up effective user" in said else None,
+            )
         lines = [f"{name} = '{value}'\n" for name, value in self._settings.items()]
         lines.append(f"unix_socket_directories = '{self.socket_dir}'\n")
         with (self.data_dir / "postgresql.conf").open("a") as file:
