@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
@@ -32,6 +33,8 @@ from afterwrite.scan.survey import Survey, survey
 from afterwrite.settings import Settings
 from afterwrite.store.schema import install_store, known_upgrades, read_version
 from afterwrite.store.writer import open_sink, read_checkpoint, record_gap
+
+log = logging.getLogger(__name__)
 
 # What `--accept-gap` steps over, and records.
 _GAPS = frozenset({"slot.lost", "slot.continuity"})
@@ -250,8 +253,10 @@ async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[Replay
     while not stop.is_set():
         try:
             await run_replayer(settings.dsn, settings.store, settings.source, stop=stop, on_status=tell)
-        except AfterwriteError as error:
-            tell(ReplayStatus(state=ReplayState.HALTED, trouble=str(error)))
+        except Exception as error:
+            if not isinstance(error, AfterwriteError):
+                log.exception("a defect of the deferral of source %s; capture goes on", settings.source)
+            tell(ReplayStatus(state=ReplayState.HALTED, trouble=str(error) or repr(error)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _HALTED_SECONDS)
 
