@@ -294,8 +294,8 @@ def test_following_ends_with_ctrl_c_and_is_no_failure(installed: str) -> None:
     [
         (signal.SIGINT, 0.15, 130, "interrupted"),  # at its imports
         (signal.SIGINT, 0.9, 130, "interrupted"),  # while the cluster is laid
-        (signal.SIGINT, 3.0, 130, "interrupted"),  # with the application at work
-        (signal.SIGTERM, 3.0, 143, "terminated"),
+        (signal.SIGINT, 2.0, 130, "interrupted"),  # with the application at work
+        (signal.SIGTERM, 2.0, 143, "terminated"),
     ],
 )
 def test_a_demo_that_is_interrupted_leaves_nothing(
