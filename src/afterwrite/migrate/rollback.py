@@ -228,7 +228,7 @@ def _silent_window(each: Silenced, found: TriggerBackup) -> Iterable[Finding]:
             remedy="compare it with the row trigger.backup of afterwrite.ledger",
         )
     what = (
-        "its effects were deferred, and run up to here"
+        "its effects of that time are deferred; those that still wait run while `afterwrite capture` runs"
         if each.mode is Mode.DEFER
         else "its legacy rows for that time are in the store and not in the legacy log"
     )
