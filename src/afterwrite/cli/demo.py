@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -192,11 +193,23 @@ _FRAME = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height
 """
 
 
+_PADDED = re.compile(r'x="([\d.]+)" (y="[\d.]+") textLength="([\d.]+)"([^>]*)>((?:&#160;)+)')
+_CELL = 12.2  # the width that rich gives a character
+
+
+def _without_padding(match: re.Match[str]) -> str:
+    """Begin a text where its first letter is: not every viewer gives leading spaces their width."""
+    x, y, length, rest, padding = match.groups()
+    shift = padding.count(";") * _CELL
+    return f'x="{float(x) + shift:.1f}" {y} textLength="{float(length) - shift:.1f}"{rest}>'
+
+
 def _picture(outcome: Outcome) -> str:
     """The closing table as an SVG that needs nothing from elsewhere."""
     console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True)
     console.print(_summary(outcome))
     svg = console.export_svg(title="", code_format=_FRAME, unique_id="demo")
+    svg = _PADDED.sub(_without_padding, svg)
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 
