@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +25,7 @@ from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.postgres import Database, connect, statement
 from afterwrite.prove.legacy import LegacyMapping
 from afterwrite.prove.match import EXAMPLES, Account, Matcher, Reason
-from afterwrite.prove.watch import Mode, Watch, expected_operations, watch
+from afterwrite.prove.watch import Mode, Watch, WatchedRow, WindowRow, expected_operations, watch
 from afterwrite.scan.catalog import Enabled, read_inventory
 from afterwrite.scan.classify import Judgement
 from afterwrite.scan.facts import Body
@@ -36,31 +35,6 @@ log = logging.getLogger(__name__)
 SILENCE, RESTORE = "trigger.silence", "trigger.restore"
 _SEEN_TRIES, _SEEN_PAUSE = 50, 0.02
 _CHANGES_AT_A_STRETCH = 2_000
-
-
-class _Window(msgspec.Struct, frozen=True, kw_only=True):
-    number: int
-    started_lsn: str
-    started_at: datetime | None
-    through_lsn: str | None
-    through_at: datetime | None
-    observed: int
-    transactions: int
-
-
-class _Known(msgspec.Struct, frozen=True, kw_only=True):
-    """A watched trigger's row as it was saved."""
-
-    trigger: str
-    mode: str
-    operations: list[str]
-    mapping: str
-    notes: list[str]
-    present: bool
-    silenced: bool
-    silenced_mode: str | None
-    version: str | None
-    version_lsn: str | None
 
 
 class _Working(msgspec.Struct, frozen=True):
@@ -207,8 +181,8 @@ class Prover:
 
     async def _load(self, database: Database, found: Watch) -> _State:
         """What was saved, joined with what the scan found; a trigger that is new to us is on if it was found on."""
-        window = await database.one(_Window, statement("prove.read_window"))
-        saved = {each.trigger: each for each in await database.rows(_Known, statement("prove.read_triggers"))}
+        window = await database.one(WindowRow, statement("prove.read_window"))
+        saved = {each.trigger: each for each in await database.rows(WatchedRow, statement("prove.read_triggers"))}
         working = await database.rows(_Working, statement("prove.read_working"))
         watched: dict[str, _Watched] = {}
         for mapping, mode in found.watched:
@@ -321,7 +295,7 @@ class Prover:
         return True
 
     async def _explain_conflict(self, database: Database, state: _State) -> bool:
-        window = await database.one(_Window, statement("prove.read_window"))
+        window = await database.one(WindowRow, statement("prove.read_window"))
         if window.number != state.number:
             return False
         raise Refused(

@@ -11,7 +11,7 @@ import msgspec
 from afterwrite.activity import Lsn, Operation
 from afterwrite.postgres import Database, statement
 from afterwrite.prove.match import Difference, Reason, Residual
-from afterwrite.prove.watch import Mode
+from afterwrite.prove.watch import Mode, WatchedRow, WindowRow
 
 
 class OperationProof(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,29 +154,6 @@ def _in_brackets(words: list[str]) -> str:
     return f" ({'; '.join(words)})" if words else ""
 
 
-class _Window(msgspec.Struct, frozen=True, kw_only=True):
-    number: int
-    started_lsn: str
-    started_at: datetime | None
-    through_lsn: str | None
-    through_at: datetime | None
-    observed: int
-    transactions: int
-
-
-class _Watched(msgspec.Struct, frozen=True, kw_only=True):
-    trigger: str
-    mode: str
-    operations: list[str]
-    mapping: str
-    notes: list[str]
-    present: bool
-    silenced: bool
-    silenced_mode: str | None
-    version: str | None
-    version_lsn: str | None
-
-
 class _Tallied(msgspec.Struct, frozen=True, kw_only=True):
     trigger: str
     operation: str
@@ -211,8 +188,8 @@ class _Example(msgspec.Struct, frozen=True, kw_only=True):
 async def read_proof(database: Database) -> Proof:
     """The proof as the prover has saved it. Raises DatabaseError where afterwrite is not installed."""
     async with database.transaction():
-        window = await database.one(_Window, statement("prove.read_window"))
-        watched = await database.rows(_Watched, statement("prove.read_triggers"))
+        window = await database.one(WindowRow, statement("prove.read_window"))
+        watched = await database.rows(WatchedRow, statement("prove.read_triggers"))
         tallied = await database.rows(_Tallied, statement("prove.read_tallies"))
         examples = await database.rows(_Example, statement("prove.read_residuals"))
     by_trigger: dict[str, list[_Tallied]] = {}
@@ -241,7 +218,7 @@ async def read_proof(database: Database) -> Proof:
     )
 
 
-def _trigger_proof(watched: _Watched, rows: list[_Tallied]) -> TriggerProof:
+def _trigger_proof(watched: WatchedRow, rows: list[_Tallied]) -> TriggerProof:
     mode = Mode(watched.mode)
     expected = [Operation(each) for each in watched.operations]
     found = {Operation(row.operation): row for row in rows}

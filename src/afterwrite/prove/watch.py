@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -20,6 +21,33 @@ class Mode(StrEnum):
 
     RETIRE = "retire"
     DEFER = "defer"
+
+
+class WindowRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The row of afterwrite.proof_window."""
+
+    number: int
+    started_lsn: str
+    started_at: datetime | None
+    through_lsn: str | None
+    through_at: datetime | None
+    observed: int
+    transactions: int
+
+
+class WatchedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A watched trigger's row as it was saved."""
+
+    trigger: str
+    mode: str
+    operations: list[str]
+    mapping: str
+    notes: list[str]
+    present: bool
+    silenced: bool
+    silenced_mode: str | None
+    version: str | None
+    version_lsn: str | None
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
