@@ -17,6 +17,7 @@ from typing import cast
 
 import msgspec
 
+from afterwrite.activity import Checkpoint
 from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.preflight import survey as survey_capture
 from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, decide, examine, prepare
@@ -44,11 +45,13 @@ _HALTED_SECONDS = 5.0
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """What an installation finds and would do, looked at and not touched.
 
-    ``schema`` names the upgrades that are missing, by database; ``steps`` is what capture still needs.
+    ``schema`` names the upgrades that are missing, by database; ``steps`` is what capture still needs;
+    ``checkpoint`` is how far the source is stored, None when it never was.
     """
 
     survey: Survey
     setup: CaptureSetup
+    checkpoint: Checkpoint | None
     findings: tuple[Finding, ...]
     schema: tuple[str, ...]
     steps: tuple[Step, ...]
@@ -126,15 +129,14 @@ async def look_at_installation(settings: Settings, source: Database, store: Data
     found = await survey(source)
     setup = capture_setup(found, settings)
     seen = await survey_capture(source, setup)
-    missing: list[str] = []
-    for database in dict.fromkeys([source, store]):
-        version = await read_version(database) or 0
-        missing += [
-            f"{upgrade.number:04d} {upgrade.name} in {database.where}"
-            for upgrade in known_upgrades()
-            if upgrade.number > version
-        ]
-    checkpoint = None if missing else await read_checkpoint(store, settings.source)
+    versions = {database: await read_version(database) for database in dict.fromkeys([source, store])}
+    missing = [
+        f"{upgrade.number:04d} {upgrade.name} in {database.where}"
+        for database, version in versions.items()
+        for upgrade in known_upgrades()
+        if upgrade.number > (version or 0)
+    ]
+    checkpoint = None if versions[store] is None else await read_checkpoint(store, settings.source)
     findings = await examine(source, setup, checkpoint)
     if not setup.tables:
         findings.append(
@@ -149,6 +151,7 @@ async def look_at_installation(settings: Settings, source: Database, store: Data
     return Installation(
         survey=found,
         setup=setup,
+        checkpoint=checkpoint,
         findings=tuple(findings),
         schema=tuple(missing),
         steps=tuple(decide(seen, setup, checkpoint)),

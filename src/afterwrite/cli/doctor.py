@@ -8,7 +8,6 @@ from afterwrite.cli.face import Dsn, Json, StoreDsn, emit, out, run, settings, s
 from afterwrite.errors import ExitCode, Finding, Refused, Severity
 from afterwrite.settings import Settings
 from afterwrite.store.reader import verify_feed
-from afterwrite.store.writer import read_checkpoint
 
 
 def doctor(dsn: Dsn = None, store_dsn: StoreDsn = None, json: Json = False) -> int:
@@ -45,8 +44,7 @@ async def _examine(given: Settings) -> list[Finding]:
                 _note("not-installed", store.where, "afterwrite is not installed yet", "afterwrite install")
             )
             return findings
-        checkpoint = await read_checkpoint(store, given.source)
-        if checkpoint is None:
+        if seen.checkpoint is None:
             findings.append(_note("no-checkpoint", store.where, "capture was never set up", "afterwrite install"))
             return findings
         slot = await read_slot(source, given.slot)

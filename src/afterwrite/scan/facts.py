@@ -329,11 +329,6 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Columns of NEW that are looked at; ``*`` among them for the whole row."""
         return frozenset(read.column for read in self.row_reads if read.row == "new")
 
-    @property
-    def uses_arguments(self) -> bool:
-        """Whether TG_ARGV matters to it."""
-        return any(session.name == "tg_argv" for session in self.sessions)
-
 
 def _fact_fields() -> dict[str, type[Fact]]:
     found: dict[str, type[Fact]] = {}
