@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Protocol, Self
@@ -142,21 +142,31 @@ class TransactionContext(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str]
 
 
+class Activities(Protocol):
+    """Activities in the order in which they are stored; perhaps read from disk anew each time, never all at once."""
+
+    def __iter__(self) -> Iterator[Activity]: ...
+
+    def __len__(self) -> int: ...
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """What one sink transaction stores: whole transactions, in commit order.
 
     ``first_lsn`` and ``last_lsn`` are the commit LSNs of the first and last transaction; ``checkpoint`` moves with the
     rows or not at all. A batch without activities only moves the checkpoint. ``contexts`` holds one entry for each of
-    its transactions that stamped settings; one whose rows are not here is not kept either.
+    its transactions that stamped settings; one whose rows are not here is not kept either. ``moments`` are the distinct
+    ``occurred_at`` of the activities, where the maker knows them: then nobody reads all of a long one to learn them.
     """
 
     source: str
-    activities: Sequence[Activity]
+    activities: Activities
     transactions: int
     first_lsn: Lsn | None = None
     last_lsn: Lsn | None = None
     checkpoint: Checkpoint | None = None
     contexts: Sequence[TransactionContext] = ()
+    moments: frozenset[datetime] | None = None
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
