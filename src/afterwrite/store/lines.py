@@ -20,7 +20,7 @@ from itertools import islice
 
 import msgspec
 
-from afterwrite.activity import Activity
+from afterwrite.activity import Activities, Activity
 
 # The order in which the fields of a line stand.
 COLUMNS = (
@@ -52,13 +52,14 @@ class Span(msgspec.Struct, frozen=True):
     days: frozenset[date]
 
 
-def span(activities: Sequence[Activity]) -> Span:
-    """The stretch of time that these activities (at least one) cover."""
-    moments = {activity.occurred_at for activity in activities}
+def span(activities: Activities, moments: frozenset[datetime] | None = None) -> Span:
+    """The stretch of time that these activities (at least one) cover; ``moments`` are theirs, where they are known."""
+    if moments is None:
+        moments = frozenset(activity.occurred_at for activity in activities)
     return Span(min(moments), max(moments), frozenset(moment.astimezone(UTC).date() for moment in moments))
 
 
-def copy_lines(activities: Sequence[Activity], batch_id: int) -> Iterator[bytes]:
+def copy_lines(activities: Activities, batch_id: int) -> Iterator[bytes]:
     """Chunks of COPY text (default delimiter and null) with the columns in the order of ``COLUMNS``."""
     remaining = iter(activities)
     batch = b"%d" % batch_id

@@ -19,7 +19,7 @@ from datetime import UTC, date, datetime, timedelta
 import msgspec
 from psycopg import sql
 
-from afterwrite.activity import Activity, Batch, Checkpoint, Lsn, Receipt, TransactionContext
+from afterwrite.activity import Activities, Activity, Batch, Checkpoint, Lsn, Receipt, TransactionContext
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.postgres import Database, connect, statement, translated
 from afterwrite.store.lines import COLUMNS, JSONS, Span, copy_lines, json_without_nul, span, storable
@@ -137,7 +137,7 @@ class PostgresSink:
         async with self._turn, self._unbroken() as db:
             if not batch.activities:
                 return await self._move_only(db, batch)
-            stretch = span(batch.activities)
+            stretch = span(batch.activities, batch.moments)
             await self._make_days(db, stretch)
             try:
                 return await self._store(db, batch, stretch, staged=False)
@@ -147,7 +147,7 @@ class PostgresSink:
                 if _is_poisoned(error):
                     batch = msgspec.structs.replace(
                         batch,
-                        activities=await _mend(db, batch.activities),
+                        activities=await _mend(db, tuple(batch.activities)),
                         contexts=[context for context in batch.contexts if await _is_kept(db, context)],
                     )
             return await self._store(db, batch, stretch, staged=True)
@@ -287,7 +287,7 @@ def _refusal(wanted: Checkpoint, stored: Checkpoint | None) -> Refused:
     )
 
 
-async def _copy(db: Database, activities: Sequence[Activity], batch_id: int, *, staged: bool) -> None:
+async def _copy(db: Database, activities: Activities, batch_id: int, *, staged: bool) -> None:
     if staged:
         await db.run(statement("store.make_staging"))
     with translated(db.where):
