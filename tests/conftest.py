@@ -1,30 +1,106 @@
-"""One cluster a session, one database a test, both real. AFTERWRITE_PG_BIN names other binaries than the wheel's."""
+"""One cluster a session, one database a test, both real.
+
+The wheel's PostgreSQL is taken, or that of ``--pg-bin=DIR`` (AFTERWRITE_PG_BIN), or a running server that
+AFTERWRITE_TEST_DSN names: there only databases of our own names are made and dropped, with the slots in them, and tests
+that need a server of their own are skipped.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from afterwrite.postgres import connect
+from afterwrite.errors import AfterwriteError
+from afterwrite.postgres import connect, describe_dsn
+from afterwrite.postgres import embedded as embedding
 from afterwrite.postgres.embedded import Server, embedded_server, find_installation
 from afterwrite.store.schema import install_store
 
-_TEMPLATE = "installed"
+_GIVEN = os.environ.get("AFTERWRITE_TEST_DSN")
+_OURS = f"afterwrite_test_{secrets.token_hex(3)}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pg-bin", metavar="DIR", help="run on the PostgreSQL (>= 14) whose initdb is in this folder")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if folder := config.getoption("--pg-bin"):
+        if _GIVEN:
+            raise pytest.UsageError("--pg-bin and AFTERWRITE_TEST_DSN name two servers: leave one out")
+        os.environ["AFTERWRITE_PG_BIN"] = str(Path(folder).resolve())  # for our child processes too
+    if not _GIVEN:
+        try:
+            find_installation()
+        except AfterwriteError as error:
+            raise pytest.UsageError(f"{error}; {error.remedy}") from error
+        return
+    try:
+        with psycopg.connect(_GIVEN) as connection:
+            level, superuser = connection.execute(
+                "select current_setting('wal_level'), current_setting('is_superuser')"
+            ).fetchone() or ("", "")
+    except psycopg.Error as error:
+        raise pytest.UsageError(f"AFTERWRITE_TEST_DSN ({describe_dsn(_GIVEN)}) cannot be used: {error}") from error
+    if (level, superuser) != ("logical", "on"):
+        raise pytest.UsageError(
+            f"AFTERWRITE_TEST_DSN ({describe_dsn(_GIVEN)}) needs wal_level = logical (it is {level}) and a superuser"
+        )
+    embedding.Server.create = _skip  # type: ignore[method-assign]
 
 
 def pytest_report_header() -> str:
+    if _GIVEN:
+        given = GivenServer(_GIVEN)
+        return f"PostgreSQL {given.version}, given by AFTERWRITE_TEST_DSN ({describe_dsn(_GIVEN)})"
     installation = find_installation()
     return f"PostgreSQL {installation.version} from {installation.bin_dir}"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if _GIVEN and item.path.name == "test_embedded.py":  # all of it is about servers of our own
+        _skip()
+
+
+def _skip(*_: object) -> NoReturn:
+    pytest.skip("needs a server of its own, and AFTERWRITE_TEST_DSN gives one that is not ours")
+
+
+class GivenServer:
+    """A server that somebody else runs: databases may be made there, and nothing else be done to it."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        with psycopg.connect(dsn) as connection:
+            self.version = connection.info.server_version // 10_000
+            self._user = connection.info.user
+
+    def dsn(self, dbname: str | None = None, user: str | None = None) -> str:
+        """Words for any libpq client; the database of the given DSN where none is named."""
+        words = conninfo_to_dict(self._dsn)
+        found = words.pop("dbname", None)
+        return make_conninfo("", **{**words, "user": user or self._user, "dbname": dbname or found})
+
+    def __getattr__(self, name: str) -> NoReturn:
+        _skip()
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """A PostgreSQL of the session's own."""
+def server() -> Iterator[Server | GivenServer]:
+    """A PostgreSQL of the session's own, or the one that we were given."""
+    if _GIVEN:
+        yield GivenServer(_GIVEN)
+        return
     with embedded_server(settings={"fsync": "off"}) as running:
         yield running
 
@@ -44,20 +120,19 @@ def installed_dsn(server: Server, _installed_template: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _installed_template(server: Server) -> str:
-    async def install() -> None:
-        async with connect(server.dsn(_TEMPLATE)) as db:
+def _installed_template(server: Server) -> Iterator[str]:
+    async def install(dsn: str) -> None:
+        async with connect(dsn) as db:
             await install_store(db)
 
-    with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        admin.execute(f"create database {_TEMPLATE}")
-    asyncio.run(install())
-    return _TEMPLATE
+    with _database(server, "template1") as words:
+        asyncio.run(install(words))
+        yield conninfo_to_dict(words)["dbname"]  # type: ignore[misc]
 
 
 @contextmanager
 def _database(server: Server, template: str) -> Iterator[str]:
-    name = f"test_{secrets.token_hex(4)}"
+    name = f"{_OURS}_{secrets.token_hex(4)}"
     strategy = "strategy file_copy" if server.version >= 15 else ""
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         admin.execute(f"create database {name} template {template} {strategy}")
@@ -65,6 +140,12 @@ def _database(server: Server, template: str) -> Iterator[str]:
         yield server.dsn(name)
     finally:
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            # A transaction that stays prepared would hold its database for ever.
+            orphans = admin.execute("select gid from pg_prepared_xacts where database = %s", [name]).fetchall()
+            if orphans:
+                with psycopg.connect(server.dsn(name), autocommit=True) as inside:
+                    for (gid,) in orphans:
+                        inside.execute(sql.SQL("rollback prepared {}").format(gid))
             admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
             admin.execute(
                 "select pg_terminate_backend(active_pid) from pg_replication_slots where database = %s and active",
