@@ -7,8 +7,12 @@ one costs a look at an empty mapping. ``@3`` strikes at the third time the place
 =========  =====================================================================
 kill       SIGKILL to this process: nothing is flushed, nobody is told
 lose       ConnectionLost, as if the line had been cut there
+full       the server says that its disk is full (53100)
 freeze     the process stands still for a second and a half, then goes on
 =========  =====================================================================
+
+With AFTERWRITE_FAILPOINTS_LOG each strike appends ``pid name action`` to that file before it happens. A process that
+has the variable set, if only to nothing, can be armed anew while it runs: ``arm``.
 """
 
 from __future__ import annotations
@@ -22,12 +26,56 @@ from collections.abc import Mapping
 
 import msgspec
 
-from afterwrite.errors import ConnectionLost, UsageError
+from afterwrite.errors import ConnectionLost, DatabaseError, UsageError
 
 VARIABLE = "AFTERWRITE_FAILPOINTS"
 SEED = "AFTERWRITE_FAILPOINTS_SEED"
+LOG = "AFTERWRITE_FAILPOINTS_LOG"
+
+FAILPOINTS: Mapping[str, str] = {
+    "worker.before_claim": "a session has connected, and does not hold the claim yet",
+    "worker.after_claim": "it holds the claim, and has compared nothing",
+    "worker.before_stream": "the slot was found to continue the checkpoint, and is not read yet",
+    "worker.after_stream": "the stream runs, nothing was read from it",
+    "worker.before_observe": "a batch is formed, nobody has seen it",
+    "worker.after_observe": "the observers have counted it, the store knows nothing of it",
+    "worker.before_write": "the batch is about to go to the sink",
+    "worker.after_write": "the sink has it, the slot does not know",
+    "worker.before_acknowledge": "it is stored and about to be acknowledged",
+    "worker.after_acknowledge": "it is acknowledged in memory, and the server may not have heard of it",
+    "worker.before_heartbeat": "an idle database is to be moved along",
+    "worker.after_heartbeat": "the heartbeat is in the WAL and did not come back yet",
+    "stream.before_status": "the server is about to hear what is stored",
+    "stream.after_status": "it was told",
+    "stream.before_finish": "a worker that was asked to stop is about to end its stream",
+    "stream.after_finish": "the stream has ended, the connections have not",
+    "sink.before_read": "a session is about to read where to begin",
+    "sink.after_read": "it knows where to begin",
+    "sink.before_begin": "the transaction that stores a batch has not begun",
+    "sink.after_begin": "it has begun and holds the checkpoint's lock",
+    "sink.before_copy": "no row was sent",
+    "sink.before_copy_end": "every row was sent, and COPY has not ended",
+    "sink.after_copy": "every row is there, uncommitted",
+    "sink.before_checkpoint": "the rows are sealed, the checkpoint has not moved",
+    "sink.before_position": "the checkpoint has moved, uncommitted; the batch has no place in the feed",
+    "sink.after_position": "it has its place and holds the feed's lock, uncommitted",
+    "sink.before_commit": "all is done but the COMMIT",
+    "sink.after_commit": "the batch is stored for good, and its writer is about to hear so",
+    "sink.before_move": "a checkpoint is about to move alone",
+    "sink.after_move": "it has moved alone, and its writer is about to hear so",
+    "prove.before_save": "transactions are compared, nothing of it is saved",
+    "prove.before_commit": "tallies and watermark are written, uncommitted",
+    "prove.after_commit": "they are saved, the batch is not stored",
+    "defer.before_run": "bodies are about to run",
+    "defer.after_run": "they have run, with the progress, and the replayer is about to hear so",
+    "defer.before_marks_commit": "a deferral begins or ends, uncommitted",
+    "defer.after_marks_commit": "it has begun or ended, and the replayer is about to hear so",
+    "defer.before_progress": "what concerns nobody was passed over, and the progress is about to say so",
+    "defer.after_progress": "it says so",
+}
+
 _FREEZE_SECONDS = 1.5
-_ARMED = re.compile(r"([a-z_.]+)=(kill|lose|freeze)(?:@(\d+)|:([0-9.]+))?")
+_ARMED = re.compile(r"([a-z_]+\.[a-z_]+)=(kill|lose|full|freeze)(?:@(\d+)|:([0-9.]+))?")
 
 
 class _Failpoint(msgspec.Struct):
@@ -41,9 +89,9 @@ class _Failpoint(msgspec.Struct):
         return self.reached == self.at if self.at is not None else dice.random() < self.probability
 
 
-def _read(environment: Mapping[str, str]) -> dict[str, _Failpoint]:
+def _read(orders: str) -> dict[str, _Failpoint]:
     armed: dict[str, _Failpoint] = {}
-    for words in filter(None, environment.get(VARIABLE, "").split(";")):
+    for words in filter(None, orders.split(";")):
         match = _ARMED.fullmatch(words.strip())
         if match is None:
             raise UsageError(
@@ -54,8 +102,16 @@ def _read(environment: Mapping[str, str]) -> dict[str, _Failpoint]:
     return armed
 
 
-_armed = _read(os.environ)
+_armed = _read(os.environ.get(VARIABLE, ""))
 _dice = random.Random(os.environ.get(SEED))
+
+
+def arm(orders: str) -> None:
+    """Arm these and disarm all others, in a process that was started with the variable set."""
+    if VARIABLE not in os.environ:
+        raise UsageError(f"this process was not started to be broken: {VARIABLE} is not set", remedy="set it, to ''")
+    global _armed  # noqa: PLW0603 - one look at a module's name is all that a failpoint costs
+    _armed = _read(orders)
 
 
 def failpoint(name: str) -> None:
@@ -63,10 +119,28 @@ def failpoint(name: str) -> None:
     point = _armed.get(name) if _armed else None
     if point is None or not point.strikes(_dice):
         return
+    _tell(name, point.action)
     match point.action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "lose":
             raise ConnectionLost(f"failpoint {name} cut the line", remedy=f"unset {VARIABLE}")
+        case "full":
+            from psycopg.errors import DiskFull
+
+            raise DatabaseError(
+                f"failpoint {name} filled the disk", remedy=f"unset {VARIABLE}", sqlstate="53100"
+            ) from DiskFull()
         case _:
             time.sleep(_FREEZE_SECONDS)
+
+
+def _tell(name: str, action: str) -> None:
+    path = os.environ.get(LOG)
+    if path is None:
+        return
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, f"{os.getpid()} {name} {action}\n".encode())  # one write: a line is whole or not there
+    finally:
+        os.close(file)

@@ -28,6 +28,7 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from afterwrite.activity import Lsn
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
+from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, describe_dsn, parse_dsn, statement, translate
 
 # What the values' texts depend on. The defaults of the role or the database must not reach the decoder.
@@ -121,8 +122,10 @@ class Stream:
                 async with asyncio.timeout(self._interval):
                     await self._news.wait()
             self._news.clear()
+            failpoint("stream.before_status")
             with self._translated("stream"):
                 await self._send_status()
+            failpoint("stream.after_status")
             await asyncio.sleep(_ACKNOWLEDGE_SECONDS)
 
     async def finish(self) -> None:
@@ -255,7 +258,9 @@ async def open_stream(
         )
         await stream.start(command)
         yield stream
+        failpoint("stream.before_finish")
         await stream.finish()
+        failpoint("stream.after_finish")
 
 
 @asynccontextmanager

@@ -34,6 +34,7 @@ from afterwrite.capture.slot import check_continuity, read_system, read_wal_posi
 from afterwrite.capture.stream import SlotHeld, Stream, open_stream
 from afterwrite.capture.transaction import Relation, Transaction
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
+from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement
 
 OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
@@ -203,7 +204,9 @@ class Worker:
             connect(source.dsn, application_name=f"afterwrite worker {source.slot}", options=_SESSION) as control,
             self._open_sink() as sink,
         ):
+            failpoint("worker.before_claim")
             await _claim(control, source.slot)
+            failpoint("worker.after_claim")
             checkpoint = await sink.read_checkpoint(source.name)
             if checkpoint is None:
                 raise Refused(
@@ -211,9 +214,11 @@ class Worker:
                     remedy="run `afterwrite install --apply`",
                 )
             check_continuity(checkpoint, await read_slot(control, source.slot), await read_system(control))
+            failpoint("worker.before_stream")
             async with open_stream(
                 source.dsn, slot=source.slot, publications=source.publications, start=checkpoint.lsn
             ) as stream:
+                failpoint("worker.after_stream")
                 self._held_since = None
                 self._account.note(state=WorkerState.STREAMING, position=checkpoint.lsn, trouble=None)
                 job = _Job(source, self._pace, self._observers, self._account)
@@ -356,8 +361,10 @@ class _Session:
         transactions, through = take.transactions, take.through
         if not transactions and through <= self._checkpoint.lsn:
             return
+        failpoint("worker.before_observe")
         for observer in self._observers if transactions else ():
             await observer.observe(transactions)
+        failpoint("worker.after_observe")
         kept: list[Transaction] = []
         activities: list[Activity] = []
         for transaction in transactions:
@@ -386,12 +393,16 @@ class _Session:
                 if transaction.context and transaction.context.settings
             ],
         )
+        failpoint("worker.before_write")
         try:
             await self._sink.write(batch)
         except Refused as error:
             await self._overtaken(error)
+        failpoint("worker.after_write")
         self._checkpoint = checkpoint
+        failpoint("worker.before_acknowledge")
         self._stream.acknowledge(checkpoint.lsn)
+        failpoint("worker.after_acknowledge")
         self._stored_at = time.monotonic()
         self._account.stored(kept, len(activities), checkpoint.lsn)
         self._hear(transactions)
@@ -436,7 +447,9 @@ class _Session:
         self._heartbeats += 1
         content = f'{{"heartbeat":{self._heartbeats},"sent":{time.time_ns()}}}'
         self._heartbeat, self._heartbeat_sent = content.encode(), time.monotonic()
+        failpoint("worker.before_heartbeat")
         await self._control.value(statement("capture.emit_heartbeat"), content=content)
+        failpoint("worker.after_heartbeat")
         self._heartbeat_after = await read_wal_position(self._control)
 
     def _hear(self, transactions: Sequence[Transaction]) -> None:

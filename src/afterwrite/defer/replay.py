@@ -40,6 +40,7 @@ from afterwrite.defer.feed import Mark, Place, Step, read_next_batches, read_ste
 from afterwrite.defer.progress import Progress, ProgressRow, read_progress
 from afterwrite.defer.transplant import STALE
 from afterwrite.errors import AfterwriteError, ConnectionLost, Refused
+from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement, translated
 
 log = logging.getLogger(__name__)
@@ -336,17 +337,21 @@ class Replayer:
                 position=step.place.position,
                 commit_lsn=str(step.place.lsn),
             )
+            failpoint("defer.before_marks_commit")
+        failpoint("defer.after_marks_commit")
 
     async def _run(self, jobs: Sequence[Job]) -> None:
         """Run these jobs in order; what goes wrong with one is settled before the next."""
         remaining = list(jobs)
         while remaining:
             together = _small_ones(remaining)
+            failpoint("defer.before_run")
             try:
                 if together:
                     await self._db.run(statement("defer.run_jobs"), jobs=encode_jobs(together))
                 else:
                     await self._run_one(remaining[0], guarded=False)
+                failpoint("defer.after_run")
             except AfterwriteError as error:
                 _raise_unless_of_a_body(error)
                 await self._note(None)
@@ -424,6 +429,7 @@ class Replayer:
         since = self._passed_since
         if since is None or (lazily and asyncio.get_running_loop().time() - since < _LAZY_SECONDS):
             return
+        failpoint("defer.before_progress")
         moved = await self._db.value(
             statement("defer.move_progress"),
             source=self._source,
@@ -431,6 +437,7 @@ class Replayer:
             commit_lsn=str(self._passed.lsn),
             after=str(self._progress.commit_lsn),
         )
+        failpoint("defer.after_progress")
         if moved is None:
             raise _MovedError
         self._passed_since = None

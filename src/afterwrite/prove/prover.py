@@ -22,6 +22,7 @@ import msgspec
 from afterwrite.activity import EVENT_PREFIX, Emitted, Lsn, Operation
 from afterwrite.capture.transaction import Transaction
 from afterwrite.errors import AfterwriteError, Refused
+from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement
 from afterwrite.prove.legacy import LegacyMapping
 from afterwrite.prove.match import EXAMPLES, Account, Matcher, Reason
@@ -275,6 +276,7 @@ class Prover:
     ) -> bool:
         last = transactions[-1]
         counted = [each for each in transactions if each.commit_lsn >= state.started_lsn]
+        failpoint("prove.before_save")
         async with database.transaction():
             moved = await database.run(
                 statement("prove.advance_window"),
@@ -290,6 +292,8 @@ class Prover:
                 return await self._explain_conflict(database, state)
             await self._save_account(database, account)
             await self._save_triggers(database, state)
+            failpoint("prove.before_commit")
+        failpoint("prove.after_commit")
         state.through_lsn = last.commit_lsn
         state.working.update(key for key, tally in account.tallies.items() if tally.rows)
         return True

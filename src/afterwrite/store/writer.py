@@ -21,6 +21,7 @@ from psycopg import sql
 
 from afterwrite.activity import Activities, Activity, Batch, Checkpoint, Lsn, Receipt, TransactionContext
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
+from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement, translated
 from afterwrite.store.lines import COLUMNS, JSONS, Span, copy_lines, json_without_nul, span, storable
 from afterwrite.store.schema import AHEAD_DAYS, make_partitions, read_partition_days, require_store
@@ -126,7 +127,10 @@ class PostgresSink:
     async def read_checkpoint(self, source: str) -> Checkpoint | None:
         """How far this source is stored, or None when nothing of it ever was."""
         async with self._turn, self._unbroken() as db:
-            return await read_checkpoint(db, source)
+            failpoint("sink.before_read")
+            checkpoint = await read_checkpoint(db, source)
+            failpoint("sink.after_read")
+            return checkpoint
 
     async def write(self, batch: Batch) -> Receipt:
         """Store the batch and its checkpoint in one transaction; when it returns, both are flushed.
@@ -175,17 +179,23 @@ class PostgresSink:
             async with db.transaction():
                 await _lock_checkpoint(db, batch.checkpoint)
                 await _move_checkpoint(db, batch.checkpoint, None)
+                failpoint("sink.before_move")
+            failpoint("sink.after_move")
         return Receipt(batch_id=None, position=None, stored=0)
 
     async def _store(self, db: Database, batch: Batch, stretch: Span, *, staged: bool) -> Receipt:
+        failpoint("sink.before_begin")
         async with db.transaction():
+            failpoint("sink.after_begin")
             if batch.checkpoint:
                 before = await _lock_checkpoint(db, batch.checkpoint)
                 # Beyond the checkpoint nothing of this source's WAL is stored, so that nothing can be there twice.
                 beyond = before is not None and batch.first_lsn is not None and batch.first_lsn >= before.lsn
                 staged = staged or not beyond
             batch_id: int = await db.value(statement("store.next_batch"))
+            failpoint("sink.before_copy")
             await _copy(db, batch.activities, batch_id, staged=staged)
+            failpoint("sink.after_copy")
             seal = await db.one(
                 _Seal,
                 statement("store.seal_batch"),
@@ -196,10 +206,13 @@ class PostgresSink:
             if seal.rows and batch.contexts:
                 await _store_contexts(db, batch, batch_id)
             if batch.checkpoint:
+                failpoint("sink.before_checkpoint")
                 await _move_checkpoint(db, batch.checkpoint, batch_id if seal.rows else None)
             if not seal.rows:
                 return Receipt(batch_id=None, position=None, stored=0)
+            failpoint("sink.before_position")
             position: int = await db.value(statement("store.next_position"))
+            failpoint("sink.after_position")
             await db.run(
                 statement("store.close_batch"),
                 id=batch_id,
@@ -214,6 +227,8 @@ class PostgresSink:
                 rows_per_table=seal.rows_per_table,
                 rows_digest=seal.rows_digest,
             )
+            failpoint("sink.before_commit")
+        failpoint("sink.after_commit")
         return Receipt(batch_id=batch_id, position=position, stored=seal.rows)
 
     async def _make_days(self, db: Database, stretch: Span) -> None:
@@ -294,6 +309,7 @@ async def _copy(db: Database, activities: Activities, batch_id: int, *, staged: 
         async with db.connection.cursor() as cursor, cursor.copy(_STAGED if staged else _PLAIN) as copy:
             for lines in copy_lines(activities, batch_id):
                 await copy.write(lines)
+            failpoint("sink.before_copy_end")
     if staged:
         await db.run(statement("store.store_staged"))
 
