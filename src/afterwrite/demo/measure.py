@@ -8,12 +8,10 @@ is one.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import msgspec
 
 from afterwrite.postgres import Database, statement
+from afterwrite.postgres.cpu import cluster_cpu_seconds
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,23 +56,3 @@ def cost_between(first: Reading, last: Reading) -> Cost:
         cluster_wal_bytes=(last.cluster_wal_bytes - first.cluster_wal_bytes) / writes,
         cluster_cpu_us=cpu,
     )
-
-
-def cluster_cpu_seconds(postmaster: int | None) -> float | None:
-    """CPU time of the postmaster, its living children and those it has reaped; None where there is no /proc."""
-    if postmaster is None or not Path("/proc/self/stat").exists():
-        return None
-    ticks = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            # Fields after the command in brackets: 0 state, 1 parent, 11 utime, 12 stime, 13 cutime, 14 cstime.
-            fields = entry.joinpath("stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it ended while we looked
-        if int(entry.name) == postmaster:
-            ticks += sum(int(field) for field in fields[11:15])
-        elif int(fields[1]) == postmaster:
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,1 @@
+"""Every claim measured, in one run, as ratios of variants that take turns."""

@@ -1,0 +1,98 @@
+"""The load: pgbench, which ships with the server and costs little itself, on the demo's legacy application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from afterwrite.demo.schema import ROLE
+from afterwrite.errors import AfterwriteError
+from afterwrite.postgres import Database, statement
+from afterwrite.postgres.embedded import Server
+
+# What the application does, and how often: weights of pgbench's scripts.
+MIX: Mapping[str, int] = {
+    "project": 30,
+    "investor": 25,
+    "sign_in": 20,
+    "operation": 20,
+    "document": 10,
+    "read": 15,
+    "bulk": 1,
+}
+SINGLE: Mapping[str, int] = {"single": 1}
+# Rows that one transaction of `single` writes.
+SINGLE_ROWS = 4
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """How many rows of each kind the scripts may pick from."""
+
+    projects: int
+    users: int
+    investors: int
+    tokens: int
+    documents: int
+    notifications: int
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What pgbench is to do: so many transactions, at most ``rate`` a second in all (None: as fast as it goes)."""
+
+    scripts: Mapping[str, int]
+    transactions: int
+    clients: int = 4
+    rate: float | None = None
+    stamped: bool = True
+    seed: int = 1
+
+
+async def read_sizes(db: Database) -> Sizes:
+    """Ask once; what the load adds later is not picked from."""
+    return await db.one(Sizes, statement("bench.read_sizes"))
+
+
+async def run_load(server: Server, database: str, load: Load, sizes: Sizes, folder: Path) -> float:
+    """Run it to its end and give the transactions a second that came about; the same seed does the same work.
+
+    Raises AfterwriteError, with pgbench's own words, when a transaction failed.
+    """
+    words: list[str] = []
+    for name, weight in load.scripts.items():
+        path = folder / f"{name}.pgbench"
+        path.write_text(_script(name).replace("{stamp}", _script("stamp")), encoding="utf-8")
+        words += ["-f", f"{path}@{weight}"]
+    for name, value in {**msgspec.structs.asdict(sizes), "stamp": int(load.stamped)}.items():
+        words += ["-D", f"{name}={value}"]
+    if load.rate is not None:
+        words += ["-R", f"{load.rate:g}"]
+    clients = max(1, min(load.clients, load.transactions))
+    child = await asyncio.create_subprocess_exec(
+        server.bin_dir / "pgbench",
+        *("-n", "-c", str(clients), "-j", "1", "-t", str(max(1, load.transactions // clients))),
+        *("--random-seed", str(load.seed), *words, server.dsn(database, ROLE)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        said, complaint = await child.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        raise
+    speed = re.search(rb"tps = ([0-9.]+)", said)
+    if child.returncode or speed is None or re.search(rb"failed transactions: [1-9]", said):
+        words_said = (complaint or said).decode(errors="replace").strip()[-800:]
+        raise AfterwriteError(f"the load could not be run: {words_said}", remedy="look at the server's log")
+    return float(speed[1])
+
+
+def _script(name: str) -> str:
+    return resources.files("afterwrite").joinpath("sql", "bench", f"{name}.pgbench").read_text(encoding="utf-8")

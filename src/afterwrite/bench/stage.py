@@ -1,0 +1,162 @@
+"""A server with the legacy application on it, in one of three states: with its triggers, without, with capture."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+from psycopg import sql
+
+from afterwrite import runtime
+from afterwrite.activity import Lsn
+from afterwrite.bench.load import Load, Sizes, read_sizes, run_load
+from afterwrite.capture.slot import read_wal_position
+from afterwrite.demo.processes import Process, capture_worker
+from afterwrite.demo.schema import create_legacy_application
+from afterwrite.errors import AfterwriteError
+from afterwrite.postgres import Database, connect, identifier, script, statement
+from afterwrite.postgres.cpu import cluster_cpu_seconds, cpu_seconds
+from afterwrite.postgres.embedded import Server
+from afterwrite.scan.classify import Verdict
+from afterwrite.scan.survey import survey
+from afterwrite.settings import Settings
+
+DATABASE = "legacy"
+_CATCH_UP_SECONDS = 300.0
+
+
+class Variant(StrEnum):
+    """Who keeps the activity: the triggers, nobody, or we (capture and store in the application's own database)."""
+
+    TRIGGERS = "triggers"
+    NOBODY = "nobody"
+    AFTERWRITE = "afterwrite"
+
+
+class Bill(msgspec.Struct, frozen=True, kw_only=True):
+    """What the same work cost: CPU seconds of the whole cluster and of the worker, WAL bytes, rows written."""
+
+    cluster_cpu: float
+    worker_cpu: float
+    wal: int
+    writes: int
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """CPU seconds so far of the three that work for capture."""
+
+    walsender: float
+    sink: float
+    worker: float
+
+
+class Stage:
+    """One server, ready to be measured."""
+
+    def __init__(self, server: Server, variant: Variant, db: Database, sizes: Sizes, folder: Path) -> None:
+        self.server = server
+        self.variant = variant
+        self.db = db
+        self.folder = folder
+        self.settings = Settings(dsn=server.dsn(DATABASE))
+        self._sizes = sizes
+
+    async def work(self, load: Load) -> float:
+        """Let the application work; gives transactions a second."""
+        stamped = self.variant is Variant.AFTERWRITE and load.stamped
+        load = msgspec.structs.replace(load, stamped=stamped)
+        return await run_load(self.server, DATABASE, load, self._sizes, self.folder)
+
+    @asynccontextmanager
+    async def capturing(self) -> AsyncGenerator[Process]:
+        """``afterwrite capture`` in a process of its own, inside the block."""
+        async with capture_worker(self.server.dsn(DATABASE), self.folder / "capture.log") as worker:
+            yield worker
+
+    async def bill(self, load: Load, worker: Process | None) -> Bill:
+        """What this work costs until all of it is stored, too."""
+        await self.db.run(statement("bench.checkpoint"))
+        if worker:
+            await self.caught_up(await read_wal_position(self.db), worker)
+        first = await self._read(worker)
+        await self.work(load)
+        if worker:
+            await self.caught_up(await read_wal_position(self.db), worker)
+        # Statistics of a session that ended are there at once; those of others within a second.
+        last = await self._read(worker)
+        return Bill(
+            cluster_cpu=last.cluster_cpu - first.cluster_cpu,
+            worker_cpu=last.worker_cpu - first.worker_cpu,
+            wal=last.wal - first.wal,
+            writes=last.writes - first.writes,
+        )
+
+    async def parts(self, worker: Process) -> Parts:
+        """CPU of the walsender, the sink's session and the worker."""
+        found: dict[str, float] = {}
+        for helper in await self.db.rows(_Helper, statement("bench.read_helpers")):
+            found[helper.part] = found.get(helper.part, 0.0) + (cpu_seconds(helper.pid) or 0.0)
+        return Parts(
+            walsender=found.get("walsender", 0.0), sink=found.get("sink", 0.0), worker=cpu_seconds(worker.pid) or 0.0
+        )
+
+    async def caught_up(self, lsn: Lsn, worker: Process) -> None:
+        """Wait until everything that was committed up to here is stored and acknowledged."""
+        deadline = time.monotonic() + _CATCH_UP_SECONDS
+        while True:
+            worker.check()
+            beyond = await self.db.value(statement("bench.read_confirmed"), slot=self.settings.slot, lsn=str(lsn))
+            if beyond is not None and beyond >= 0:
+                return
+            if time.monotonic() > deadline:
+                raise AfterwriteError(f"capture is not at {lsn} after {_CATCH_UP_SECONDS:.0f} s; {worker.latest}")
+            await asyncio.sleep(0.05)
+
+    async def _read(self, worker: Process | None) -> Bill:
+        await asyncio.sleep(1.0)
+        cluster = cluster_cpu_seconds(self.server.pid)
+        if cluster is None:
+            raise AfterwriteError("CPU time cannot be read here", remedy="run the benchmark on Linux")
+        return Bill(
+            cluster_cpu=cluster,
+            worker_cpu=(cpu_seconds(worker.pid) or 0.0) if worker else 0.0,
+            wal=await self.db.value(statement("bench.read_wal")),
+            writes=await self.db.value(statement("bench.read_writes")),
+        )
+
+
+class _Helper(msgspec.Struct, frozen=True):
+    pid: int
+    part: str
+
+
+@asynccontextmanager
+async def staged(server: Server, variant: Variant, *, seed: int) -> AsyncGenerator[Stage]:
+    """Lay the application; silence the triggers that capture replaces unless they are the variant; install capture."""
+    folder = server.home / "bench"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    async with connect(server.dsn()) as admin:
+        await admin.run(b"create database legacy")
+    async with connect(server.dsn(DATABASE)) as db:
+        await create_legacy_application(db, seed=seed)
+        await db.script(script("bench/prepare"))
+        stage = Stage(server, variant, db, await read_sizes(db), folder)
+        if variant is not Variant.TRIGGERS:
+            found = await survey(db)
+            if variant is Variant.AFTERWRITE:
+                seen = await runtime.look_at_installation(stage.settings, db, db)
+                await runtime.install(stage.settings, seen, db, db)
+            for judgement in found.judgements:
+                if judgement.verdict is Verdict.RETIRE:
+                    trigger = judgement.trigger
+                    await db.run(
+                        sql.SQL("alter table {} disable trigger {}").format(
+                            identifier(trigger.schema, trigger.table), sql.Identifier(trigger.name)
+                        )
+                    )
+        yield stage

@@ -1,0 +1,92 @@
+-- name: read_sizes
+-- How many numbered rows the load may pick from.
+select (select count(*) from bench.projects) as projects,
+       (select count(*) from bench.users) as users,
+       (select count(*) from bench.investors) as investors,
+       (select count(*) from bench.tokens) as tokens,
+       (select count(*) from bench.documents) as documents,
+       (select count(*) from bench.notifications) as notifications;
+
+-- name: read_wal
+-- How much WAL the cluster has written, in bytes.
+select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), '0/0')::bigint;
+
+-- name: read_writes
+-- Rows that the legacy application's tables have taken so far, whoever wrote them.
+select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint
+  from pg_catalog.pg_stat_user_tables
+ where schemaname = 'public'
+   and relname not in ('audit_logs', 'activity_log', 'platform_statistics');
+
+-- name: read_helpers
+-- The server processes that work for capture, and which part each one has.
+select a.pid,
+       case when a.backend_type = 'walsender' then 'walsender'
+            when a.application_name = 'afterwrite sink' then 'sink'
+            else 'other' end as part
+  from pg_catalog.pg_stat_activity a
+ where a.application_name like 'afterwrite%'
+   and a.pid <> pg_catalog.pg_backend_pid();
+
+-- name: checkpoint
+-- Start every round from the same place: dirty pages written, full page images due again.
+checkpoint;
+
+-- name: keep_place
+-- Remember where the slot stands, by a copy of it.
+select lsn::text from pg_catalog.pg_copy_logical_replication_slot(:slot, :copy);
+
+-- name: drop_place
+-- Forget a slot that nobody reads.
+select pg_catalog.pg_drop_replication_slot(slot_name)
+  from pg_catalog.pg_replication_slots
+ where slot_name = :slot
+   and active_pid is null;
+
+-- name: read_slot_reader
+-- Who reads this slot, if anybody does.
+select active_pid from pg_catalog.pg_replication_slots where slot_name = :slot;
+
+-- name: empty_store
+-- An empty store of the same shape.
+truncate afterwrite.activity, afterwrite.batch, afterwrite.transaction_context, afterwrite.checkpoint cascade;
+
+-- name: begin_at
+-- Begin again at this place.
+insert into afterwrite.checkpoint (source, slot, system_id, timeline, lsn)
+values (:source, :slot, :system_id, :timeline, :lsn::pg_lsn);
+
+-- name: read_stored
+-- How far the store is, when its first and last batch were written, and how many rows lie after the first.
+select coalesce(sum(b.rows), 0)::bigint as rows,
+       coalesce(sum(b.rows) filter (where b.position > f.first), 0)::bigint as later_rows,
+       count(*) as batches,
+       extract(epoch from max(b.written_at) - min(b.written_at))::float8 as seconds
+  from afterwrite.batch b
+ cross join (select min(position) as first from afterwrite.batch) f;
+
+-- name: read_confirmed
+-- How far the slot is confirmed beyond this place, in bytes; negative while it is behind.
+select pg_catalog.pg_wal_lsn_diff(confirmed_flush_lsn, :lsn::pg_lsn)::bigint
+  from pg_catalog.pg_replication_slots
+ where slot_name = :slot;
+
+-- name: read_commits
+-- The commit times of the batches after this position, each as often as it brought rows.
+select b.position, array_agg(extract(epoch from a.occurred_at)::float8) as moments
+  from afterwrite.batch b
+  join afterwrite.activity a on a.batch_id = b.id and a.occurred_at between b.first_at and b.last_at
+ where b.position > :after_position
+ group by b.position;
+
+-- name: read_feed_position
+-- The newest position of the feed.
+select position from afterwrite.feed;
+
+-- name: count_rows
+-- How many rows the store holds.
+select count(*) from afterwrite.activity;
+
+-- name: read_version
+-- Which PostgreSQL this is.
+select pg_catalog.current_setting('server_version');
