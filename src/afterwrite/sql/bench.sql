@@ -90,3 +90,7 @@ select count(*) from afterwrite.activity;
 -- name: read_version
 -- Which PostgreSQL this is.
 select pg_catalog.current_setting('server_version');
+
+-- name: emit_marker
+-- A transaction that says nothing to anybody, so that the position of a stream moves.
+select pg_catalog.pg_logical_emit_message(true, 'afterwrite.bench', '');
