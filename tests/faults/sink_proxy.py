@@ -121,7 +121,7 @@ class Proxy:
             self.heal()
             for line in list(self._lines):
                 line.cut()
-            while self._lines:
+            while self._lines:  # noqa: ASYNC110 - a moment, once
                 await asyncio.sleep(0.001)
 
     def break_with(self, fault: Fault) -> None:
@@ -274,7 +274,7 @@ class _Line:
                 await asyncio.sleep(0.02)
 
     async def _hold(self) -> None:
-        while self._proxy.lasting(Stall, self.role):
+        while self._proxy.lasting(Stall, self.role):  # noqa: ASYNC110 - its end may come before its time: heal()
             await asyncio.sleep(0.005)
 
     def _look(self, side: Side, buffer: bytearray) -> tuple[int, bool]:

@@ -121,7 +121,7 @@ def test_copy_is_cut_in_the_middle_of_a_row(dsn: str, tmp_path: Path) -> None:
     async def run() -> None:
         async with through(dsn, tmp_path) as (proxy, words), connect(words) as db:
             proxy.break_with(CutInCopy(size=50_000))
-            with pytest.raises(psycopg.OperationalError):
+            with pytest.raises(psycopg.OperationalError):  # noqa: PT012
                 async with db.connection.cursor() as cursor, cursor.copy("copy t from stdin") as copy:
                     for number in range(100_000):
                         await copy.write(f"{number}\n")
@@ -136,7 +136,7 @@ def test_the_line_is_cut_after_so_many_bytes(dsn: str, tmp_path: Path, side: str
     async def run() -> None:
         async with through(dsn, tmp_path) as (proxy, words), connect(words) as db:
             proxy.break_with(CutAfter(side=side, size=300))  # type: ignore[arg-type]
-            with pytest.raises(ConnectionLost):
+            with pytest.raises(ConnectionLost):  # noqa: PT012
                 for _ in range(100):
                     await db.value(b"select 'a long enough text'")
             assert len(proxy.strikes) == 1
