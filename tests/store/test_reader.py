@@ -255,11 +255,11 @@ def test_hot_queries_find_their_rows_by_an_index(busy_dsn: str) -> None:
     filled = {(NOON - timedelta(days=n)).date() for n in range(4)}
     queries: list[tuple[bytes, dict[str, object], str]] = [
         (statement("store.read_newest"), nothing, "_pkey"),
-        (statement("store.read_newest"), nothing | {"actor_id": "7"}, "_actor_id_occurred_at_idx"),
+        (statement("store.read_newest"), nothing | {"actor_id": "7"}, "_actor on"),
         (
             statement("store.read_newest"),
             nothing | {"entity_type": "users", "entity_id": "77"},
-            "_entity_type_entity_id_occurred_at_idx",
+            "_entity on",
         ),
         (statement("store.read_after"), nothing | {"after_position": 198}, "_batch_id_occurred_at_idx"),
         (statement("store.read_batch_activities"), of_batches | window, "_batch_id_occurred_at_idx"),

@@ -25,6 +25,7 @@ from afterwrite.activity import (
 )
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.postgres import connect
+from afterwrite.store.partitions import read_partition_days
 from afterwrite.store.reader import (
     StoredActivity,
     read_batch_activities,
@@ -33,7 +34,6 @@ from afterwrite.store.reader import (
     read_settings,
     verify_feed,
 )
-from afterwrite.store.schema import read_partition_days
 from afterwrite.store.writer import PostgresSink, open_sink, read_checkpoint
 
 NOW = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
@@ -59,7 +59,7 @@ def a_transaction(lsn: int, rows: int = 2, **fields: object) -> list[Activity]:
     at = NOW + timedelta(milliseconds=lsn)
     return [
         Activity(
-            id=change_id("71", 1, Lsn(lsn), ordinal, int(at.timestamp() * 1000)),
+            id=change_id("71", 1, Lsn(lsn), ordinal, at),
             occurred_at=at,
             source="default",
             kind=Kind.CHANGE,

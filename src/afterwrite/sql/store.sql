@@ -31,12 +31,46 @@ select c.relname
  order by c.relname;
 
 -- name: read_default_days
--- The days (UTC) whose rows lie in the default partition although they could have their own.
-select distinct (occurred_at at time zone 'UTC')::date
-  from afterwrite.activity_default
- where occurred_at >= :first_day::timestamp at time zone 'UTC'
-   and occurred_at < :last_day::timestamp at time zone 'UTC' + interval '1 day'
- order by 1;
+-- The days (UTC) whose rows lie in the default partition although they could have their own: the primary key, in leaps.
+with recursive leaps as (
+    (select (occurred_at at time zone 'UTC')::date as day
+       from afterwrite.activity_default
+      where occurred_at >= :first_day::timestamp at time zone 'UTC'
+      order by occurred_at
+      limit 1)
+    union all
+    select (
+            select (d.occurred_at at time zone 'UTC')::date
+              from afterwrite.activity_default d
+             where d.occurred_at >= (leaps.day + 1)::timestamp at time zone 'UTC'
+             order by d.occurred_at
+             limit 1
+           )
+      from leaps
+     where leaps.day < :last_day
+)
+select day from leaps where day <= :last_day;
+
+-- name: count_default_day
+-- How many rows of a day lie in the default partition, counted as far as a limit.
+select count(*)
+  from (
+        select
+          from afterwrite.activity_default
+         where occurred_at >= :day::timestamp at time zone 'UTC'
+           and occurred_at < (:day + 1)::timestamp at time zone 'UTC'
+         limit :limit
+       ) as counted;
+
+-- name: read_default_bytes
+-- How much ATTACH would have to read of the default partition.
+select pg_catalog.pg_relation_size('afterwrite.activity_default'::regclass);
+
+-- name: read_foreign_owner
+-- Who owns the activity table, where that is somebody else than us.
+select pg_catalog.pg_get_userbyid(relowner)
+  from pg_catalog.pg_class
+ where oid = 'afterwrite.activity'::regclass and relowner <> (select oid from pg_catalog.pg_roles where rolname = current_user);
 
 -- name: next_batch
 -- A new batch's id; its rows will be flushed at commit even where synchronous_commit is off by default.

@@ -1,26 +1,25 @@
-"""Laying the schema: numbered upgrade files, applied in order, each in its own transaction, and a partition a day.
+"""Laying the schema: numbered upgrade files, applied in order, each in its own transaction.
 
 A fresh install is the sum of its upgrades. Every room adds its own ``sql/schema/NNNN_<room>.sql``.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
 import msgspec
-from psycopg import sql
 
 from afterwrite.errors import DatabaseError, Refused
-from afterwrite.postgres import Database, LockPolicy, script, statement, with_short_locks
+from afterwrite.postgres import Database, script, statement
+from afterwrite.store.partitions import make_partitions
 
-AHEAD_DAYS = 7
+log = logging.getLogger(__name__)
+
 _FILE = re.compile(r"(\d{4})_(\w+)\.sql")
-_PARTITION = re.compile(r"activity_(\d{4})_(\d{2})_(\d{2})")
-_FEW_TRIES = LockPolicy(lock_timeout_ms=200, attempts=3, first_pause_ms=20, longest_pause_ms=100)
 
 
 class Upgrade(msgspec.Struct, frozen=True):
@@ -77,7 +76,10 @@ async def install_store(db: Database) -> list[str]:
             await db.script(script(f"schema/{upgrade.number:04}_{upgrade.name}"))
             await db.run(statement("store.record_upgrade"), number=upgrade.number, name=upgrade.name)
             applied.append(f"{upgrade.number:04}_{upgrade.name}")
-    await make_partitions(db)
+    try:
+        await make_partitions(db)
+    except Refused as error:
+        log.warning("%s; %s", error, error.remedy)
     return applied
 
 
@@ -101,68 +103,3 @@ def _refuse_unknown(had: Sequence[Upgrade], where: str) -> None:
             f"the schema in {where} was laid by another version of afterwrite: {names} is unknown to this one",
             remedy="use the version that laid it, or a newer one: pip install --upgrade afterwrite",
         )
-
-
-async def make_partitions(
-    db: Database, *, ahead_days: int = AHEAD_DAYS, days: Iterable[date] = (), policy: LockPolicy | None = None
-) -> list[date]:
-    """Make the partitions of today, of the days ahead, of ``days``, and of what waits in the default partition.
-
-    Returns the days that got one. Each is attached under a short lock_timeout, and its rows are moved over from the
-    default partition in the same transaction. Raises LockTimeout when readers of the default partition do not let go;
-    nothing is lost by that, since rows without a partition of their own are kept in the default one.
-    """
-    today = datetime.now(UTC).date()
-    wanted = {today + timedelta(days=offset) for offset in range(ahead_days + 1)} | set(days)
-    wanted |= set(
-        await db.values(
-            statement("store.read_default_days"),
-            first_day=today - timedelta(days=366),
-            last_day=today + timedelta(days=ahead_days),
-        )
-    )
-    present = await read_partition_days(db)
-    made = sorted(wanted - present)
-    for day in made:
-        await with_short_locks(
-            db,
-            ["afterwrite.activity_default"],
-            lambda db, day=day: _make_partition(db, day),
-            policy=policy or _FEW_TRIES,
-        )
-    return made
-
-
-async def read_partition_days(db: Database) -> set[date]:
-    """The days that have a partition."""
-    names: list[str] = await db.values(statement("store.read_partitions"))
-    found = (_PARTITION.fullmatch(name) for name in names)
-    return {date(int(match[1]), int(match[2]), int(match[3])) for match in found if match}
-
-
-# CREATE TABLE … PARTITION OF would lock the whole of activity; ATTACH lets readers and writers go on, and locks only
-# the default partition, whose rows of that day come along.
-_MAKE_PARTITION = (
-    "create table {name} (like afterwrite.activity including all excluding comments)",
-    "lock table afterwrite.activity_default in access exclusive mode",
-    """
-    with moved as (
-        delete from afterwrite.activity_default where occurred_at >= {from_time} and occurred_at < {to_time} returning *
-    )
-    insert into {name} select * from moved
-    """,
-    "alter table afterwrite.activity attach partition {name} for values from ({from_time}) to ({to_time})",
-)
-
-
-async def _make_partition(db: Database, day: date) -> None:
-    await db.run(statement("store.lock_partitions"))
-    if day in await read_partition_days(db):
-        return
-    words = {
-        "name": sql.Identifier("afterwrite", f"activity_{day:%Y_%m_%d}"),
-        "from_time": sql.Literal(f"{day.isoformat()} 00:00:00+00"),
-        "to_time": sql.Literal(f"{(day + timedelta(days=1)).isoformat()} 00:00:00+00"),
-    }
-    for text in _MAKE_PARTITION:
-        await db.run(sql.SQL(text).format(**words))

@@ -24,7 +24,8 @@ from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Re
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement, translated
 from afterwrite.store.lines import COLUMNS, JSONS, Span, copy_lines, json_without_nul, span, storable
-from afterwrite.store.schema import AHEAD_DAYS, make_partitions, read_partition_days, require_store
+from afterwrite.store.partitions import AHEAD_DAYS, make_partitions, read_partition_days
+from afterwrite.store.schema import require_store
 
 log = logging.getLogger(__name__)
 

@@ -177,9 +177,15 @@ create table afterwrite.activity_default partition of afterwrite.activity defaul
 comment on table afterwrite.activity_default is
     'Rows of a day that has no partition (yet): a missing partition never stops a write. Emptied day by day as partitions are made.';
 
-create index activity_entity on afterwrite.activity (entity_type, entity_id, occurred_at desc) where entity_id is not null;
-create index activity_actor on afterwrite.activity (actor_id, occurred_at desc) where actor_id is not null;
-create index activity_tenant on afterwrite.activity (tenant_id, occurred_at desc) where tenant_id is not null;
+-- The indexes for searching belong to each partition and not to the parent, which would forbid dropping them from an old
+-- one. What a partition carries is written in store/partitions.py; the default one is born here.
+create index activity_default_entity on afterwrite.activity_default (entity_type, entity_id, occurred_at desc)
+    where entity_id is not null;
+create index activity_default_actor on afterwrite.activity_default (actor_id, occurred_at desc) where actor_id is not null;
+create index activity_default_tenant on afterwrite.activity_default (tenant_id, occurred_at desc) where tenant_id is not null;
+create index activity_default_text on afterwrite.activity_default
+    using gin (to_tsvector('pg_catalog.simple'::regconfig, coalesce(summary, ''))) with (fastupdate = on, gin_pending_list_limit = 1024);
+
 -- The time is in it so that a batch is found by one index, however little is known of a partition that is being filled.
 create index activity_batch on afterwrite.activity (batch_id, occurred_at);
 
