@@ -11,13 +11,14 @@ parsing into Python values on the way. PostgreSQL's own rules are in ``json_cate
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Self, assert_never
 
 import msgspec
+
+from afterwrite.jsonb import fits_jsonb
 
 Encoder = Callable[[bytes], bytes]
 
@@ -136,38 +137,6 @@ def _jsonb(raw: bytes) -> bytes:
 def _json(raw: bytes) -> bytes:
     # json accepts what jsonb cannot hold; such a value is kept as the string of its text, which is all of it.
     return raw if fits_jsonb(raw) else _text(raw)
-
-
-_SUSPICIOUS = re.compile(rb"\\u|[eE][+-]?\d{4}|\d{10000}")
-
-
-def fits_jsonb(raw: bytes) -> bool:
-    r"""Whether jsonb can hold this (valid) JSON text.
-
-    It has no \u0000, no lone surrogate, and no number beyond numeric's range (131,072 digits before the point and
-    16,383 after it).
-    """
-    if _SUSPICIOUS.search(raw) is None:
-        return True
-    try:
-        # A pair of surrogates becomes one character here; a lone one stays, and cannot be encoded. Every number in
-        # range becomes 0, and the others raise.
-        # Pairs, not dicts: jsonb reads the earlier one of two equal keys too.
-        value = json.loads(raw, parse_float=_check_number, parse_int=_check_number, object_pairs_hook=list)
-        flat = json.dumps(value, ensure_ascii=False)
-        flat.encode()
-    except (ValueError, RecursionError):
-        return False
-    return "\\u0000" not in flat.replace("\\\\", "")
-
-
-def _check_number(text: str) -> int:
-    mantissa, _, exponent = text.lower().partition("e")
-    whole, _, fraction = mantissa.lstrip("-").partition(".")
-    shift = int(exponent or 0)
-    if len(whole) + shift > 131_072 or len(fraction) - shift > 16_383:
-        raise ValueError(text[:20])
-    return 0
 
 
 def _array(element: Encoder, delimiter: bytes) -> Encoder:

@@ -1,0 +1,92 @@
+r"""What jsonb can hold, told without asking the server.
+
+The store keeps JSON as the text it came as, in columns of type json, and promises that every one of them casts to jsonb.
+The json type itself takes more: \u0000, lone surrogates, and numbers that no numeric can be.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+_SUSPICIOUS = re.compile(rb"\\u|[eE][+-]?\d{4}|\d{10000}")
+_LARGE_NUMBER = re.compile(rb"[eE][+-]?\d{4}|\d{10000}")
+# numeric's own limits (src/backend/utils/adt/numeric.c): digits before and after the point, and of the exponent.
+_DIGITS_BEFORE, _DIGITS_AFTER, _EXPONENT = 131_072, 16_383, 2**30
+
+
+def fits_jsonb(raw: bytes) -> bool:
+    r"""Whether jsonb can hold this (valid) JSON text; False too for what is nested too deep to be looked at here.
+
+    It has no \u0000, no lone surrogate, and no number beyond numeric's range (131,072 digits before the point and
+    16,383 after it).
+    """
+    if _SUSPICIOUS.search(raw) is None:
+        return True
+    try:
+        # A pair of surrogates becomes one character here; a lone one stays, and cannot be encoded. Every number in
+        # range becomes 0, and the others raise.
+        # Pairs, not dicts: jsonb reads the earlier one of two equal keys too.
+        value = json.loads(raw, parse_float=_check_number, parse_int=_check_number, object_pairs_hook=list)
+        flat = json.dumps(value, ensure_ascii=False)
+        flat.encode()
+    except (ValueError, RecursionError):
+        return False
+    return "\\u0000" not in flat.replace("\\\\", "")
+
+
+def may_hold_large_numbers(raw: bytes) -> bool:
+    """Whether a number beyond numeric's range is possible here: a quick look, over many texts at once where one likes."""
+    return _LARGE_NUMBER.search(raw) is not None
+
+
+def _check_number(text: str) -> int:
+    mantissa, _, exponent = text.lower().partition("e")
+    whole, _, fraction = mantissa.lstrip("-").partition(".")
+    shift = int(exponent or 0)
+    digits = whole + fraction
+    leading = len(digits) - len(digits.lstrip("0"))
+    too_large = leading < len(digits) and len(whole) + shift - leading > _DIGITS_BEFORE
+    if too_large or len(fraction) - shift > _DIGITS_AFTER or abs(shift) >= _EXPONENT:
+        raise ValueError(text[:20])
+    return 0
+
+
+# A backslash in valid JSON stands only in strings: a pair of surrogates, one code unit, or a short escape.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u(?P<unit>[0-9a-fA-F]{4})|\\.", re.DOTALL
+)
+
+
+def with_jsonb_characters(raw: bytes) -> bytes | None:
+    r"""The same JSON where its characters are such that jsonb takes them, else with ␀ and � in place of the others.
+
+    None when it is not even UTF-8.
+    """
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+    def swap(match: re.Match[bytes]) -> bytes:
+        unit = match["unit"]
+        if unit is None:
+            return match[0]
+        code = int(unit, 16)
+        return b"\\u2400" if code == 0 else b"\\ufffd" if 0xD800 <= code <= 0xDFFF else match[0]
+
+    kept = _ESCAPE.sub(swap, raw) if b"\\u" in raw else raw
+    return None if b"\0" in kept else kept
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+def measure_depth(raw: bytes) -> int:
+    """How many arrays and objects stand inside each other at the deepest place of this JSON text."""
+    deepest = depth = 0
+    for bracket in _STRING.sub(b"", raw).translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
