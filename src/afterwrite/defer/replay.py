@@ -52,6 +52,7 @@ _PIECE_ROWS = 10_000
 _PIECE_BYTES = 32 * 1024 * 1024
 _LAZY_SECONDS = 0.25
 _STANDBY_SECONDS = 1.0
+_NOTHING_DEFERRED_SECONDS = 1.0
 _LONGEST_PAUSE = 5.0
 
 
@@ -213,12 +214,16 @@ class Replayer:
             except _MovedError:
                 await self.load()
                 continue
-            if busy:
+            if busy and self._relations:
                 continue
             if idle_at != self._progress:
                 idle_at = self._progress
                 self._say(ReplayStatus(state=ReplayState.IDLE, progress=self._progress, lag_seconds=0.0))
-            await self._rest()
+            if self._relations:
+                await self._rest()
+            else:
+                # Nothing is deferred, nor prepared to be: who would wake up for each batch does so for nothing.
+                await _pause(stop, _NOTHING_DEFERRED_SECONDS)
         with suppress(_MovedError):
             await self._write_passed(lazily=False)
 
