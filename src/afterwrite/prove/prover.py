@@ -21,7 +21,7 @@ import msgspec
 
 from afterwrite.activity import EVENT_PREFIX, Emitted, Lsn, Operation
 from afterwrite.capture.transaction import Transaction
-from afterwrite.errors import AfterwriteError, Refused
+from afterwrite.errors import AfterwriteError, ConnectionLost
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement
 from afterwrite.prove.legacy import LegacyMapping
@@ -131,7 +131,7 @@ class Prover:
     async def observe(self, transactions: Sequence[Transaction]) -> None:
         """Compare these transactions and count them; durable when it returns. Those already counted are skipped.
 
-        Raises Refused when another prover moves the same watermark.
+        Raises ConnectionLost when another prover moved the same watermark; the next call begins where that one got to.
         """
         try:
             while not await self._observe(transactions):
@@ -302,9 +302,10 @@ class Prover:
         window = await database.one(WindowRow, statement("prove.read_window"))
         if window.number != state.number:
             return False
-        raise Refused(
+        # The last commit of a worker that died may land after its successor has read the watermark.
+        raise ConnectionLost(
             f"another prover moved the proof in {database.where} to {window.through_lsn}, from {state.through_lsn}",
-            remedy="stop the other `afterwrite capture` of this database",
+            remedy="nothing when that was a worker before this one; else stop the other `afterwrite capture`",
         )
 
     async def _save_account(self, database: Database, account: Account) -> None:
