@@ -2,7 +2,8 @@
 
 ::
 
-    bill    three servers do the same work by turns: with triggers, with nobody keeping activity, with afterwrite
+    bill    four servers do the same work by turns: with triggers, with nobody keeping activity, with afterwrite and
+            its store in the same database, and with its store on a server of its own
     drain   one stretch of WAL is captured again and again, by turns with a bare COPY of the rows that it became
     lag     steady writes; from the commit's own time until a reader of the feed can see the change
 """
@@ -49,8 +50,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     changes: int = 200_000
     rates: tuple[int, ...] = (500, 2_000, 5_000)
     lag_seconds: float = 10.0
-    bill_transactions: int = 2_400
-    bill_rate: float = 300.0
+    bill_rates: tuple[int, ...] = (300, 900)
+    bill_seconds: float = 8.0
     seed: int = 1
     pg_bin: Path | None = None
 
@@ -63,10 +64,16 @@ async def bench_capture(options: Options, tell: Tell) -> Report:
             for variant in Variant:
                 tell(f"laying the legacy application: {variant.value}")
                 server = servers.enter_context(embedded_server(bin_dir=options.pg_bin))
-                stages[variant] = await stack.enter_async_context(staged(server, variant, seed=options.seed))
+                apart = variant is Variant.APART
+                store = servers.enter_context(embedded_server(bin_dir=options.pg_bin)) if apart else None
+                stages[variant] = await stack.enter_async_context(
+                    staged(server, variant, seed=options.seed, store_server=store)
+                )
             ours = stages[Variant.AFTERWRITE]
-            claims = [
-                *await _measure_bill(stages, options, tell),
+            claims: list[Claim] = []
+            for rate in options.bill_rates:
+                claims += await _measure_bill(stages, rate, options, tell)
+            claims += [
                 *await _measure_lag(ours, options, tell),
                 *await _measure_drain(ours, options, tell),
             ]
@@ -74,25 +81,28 @@ async def bench_capture(options: Options, tell: Tell) -> Report:
     return Report(machine=_machine(version), settings=_settings(options), claims=claims)
 
 
-async def _measure_bill(stages: dict[Variant, Stage], options: Options, tell: Tell) -> list[Claim]:
+async def _measure_bill(stages: dict[Variant, Stage], rate: float, options: Options, tell: Tell) -> list[Claim]:
     """The same transactions, each round with another seed, on each server in turn; the order turns too."""
     bills: dict[Variant, list[Bill]] = {variant: [] for variant in Variant}
-    load = Load(scripts=MIX, transactions=options.bill_transactions, rate=options.bill_rate)
-    async with stages[Variant.AFTERWRITE].capturing() as worker:
+    load = Load(scripts=MIX, transactions=int(rate * options.bill_seconds), rate=rate)
+    async with AsyncExitStack() as stack:
+        workers: dict[Variant, Process] = {}
         for variant, stage in stages.items():
             tell(f"warming up: {variant.value}")
+            if stage.captured:
+                workers[variant] = await stack.enter_async_context(stage.capturing())
             await stage.work(msgspec.structs.replace(load, transactions=_WARM_TRANSACTIONS, rate=None, seed=7))
         for number in range(options.rounds):
             order = list(Variant)
-            for variant in order[number % 3 :] + order[: number % 3]:
-                tell(f"bill, round {number + 1} of {options.rounds}: {variant.value}")
+            turn = number % len(order)
+            for variant in order[turn:] + order[:turn]:
+                tell(f"bill at {rate:g}/s, round {number + 1} of {options.rounds}: {variant.value}")
                 seeded = msgspec.structs.replace(load, seed=options.seed + number)
-                bill = await stages[variant].bill(seeded, worker if variant is Variant.AFTERWRITE else None)
-                bills[variant].append(bill)
-    return _bill_claims(bills, options)
+                bills[variant].append(await stages[variant].bill(seeded, workers.get(variant)))
+    return _bill_claims(bills, rate)
 
 
-def _bill_claims(bills: dict[Variant, list[Bill]], options: Options) -> list[Claim]:
+def _bill_claims(bills: dict[Variant, list[Bill]], rate: float) -> list[Claim]:
     def each(variant: Variant, figure: Callable[[Bill], float]) -> list[float]:
         return [figure(bill) / bill.writes for bill in bills[variant]]
 
@@ -107,8 +117,8 @@ def _bill_claims(bills: dict[Variant, list[Bill]], options: Options) -> list[Cla
     def wal(bill: Bill) -> float:
         return float(bill.wal)
 
-    at = f"at {options.bill_rate:g} transactions/s"
-    triggers, ours = Variant.TRIGGERS, Variant.AFTERWRITE
+    at = f"at {rate:g} transactions/s"
+    triggers, ours, apart = Variant.TRIGGERS, Variant.AFTERWRITE, Variant.APART
     return [
         compare(
             f"bill: database CPU for keeping the activity of a write {at}, the triggers → capture and store",
@@ -139,6 +149,22 @@ def _bill_claims(bills: dict[Variant, list[Bill]], options: Options) -> list[Cla
             "B/write",
             each(triggers, wal),
             each(ours, wal),
+            target=0.4,
+            at_most=True,
+        ),
+        compare(
+            f"bill: the same CPU {at}, the store on a server of its own: the source's share",
+            "µs/write",
+            beyond(triggers, cpu),
+            beyond(apart, cpu),
+            target=0.4,
+            at_most=True,
+        ),
+        compare(
+            f"bill: the same WAL {at}, the store on a server of its own: the source's share",
+            "B/write",
+            beyond(triggers, wal),
+            beyond(apart, wal),
             target=0.4,
             at_most=True,
         ),
@@ -414,7 +440,7 @@ def _settings(options: Options) -> dict[str, str | int | float]:
         "changes": options.changes,
         "rates": ", ".join(str(rate) for rate in options.rates),
         "lag_seconds": options.lag_seconds,
-        "bill_transactions": options.bill_transactions,
-        "bill_rate": options.bill_rate,
+        "bill_rates": ", ".join(str(rate) for rate in options.bill_rates),
+        "bill_seconds": options.bill_seconds,
         "seed": options.seed,
     }

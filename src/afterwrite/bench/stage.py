@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -31,11 +32,12 @@ _CATCH_UP_SECONDS = 300.0
 
 
 class Variant(StrEnum):
-    """Who keeps the activity: the triggers, nobody, or we (capture and store in the application's own database)."""
+    """Who keeps the activity: triggers, nobody, or we, with the store in the application's database or apart."""
 
     TRIGGERS = "triggers"
     NOBODY = "nobody"
     AFTERWRITE = "afterwrite"
+    APART = "afterwrite, store apart"
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,24 +60,35 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 class Stage:
     """One server, ready to be measured."""
 
-    def __init__(self, server: Server, variant: Variant, db: Database, sizes: Sizes, folder: Path) -> None:
+    def __init__(
+        self, server: Server, variant: Variant, db: Database, sizes: Sizes, folder: Path, settings: Settings
+    ) -> None:
         self.server = server
         self.variant = variant
         self.db = db
         self.folder = folder
-        self.settings = Settings(dsn=server.dsn(DATABASE))
+        self.settings = settings
         self._sizes = sizes
+
+    @property
+    def captured(self) -> bool:
+        """Whether a worker is wanted beside it."""
+        return self.variant in (Variant.AFTERWRITE, Variant.APART)
 
     async def work(self, load: Load) -> float:
         """Let the application work; gives transactions a second."""
-        stamped = self.variant is Variant.AFTERWRITE and load.stamped
-        load = msgspec.structs.replace(load, stamped=stamped)
+        load = msgspec.structs.replace(load, stamped=self.captured and load.stamped)
         return await run_load(self.server, DATABASE, load, self._sizes, self.folder)
 
     @asynccontextmanager
     async def capturing(self) -> AsyncGenerator[Process]:
         """``afterwrite capture`` in a process of its own, inside the block."""
-        async with capture_worker(self.server.dsn(DATABASE), self.folder / "capture.log") as worker:
+        environment = dict(os.environ)
+        if self.settings.store_dsn is not None:
+            environment["AFTERWRITE_STORE_DSN"] = self.settings.store_dsn
+        async with capture_worker(
+            self.server.dsn(DATABASE), self.folder / "capture.log", environment=environment
+        ) as worker:
             yield worker
 
     async def bill(self, load: Load, worker: Process | None) -> Bill:
@@ -138,21 +151,28 @@ class _Helper(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def staged(server: Server, variant: Variant, *, seed: int) -> AsyncGenerator[Stage]:
-    """Lay the application; silence the triggers that capture replaces unless they are the variant; install capture."""
+async def staged(
+    server: Server, variant: Variant, *, seed: int, store_server: Server | None = None
+) -> AsyncGenerator[Stage]:
+    """Lay the application; silence the triggers that capture replaces unless they are the variant; install capture.
+
+    ``store_server`` is where the store goes when it is apart; it is not part of any bill.
+    """
     folder = server.home / "bench"
     folder.mkdir(mode=0o700, exist_ok=True)
+    settings = Settings(dsn=server.dsn(DATABASE), store_dsn=store_server.dsn() if store_server else None)
     async with connect(server.dsn()) as admin:
         await admin.run(b"create database legacy")
     async with connect(server.dsn(DATABASE)) as db:
         await create_legacy_application(db, seed=seed)
         await db.script(script("bench/prepare"))
-        stage = Stage(server, variant, db, await read_sizes(db), folder)
+        stage = Stage(server, variant, db, await read_sizes(db), folder, settings)
         if variant is not Variant.TRIGGERS:
             found = await survey(db)
-            if variant is Variant.AFTERWRITE:
-                seen = await runtime.look_at_installation(stage.settings, db, db)
-                await runtime.install(stage.settings, seen, db, db)
+            if stage.captured:
+                async with runtime.source_and_store(settings) as (source, store):
+                    seen = await runtime.look_at_installation(settings, source, store)
+                    await runtime.install(settings, seen, source, store)
             for judgement in found.judgements:
                 if judgement.verdict is Verdict.RETIRE:
                     trigger = judgement.trigger

@@ -23,7 +23,7 @@ class What(StrEnum):
     CAPTURE = "capture"
 
 
-_QUICK = Options(rounds=2, changes=40_000, lag_seconds=3.0, bill_transactions=900)
+_QUICK = Options(rounds=2, changes=40_000, lag_seconds=3.0, bill_seconds=3.0)
 
 
 def bench(
@@ -49,7 +49,7 @@ def bench(
         rounds=rounds or base.rounds,
         changes=changes or base.changes,
         lag_seconds=base.lag_seconds,
-        bill_transactions=base.bill_transactions,
+        bill_seconds=base.bill_seconds,
         seed=seed,
         pg_bin=pg_bin,
     )
