@@ -15,16 +15,16 @@ from afterwrite.capture.pgoutput import (
     UNCHANGED,
     Begin,
     Commit,
-    Delete,
-    Insert,
     LogicalMessage,
     Origin,
     Truncate,
     TypeName,
-    Update,
     decode,
+    read_delete,
+    read_insert,
+    read_update,
 )
-from afterwrite.capture.transaction import Column, Relation
+from afterwrite.capture.transaction import Column, Relation, Transaction
 from afterwrite.errors import AfterwriteError
 
 
@@ -54,6 +54,17 @@ MESSAGE = b"M" + struct.pack("!BQ", 1, 0x20) + b"prefix\0" + struct.pack("!i", 3
 ORIGIN = b"O" + struct.pack("!Q", 9) + b"elsewhere\0"
 TYPE = b"Y" + struct.pack("!I", 99) + b"public\0mood\0"
 ALL = [RELATION, BEGIN, COMMIT, INSERT, UPDATE, DELETE, TRUNCATE, MESSAGE, ORIGIN, TYPE]
+ROWS = [INSERT, UPDATE, DELETE]
+
+
+def upper(text: bytes) -> bytes:
+    return text.upper()
+
+
+def assembled(*messages: bytes) -> Transaction | None:
+    assembler = Assembler()
+    found = [assembler.feed(message) for message in (BEGIN, RELATION, *messages, COMMIT)]
+    return found[-1]
 
 
 def test_each_message_is_read() -> None:
@@ -62,31 +73,36 @@ def test_each_message_is_read() -> None:
     assert decode(RELATION) == Relation(
         7, "public", "t", "d", (Column("id", 23, -1, True), Column("note", 25, 68, False))
     )
-    assert decode(INSERT) == Insert(7, [b"1", None])
-    updated = decode(UPDATE)
-    assert isinstance(updated, Update)
-    assert updated == Update(7, [b"1", b"x"], True, [b"1", UNCHANGED])
-    assert updated.new[1] is UNCHANGED
-    assert decode(DELETE) == Delete(7, [b"1", None], False)
     assert decode(TRUNCATE) == Truncate((7, 8), True, True)
     assert decode(MESSAGE) == LogicalMessage(True, Lsn(0x20), "prefix", b"a\0b")
     assert decode(ORIGIN) == Origin(Lsn(9), "elsewhere")
     assert decode(TYPE) == TypeName(99, "public", "mood")
 
 
+def test_rows_are_read_as_texts_and_as_what_the_encoders_make_of_them() -> None:
+    encoders = [upper, upper]
+    assert read_insert(INSERT, encoders) == ([b"1", b"null"], [b"1", None])
+    old, whole, new = read_update(UPDATE, encoders)
+    assert (old, whole, new) == (([b"1", b"X"], [b"1", b"x"]), True, ([b"1", b"null"], [b"1", UNCHANGED]))
+    assert new[1][1] is UNCHANGED
+    assert read_delete(DELETE, encoders) == (([b"1", b"null"], [b"1", None]), False)
+
+
 @pytest.mark.parametrize("message", ALL, ids=lambda message: chr(message[0]))
 def test_a_message_cut_short_or_too_long_says_which_and_where(message: bytes) -> None:
-    for end in range(1, len(message)):
+    read = assembled if message in ROWS else decode
+    for end in range(5 if message in ROWS else 1, len(message)):
         with pytest.raises(AfterwriteError, match=f"{chr(message[0])!r} of {end} bytes"):
-            decode(message[:end])
+            read(message[:end])
     with pytest.raises(AfterwriteError, match="should end at byte"):
-        decode(message + b"\0")
+        read(message + b"\0")
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"", *(message[:1] for message in ALL), *(m[:12] for m in ALL)]))
 def test_no_bytes_raise_anything_but_our_error(tail: bytes, head: bytes) -> None:
-    with contextlib.suppress(AfterwriteError):
-        decode(head + tail)
+    for read in (decode, assembled):
+        with contextlib.suppress(AfterwriteError):
+            read(head + tail)
 
 
 def test_an_unknown_kind_is_named() -> None:
@@ -102,11 +118,8 @@ def test_a_change_of_an_undescribed_relation_is_a_broken_stream() -> None:
 
 
 def test_a_row_of_another_width_than_described_is_a_broken_stream() -> None:
-    assembler = Assembler()
-    for message in (BEGIN, RELATION):
-        assembler.feed(message)
-    with pytest.raises(AfterwriteError, match=r"sends 3 columns for public\.t, which it described with 2"):
-        assembler.feed(b"I" + struct.pack("!I", 7) + b"N" + row(b"1", None, None))
+    with pytest.raises(AfterwriteError, match=r"for public\.t cannot be read: a row of 3 columns, where 2 are"):
+        assembled(b"I" + struct.pack("!I", 7) + b"N" + row(b"1", None, None))
 
 
 def test_a_commit_without_a_begin_is_a_broken_stream() -> None:

@@ -9,7 +9,7 @@ import psycopg
 
 from afterwrite.capture.assemble import Assembler
 from afterwrite.capture.lookup import Publications, teach
-from afterwrite.capture.pgoutput import decode
+from afterwrite.capture.pgoutput import RELATION_TAG, decode
 from afterwrite.capture.transaction import Relation, Transaction
 from afterwrite.postgres import connect
 from afterwrite.prove.prover import Prover
@@ -96,9 +96,10 @@ class Scene:
         found: list[Transaction] = []
         async with connect(self.dsn) as database:
             for (data,) in rows:
-                message = decode(data)
-                if isinstance(message, Relation):
-                    await teach(assembler, message, database, Publications())
+                if data[0] == RELATION_TAG:
+                    relation = decode(data)
+                    assert isinstance(relation, Relation)
+                    await teach(assembler, relation, database, Publications())
                 transaction = assembler.feed(data)
                 if transaction is not None:
                     found.append(transaction)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from pathlib import Path
 
 import msgspec
 
@@ -16,8 +17,9 @@ from afterwrite.capture.transaction import Transaction
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """How much at once, and how long to wait.
 
-    The backlog is bounded in rows and in bytes of the stream. A single transaction larger than the bounds is still
-    held whole, because its context may come last: memory is bounded by them plus the largest transaction.
+    The backlog is bounded in rows and in bytes of the stream. An open transaction is held back until its commit,
+    because its context may come last: in memory up to about ``transaction_bytes``, beyond that in a temporary file in
+    ``spill_dir`` (None: the system's folder for such).
     """
 
     linger_ms: int = 25
@@ -26,6 +28,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     backlog_rows: int = 20_000
     backlog_bytes: int = 64 << 20
     pulse_seconds: float = 1.0
+    transaction_bytes: int = 16 << 20
+    spill_dir: Path | None = None
     heartbeat_seconds: float = 10.0
     first_pause_ms: int = 100
     longest_pause_ms: int = 10_000
@@ -62,14 +66,14 @@ class Backlog:
         """Add it, waiting while the backlog is full."""
         await self._room.wait()
         self._through = transaction.end_lsn
-        rows = len(transaction.changes) + len(transaction.legacy) + len(transaction.messages)
+        rows = transaction.rows
         # PostgreSQL 14 also sends transactions without anything of ours, those of our own store among them. They move
         # the position along with the next one that has something; storing each would make another, for ever.
         if rows == 0:
             return
         self._items.append((transaction, rows))
         self._rows += rows
-        self._bytes += transaction.size
+        self._bytes += transaction.held
         self._some.set()
         if self._rows >= self._pace.enough_rows:
             self._enough.set()
@@ -88,6 +92,13 @@ class Backlog:
         self._closed = True
         self._some.set()
         self._enough.set()
+
+    def discard(self) -> None:
+        """Let go what was not taken."""
+        self.close()
+        for transaction, _ in self._items:
+            transaction.close()
+        self._items.clear()
 
     async def take(self) -> Take | None:
         """The next batch; None when closed.
@@ -112,7 +123,7 @@ class Backlog:
             transaction, rows = self._items.popleft()
             taken.append(transaction)
             count += rows
-            self._bytes -= transaction.size
+            self._bytes -= transaction.held
         self._rows -= count
         if not self._full():
             self._room.set()

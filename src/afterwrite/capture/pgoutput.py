@@ -7,7 +7,7 @@ version 2 and is not asked for either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct, error
 from typing import Final
 
@@ -15,15 +15,20 @@ import msgspec
 
 from afterwrite.activity import Lsn
 from afterwrite.capture.transaction import Column, Relation
+from afterwrite.capture.values import Encoder
 from afterwrite.errors import AfterwriteError
 
 Value = bytes | None
 """A column's text, or None for SQL NULL."""
 
+Image = tuple[list[bytes], list[Value]]
+"""A row, column by column: what the encoders made of its texts (``null`` where there is none), and the texts."""
+
 UNCHANGED: Final = b"\0unchanged"
 """Stands for a TOASTed value that the stream leaves out; compare with ``is``. No text holds a zero byte."""
 
 RELATION_TAG: Final = ord("R")
+ROW_TAGS: Final = frozenset(b"IUD")
 
 
 class Begin(msgspec.Struct, frozen=True, gc=False):
@@ -53,26 +58,6 @@ class TypeName(msgspec.Struct, frozen=True, gc=False):
     name: str
 
 
-class Insert(msgspec.Struct, frozen=True, gc=False):
-    relation_oid: int
-    new: list[Value]
-
-
-class Update(msgspec.Struct, frozen=True, gc=False):
-    """``old`` is None when no column of the replica identity changed; ``whole`` when it is a row (O), not a key (K)."""
-
-    relation_oid: int
-    old: list[Value] | None
-    whole: bool
-    new: list[Value]
-
-
-class Delete(msgspec.Struct, frozen=True, gc=False):
-    relation_oid: int
-    old: list[Value]
-    whole: bool
-
-
 class Truncate(msgspec.Struct, frozen=True, gc=False):
     relation_oids: tuple[int, ...]
     cascade: bool
@@ -89,12 +74,12 @@ class LogicalMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 AnyMessage = (
-    Begin | Commit | Origin | Relation | TypeName | Insert | Update | Delete | Truncate | LogicalMessage
+    Begin | Commit | Origin | Relation | TypeName | Truncate | LogicalMessage
 )  # fmt: skip
 
 
 def decode(data: bytes) -> AnyMessage:
-    """Read one message; raises AfterwriteError that says which message and where it breaks off."""
+    """Read any message but a row's; raises AfterwriteError that says which message and where it breaks off."""
     reader = _READERS.get(data[0]) if data else None
     if reader is None:
         raise AfterwriteError(
@@ -103,18 +88,59 @@ def decode(data: bytes) -> AnyMessage:
         )
     try:
         message, end = reader(data)
+        _end(data, end)
     except (error, IndexError, ValueError) as cause:
-        raise _broken(data, f"it breaks off or is malformed ({cause})") from cause
-    if end != len(data):
-        raise _broken(data, f"it should end at byte {end}")
+        raise broken(data, cause) from cause
     return message
 
 
-def _broken(data: bytes, why: str) -> AfterwriteError:
+def broken(data: bytes, cause: Exception, where: str = "the stream") -> AfterwriteError:
+    """The error for a message that breaks off or is malformed."""
     return AfterwriteError(
-        f"a pgoutput message {chr(data[0])!r} of {len(data)} bytes cannot be read: {why}; it starts {data[:24]!r}",
+        f"a pgoutput message {chr(data[0])!r} of {len(data)} bytes for {where} cannot be read: {cause}; it starts"
+        f" {data[:24]!r}",
         remedy="this is a defect of afterwrite: report it with the server's version",
     )
+
+
+def relation_key(data: bytes) -> bytes:
+    """Which relation a row's message, or the relation's own, is about: its OID's bytes, to look it up by."""
+    return data[1:5]
+
+
+def read_insert(data: bytes, encoders: Sequence[Encoder]) -> Image:
+    """The new row. Like its sisters raises struct.error, IndexError or ValueError, for ``broken`` to explain."""
+    _expect(data, 5, _NEW)
+    new, end = _read_tuple(data, 6, encoders)
+    _end(data, end)
+    return new
+
+
+def read_update(data: bytes, encoders: Sequence[Encoder]) -> tuple[Image | None, bool, Image]:
+    """The old row or key, None when no column of the replica identity changed; whether it is a row (O) and not a key
+    (K); and the new row."""
+    kind = data[5]
+    if kind == _NEW:
+        new, end = _read_tuple(data, 6, encoders)
+        _end(data, end)
+        return None, False, new
+    if kind not in (_OLD, _KEY):
+        raise ValueError(f"a tuple of kind {chr(kind)!r} at byte 5")
+    old, position = _read_tuple(data, 6, encoders)
+    _expect(data, position, _NEW)
+    new, end = _read_tuple(data, position + 1, encoders, old)
+    _end(data, end)
+    return old, kind == _OLD, new
+
+
+def read_delete(data: bytes, encoders: Sequence[Encoder]) -> tuple[Image, bool]:
+    """The old row or key, and whether it is a row (O)."""
+    kind = data[5]
+    if kind not in (_OLD, _KEY):
+        raise ValueError(f"a tuple of kind {chr(kind)!r} at byte 5")
+    old, end = _read_tuple(data, 6, encoders)
+    _end(data, end)
+    return old, kind == _OLD
 
 
 _int16 = Struct("!h").unpack_from
@@ -132,28 +158,57 @@ _OMITTED = ord("u")
 _NEW = ord("N")
 _OLD = ord("O")
 _KEY = ord("K")
+_JSON_NULL = b"null"
 
 
-def _read_tuple(data: bytes, position: int) -> tuple[list[Value], int]:
-    """TupleData at ``position``: its values, and where it ends. The hottest loop of the house: keep it flat."""
+def _read_tuple(
+    data: bytes, position: int, encoders: Sequence[Encoder], known: Image | None = None
+) -> tuple[Image, int]:
+    """TupleData at ``position``, encoded, and where it ends; what is equal in ``known`` is taken from there.
+
+    The hottest loops of the house: keep them flat.
+    """
     (count,) = _int16(data, position)
+    if count != len(encoders):
+        raise ValueError(f"a row of {count} columns, where {len(encoders)} are described")
     position += 2
+    parts: list[bytes] = []
     values: list[Value] = []
-    for _ in range(count):
-        kind = data[position]
-        if kind == _TEXT:
-            start = position + 5
-            position = start + _int32(data, position + 1)[0]
-            values.append(data[start:position])
-        elif kind == _NULL:
-            position += 1
-            values.append(None)
-        elif kind == _OMITTED:
-            position += 1
-            values.append(UNCHANGED)
-        else:
-            raise ValueError(f"a column of kind {chr(kind)!r} at byte {position}")
-    return values, position
+    if known is None:
+        for encode in encoders:
+            if data[position] == _TEXT:
+                start = position + 5
+                position = start + _int32(data, position + 1)[0]
+                value = data[start:position]
+                values.append(value)
+                parts.append(encode(value))
+            else:
+                values.append(_no_text(data, position))
+                parts.append(_JSON_NULL)
+                position += 1
+    else:
+        for encode, known_part, known_value in zip(encoders, known[0], known[1], strict=True):
+            if data[position] == _TEXT:
+                start = position + 5
+                position = start + _int32(data, position + 1)[0]
+                value = data[start:position]
+                values.append(value)
+                # Most columns of an update stay as they were.
+                parts.append(known_part if value == known_value else encode(value))
+            else:
+                values.append(_no_text(data, position))
+                parts.append(_JSON_NULL)
+                position += 1
+    return (parts, values), position
+
+
+def _no_text(data: bytes, position: int) -> Value:
+    kind = data[position]
+    if kind == _NULL:
+        return None
+    if kind == _OMITTED:
+        return UNCHANGED
+    raise ValueError(f"a column of kind {chr(kind)!r} at byte {position}")
 
 
 def _read_begin(data: bytes) -> tuple[Begin, int]:
@@ -197,34 +252,6 @@ def _read_type(data: bytes) -> tuple[TypeName, int]:
     return TypeName(oid, schema or "pg_catalog", name), position
 
 
-def _read_insert(data: bytes) -> tuple[Insert, int]:
-    _expect(data, 5, _NEW)
-    new, end = _read_tuple(data, 6)
-    return Insert(_uint32(data, 1)[0], new), end
-
-
-def _read_update(data: bytes) -> tuple[Update, int]:
-    (oid,) = _uint32(data, 1)
-    kind = data[5]
-    if kind == _NEW:
-        new, end = _read_tuple(data, 6)
-        return Update(oid, None, False, new), end
-    if kind not in (_OLD, _KEY):
-        raise ValueError(f"a tuple of kind {chr(kind)!r} at byte 5")
-    old, position = _read_tuple(data, 6)
-    _expect(data, position, _NEW)
-    new, end = _read_tuple(data, position + 1)
-    return Update(oid, old, kind == _OLD, new), end
-
-
-def _read_delete(data: bytes) -> tuple[Delete, int]:
-    kind = data[5]
-    if kind not in (_OLD, _KEY):
-        raise ValueError(f"a tuple of kind {chr(kind)!r} at byte 5")
-    old, end = _read_tuple(data, 6)
-    return Delete(_uint32(data, 1)[0], old, kind == _OLD), end
-
-
 def _read_truncate(data: bytes) -> tuple[Truncate, int]:
     (count,) = _int32(data, 1)
     options = data[5]
@@ -245,6 +272,11 @@ def _read_string(data: bytes, position: int) -> tuple[str, int]:
     return data[position:end].decode(errors="backslashreplace"), end + 1
 
 
+def _end(data: bytes, position: int) -> None:
+    if position != len(data):
+        raise ValueError(f"it should end at byte {position}")
+
+
 def _expect(data: bytes, position: int, kind: int) -> None:
     if data[position] != kind:
         raise ValueError(f"{chr(data[position])!r} instead of {chr(kind)!r} at byte {position}")
@@ -256,9 +288,6 @@ _READERS: dict[int, Callable[[bytes], tuple[AnyMessage, int]]] = {
     ord("O"): _read_origin,
     RELATION_TAG: _read_relation,
     ord("Y"): _read_type,
-    ord("I"): _read_insert,
-    ord("U"): _read_update,
-    ord("D"): _read_delete,
     ord("T"): _read_truncate,
     ord("M"): _read_message,
 }

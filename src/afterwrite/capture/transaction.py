@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import datetime
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from afterwrite.activity import Lsn, Operation
+from afterwrite.capture.spill import Spill
 from afterwrite.context import Context
+
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class Many(Protocol[Item_co]):
+    """Sized, and read in order as often as wanted: a list, or what is read from memory or disk anew each time."""
+
+    def __iter__(self) -> Iterator[Item_co]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Column(msgspec.Struct, frozen=True, gc=False):
@@ -65,8 +77,12 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True):
     """One committed transaction, whole. ``end_lsn`` is where its commit record ends: acknowledging it is a promise.
 
     ``changes`` are those of published application tables; ``legacy`` those of the legacy log tables, which proof
-    compares and the store does not keep. One ordinal counts over changes, legacy and messages, in the order of the
-    writes. ``size`` is how many bytes of the stream it came in.
+    compares and the store does not keep; ``events`` what the application emitted, ``messages`` all other logical
+    messages. One ordinal counts over them all, in the order of the writes. ``size`` is how many bytes of the stream it
+    came in; ``misread`` when it brought a context that cannot be read.
+
+    Of a big one everything is read anew each time somebody asks, from ``spill`` where it was too big for memory:
+    ``close`` it when nobody will.
     """
 
     xid: int
@@ -74,7 +90,25 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True):
     end_lsn: Lsn
     committed_at: datetime
     context: Context | None
-    changes: Sequence[Change]
-    legacy: Sequence[Change] = ()
-    messages: Sequence[Message] = ()
+    changes: Many[Change]
+    legacy: Many[Change] = ()
+    events: Many[Message] = ()
+    messages: Many[Message] = ()
     size: int = 0
+    misread: bool = False
+    spill: Spill | None = None
+
+    @property
+    def rows(self) -> int:
+        """How much it says, of whatever kind."""
+        return len(self.changes) + len(self.legacy) + len(self.events) + len(self.messages)
+
+    @property
+    def held(self) -> int:
+        """How many of its bytes wait in memory."""
+        return self.size if self.spill is None else 0
+
+    def close(self) -> None:
+        """Give the disk back; what was put aside cannot be read any more."""
+        if self.spill is not None:
+            self.spill.close()

@@ -24,13 +24,14 @@ from typing import Protocol, cast
 
 import msgspec
 
-from afterwrite.activity import HEARTBEAT_PREFIX, Activity, Batch, Checkpoint, Lsn, Sink, TransactionContext
-from afterwrite.capture.assemble import Assembler, to_activities
+from afterwrite.activity import HEARTBEAT_PREFIX, Batch, Checkpoint, Lsn, Sink, TransactionContext
+from afterwrite.capture.assemble import Assembler, Told
 from afterwrite.capture.backlog import Backlog, Pace, Take
 from afterwrite.capture.lookup import Publications, teach
 from afterwrite.capture.pgoutput import RELATION_TAG, decode
 from afterwrite.capture.preflight import Table, read_slot
 from afterwrite.capture.slot import check_continuity, read_system, read_wal_position
+from afterwrite.capture.spill import NoRoom
 from afterwrite.capture.stream import SlotHeld, Stream, open_stream
 from afterwrite.capture.transaction import Relation, Transaction
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
@@ -188,7 +189,7 @@ class Worker:
             return now - self._held_since < self._pace.takeover_seconds
         self._held_since = None
         match error:
-            case ConnectionLost():
+            case ConnectionLost() | NoRoom():
                 return True
             case DatabaseError():
                 # 40 rolled back, 53 out of resources (disk, connections), 55P03 lock timeout, 57 an operator's doing.
@@ -258,6 +259,7 @@ class _Account:
             position=position,
             rows=status.rows + rows,
             transactions=status.transactions + len(transactions),
+            undecodable_contexts=status.undecodable_contexts + sum(each.misread for each in transactions),
             last_commit_at=transactions[-1].committed_at if transactions else status.last_commit_at,
         )
 
@@ -307,6 +309,7 @@ class _Session:
         self._sink = sink
         self._checkpoint = checkpoint
         self._backlog = Backlog(job.pace)
+        self._assembler = Assembler(legacy=job.source.legacy_tables, folder=job.pace.spill_dir)
         self._stored_at = time.monotonic()
         self._heartbeats = 0
         self._heartbeat = b""
@@ -324,18 +327,25 @@ class _Session:
                     group.create_task(self._close_when(stopping)),
                 ]
                 while (take := await self._backlog.take()) is not None:
-                    await self._store(take)
+                    try:
+                        await self._store(take)
+                    finally:
+                        for transaction in take.transactions:
+                            transaction.close()
                 for helper in helpers:
                     helper.cancel()
         except BaseExceptionGroup as group:
             raise _worst(group) from group
+        finally:
+            self._assembler.close()
+            self._backlog.discard()
 
     async def _close_when(self, stopping: asyncio.Event) -> None:
         await stopping.wait()
         self._backlog.close()
 
     async def _read(self) -> None:
-        assembler = Assembler(legacy=self._source.legacy_tables)
+        assembler = self._assembler
         publications = Publications(self._source.publications, self._source.legacy_publication)
         begin = self._checkpoint.lsn
         while True:
@@ -349,10 +359,9 @@ class _Session:
                 # The server leaves out what committed before the start; a look here costs nothing and is certain.
                 if transaction is not None and transaction.end_lsn > begin:
                     await self._backlog.put(transaction)
-            if assembler.undecodable:
-                count = self._account.status.undecodable_contexts + assembler.undecodable
-                assembler.undecodable = 0
-                self._account.note(undecodable_contexts=count)
+            if assembler.is_crowded(self._pace.transaction_bytes):
+                # In a thread: a disk may take its time, and the server wants to hear from us meanwhile.
+                await asyncio.to_thread(assembler.put_aside)
             if chunk.caught_up is not None and not assembler.in_transaction:
                 self._backlog.reach(chunk.caught_up)
 
@@ -365,22 +374,14 @@ class _Session:
         for observer in self._observers if transactions else ():
             await observer.observe(transactions)
         failpoint("worker.after_observe")
-        kept: list[Transaction] = []
-        activities: list[Activity] = []
-        for transaction in transactions:
-            found = to_activities(
-                transaction,
-                source=self._source.name,
-                system_id=self._checkpoint.system_id,
-                timeline=self._checkpoint.timeline,
-            )
-            if found:
-                kept.append(transaction)
-                activities += found
+        kept = [each for each in transactions if each.changes or each.events]
+        told = Told(
+            kept, source=self._source.name, system_id=self._checkpoint.system_id, timeline=self._checkpoint.timeline
+        )
         checkpoint = msgspec.structs.replace(self._checkpoint, lsn=max(through, self._checkpoint.lsn))
         batch = Batch(
             source=self._source.name,
-            activities=activities,
+            activities=told,
             transactions=len(kept),
             first_lsn=kept[0].commit_lsn if kept else None,
             last_lsn=kept[-1].commit_lsn if kept else None,
@@ -392,6 +393,7 @@ class _Session:
                 for transaction in kept
                 if transaction.context and transaction.context.settings
             ],
+            moments=frozenset(transaction.committed_at for transaction in kept),
         )
         failpoint("worker.before_write")
         try:
@@ -404,7 +406,7 @@ class _Session:
         self._stream.acknowledge(checkpoint.lsn)
         failpoint("worker.after_acknowledge")
         self._stored_at = time.monotonic()
-        self._account.stored(kept, len(activities), checkpoint.lsn)
+        self._account.stored(kept, len(told), checkpoint.lsn)
         self._hear(transactions)
 
     async def _overtaken(self, error: Refused) -> None:
@@ -457,7 +459,8 @@ class _Session:
         if not self._heartbeat:
             return
         for transaction in transactions:
-            for message in transaction.messages:
+            # Its transaction says nothing else.
+            for message in transaction.messages if len(transaction.messages) == 1 else ():
                 if message.prefix == HEARTBEAT_PREFIX and message.content == self._heartbeat:
                     took = (time.monotonic() - self._heartbeat_sent) * 1000
                     self._heartbeat = b""

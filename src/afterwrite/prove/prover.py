@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import msgspec
 
-from afterwrite.activity import EVENT_PREFIX, Emitted, Lsn, Operation
+from afterwrite.activity import Emitted, Lsn, Operation
 from afterwrite.capture.transaction import Transaction
 from afterwrite.errors import AfterwriteError, ConnectionLost
 from afterwrite.failpoints import failpoint
@@ -145,7 +145,7 @@ class Prover:
         """One try; False when the window was begun anew meanwhile."""
         database, matcher, state = await self._ready()
         # Empty ones, our own among them, would make us write, and so make another.
-        said = [each for each in transactions if each.changes or each.legacy or each.messages]
+        said = [each for each in transactions if each.rows]
         fresh = [each for each in said if state.through_lsn is None or each.commit_lsn > state.through_lsn]
         if not fresh:
             return True
@@ -406,8 +406,8 @@ async def _told(database: Database, marks: Sequence[_Mark]) -> frozenset[_Mark]:
 def _read_marks(transaction: Transaction) -> list[_Mark]:
     """What the transaction says was silenced and restored."""
     marks: list[_Mark] = []
-    for message in transaction.messages:
-        if message.prefix != EVENT_PREFIX or b'"trigger.' not in message.content:
+    for message in transaction.events:
+        if b'"trigger.' not in message.content:
             continue
         emitted = _read_mark(message.content)
         if emitted is not None and emitted.entity_id is not None:

@@ -1,0 +1,151 @@
+"""What an open transaction has said so far: in memory, and beyond a bound in a file that nobody else can see.
+
+::
+
+    Assembler ─ add ─▶ Pile (changes) ┐
+                       Pile (legacy)  ├─ move ─▶ Spill: one unlinked file a transaction
+                       Pile (events)  ┘            └─ read back in pieces, as often as somebody asks
+
+Entries are the stream's own bytes: they are made into changes only when they are read, so that a row costs the same
+whether it waited in memory or on disk, and a file is no larger than what the server sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+import threading
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from struct import Struct
+from typing import Generic, TypeVar
+
+from afterwrite.errors import AfterwriteError
+
+Kind = TypeVar("Kind", bound=Hashable)
+
+_PIECE_BYTES = 1 << 18
+_HEAD = Struct("!IIQ")  # length of the payload, number of the kind, ordinal
+# What an entry costs in memory beside its payload: the tuple, the ordinal, the bytes object, its place in the list.
+_ENTRY_BYTES = 150
+
+
+class NoRoom(AfterwriteError):  # noqa: N818 - the sentence that it says
+    """A transaction that is too big for memory could not be put aside; the same may succeed later."""
+
+
+class Spill:
+    """A temporary file of one transaction: appended to, then read, gone with the process whatever becomes of it.
+
+    Made on disk at its first use. Closing is final, and may come from another thread than a write that is under way.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._file: io.FileIO | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self.size = 0
+
+    def append(self, data: bytes) -> tuple[int, int]:
+        """Write this at the end; the place where it is. Raises NoRoom, with the remedy, where that cannot be done."""
+        place, left = (self.size, len(data)), memoryview(data)
+        with self._lock:
+            try:
+                if self._closed:
+                    raise OSError("it is closed")
+                if self._file is None:
+                    self._file = tempfile.TemporaryFile(buffering=0, prefix="afterwrite-", dir=self._folder)  # noqa: SIM115
+                while left:
+                    written = self._file.write(left)
+                    self.size += written
+                    left = left[written:]
+            except OSError as error:
+                folder = self._folder or tempfile.gettempdir()
+                raise NoRoom(
+                    f"a big transaction cannot be put aside in {folder}: {error.strerror or error}",
+                    remedy=f"make room in {folder}, or name a folder with more of it: `spill_dir` in afterwrite.toml;"
+                    " capture tries again, and loses nothing",
+                ) from error
+        return place
+
+    def read(self, start: int, size: int) -> bytes:
+        """What was written there."""
+        with self._lock:
+            data = os.pread(self._file.fileno(), size, start) if self._file is not None else b""
+        if len(data) < size:
+            raise AfterwriteError("a transaction that was put aside is not there any more", remedy="the defect is ours")
+        return data
+
+    def close(self) -> None:
+        """Give the disk back."""
+        with self._lock:
+            self._closed = True
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def check_folder(folder: Path | None) -> None:
+    """Raise NoRoom when nothing can be put aside there, before it must be."""
+    spill = Spill(folder)
+    with contextlib.closing(spill):
+        spill.append(b"?")
+
+
+class Pile(Generic[Kind]):
+    """Entries ``(ordinal, kind, payload)`` in the order in which they came; sized, and read as often as wanted.
+
+    A kind is what says how its payloads are read; there are few, and they stay in memory.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[tuple[int, Kind, bytes]] = []
+        self._moved = 0
+        self._places: list[tuple[int, int]] = []
+        self._kinds: dict[Kind, int] = {}
+        self._spill: Spill | None = None
+
+    def __len__(self) -> int:
+        return self._moved + len(self.held)
+
+    def __iter__(self) -> Iterator[tuple[int, Kind, bytes]]:
+        if self._spill is not None:
+            yield from self._read(self._spill)
+        yield from self.held
+
+    def move(self, spill: Spill) -> None:
+        """Put what is held in memory into the file. After an error some of it may be there: then all is given up."""
+        parts, size = list[bytes](), 0
+        for ordinal, kind, payload in self.held:
+            number = self._kinds.setdefault(kind, len(self._kinds))
+            parts += _HEAD.pack(len(payload), number, ordinal), payload
+            size += _HEAD.size + len(payload)
+            if size >= _PIECE_BYTES:
+                self._places.append(spill.append(b"".join(parts)))
+                parts, size = [], 0
+        if parts:
+            self._places.append(spill.append(b"".join(parts)))
+        self._spill = spill
+        self._moved += len(self.held)
+        self.held = []
+
+    def _read(self, spill: Spill) -> Iterator[tuple[int, Kind, bytes]]:
+        kinds, head = list(self._kinds), _HEAD.size
+        for start, size in self._places:
+            piece, position = spill.read(start, size), 0
+            while position < size:
+                length, number, ordinal = _HEAD.unpack_from(piece, position)
+                start_of_payload = position + head
+                position = start_of_payload + length
+                yield ordinal, kinds[number], piece[start_of_payload:position]
+
+
+def cost(payload: bytes) -> int:
+    """About how much memory an entry takes."""
+    return len(payload) + _ENTRY_BYTES
