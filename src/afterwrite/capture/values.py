@@ -98,6 +98,11 @@ def json_string(text: str) -> bytes:
     return _encode_string(text)
 
 
+def _char(raw: bytes) -> bytes:
+    # Before PostgreSQL 16 a byte beyond ASCII came as it was, which is no text; later ones write it like this.
+    return b'"\\\\%03o"' % raw[0] if len(raw) == 1 and raw[0] > 0x7F else _text(raw)
+
+
 def _plain(raw: bytes) -> bytes:
     """Text that never needs an escape: uuid, oid, inet, dates."""
     return b'"' + raw + b'"'
@@ -224,7 +229,7 @@ def _unescape(text: bytes) -> bytes:
 _SCALARS: dict[int, Encoder] = {
     16: _boolean,
     17: _text,  # bytea
-    18: _text,  # "char"
+    18: _char,  # "char"
     19: _text,  # name
     20: _integer,
     21: _integer,
