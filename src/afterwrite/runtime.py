@@ -18,6 +18,7 @@ from typing import cast
 import msgspec
 
 from afterwrite.activity import Checkpoint
+from afterwrite.capture.backlog import Pace
 from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.preflight import survey as survey_capture
 from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, decide, examine, prepare
@@ -77,6 +78,18 @@ def place_of(settings: Settings) -> Place:
 def lock_policy(settings: Settings) -> LockPolicy:
     """How patient our DDL is."""
     return LockPolicy(lock_timeout_ms=settings.lock_timeout_ms, attempts=settings.lock_attempts)
+
+
+def pace(settings: Settings) -> Pace:
+    """How much capture takes at once, and how long it waits."""
+    return Pace(
+        linger_ms=settings.linger_ms,
+        batch_rows=settings.batch_rows,
+        # One batch is being stored, one waits, one is on its way.
+        backlog_rows=3 * settings.batch_rows,
+        transaction_bytes=settings.transaction_bytes,
+        spill_dir=settings.spill_dir,
+    )
 
 
 @asynccontextmanager
@@ -241,7 +254,9 @@ async def run_capture(
         worker.stop()
 
     async with Prover(settings.dsn, found.judgements, found.bodies) as prover:
-        worker = Worker(source, lambda: open_sink(settings.store), observers=[prover], on_status=tell)
+        worker = Worker(
+            source, lambda: open_sink(settings.store), observers=[prover], pace=pace(settings), on_status=tell
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 ending = group.create_task(end_when_told(worker))

@@ -45,6 +45,13 @@ class Settings(BaseSettings):
     proof_transactions: Annotated[int, Field(ge=0)] = 1_000
     proof_seconds: Annotated[float, Field(ge=0)] = 3_600.0
     soak_seconds: Annotated[float, Field(ge=0)] = 3_600.0
+    # A batch holds whole transactions of so many rows, and waits so long for more of them unless all is quiet.
+    batch_rows: Annotated[int, Field(gt=0, le=100_000)] = 5_000
+    linger_ms: Annotated[int, Field(ge=0, le=10_000)] = 50
+    # A transaction that takes more memory than this waits for its commit in a temporary file, in this folder (None:
+    # the system's), which must have room for as many bytes as the server sends of it.
+    transaction_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 20
+    spill_dir: pydantic.DirectoryPath | None = None
     # Who acts, for the ledger; None means the operating system's user.
     operator: str | None = None
 

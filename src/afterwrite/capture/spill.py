@@ -12,7 +12,6 @@ whether it waited in memory or on disk, and a file is no larger than what the se
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import tempfile
@@ -89,13 +88,6 @@ class Spill:
 
     def __del__(self) -> None:
         self.close()
-
-
-def check_folder(folder: Path | None) -> None:
-    """Raise NoRoom when nothing can be put aside there, before it must be."""
-    spill = Spill(folder)
-    with contextlib.closing(spill):
-        spill.append(b"?")
 
 
 class Pile(Generic[Kind]):
