@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from afterwrite.activity import Activity, Kind, Lsn, Operation
 from afterwrite.store import lines
-from afterwrite.store.lines import COLUMNS, LONGEST_INDEXED, copy_lines, span, storable
+from afterwrite.store.lines import COLUMNS, LONGEST_INDEXED, CopyLines, span, storable
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ID = "0195a000-0000-7000-8000-000000000001"
@@ -25,7 +25,7 @@ def an_event(**fields: object) -> Activity:
 
 
 def only_line(activity: Activity) -> dict[str, str]:
-    (chunk,) = copy_lines([activity], 7)
+    (chunk,) = CopyLines([activity], 7)
     assert chunk.endswith(b"\n")
     fields = chunk.decode().removesuffix("\n").split("\t")
     return dict(zip(COLUMNS, fields, strict=True))
@@ -38,7 +38,7 @@ def exact(activity: Activity) -> dict[str, object]:
 
 def test_what_is_ordinary_goes_as_it_is_and_what_is_absent_is_null() -> None:
     line = only_line(an_event(entity_type="users", commit_lsn=Lsn.parse("1A/2B"), duration_ms=1.5, ip="::1"))
-    assert line["occurred_at"] == "2026-03-01 12:00:00+00:00"
+    assert line["occurred_at"] == "2026-03-01 12:00:00+00"
     assert line["batch_id"] == "7"
     assert (line["entity_type"], line["commit_lsn"], line["duration_ms"], line["ip"]) == (
         "users",
@@ -135,7 +135,7 @@ def test_a_value_too_large_for_base64_leaves_its_size_and_hash(monkeypatch: pyte
 
 def test_one_odd_value_changes_nothing_for_its_neighbours() -> None:
     many = [an_event(entity_id=str(n), summary="\0" if n == 1500 else "fine") for n in range(2500)]
-    found = b"".join(copy_lines(many, 1)).decode().splitlines()
+    found = b"".join(CopyLines(many, 1)).decode().splitlines()
     summaries = [line.split("\t")[COLUMNS.index("summary")] for line in found]
     assert summaries == ["fine"] * 1500 + ["␀"] + ["fine"] * 999
 
@@ -157,6 +157,6 @@ any_text = st.text(st.characters(), max_size=20) | st.sampled_from(["\\N", "\\."
 
 @given(st.lists(st.builds(an_event, summary=any_text, entity_id=st.none() | any_text, user_agent=any_text), min_size=1))
 def test_every_activity_is_one_line_of_as_many_fields(activities: list[Activity]) -> None:
-    found = b"".join(copy_lines(activities, 1)).decode().split("\n")
+    found = b"".join(CopyLines(activities, 1)).decode().split("\n")
     assert found.pop() == ""
     assert [line.count("\t") for line in found] == [len(COLUMNS) - 1] * len(activities)

@@ -142,7 +142,7 @@ def test_an_activity_comes_back_whole_with_its_json_as_text(installed_dsn: str) 
             batches = await read_batches(db)
             (found,) = await read_batch_activities(db, batches)
         assert (found.position, found.batch_id) == (1, batches[0].id)
-        assert (found.after, found.before, found.metadata) == ('{"b": 1.50, "aa": "x"}', None, '{"reason": "why"}')
+        assert (found.after, found.before, found.metadata) == ('{"b": 1.50, "aa": "x"}', None, '{"reason":"why"}')
         for name in Activity.__struct_fields__:
             if name not in {"after", "metadata"}:
                 assert getattr(found, name) == getattr(activity, name), name

@@ -126,8 +126,6 @@ def test_a_batch_its_rows_and_its_checkpoint_are_stored_together(installed_dsn: 
             batch, _ = await read_batches(db)
             assert (batch.id, batch.first_lsn, batch.last_lsn) == (first.batch_id, Lsn(100), Lsn(200))
             assert (batch.transactions, batch.rows, batch.rows_per_table) == (2, 4, {"public.users": 4})
-            linked = await db.value(b"select batch_id from afterwrite.checkpoint")
-            assert linked == second.batch_id
         stored = await everything(installed_dsn)
         assert [(a.position, a.commit_lsn, a.ordinal) for a in stored] == [
             (1, 100, 0),
@@ -204,14 +202,11 @@ def test_whatever_an_activity_says_comes_back_as_the_server_itself_would_keep_it
                     assert getattr(stored, name) == getattr(wanted, name), name
                 for name in ("session_id", "user_agent", "summary", "duration_ms", "changed", "caused_by"):
                     assert getattr(stored, name) == getattr(wanted, name), name
-                for name, kind in (("after", "jsonb"), ("metadata", "jsonb"), ("ip", "inet")):
+                for name in ("after", "metadata"):
                     value = getattr(wanted, name)
-                    value = bytes(value).decode() if isinstance(value, msgspec.Raw) else value
-                    cast = "%(value)s::inet" if kind == "inet" else "%(value)s::jsonb::text"
-                    oracle = await db.value(
-                        f"select {'abbrev(' + cast + ')' if kind == 'inet' else cast}".encode(), value=value
-                    )
-                    assert getattr(stored, name) == oracle, name
+                    assert getattr(stored, name) == (None if value is None else bytes(value).decode()), name
+                assert stored.ip == await db.value(b"select abbrev(%(value)s::inet)", value=wanted.ip)
+            await db.run(b"select before::jsonb, after::jsonb, metadata::jsonb from afterwrite.activity")
             assert (await verify_feed(db)).first_break is None
 
     asyncio.run(scenario())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString, TypeVar
 
@@ -76,6 +76,35 @@ class Database:
         with translated(self.where):
             cursor = await self.connection.execute(query, params or None)
             return cursor.rowcount
+
+    async def at_once(self, row: Callable[..., Row], *queries: bytes, **params: object) -> Row | None:
+        """Several statements in one message; the first row of the first of them that gives any, or None.
+
+        Parameters are filled in on this side. What follows a statement that fails is not run.
+        """
+        with translated(self.where):
+            async with psycopg.AsyncClientCursor(self.connection, row_factory=kwargs_row(row)) as cursor:
+                await cursor.execute(b"; ".join(queries), params or None)
+                while cursor.description is None:
+                    if not cursor.nextset():
+                        return None
+                return await cursor.fetchone()
+
+    async def copy_out(self, query: Query, **params: object) -> AsyncGenerator[bytes]:
+        """The lines, each with its end, of a ``copy … to stdout``; parameters are filled in on this side."""
+        with translated(self.where):
+            async with self.connection.cursor() as cursor, cursor.copy(query, params or None) as copy:
+                async for line in copy:
+                    yield bytes(line)
+
+    async def copy_in(self, query: Query, chunks: Iterable[bytes]) -> int:
+        """Send these to a ``copy … from stdin``, as they are made; says how many rows it stored."""
+        with translated(self.where):
+            async with self.connection.cursor() as cursor:
+                async with cursor.copy(query) as copy:
+                    for chunk in chunks:
+                        await copy.write(chunk)
+                return cursor.rowcount
 
     async def script(self, text: str) -> None:
         """Run a whole script without parameters, as one implicit transaction."""
@@ -192,6 +221,10 @@ class LockTimeout(DatabaseError):  # noqa: N818 - a sentence of its own, as the 
     """A lock was not granted within lock_timeout (55P03); the transaction was rolled back, nothing changed."""
 
 
+class ReadOnly(Refused):
+    """The server takes no writes (25006): a standby, or a primary that is not promoted yet."""
+
+
 def translate(error: psycopg.Error, where: str) -> AfterwriteError:
     """Our words for a driver's error: what was found, where, and what mends it."""
     said = (error.diag.message_primary or str(error)).strip()
@@ -218,7 +251,7 @@ def translate(error: psycopg.Error, where: str) -> AfterwriteError:
                 sqlstate=state,
             )
         case errors.ReadOnlySqlTransaction():
-            return Refused(
+            return ReadOnly(
                 f"{where} is read-only: {said}",
                 remedy="connect to the primary, not to a standby or a read-only session",
             )

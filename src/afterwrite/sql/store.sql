@@ -72,17 +72,9 @@ select pg_catalog.pg_get_userbyid(relowner)
   from pg_catalog.pg_class
  where oid = 'afterwrite.activity'::regclass and relowner <> (select oid from pg_catalog.pg_roles where rolname = current_user);
 
--- name: next_batch
--- A new batch's id; its rows will be flushed at commit even where synchronous_commit is off by default.
-select nextval('afterwrite.batch_id_seq'::regclass) as id,
-       case when current_setting('synchronous_commit') = 'off' then set_config('synchronous_commit', 'on', true) end;
-
--- name: lock_checkpoint
--- How far this source is stored; held until the transaction ends, so that two workers follow each other.
-select source, slot, system_id, timeline, lsn::text as lsn
-  from afterwrite.checkpoint
- where source = :source
-   for update;
+-- name: open_batch
+-- Begin to store: a batch's id, and how far its source is stored, locked until the transaction ends.
+select batch_id, slot, system_id, timeline, lsn from afterwrite.open_batch(:source);
 
 -- name: read_checkpoint
 -- How far this source is stored.
@@ -90,64 +82,41 @@ select source, slot, system_id, timeline, lsn::text as lsn
   from afterwrite.checkpoint
  where source = :source;
 
--- name: move_checkpoint
--- Move the checkpoint forward (or leave it); no row comes back when it is of another cluster, or further already.
-insert into afterwrite.checkpoint as c (source, slot, system_id, timeline, lsn, batch_id)
-values (:source, :slot, :system_id, :timeline, :lsn::pg_lsn, :batch_id)
-on conflict (source) do update
-   set slot = excluded.slot, timeline = excluded.timeline, lsn = excluded.lsn,
-       batch_id = coalesce(excluded.batch_id, c.batch_id), updated_at = clock_timestamp()
- where c.system_id = excluded.system_id
-   and c.lsn <= excluded.lsn
-returning c.source;
-
 -- name: make_staging
 -- Where rows wait that may be stored already; it lives as long as the session and is empty after each transaction.
 create temporary table if not exists afterwrite_staging (like afterwrite.activity) on commit delete rows;
 
--- name: store_staged
--- Store the waiting rows that are not stored yet, in an order that lets two writers of the same rows follow each other.
-insert into afterwrite.activity (
-    id, caused_by, occurred_at, batch_id, xid, commit_lsn, duration_ms, ordinal, source, kind, category, action, outcome,
-    severity, entity_type, entity_id, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent,
-    summary, relation, operation, changed, before, after, metadata
-)
-select id, caused_by, occurred_at, batch_id, xid, commit_lsn, duration_ms, ordinal, source, kind, category, action, outcome,
-       severity, entity_type, entity_id, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent,
-       summary, relation, operation, changed, before, after, metadata
-  from pg_temp.afterwrite_staging
- order by occurred_at, id
-    on conflict (occurred_at, id) do nothing;
-
--- name: store_contexts
--- Keep the settings that the batch's transactions stamped.
-insert into afterwrite.transaction_context (source, commit_lsn, xid, batch_id, settings)
-select :source, c.lsn::pg_lsn, c.xid, :batch_id, c.settings::jsonb
-  from unnest(:lsns::text[], :xids::bigint[], :settings::text[]) as c (lsn, xid, settings)
- order by 2, 3
-    on conflict (source, commit_lsn, xid) do nothing;
-
--- name: seal_batch
--- Count and sum the rows of a batch that is about to be closed.
-select rows, rows_per_table::text as rows_per_table, rows_digest
-  from afterwrite.seal(:batch_id, :first_at, :last_at);
-
--- name: next_position
--- The next place in the feed, in order by a row lock held until commit; at commit those who listen are told.
-with moved as (update afterwrite.feed set position = position + 1 returning position)
-select position, pg_catalog.pg_notify('afterwrite_feed', '') from moved;
+-- name: copy_staged
+-- Store the waiting rows that are not stored yet, in an order that lets two writers of the same rows follow each other, and give those back as the seal takes them.
+copy (
+    with stored as (
+        insert into afterwrite.activity (
+            id, caused_by, occurred_at, batch_id, xid, commit_lsn, duration_ms, ordinal, source, kind, category, action, outcome,
+            severity, entity_type, entity_id, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent,
+            summary, relation, operation, changed, before, after, metadata
+        )
+        select id, caused_by, occurred_at, batch_id, xid, commit_lsn, duration_ms, ordinal, source, kind, category, action, outcome,
+               severity, entity_type, entity_id, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent,
+               summary, relation, operation, changed, before, after, metadata
+          from pg_temp.afterwrite_staging
+         order by occurred_at, id
+            on conflict (occurred_at, id) do nothing
+        returning *
+    )
+    select id, occurred_at, batch_id, source, kind, category, action, outcome, severity, entity_type, entity_id, actor_id,
+           actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent, duration_ms, summary, relation, operation,
+           changed, before, after, metadata, caused_by, xid, commit_lsn, ordinal
+      from stored
+     order by commit_lsn nulls first, ordinal, occurred_at, id
+) to stdout;
 
 -- name: close_batch
--- Write the batch's row, chained to the one before it of the same source.
-insert into afterwrite.batch (
-    id, position, source, first_lsn, last_lsn, first_at, last_at, transactions, rows, rows_per_table, rows_digest, digest
-)
-select :id, :position, :source, :first_lsn::pg_lsn, :last_lsn::pg_lsn, :first_at, :last_at, :transactions, :rows,
-       :rows_per_table::jsonb, :rows_digest,
-       afterwrite.chain(
-           (select b.digest from afterwrite.batch b where b.source = :source order by b.position desc limit 1),
-           :position, :id, :source, :first_lsn::pg_lsn, :last_lsn::pg_lsn, :transactions, :rows, :rows_digest
-       );
+-- End storing: the checkpoint moves, and the batch gets its place in the feed and its row.
+select afterwrite.close_batch(
+           :id::bigint, :source::text, :partition::text, :first_lsn::pg_lsn, :last_lsn::pg_lsn, :first_at::timestamptz,
+           :last_at::timestamptz, :transactions::bigint, :rows::bigint, :rows_per_table::jsonb, :rows_digest::bytea,
+           :slot::text, :system_id::text, :timeline::integer, :lsn::pg_lsn,
+           :context_lsns::pg_lsn[], :context_xids::bigint[], :context_settings::text[]) as position;
 
 -- name: try_json
 -- Whether the server takes this text as jsonb.
@@ -227,18 +196,35 @@ select *
  order by position, commit_lsn::pg_lsn nulls first, ordinal, occurred_at, id;
 
 -- name: verify_batches
--- The next batches of the feed beside what their rows and the batch before them say today.
-select b.position, b.id, b.source, b.rows, s.rows as found,
-       s.rows_digest = b.rows_digest and s.rows_per_table = b.rows_per_table as rows_hold,
+-- The next batches of the feed, and whether each follows the batch before it of its source.
+select b.position, b.id, b.source, b.first_at, b.last_at, b.rows, b.rows_per_table, b.rows_digest,
        b.digest = afterwrite.chain(
            (select p.digest from afterwrite.batch p
              where p.source = b.source and p.position < b.position order by p.position desc limit 1),
            b.position, b.id, b.source, b.first_lsn, b.last_lsn, b.transactions, b.rows, b.rows_digest
        ) as chain_holds
-  from (select * from afterwrite.batch where position > :after_position order by position limit :limit) b
- cross join lateral afterwrite.seal(b.id, b.first_at, b.last_at) s
- order by b.position;
+  from afterwrite.batch b
+ where b.position > :after_position
+ order by b.position
+ limit :limit;
 
+-- name: copy_batches
+-- The rows of these batches as the seal takes them, batch by batch.
+copy (
+    select a.id, a.occurred_at, a.batch_id, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type,
+           a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, a.ip, a.user_agent,
+           a.duration_ms, a.summary, a.relation, a.operation, a.changed, a.before, a.after, a.metadata, a.caused_by, a.xid,
+           a.commit_lsn, a.ordinal
+      from afterwrite.activity a
+     where a.batch_id = any (:batch_ids::bigint[])
+       and a.occurred_at between :first_at and :last_at
+     order by pg_catalog.array_position(:batch_ids::bigint[], a.batch_id), a.commit_lsn nulls first, a.ordinal, a.occurred_at, a.id
+) to stdout;
+
+-- name: set_copy_form
+-- Let values be written as the seal has them, until the transaction ends.
+select pg_catalog.set_config('timezone', 'UTC', true), pg_catalog.set_config('datestyle', 'ISO, YMD', true),
+       pg_catalog.set_config('extra_float_digits', '1', true), pg_catalog.set_config('jit', 'off', true);
 
 -- name: read_stray
 -- An activity that no batch answers for, if there is one.
@@ -251,6 +237,27 @@ select a.id::text
  limit 1;
 
 -- name: record_gap
--- Remember a stretch of a source's WAL that is known to be lost.
+-- Remember a stretch of a source's WAL that is known to be lost; told again after a crash, it is the same one.
+with known as (
+    update afterwrite.gap
+       set to_lsn = greatest(to_lsn, :to_lsn::pg_lsn)
+     where source = :source and from_lsn = :from_lsn::pg_lsn and reason = :reason
+    returning id
+)
 insert into afterwrite.gap (source, from_lsn, to_lsn, reason)
-values (:source, :from_lsn::pg_lsn, :to_lsn::pg_lsn, :reason);
+select :source, :from_lsn::pg_lsn, :to_lsn::pg_lsn, :reason
+ where not exists (select from known);
+
+-- name: read_identity
+-- Which store this is.
+select id::text from afterwrite.store;
+
+-- name: end_namesakes
+-- End the other sessions of this role and name: they belong to a worker that is no longer the active one.
+select a.pid
+  from pg_catalog.pg_stat_activity a
+ where a.application_name = current_setting('application_name')
+   and a.datname = current_database()
+   and a.usename = current_user
+   and a.pid <> pg_catalog.pg_backend_pid()
+   and pg_catalog.pg_terminate_backend(a.pid);

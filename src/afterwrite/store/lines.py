@@ -1,9 +1,17 @@
-r"""Activities as the lines that COPY reads, fast where values are ordinary and exact where they are not.
+r"""Activities as the lines that COPY reads and, byte for byte, as COPY gives them back: that is what the seal is over.
+
+::
+
+    [Activity] ──CopyLines──▶ COPY … FROM STDIN ──▶ store ──▶ COPY … TO STDOUT ──▶ Sealing
+                     └──────────────── the same bytes: the same sha256 ───────────────┘
+
+So each value is written as the server's own output function writes it (under TimeZone UTC and DateStyle ISO), and rows
+go in the order of the seal: commit_lsn with nulls first, ordinal, occurred_at, id.
 
 PostgreSQL cannot keep everything that an activity may say: no NUL in text or jsonb, no lone surrogate, no text beyond
 an index's limit, no address in ``ip`` that is none. One such value must not poison its batch, and must not be lost:
 the column gets the nearest value that can be kept (``␀`` for NUL, ``�`` for a surrogate, null for the rest), and
-``metadata.exact`` the original's bytes, by column, in base64.
+``metadata.exact`` the original's bytes, by column, in base64. JSON is kept as the text it came as, and casts to jsonb.
 """
 
 from __future__ import annotations
@@ -13,14 +21,19 @@ import hashlib
 import ipaddress
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
+from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
+from math import inf, isinf, isnan, nextafter
+from typing import cast
 
 import msgspec
 
-from afterwrite.activity import Activities, Activity
+from afterwrite.activity import Activities, Activity, Kind
+from afterwrite.jsonb import fits_jsonb, may_hold_large_numbers, measure_depth, with_jsonb_characters
 
 # The order in which the fields of a line stand.
 COLUMNS = (
@@ -34,14 +47,20 @@ TEXTS = (
     "request_id", "trace_id", "user_agent", "summary", "relation",
 )  # fmt: skip
 JSONS = ("before", "after", "metadata")
-CHUNK_ROWS = 1_000
 # A b-tree entry holds 2,704 bytes. Two of these (entity_type and entity_id, four bytes a character) stay below it.
 LONGEST_INDEXED = 300
 # jsonb refuses a string beyond 256 MiB; base64 makes four bytes of three.
 LONGEST_EXACT = 190 * 1024 * 1024
 
+# Rows are put together a chunk at a time: as many as make about a megabyte.
+_FIRST_ROWS, _MOST_ROWS, _CHUNK_BYTES = 128, 1_000, 1024 * 1024
+# JSON that is nested deeper, or longer, may be beyond what jsonb holds, where json would take it (its depth is a matter
+# of max_stack_depth; a number of two bytes takes twelve, of 256 MiB in all).
+_DOUBTED_DEPTH, _DOUBTED_BYTES = 500, 16 * 1024 * 1024
+
 # Bytes that UTF-8 never uses hold the places of separators and nulls while a whole chunk is escaped at once.
 _FIELD, _ROW, _NULL = b"\xfe", b"\xfd", b"\xff"
+_RELATION = COLUMNS.index("relation")
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -59,37 +78,130 @@ def span(activities: Activities, moments: frozenset[datetime] | None = None) -> 
     return Span(min(moments), max(moments), frozenset(moment.astimezone(UTC).date() for moment in moments))
 
 
-def copy_lines(activities: Activities, batch_id: int) -> Iterator[bytes]:
-    """Chunks of COPY text (default delimiter and null) with the columns in the order of ``COLUMNS``."""
-    remaining = iter(activities)
-    batch = b"%d" % batch_id
-    while chunk := tuple(islice(remaining, CHUNK_ROWS)):
+class Seal(msgspec.Struct, frozen=True):
+    """What a batch's rows amount to: how many in all and of each relation ('' counts events), sha256 of their lines."""
+
+    rows: int
+    rows_per_table: dict[str, int]
+    digest: bytes
+
+
+class Sealing:
+    """Makes the seal of lines as the server gives them, in the order of the seal."""
+
+    def __init__(self) -> None:
+        self._tables: Counter[bytes] = Counter()
+        self._hash = hashlib.sha256()
+
+    def add(self, line: bytes) -> None:
+        """One line, with its end."""
+        self._tables[line.split(b"\t", _RELATION + 1)[_RELATION]] += 1
+        self._hash.update(line)
+
+    def seal(self) -> Seal:
+        tables = {"" if name == b"\\N" else _unescape(name): count for name, count in self._tables.items()}
+        return Seal(self._tables.total(), tables, self._hash.digest())
+
+
+class DoubtError(Exception):
+    """Whether jsonb holds a JSON of these activities only the server can tell: it is very deep, or very long."""
+
+
+class CopyLines:
+    """One reading of these activities as chunks of COPY text; ``seal()`` when all were given.
+
+    Raises DoubtError for JSON that only the server can judge, unless it was asked already (``doubting=False``). A list
+    is brought into the order of the seal; for what is read as it goes, and does not come so, ``seal()`` is None.
+    """
+
+    def __init__(self, activities: Activities, batch_id: int, *, doubting: bool = True) -> None:
+        self._activities, self._certain = _by_seal(activities)
+        self._ordered = True
+        self._batch = b"%d" % batch_id
+        self._doubting = doubting
+        self._tables: Counter[str | None] = Counter()
+        self._hash = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[bytes]:
+        remaining = iter(self._activities)
+        last: Activity | None = None
+        rows = _FIRST_ROWS
+        while chunk := tuple(islice(remaining, rows)):
+            lines = self._lines(chunk)
+            if not self._certain:
+                self._ordered = self._ordered and _is_ordered(chunk if last is None else (last, *chunk))
+                last = chunk[-1]
+            self._tables.update([activity.relation for activity in chunk])
+            self._hash.update(lines)
+            yield lines
+            rows = max(1, min(_MOST_ROWS, _CHUNK_BYTES * len(chunk) // len(lines)))
+
+    def seal(self) -> Seal | None:
+        if not self._ordered:
+            return None
+        tables = {relation or "": count for relation, count in self._tables.items()}
+        return Seal(self._tables.total(), tables, self._hash.digest())
+
+    def _lines(self, chunk: Sequence[Activity]) -> bytes:
         try:
-            lines = _join(chunk, batch)
+            lines = _join(chunk, self._batch, doubting=self._doubting)
         except UnicodeEncodeError:
             lines = None
         if lines is None:
-            lines = _join([storable(activity) for activity in chunk], batch)
+            lines = _join([storable(activity) for activity in chunk], self._batch, doubting=self._doubting)
         if lines is None:
             raise ValueError("an activity's JSON is not UTF-8")
-        yield lines
+        return lines
 
 
-def _join(activities: Sequence[Activity], batch: bytes) -> bytes | None:
+def _by_seal(activities: Activities) -> tuple[Iterable[Activity], bool]:
+    """The activities, in the order of the seal where they are all at hand; and whether they certainly are."""
+    if not isinstance(activities, (list, tuple)):
+        return activities, False
+    listed = cast("Sequence[Activity]", activities)
+    return (listed if _is_ordered(listed) else sorted(listed, key=_place)), True
+
+
+def _place(a: Activity) -> tuple[object, ...]:
+    return (
+        a.commit_lsn is not None, a.commit_lsn or 0, a.ordinal is None, a.ordinal or 0, a.occurred_at, a.id.lower()
+    )  # fmt: skip
+
+
+def _is_ordered(activities: Sequence[Activity]) -> bool:
+    lsn = ordinal = -1
+    for activity in activities:
+        at, number = activity.commit_lsn, activity.ordinal
+        if at is None or number is None or at < lsn or (at == lsn and number <= ordinal):
+            places = [_place(activity) for activity in activities]
+            return places == sorted(places)
+        lsn, ordinal = at, number
+    return True
+
+
+def _join(activities: Sequence[Activity], batch: bytes, *, doubting: bool) -> bytes | None:
     """The chunk's lines, or None when some value in it may not be kept as it is."""
     null = _NULL
+    change = Kind.CHANGE
     moments: dict[datetime, bytes] = {}
     rows: list[bytes] = []
     jsons: list[msgspec.Raw] = []
+    foreign: list[msgspec.Raw] = []
     for a in activities:
         at = moments.get(a.occurred_at)
         if at is None:
             at = moments[a.occurred_at] = _moment(a.occurred_at)
         ip = null if a.ip is None else _address(a.ip)
         caused_by = null if a.caused_by is None else _identity(a.caused_by)
+        duration = null if a.duration_ms is None else _float(a.duration_ms)
         if ip is None or caused_by is None:
             return None
-        jsons += [raw for raw in (a.before, a.after, a.metadata) if raw is not None]
+        before, after, metadata = a.before, a.after, a.metadata
+        kind = a.kind
+        given = [raw for raw in (before, after, metadata) if raw is not None]
+        jsons += given
+        if kind is not change:
+            foreign += given
         rows.append(
             _FIELD.join(
                 (
@@ -97,7 +209,7 @@ def _join(activities: Sequence[Activity], batch: bytes) -> bytes | None:
                     at,
                     batch,
                     a.source.encode(),
-                    a.kind.encode(),
+                    kind.encode(),
                     a.category.encode(),
                     a.action.encode(),
                     a.outcome.encode(),
@@ -112,14 +224,14 @@ def _join(activities: Sequence[Activity], batch: bytes) -> bytes | None:
                     null if a.trace_id is None else a.trace_id.encode(),
                     ip,
                     null if a.user_agent is None else a.user_agent.encode(),
-                    null if a.duration_ms is None else b"%r" % a.duration_ms,
+                    duration,
                     null if a.summary is None else a.summary.encode(),
                     null if a.relation is None else a.relation.encode(),
                     null if a.operation is None else a.operation.encode(),
                     null if a.changed is None else _array(a.changed),
-                    null if a.before is None else a.before,
-                    null if a.after is None else a.after,
-                    null if a.metadata is None else a.metadata,
+                    null if before is None else before,
+                    null if after is None else after,
+                    null if metadata is None else metadata,
                     caused_by,
                     null if a.xid is None else b"%d" % a.xid,
                     null if a.commit_lsn is None else _lsn(a.commit_lsn),
@@ -128,25 +240,111 @@ def _join(activities: Sequence[Activity], batch: bytes) -> bytes | None:
             )
         )
     data = _ROW.join(rows)
-    if b"\0" in data or not _plain(b"".join(jsons)):
+    if b"\0" in data or not _are_canonical([a.id for a in activities]) or not _are_plain(jsons, foreign):
         return None
-    data = data.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r").replace(b"\t", b"\\t")
-    return data.replace(_NULL, b"\\N").replace(_FIELD, b"\t").replace(_ROW, b"\n") + b"\n"
+    if doubting and _are_doubtful(jsons):
+        raise DoubtError
+    return _escape(data).replace(_NULL, b"\\N").replace(_FIELD, b"\t").replace(_ROW, b"\n") + b"\n"
 
 
-def _plain(jsons: bytes) -> bool:
-    """Whether these JSON texts are UTF-8 (so that no byte is a separator of ours) without an escape jsonb refuses."""
+def _escape(data: bytes) -> bytes:
+    """As COPY escapes: these six control characters, and the backslash."""
+    data = data.replace(b"\\", b"\\\\")
+    for letter, control in _ESCAPES.items():
+        if control in data:
+            data = data.replace(control, b"\\" + letter)
+    return data
+
+
+_ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
+_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+
+
+def _unescape(field: bytes) -> str:
+    return _ESCAPED.sub(lambda match: _ESCAPES.get(match[1], match[1]), field).decode()
+
+
+_SHAPE = bytes.maketrans(b"123456789abcdef", b"000000000000000")
+_UUID = b"00000000-0000-0000-0000-000000000000"
+
+
+def _are_canonical(ids: Sequence[str]) -> bool:
+    """Whether these are UUIDs as the server writes them."""
+    return "".join(ids).encode().translate(_SHAPE) == _UUID * len(ids)
+
+
+def _are_plain(jsons: Sequence[msgspec.Raw], foreign: Sequence[msgspec.Raw]) -> bool:
+    """Whether these JSON texts are UTF-8 (so that no byte is a separator of ours) and nothing that jsonb refuses.
+
+    The numbers of a change come from columns of PostgreSQL's, and fit. Those of the ``foreign`` may be anybody's.
+    """
+    together = b"".join(jsons)
     try:
-        jsons.decode()
+        together.decode()
     except UnicodeDecodeError:
         return False
-    return b"\\" not in jsons or b"\\u" not in jsons or json_without_nul(jsons) == jsons
+    if foreign and may_hold_large_numbers(b" ".join(foreign)):
+        return all(fits_jsonb(bytes(raw)) for raw in foreign)
+    return b"\\" not in together or b"\\u" not in together or with_jsonb_characters(together) == together
+
+
+def _are_doubtful(jsons: Sequence[msgspec.Raw]) -> bool:
+    together = b"".join(jsons)
+    if len(together) < _DOUBTED_BYTES and together.count(b"[") + together.count(b"{") < len(jsons) + _DOUBTED_DEPTH:
+        return False
+    return any(is_doubtful(raw) for raw in jsons)
+
+
+def is_doubtful(raw: msgspec.Raw) -> bool:
+    """Whether only the server can tell that jsonb holds this."""
+    text = bytes(raw)
+    if len(text) > _DOUBTED_BYTES:
+        return True
+    return text.count(b"[") + text.count(b"{") > _DOUBTED_DEPTH and measure_depth(text) > _DOUBTED_DEPTH
 
 
 def _moment(moment: datetime) -> bytes:
     if moment.tzinfo is None:
         raise ValueError("an activity's occurred_at has no time zone")
-    return moment.astimezone(UTC).isoformat(" ").encode()
+    text = moment.astimezone(UTC).isoformat(" ").removesuffix("+00:00")
+    return (text.rstrip("0") if "." in text else text).encode() + b"+00"
+
+
+# From here on a number of few digits may be half-way between two doubles.
+_HALFWAY = 2.0**53
+
+
+def _float(number: float) -> bytes:
+    """The shortest text that gives this number back, as float8out writes it (since PostgreSQL 12)."""
+    if isnan(number):
+        return b"NaN"
+    if isinf(number):
+        return b"Infinity" if number > 0 else b"-Infinity"
+    text = repr(float(number))
+    if abs(number) < 1e15:
+        return text.removesuffix(".0").encode()
+    if abs(number) >= _HALFWAY:
+        # Python's shortest may be half-way to the next number, and read back by the rule of the even one. The server
+        # wants it nearer than that.
+        digits = len(text.lstrip("-").partition("e")[0].replace(".", "").rstrip("0"))
+        while _is_halfway(text, number):
+            digits += 1
+            text = f"{number:.{digits - 1}e}"
+    # repr() goes over to an exponent at 1e16, the server at 1e15.
+    mantissa, _, exponent = text.partition("e")
+    if not exponent:
+        sign, whole = ("-" if number < 0 else ""), mantissa.lstrip("-").partition(".")
+        mantissa, exponent = f"{sign}{whole[0][0]}.{whole[0][1:]}{whole[2]}", f"+{len(whole[0]) - 1}"
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").removesuffix(".")
+    return f"{mantissa}e{exponent}".encode()
+
+
+def _is_halfway(text: str, number: float) -> bool:
+    if float(text) != number:
+        return True
+    beyond = [other for other in (nextafter(number, -inf), nextafter(number, inf)) if not isinf(other)]
+    return any(2 * Fraction(text) == Fraction(number) + Fraction(other) for other in beyond)
 
 
 @lru_cache(maxsize=4_096)
@@ -154,23 +352,41 @@ def _lsn(lsn: int) -> bytes:
     return b"%X/%X" % (lsn >> 32, lsn & 0xFFFFFFFF)
 
 
+_QUOTED = re.compile(r'[\s"\\{},]', re.ASCII)
+
+
 @lru_cache(maxsize=4_096)
 def _array(names: tuple[str, ...]) -> bytes:
-    quoted = ('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names)
+    """As array_out writes it: quoted where it is empty, the word NULL, or holds what has a meaning."""
+    quoted = (
+        '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        if not name or name.upper() == "NULL" or _QUOTED.search(name)
+        else name
+        for name in names
+    )
     return ("{" + ",".join(quoted) + "}").encode()
 
 
 @lru_cache(maxsize=4_096)
 def _address(text: str) -> bytes | None:
-    """The address as inet takes it, or None when it is none (inet knows no zone)."""
+    """The address as inet writes it, or None when it is none (inet knows no zone)."""
+    if "%" in text:
+        return None
     try:
-        return (
-            None
-            if "%" in text
-            else str(ipaddress.ip_interface(text) if "/" in text else ipaddress.ip_address(text)).encode()
-        )
+        interface = ipaddress.ip_interface(text)
     except ValueError:
         return None
+    address, length = interface.ip, interface.network.prefixlen
+    written = str(address)
+    if address.version == 6:
+        # inet_out writes what encapsulates an IPv4 address with its dots (::ffff:10.0.0.1, ::10.0.0.1).
+        packed = address.packed
+        if packed[:12] == _MAPPED or (packed[:12] == bytes(12) and packed[12:14] != b"\0\0"):
+            written = f"{'::ffff:' if packed[:12] == _MAPPED else '::'}{ipaddress.IPv4Address(packed[12:])}"
+    return (written if length == address.max_prefixlen else f"{written}/{length}").encode()
+
+
+_MAPPED = bytes(10) + b"\xff\xff"
 
 
 @lru_cache(maxsize=4_096)
@@ -213,13 +429,14 @@ def storable(activity: Activity, refused: frozenset[str] = frozenset(), *, short
         raw: msgspec.Raw | None = getattr(activity, column)
         if raw is None:
             continue
-        kept_json = None if column in refused else json_without_nul(bytes(raw))
+        kept_json = None if column in refused else _storable_json(bytes(raw))
         if kept_json is None or kept_json != bytes(raw):
             swap(column, bytes(raw), None if kept_json is None else msgspec.Raw(kept_json))
-    if not exact:
-        return activity
-    swaps["metadata"] = _with_exact(swaps.get("metadata", activity.metadata), exact)
-    return msgspec.structs.replace(activity, **swaps)
+    if exact:
+        swaps["metadata"] = _with_exact(swaps.get("metadata", activity.metadata), exact)
+    if not _are_canonical([activity.id]) and (id := _identity(activity.id)):
+        swaps["id"] = id.decode()
+    return msgspec.structs.replace(activity, **swaps) if swaps else activity
 
 
 def _odd(text: str) -> bool:
@@ -231,28 +448,11 @@ def _without_nul(text: str) -> str:
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# A backslash in valid JSON stands only in strings: a pair of surrogates, one code unit, or a short escape.
-_ESCAPE = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u(?P<unit>[0-9a-fA-F]{4})|\\.", re.DOTALL
-)
 
 
-def json_without_nul(raw: bytes) -> bytes | None:
-    """JSON that jsonb takes, as far as its characters go; None when it is not even UTF-8."""
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return None
-
-    def swap(match: re.Match[bytes]) -> bytes:
-        unit = match["unit"]
-        if unit is None:
-            return match[0]
-        code = int(unit, 16)
-        return b"\\u2400" if code == 0 else b"\\ufffd" if 0xD800 <= code <= 0xDFFF else match[0]
-
-    kept = _ESCAPE.sub(swap, raw) if b"\\u" in raw else raw
-    return None if b"\0" in kept else kept
+def _storable_json(raw: bytes) -> bytes | None:
+    kept = with_jsonb_characters(raw)
+    return None if kept is None or (may_hold_large_numbers(kept) and not fits_jsonb(kept)) else kept
 
 
 def _exact(original: bytes) -> str | dict[str, object]:

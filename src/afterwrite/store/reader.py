@@ -10,6 +10,7 @@ import msgspec
 
 from afterwrite.activity import Kind, Level, Lsn, Operation, Outcome
 from afterwrite.postgres import Database, statement
+from afterwrite.store.lines import Seal, Sealing
 
 _VERIFIED_AT_ONCE = 50
 
@@ -167,12 +168,14 @@ async def verify_feed(db: Database, *, after_position: int = 0) -> FeedReport:
         )
         if not page:
             return report(None, f"batches from position {position + 1} to {end} are gone")
+        seals = await _read_seals(db, page)
         for batch in page:
             if batch.position != position + 1:
                 return report(None, f"batches from position {position + 1} to {batch.position - 1} are gone")
-            if batch.found != batch.rows:
-                return report(batch.source, f"batch {batch.id} was sealed with {batch.rows} rows and has {batch.found}")
-            if not batch.rows_hold:
+            seal = seals.get(batch.id, _NO_ROWS)
+            if seal.rows != batch.rows:
+                return report(batch.source, f"batch {batch.id} was sealed with {batch.rows} rows and has {seal.rows}")
+            if seal.digest != batch.rows_digest or seal.rows_per_table != batch.rows_per_table:
                 return report(batch.source, f"rows of batch {batch.id} are not those it was sealed with")
             if not batch.chain_holds:
                 return report(batch.source, f"batch {batch.id} does not follow the batch before it of its source")
@@ -191,10 +194,34 @@ class _Verified(msgspec.Struct, frozen=True):
     position: int
     id: int
     source: str
+    first_at: datetime
+    last_at: datetime
     rows: int
-    found: int
-    rows_hold: bool
+    rows_per_table: dict[str, int]
+    rows_digest: bytes
     chain_holds: bool
+
+
+_NO_ROWS = Sealing().seal()
+
+
+async def _read_seals(db: Database, batches: Sequence[_Verified]) -> dict[int, Seal]:
+    """What the rows of these batches amount to today, by batch id."""
+    sealings: dict[bytes, Sealing] = {}
+    async with db.transaction():
+        await db.run(statement("store.set_copy_form"))
+        async for line in db.copy_out(
+            statement("store.copy_batches"),
+            batch_ids=[batch.id for batch in batches],
+            first_at=min(batch.first_at for batch in batches),
+            last_at=max(batch.last_at for batch in batches),
+        ):
+            id = line.split(b"\t", 3)[2]
+            sealing = sealings.get(id)
+            if sealing is None:
+                sealing = sealings[id] = Sealing()
+            sealing.add(line)
+    return {int(id): sealing.seal() for id, sealing in sealings.items()}
 
 
 def _batch(*, first_lsn: str | None, last_lsn: str | None, **columns: Any) -> StoredBatch:

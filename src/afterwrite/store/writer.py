@@ -2,9 +2,12 @@
 
 ::
 
-    lock checkpoint ─▶ COPY activity ─▶ seal ─▶ checkpoint ─▶ lock feed: position, batch ─▶ commit
+    begin, open_batch ─▶ COPY ─▶ close_batch, commit
+      │ lock the           │ into the day's  │ move the checkpoint; lock the feed:
+      └ checkpoint         └ partition       └ position, batch with its seal
 
-Only the last step is taken one writer at a time; it gives the feed its total order.
+Three messages and their answers. Only the last step is taken one writer at a time; it gives the feed its total order.
+The seal is the sha256 of the very bytes that COPY was sent (see lines.py).
 """
 
 from __future__ import annotations
@@ -12,19 +15,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
+from enum import Enum
+from itertools import islice
 
 import msgspec
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from afterwrite.activity import Activities, Activity, Batch, Checkpoint, Lsn, Receipt, TransactionContext
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.failpoints import failpoint
-from afterwrite.postgres import Database, connect, statement, translated
-from afterwrite.store.lines import COLUMNS, JSONS, Span, copy_lines, json_without_nul, span, storable
-from afterwrite.store.partitions import AHEAD_DAYS, make_partitions, read_partition_days
+from afterwrite.jsonb import with_jsonb_characters
+from afterwrite.postgres import Database, connect, statement
+from afterwrite.store.lines import COLUMNS, JSONS, CopyLines, DoubtError, Seal, Sealing, Span, span, storable
+from afterwrite.store.partitions import AHEAD_DAYS, PARENT, SCHEMA, make_partitions, partition_name, read_partition_days
 from afterwrite.store.schema import require_store
 
 log = logging.getLogger(__name__)
@@ -41,11 +48,16 @@ _SESSION = {
     # The same few statements for every batch: planning them over all partitions each time costs more than running them.
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
+    # As the seal wants its lines: what is stored by a detour is read back within the transaction.
+    "timezone": "UTC",
+    "datestyle": "ISO, YMD",
+    "extra_float_digits": "1",
 }
 _COPY = sql.SQL("copy {table} ({columns}) from stdin")
 _COLUMNS = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
-_PLAIN = _COPY.format(table=sql.Identifier("afterwrite", "activity"), columns=_COLUMNS)
 _STAGED = _COPY.format(table=sql.Identifier("pg_temp", "afterwrite_staging"), columns=_COLUMNS)
+_NO_PARTITION = "AW011"
+_OVERTAKEN = "AW012"
 # Days beyond these belong to a clock gone wrong, or to an import: they stay in the default partition.
 _LATE_DAYS = 92
 _PARTITION_PAUSE_SECONDS = 30.0
@@ -70,10 +82,31 @@ class CheckpointRow(msgspec.Struct, frozen=True):
         )
 
 
-class _Seal(msgspec.Struct, frozen=True):
-    rows: int
-    rows_per_table: str
-    rows_digest: bytes
+class _Opened(msgspec.Struct, frozen=True):
+    """What open_batch() gives: the checkpoint's columns are null where the source has none."""
+
+    batch_id: int
+    slot: str | None
+    system_id: str | None
+    timeline: int | None
+    lsn: str | None
+
+
+class _Closed(msgspec.Struct, frozen=True):
+    position: int | None
+
+
+class _Way(Enum):
+    """How rows get into the store: the first that can be, and the next one when it cannot."""
+
+    PARTITION = "straight into the one partition that they belong to"
+    PARENT = "into the partitioned table, which finds a partition for each"
+    STAGED = "by a temporary table: some may be stored already, or their seal must be made of what was stored"
+
+
+async def read_identity(db: Database) -> str:
+    """Which store this is."""
+    return str(await db.value(statement("store.read_identity")))
 
 
 async def read_checkpoint(db: Database, source: str) -> Checkpoint | None:
@@ -90,9 +123,15 @@ async def record_gap(db: Database, source: str, *, after: Lsn, until: Lsn, reaso
 
 
 @asynccontextmanager
-async def open_sink(dsn: str | None, *, application_name: str = "afterwrite sink") -> AsyncGenerator[PostgresSink]:
-    """A sink into the store at ``dsn``; raises, with the mending command, when it is not installed as we need it."""
-    sink = PostgresSink(dsn, application_name=application_name)
+async def open_sink(
+    dsn: str | None, *, application_name: str = "afterwrite sink", sole: bool = False
+) -> AsyncGenerator[PostgresSink]:
+    """A sink into the store at ``dsn``; raises, with the mending command, when it is not installed as we need it.
+
+    ``sole`` ends other sessions of this role and name: those of a worker before this one, which was frozen or cut off
+    while it held the checkpoint's lock.
+    """
+    sink = PostgresSink(dsn, application_name=application_name, sole=sole)
     try:
         await sink.open()
         yield sink
@@ -106,9 +145,10 @@ class PostgresSink:
     Several tasks may share it; their batches follow each other. A batch that is written again stores nothing twice.
     """
 
-    def __init__(self, dsn: str | None, *, application_name: str = "afterwrite sink") -> None:
+    def __init__(self, dsn: str | None, *, application_name: str = "afterwrite sink", sole: bool = False) -> None:
         self._dsn = dsn
         self._application_name = application_name
+        self._sole = sole
         self._db: Database | None = None
         self._opened = AsyncExitStack()
         self._turn = asyncio.Lock()
@@ -124,6 +164,11 @@ class PostgresSink:
         """Close the connection; what was not committed is rolled back."""
         self._db = None
         await self._opened.aclose()
+
+    async def read_identity(self) -> str:
+        """Which store this is: the same for as long as it lives, also when it is moved or restored."""
+        async with self._turn, self._unbroken() as db:
+            return await read_identity(db)
 
     async def read_checkpoint(self, source: str) -> Checkpoint | None:
         """How far this source is stored, or None when nothing of it ever was."""
@@ -144,24 +189,37 @@ class PostgresSink:
                 return await self._move_only(db, batch)
             stretch = span(batch.activities, batch.moments)
             await self._make_days(db, stretch)
+            return await self._write(db, batch, stretch)
+
+    async def _write(self, db: Database, batch: Batch, stretch: Span) -> Receipt:
+        way = _Way.PARTITION if len(stretch.days) == 1 and stretch.days <= self._days else _Way.PARENT
+        while True:
             try:
-                return await self._store(db, batch, stretch, staged=False)
+                return await self._store(db, batch, stretch, way)
+            except _DetourError:
+                way = _Way.STAGED
             except DatabaseError as error:
-                if not (_may_pass(error) or _is_poisoned(error)):
+                if way is _Way.PARTITION and _has_no_partition(error):
+                    way = _Way.PARENT
+                    self._days -= stretch.days
+                elif way is not _Way.STAGED and _may_pass(error):
+                    way = _Way.STAGED
+                elif not isinstance(batch.activities, _Mended) and _is_poisoned(error):
+                    way = _Way.STAGED
+                    batch = await self._mend(db, batch)
+                else:
                     raise
-                if _is_poisoned(error):
-                    batch = msgspec.structs.replace(
-                        batch,
-                        activities=await _mend(db, tuple(batch.activities)),
-                        contexts=[context for context in batch.contexts if await _is_kept(db, context)],
-                    )
-            return await self._store(db, batch, stretch, staged=True)
+            except DoubtError:
+                way = _Way.STAGED
+                batch = await self._mend(db, batch)
 
     async def _connected(self) -> Database:
         if self._db is None:
             self._db = await self._opened.enter_async_context(
                 connect(self._dsn, application_name=self._application_name, options=_SESSION)
             )
+            if self._sole:
+                await self._db.values(statement("store.end_namesakes"))
             await require_store(self._db)
             self._days = await read_partition_days(self._db)
         return self._db
@@ -177,60 +235,43 @@ class PostgresSink:
 
     async def _move_only(self, db: Database, batch: Batch) -> Receipt:
         if batch.checkpoint:
-            async with db.transaction():
-                await _lock_checkpoint(db, batch.checkpoint)
-                await _move_checkpoint(db, batch.checkpoint, None)
+            async with _rolled_back(db):
+                await _open(db, batch)
                 failpoint("sink.before_move")
+                await _close(db, batch)
             failpoint("sink.after_move")
         return Receipt(batch_id=None, position=None, stored=0)
 
-    async def _store(self, db: Database, batch: Batch, stretch: Span, *, staged: bool) -> Receipt:
+    async def _store(self, db: Database, batch: Batch, stretch: Span, way: _Way) -> Receipt:
         failpoint("sink.before_begin")
-        async with db.transaction():
+        async with _rolled_back(db):
+            opened = await _open(db, batch)
             failpoint("sink.after_begin")
-            if batch.checkpoint:
-                before = await _lock_checkpoint(db, batch.checkpoint)
-                # Beyond the checkpoint nothing of this source's WAL is stored, so that nothing can be there twice.
-                beyond = before is not None and batch.first_lsn is not None and batch.first_lsn >= before.lsn
-                staged = staged or not beyond
-            batch_id: int = await db.value(statement("store.next_batch"))
+            if batch.checkpoint and not _is_beyond(batch, opened):
+                way = _Way.STAGED
             failpoint("sink.before_copy")
-            await _copy(db, batch.activities, batch_id, staged=staged)
+            partition: str | None = None
+            if way is _Way.STAGED:
+                seal = await _copy_staged(db, batch.activities, opened.batch_id)
+            else:
+                if way is _Way.PARTITION:
+                    (day,) = stretch.days
+                    partition = partition_name(day)
+                seal = await _copy(db, batch.activities, opened.batch_id, partition or PARENT)
             failpoint("sink.after_copy")
-            seal = await db.one(
-                _Seal,
-                statement("store.seal_batch"),
-                batch_id=batch_id,
-                first_at=stretch.first_at,
-                last_at=stretch.last_at,
-            )
-            if seal.rows and batch.contexts:
-                await _store_contexts(db, batch, batch_id)
-            if batch.checkpoint:
-                failpoint("sink.before_checkpoint")
-                await _move_checkpoint(db, batch.checkpoint, batch_id if seal.rows else None)
-            if not seal.rows:
-                return Receipt(batch_id=None, position=None, stored=0)
-            failpoint("sink.before_position")
-            position: int = await db.value(statement("store.next_position"))
-            failpoint("sink.after_position")
-            await db.run(
-                statement("store.close_batch"),
-                id=batch_id,
-                position=position,
-                source=batch.source,
-                first_lsn=_text(batch.first_lsn),
-                last_lsn=_text(batch.last_lsn),
-                first_at=stretch.first_at,
-                last_at=stretch.last_at,
-                transactions=batch.transactions,
-                rows=seal.rows,
-                rows_per_table=seal.rows_per_table,
-                rows_digest=seal.rows_digest,
-            )
+            failpoint("sink.before_checkpoint")
             failpoint("sink.before_commit")
+            position = await _close(
+                db, batch, batch_id=opened.batch_id, stretch=stretch, seal=seal, partition=partition
+            )
         failpoint("sink.after_commit")
-        return Receipt(batch_id=batch_id, position=position, stored=seal.rows)
+        return Receipt(batch_id=opened.batch_id if seal.rows else None, position=position, stored=seal.rows)
+
+    async def _mend(self, db: Database, batch: Batch) -> Batch:
+        """The same batch, with what the server will not take made storable."""
+        activities = _Mended(batch.activities, await _find_mends(db, batch.activities))
+        contexts = [context for context in batch.contexts if await _is_kept(db, context)]
+        return msgspec.structs.replace(batch, activities=activities, contexts=contexts)
 
     async def _make_days(self, db: Database, stretch: Span) -> None:
         """Make the partitions that these rows lack; where that cannot be done at once, the default one takes them."""
@@ -254,8 +295,19 @@ class PostgresSink:
             log.warning("no partition could be made for %s, its rows go to the default one: %s", sorted(near), error)
 
 
-def _text(lsn: Lsn | None) -> str | None:
-    return None if lsn is None else str(lsn)
+class _DetourError(Exception):
+    """These rows must be stored by the staging table."""
+
+
+@asynccontextmanager
+async def _rolled_back(db: Database) -> AsyncGenerator[None]:
+    """Nothing of a transaction stays when what happens in here fails and the connection goes on."""
+    try:
+        yield
+    except (DatabaseError, _DetourError, DoubtError) as error:
+        if not isinstance(error, ConnectionLost):
+            await db.run(b"rollback")
+        raise
 
 
 def _may_pass(error: DatabaseError) -> bool:
@@ -268,26 +320,81 @@ def _is_poisoned(error: DatabaseError) -> bool:
     return error.sqlstate is not None and error.sqlstate[:2] in {"22", "54"}
 
 
-async def _lock_checkpoint(db: Database, wanted: Checkpoint) -> Checkpoint | None:
-    row = await db.maybe(CheckpointRow, statement("store.lock_checkpoint"), source=wanted.source)
-    stored = row.value() if row else None
-    if stored and (stored.system_id != wanted.system_id or stored.lsn > wanted.lsn):
-        raise _refusal(wanted, stored)
-    return stored
+def _has_no_partition(error: DatabaseError) -> bool:
+    """Whether the partition that we knew was detached, dropped (42P01), or does not hold that day (23514) any more."""
+    return error.sqlstate in {_NO_PARTITION, "42P01", "23514"}
 
 
-async def _move_checkpoint(db: Database, checkpoint: Checkpoint, batch_id: int | None) -> None:
-    moved = await db.value(
-        statement("store.move_checkpoint"),
-        source=checkpoint.source,
-        slot=checkpoint.slot,
-        system_id=checkpoint.system_id,
-        timeline=checkpoint.timeline,
-        lsn=str(checkpoint.lsn),
-        batch_id=batch_id,
-    )
-    if moved is None:
-        raise _refusal(checkpoint, await read_checkpoint(db, checkpoint.source))
+async def _open(db: Database, batch: Batch) -> _Opened:
+    """Begin the transaction; another worker of this source waits from here on. Raises Refused where one was faster."""
+    source = batch.checkpoint.source if batch.checkpoint else None
+    opened = await db.at_once(_Opened, b"begin", statement("store.open_batch"), source=source)
+    if opened is None:
+        raise AfterwriteError("open_batch() always answers")
+    stored = _checkpoint(source, opened)
+    if batch.checkpoint and stored:
+        beaten = stored.lsn > batch.checkpoint.lsn
+        if beaten or stored.system_id != batch.checkpoint.system_id:
+            raise _refusal(batch.checkpoint, stored)
+    return opened
+
+
+def _checkpoint(source: str | None, opened: _Opened) -> Checkpoint | None:
+    if source is None or opened.slot is None or opened.system_id is None or opened.lsn is None:
+        return None
+    return CheckpointRow(source, opened.slot, opened.system_id, opened.timeline or 0, opened.lsn).value()
+
+
+def _is_beyond(batch: Batch, opened: _Opened) -> bool:
+    """Beyond the checkpoint nothing of this source's WAL is stored, so that nothing can be there twice."""
+    return opened.lsn is not None and batch.first_lsn is not None and batch.first_lsn >= Lsn.parse(opened.lsn)
+
+
+async def _close(
+    db: Database,
+    batch: Batch,
+    *,
+    batch_id: int | None = None,
+    stretch: Span | None = None,
+    seal: Seal | None = None,
+    partition: str | None = None,
+) -> int | None:
+    """Move the checkpoint, give the rows (if there are any) their place, and commit."""
+    checkpoint, contexts = batch.checkpoint, batch.contexts
+    try:
+        closed = await db.at_once(
+            _Closed,
+            statement("store.close_batch"),
+            b"commit",
+            id=batch_id,
+            source=batch.source,
+            partition=f"{SCHEMA}.{partition}" if partition else None,
+            first_lsn=_text(batch.first_lsn),
+            last_lsn=_text(batch.last_lsn),
+            first_at=stretch.first_at if stretch else None,
+            last_at=stretch.last_at if stretch else None,
+            transactions=batch.transactions,
+            rows=seal.rows if seal else 0,
+            rows_per_table=msgspec.json.encode(seal.rows_per_table).decode() if seal else None,
+            rows_digest=seal.digest if seal else None,
+            slot=checkpoint.slot if checkpoint else None,
+            system_id=checkpoint.system_id if checkpoint else None,
+            timeline=checkpoint.timeline if checkpoint else None,
+            lsn=_text(checkpoint.lsn) if checkpoint else None,
+            context_lsns=[str(context.commit_lsn) for context in contexts] or None,
+            context_xids=[context.xid for context in contexts] or None,
+            context_settings=[_settings_json(context) for context in contexts] or None,
+        )
+    except DatabaseError as error:
+        if checkpoint and error.sqlstate == _OVERTAKEN:
+            await db.run(b"rollback")
+            raise _refusal(checkpoint, await read_checkpoint(db, checkpoint.source)) from error
+        raise
+    return closed.position if closed else None
+
+
+def _text(lsn: Lsn | None) -> str | None:
+    return None if lsn is None else str(lsn)
 
 
 def _refusal(wanted: Checkpoint, stored: Checkpoint | None) -> Refused:
@@ -303,31 +410,41 @@ def _refusal(wanted: Checkpoint, stored: Checkpoint | None) -> Refused:
     )
 
 
-async def _copy(db: Database, activities: Activities, batch_id: int, *, staged: bool) -> None:
-    if staged:
-        await db.run(statement("store.make_staging"))
-    with translated(db.where):
-        async with db.connection.cursor() as cursor, cursor.copy(_STAGED if staged else _PLAIN) as copy:
-            for lines in copy_lines(activities, batch_id):
-                await copy.write(lines)
-            failpoint("sink.before_copy_end")
-    if staged:
-        await db.run(statement("store.store_staged"))
-
-
-async def _store_contexts(db: Database, batch: Batch, batch_id: int) -> None:
-    await db.run(
-        statement("store.store_contexts"),
-        source=batch.source,
-        batch_id=batch_id,
-        lsns=[str(context.commit_lsn) for context in batch.contexts],
-        xids=[context.xid for context in batch.contexts],
-        settings=[_settings_json(context) for context in batch.contexts],
+async def _copy(db: Database, activities: Activities, batch_id: int, table: str) -> Seal:
+    lines = CopyLines(activities, batch_id)
+    stored = await db.copy_in(
+        _COPY.format(table=sql.Identifier(SCHEMA, table), columns=_COLUMNS), _until_the_end(lines)
     )
+    seal = lines.seal()
+    if seal is None:
+        raise _DetourError
+    if seal.rows != stored:
+        raise AfterwriteError(
+            f"{seal.rows} rows were sent to {SCHEMA}.{table} of {db.where}, and it kept {stored}",
+            remedy=f"take away the triggers or rules on {SCHEMA}.{PARENT} and its partitions that are not afterwrite's",
+        )
+    return seal
+
+
+async def _copy_staged(db: Database, activities: Activities, batch_id: int) -> Seal:
+    """Store what is not stored yet, and make the seal of what the server says that it stored."""
+    await db.run(statement("store.make_staging"))
+    # Only mended ones come here after the server was asked about what only it can judge.
+    lines = CopyLines(activities, batch_id, doubting=not isinstance(activities, _Mended))
+    await db.copy_in(_STAGED, _until_the_end(lines))
+    sealing = Sealing()
+    async for line in db.copy_out(statement("store.copy_staged")):
+        sealing.add(line)
+    return sealing.seal()
+
+
+def _until_the_end(lines: CopyLines) -> Iterator[bytes]:
+    yield from lines
+    failpoint("sink.before_copy_end")
 
 
 def _settings_json(context: TransactionContext) -> str:
-    return (json_without_nul(msgspec.json.encode(context.settings)) or b"{}").decode()
+    return (with_jsonb_characters(msgspec.json.encode(context.settings)) or b"{}").decode()
 
 
 async def _is_kept(db: Database, context: TransactionContext) -> bool:
@@ -338,35 +455,77 @@ async def _is_kept(db: Database, context: TransactionContext) -> bool:
     return False
 
 
-class _RolledBack(Exception):  # noqa: N818 - no error: it ends a trial
-    """Ends a trial transaction without keeping it."""
+class _Mend(msgspec.Struct, frozen=True):
+    """What it takes to make an activity storable: JSON columns that the server refuses, texts too long for an index."""
+
+    refused: frozenset[str]
+    shorten: bool
 
 
-async def _mend(db: Database, activities: Sequence[Activity]) -> list[Activity]:
-    """The same activities, with those that the server will not take made storable: found by halving, in trials."""
-    if not activities or await _is_taken(db, activities):
-        return list(activities)
+class _Mended:
+    """Activities of which some are mended as they are read; only which and how is held."""
+
+    def __init__(self, activities: Activities, mends: Mapping[int, _Mend]) -> None:
+        self._activities = activities
+        self._mends = mends
+
+    def __iter__(self) -> Iterator[Activity]:
+        for number, activity in enumerate(self._activities):
+            mend = self._mends.get(number)
+            yield storable(activity, mend.refused, shorten=mend.shorten) if mend else activity
+
+    def __len__(self) -> int:
+        return len(self._activities)
+
+
+_TRIED_AT_ONCE = 1_000
+
+
+async def _find_mends(db: Database, activities: Activities) -> dict[int, _Mend]:
+    """Which activities the server will not take as they are, by their number: found by halving, in trials."""
+    mends: dict[int, _Mend] = {}
+    remaining = iter(activities)
+    first = 0
+    while chunk := tuple(islice(remaining, _TRIED_AT_ONCE)):
+        await _find_mends_in(db, chunk, first, mends)
+        first += len(chunk)
+    return mends
+
+
+async def _find_mends_in(db: Database, activities: Sequence[Activity], first: int, mends: dict[int, _Mend]) -> None:
+    if await _is_taken(db, activities):
+        return
     if len(activities) > 1:
         half = len(activities) // 2
-        return [*await _mend(db, activities[:half]), *await _mend(db, activities[half:])]
+        await _find_mends_in(db, activities[:half], first, mends)
+        await _find_mends_in(db, activities[half:], first + half, mends)
+        return
     (activity,) = activities
-    refused = {column for column in JSONS if not await _is_json(db, getattr(activity, column))}
-    mended = storable(activity, frozenset(refused), shorten=True)
-    log.warning("activity %s could not be stored as it was: %s", activity.id, bytes(mended.metadata or b"")[:200])
-    return [mended]
+    refused = frozenset({column for column in JSONS if not await _is_json(db, getattr(activity, column))})
+    mend = _Mend(refused, shorten=False)
+    if not await _is_taken(db, _Mended(activities, {0: mend})):
+        mend = _Mend(refused, shorten=True)
+    mends[first] = mend
+    if mend.refused or mend.shorten:
+        kept = storable(activity, mend.refused, shorten=mend.shorten)
+        log.warning("activity %s could not be stored as it was: %s", activity.id, bytes(kept.metadata or b"")[:200])
 
 
-async def _is_taken(db: Database, activities: Sequence[Activity]) -> bool:
+async def _is_taken(db: Database, activities: Activities) -> bool:
+    """Whether the server takes these, in a trial that leaves nothing."""
+    await db.run(b"begin")
     try:
-        async with db.transaction():
-            await _copy(db, activities, 0, staged=True)
-            raise _RolledBack
-    except _RolledBack:
-        return True
+        await _copy_staged(db, activities, 0)
+    except DoubtError:
+        return False
     except DatabaseError as error:
-        if _is_poisoned(error):
-            return False
-        raise
+        if isinstance(error, ConnectionLost) or not _is_poisoned(error):
+            raise
+        return False
+    finally:
+        if db.connection.info.transaction_status != TransactionStatus.UNKNOWN:
+            await db.run(b"rollback")
+    return True
 
 
 async def _is_json(db: Database, raw: msgspec.Raw | None) -> bool:

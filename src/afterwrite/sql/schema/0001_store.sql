@@ -51,7 +51,8 @@ comment on column afterwrite.batch.position is 'Place in the feed: gapless from 
 comment on column afterwrite.batch.first_at is 'The earliest occurred_at of its rows; with last_at it says in which partitions they are.';
 comment on column afterwrite.batch.transactions is 'Source transactions in this batch; 0 for events recorded without one.';
 comment on column afterwrite.batch.rows_per_table is 'How many rows each relation has in this batch; '''' counts the events.';
-comment on column afterwrite.batch.rows_digest is 'afterwrite.seal() over its rows.';
+comment on column afterwrite.batch.rows_digest is
+    'The seal, made by who sent the rows: sha256 over the lines that COPY gives of them (store/lines.py says in which form and order).';
 comment on column afterwrite.batch.digest is 'afterwrite.chain() of the digest of the batch before it (of the same source) and this row.';
 create index batch_source_position on afterwrite.batch (source, position desc);
 
@@ -61,28 +62,22 @@ create table afterwrite.checkpoint (
     system_id  text        not null,
     timeline   integer     not null,
     lsn        pg_lsn      not null,
-    batch_id   bigint,
     updated_at timestamptz not null default clock_timestamp(),
-    constraint checkpoint_pkey primary key (source),
-    constraint checkpoint_batch foreign key (batch_id) references afterwrite.batch (id) on delete set null
-        deferrable initially deferred
-);
-comment on column afterwrite.checkpoint.batch_id is 'The last batch of this source that held rows.';
+    constraint checkpoint_pkey primary key (source)
+) with (fillfactor = 40);
 comment on table afterwrite.checkpoint is
     'How far each source is stored: every transaction whose commit ends at or before lsn is in the store. Moves in the transaction that stores the rows, and only forward.';
 
 create function afterwrite.keep_checkpoint_forward() returns trigger language plpgsql set search_path = pg_catalog as $$
 begin
-    if new.lsn < old.lsn and new.system_id = old.system_id then
-        raise exception 'the checkpoint of source % may not move back from % to %', old.source, old.lsn, new.lsn
-            using errcode = 'integrity_constraint_violation',
-                  hint = 'delete the row of afterwrite.checkpoint to begin anew, and write the loss into afterwrite.gap';
-    end if;
-    return new;
+    raise exception 'the checkpoint of source % may not move back from % to %', old.source, old.lsn, new.lsn
+        using errcode = 'integrity_constraint_violation',
+              hint = 'delete the row of afterwrite.checkpoint to begin anew, and write the loss into afterwrite.gap';
 end
 $$;
 create trigger checkpoint_moves_forward before update on afterwrite.checkpoint
-    for each row execute function afterwrite.keep_checkpoint_forward();
+    for each row when (new.lsn < old.lsn and new.system_id = old.system_id)
+    execute function afterwrite.keep_checkpoint_forward();
 comment on trigger checkpoint_moves_forward on afterwrite.checkpoint is
     'A checkpoint of one database cluster never moves back: what is stored stays stored.';
 
@@ -147,9 +142,9 @@ create table afterwrite.activity (
     relation    text,
     operation   text,
     changed     text[],
-    before      jsonb,
-    after       jsonb,
-    metadata    jsonb,
+    before      json,
+    after       json,
+    metadata    json,
     constraint activity_pkey primary key (occurred_at, id),
     constraint activity_kind check (kind in ('change', 'event')),
     constraint activity_outcome check (outcome in ('success', 'failure')),
@@ -164,10 +159,12 @@ comment on table afterwrite.activity is
 comment on column afterwrite.activity.id is 'Time-ordered UUID. A replay of the same WAL makes the same id, and (occurred_at, id) keeps it from being stored twice.';
 comment on column afterwrite.activity.caused_by is 'The id of the activity that led to this one, where one is known.';
 comment on column afterwrite.activity.batch_id is
-    'The batch that stored it. No foreign key, which would cost a lookup a row; seal() counts and sums the rows of each batch instead.';
+    'The batch that stored it. No foreign key, which would cost a lookup a row: each batch counts and seals its rows instead.';
 comment on column afterwrite.activity.ordinal is 'Place in its transaction, from 0, over changes and events alike.';
 comment on column afterwrite.activity.entity_type is 'The short name that people search for: a table, or schema.table outside public.';
 comment on column afterwrite.activity.relation is 'The quoted schema.table, for changes only.';
+comment on column afterwrite.activity.before is
+    'The row as to_jsonb() gives it, as text in the order of the table''s columns. Casts to jsonb, as after and metadata do.';
 comment on column afterwrite.activity.metadata is
     'More facts. Where a value could not be stored as it was (a NUL, a lone surrogate, an ip that is none), "exact" holds its bytes by column, in base64.';
 comment on constraint activity_pkey on afterwrite.activity is 'Nothing is stored twice.';
@@ -186,42 +183,107 @@ create index activity_default_tenant on afterwrite.activity_default (tenant_id, 
 create index activity_default_text on afterwrite.activity_default
     using gin (to_tsvector('pg_catalog.simple'::regconfig, coalesce(summary, ''))) with (fastupdate = on, gin_pending_list_limit = 1024);
 
--- The time is in it so that a batch is found by one index, however little is known of a partition that is being filled.
-create index activity_batch on afterwrite.activity (batch_id, occurred_at);
-
-create function afterwrite.seal(
-    sealed_batch bigint, from_time timestamptz, to_time timestamptz,
-    out rows bigint, out rows_per_table jsonb, out rows_digest bytea
-) language sql stable set search_path = pg_catalog set enable_seqscan = off set jit = off as $$
-    with sealed as materialized (
-        select a.relation, a.occurred_at, a.id,
-               sha256(record_send(row (
-                   a.id, a.caused_by, a.occurred_at, a.batch_id, a.xid, a.commit_lsn, a.duration_ms, a.ordinal, a.source,
-                   a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id, a.actor_type,
-                   a.tenant_id, a.session_id, a.request_id, a.trace_id, a.ip, a.user_agent, a.summary, a.relation,
-                   a.operation, a.changed, a.before, a.after, a.metadata
-               ))) as digest
-          from afterwrite.activity a
-         where a.batch_id = sealed_batch
-           and a.occurred_at between from_time and to_time
-    )
-    select (select count(*) from sealed),
-           (select coalesce(jsonb_object_agg(coalesce(t.relation, ''), t.n), '{}')
-              from (select relation, count(*) as n from sealed group by relation) t),
-           (select sha256(coalesce(string_agg(digest, ''::bytea order by occurred_at, id), ''::bytea)) from sealed)
-$$;
-comment on function afterwrite.seal(bigint, timestamptz, timestamptz) is
-    'Counts the rows of a batch and sums them: sha256 over the sha256 of each row''s binary form (record_send), in the order of (occurred_at, id).';
-
 create function afterwrite.chain(
     digest_before bytea, batch_position bigint, batch_id bigint, source text, first_lsn pg_lsn, last_lsn pg_lsn,
     transactions bigint, rows bigint, rows_digest bytea
-) returns bytea language sql immutable parallel safe set search_path = pg_catalog as $$
-    select sha256(
+) returns bytea language plpgsql immutable parallel safe as $$
+begin
+    -- With its schema on every name instead of a search path of its own, which would cost every batch more than the rest.
+    return pg_catalog.sha256(
         coalesce(digest_before, ''::bytea)
-        || convert_to(row (batch_position, batch_id, source, first_lsn, last_lsn, transactions, rows)::text, 'UTF8')
-        || rows_digest
-    )
+        operator(pg_catalog.||) pg_catalog.convert_to(
+            row (batch_position, batch_id, source, first_lsn, last_lsn, transactions, rows)::text, 'UTF8')
+        operator(pg_catalog.||) rows_digest
+    );
+end
 $$;
 comment on function afterwrite.chain(bytea, bigint, bigint, text, pg_lsn, pg_lsn, bigint, bigint, bytea) is
     'A batch''s digest: whoever changes a row, a batch or their order breaks every digest of that source after it.';
+
+create function afterwrite.open_batch(
+    of_source text, out batch_id bigint, out slot text, out system_id text, out timeline integer, out lsn text
+) language plpgsql as $$
+begin
+    -- What is acknowledged must be flushed, whatever is set for this role or database; close_batch() looks again.
+    if current_setting('synchronous_commit') = 'off' then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+    batch_id := nextval('afterwrite.batch_id_seq');
+    select c.slot, c.system_id, c.timeline, c.lsn::text
+      into slot, system_id, timeline, lsn
+      from afterwrite.checkpoint c
+     where c.source = of_source
+       for update;
+end
+$$;
+comment on function afterwrite.open_batch(text) is
+    'The first act of a sink transaction: an id for its batch, and the checkpoint of the source (none, for rows without one), locked so that two workers follow each other.';
+
+create function afterwrite.close_batch(
+    of_batch bigint, of_source text, in_partition text, first_lsn pg_lsn, last_lsn pg_lsn, first_at timestamptz,
+    last_at timestamptz, transactions bigint, rows bigint, rows_per_table jsonb, rows_digest bytea,
+    of_slot text, of_system text, of_timeline integer, until_lsn pg_lsn,
+    context_lsns pg_lsn[], context_xids bigint[], context_settings text[]
+) returns bigint language plpgsql as $$
+declare
+    place bigint;
+begin
+    if in_partition is not null and not exists (
+           select from pg_inherits i
+            where i.inhrelid = to_regclass(in_partition)
+              and i.inhparent = 'afterwrite.activity'::regclass
+              and not i.inhdetachpending
+       ) then
+        raise exception '% is no partition of afterwrite.activity any more', in_partition using errcode = 'AW011';
+    end if;
+
+    if until_lsn is not null then
+        update afterwrite.checkpoint c
+           set slot = of_slot, timeline = of_timeline, lsn = until_lsn, updated_at = clock_timestamp()
+         where c.source = of_source and c.system_id = of_system and c.lsn <= until_lsn;
+        if not found then
+            insert into afterwrite.checkpoint (source, slot, system_id, timeline, lsn)
+            values (of_source, of_slot, of_system, of_timeline, until_lsn)
+            on conflict (source) do nothing;
+            if not found then
+                raise exception 'source % is stored beyond %, or from another cluster', of_source, until_lsn
+                    using errcode = 'AW012';
+            end if;
+        end if;
+    end if;
+
+    if rows > 0 then
+        if context_lsns is not null then
+            insert into afterwrite.transaction_context (source, commit_lsn, xid, batch_id, settings)
+            select of_source, c.lsn, c.xid, of_batch, c.settings::jsonb
+              from unnest(context_lsns, context_xids, context_settings) as c (lsn, xid, settings)
+             order by c.lsn, c.xid
+                on conflict do nothing;
+        end if;
+        -- One writer at a time from here to the commit: that gives the feed its order.
+        update afterwrite.feed f set position = f.position + 1 returning f.position into place;
+        insert into afterwrite.batch (
+            id, position, source, first_lsn, last_lsn, first_at, last_at, transactions, rows, rows_per_table, rows_digest, digest
+        )
+        values (
+            of_batch, place, of_source, first_lsn, last_lsn, first_at, last_at, transactions, rows, rows_per_table, rows_digest,
+            afterwrite.chain(
+                (select b.digest from afterwrite.batch b where b.source = of_source order by b.position desc limit 1),
+                place, of_batch, of_source, first_lsn, last_lsn, transactions, rows, rows_digest
+            )
+        );
+        perform pg_notify('afterwrite_feed', '');
+    end if;
+
+    if current_setting('synchronous_commit') = 'off' then
+        raise exception 'synchronous_commit is off in this transaction, although it was set on'
+            using errcode = 'AW013',
+                  hint = 'find what sets it (a trigger or an event trigger on the tables of afterwrite), and take that away';
+    end if;
+    return place;
+end
+$$;
+comment on function afterwrite.close_batch(
+    bigint, text, text, pg_lsn, pg_lsn, timestamptz, timestamptz, bigint, bigint, jsonb, bytea, text, text, integer, pg_lsn,
+    pg_lsn[], bigint[], text[]
+) is 'The last act of a sink transaction: moves the checkpoint (if there is one), and gives what it stored (if it stored rows) its place in the feed, chained to the batch of that source before it. Nothing may come after it but the commit.';
