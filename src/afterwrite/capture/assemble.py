@@ -53,7 +53,7 @@ from afterwrite.capture.pgoutput import (
 )
 from afterwrite.capture.spill import Pile, Spill, cost
 from afterwrite.capture.transaction import Change, Many, Message, Relation, Transaction
-from afterwrite.capture.values import PgType, TypeCatalog, json_string
+from afterwrite.capture.values import PgType, TypeCatalog, encode_text, is_after, json_string
 from afterwrite.context import Context, decode_context
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import quoted
@@ -65,14 +65,18 @@ _ASIDE_BYTES = 1 << 20
 
 
 class TableFacts(msgspec.Struct, frozen=True):
-    """What the stream does not say of a table.
+    """What the stream does not say of a table, as its next Relation message describes it.
 
     Its primary key in index order, whether it is a partition root, and whether it is published as a legacy log only.
+    The key is ``unsure``, or known to be such since transaction ``since`` only (``now`` is the next one to begin).
     """
 
     key: tuple[str, ...] = ()
     partitioned: bool = False
     legacy: bool = False
+    unsure: bool = False
+    since: int = 0
+    now: int = 0
 
 
 class Assembler:
@@ -80,8 +84,8 @@ class Assembler:
 
     ``legacy`` names legacy log tables as (schema, table), beside those that the facts call so. Before a Relation
     message is fed, ``learn`` should have told the types and the facts of that table; what is not known is encoded as
-    text, and keyed by the replica identity. When the open transaction ``is_crowded``, ``put_aside`` moves it into a file
-    in ``folder`` (None: the system's).
+    text, and keyed by the replica identity. When the open transaction ``is_crowded``, ``put_aside`` moves it into a
+    file in ``folder`` (None: the system's).
     """
 
     def __init__(self, *, legacy: AbstractSet[tuple[str, str]] = frozenset(), folder: Path | None = None) -> None:
@@ -90,12 +94,23 @@ class Assembler:
         self.types = TypeCatalog()
         self._facts: dict[int, TableFacts] = {}
         self._tables: dict[bytes, _Table] = {}
+        self._unsettled: set[bytes] = set()
         self._open: _Open | None = None
 
     def learn(self, types: Iterable[PgType], facts: Mapping[int, TableFacts]) -> None:
         """Take what the catalog says now; it holds for the Relation messages fed from here on."""
         self.types = self.types.with_types(types)
         self._facts.update(facts)
+
+    def relearn(self, types: Sequence[PgType]) -> None:
+        """Take what the catalog says now of types that are in use; it holds for all that is fed from here on."""
+        known = self.types.types
+        if all(entry.oid in known and entry.fields == known[entry.oid].fields for entry in types):
+            return
+        self.types = self.types.with_types(types)
+        self._unsettled.update(self._tables)
+        if self._open is not None:
+            self._settle()
 
     @property
     def in_transaction(self) -> bool:
@@ -132,13 +147,15 @@ class Assembler:
             case Begin():
                 self.close()
                 self._open = _Open(message, len(payload))
+                if self._unsettled:
+                    self._settle()
             case Commit():
                 transaction = self._unended(payload).end(message, len(payload))
                 self._open = None
                 return transaction
             case Relation():
                 facts = self._facts.get(message.oid, TableFacts())
-                self._tables[relation_key(payload)] = _Table(message, self.types, facts, self.legacy)
+                self._take(relation_key(payload), _Table(message, self.types, facts, self.legacy, self._open))
                 if self._open is not None:
                     self._open.size += len(payload)
             case LogicalMessage():
@@ -152,6 +169,15 @@ class Assembler:
             case _:  # Origin and Type say nothing that we keep
                 pass
         return None
+
+    def _settle(self) -> None:
+        """Compile for the transaction that has begun what may be otherwise for it than for the one before."""
+        for key in tuple(self._unsettled):
+            self._take(key, self._tables[key].recompiled(self.types, self._open))
+
+    def _take(self, key: bytes, table: _Table) -> None:
+        self._tables[key] = table
+        (self._unsettled.add if table.unsettled else self._unsettled.discard)(key)
 
     def _table(self, key: bytes) -> _Table:
         table = self._tables.get(key)
@@ -280,13 +306,29 @@ class _Table:
     """A relation as the stream described it, compiled."""
 
     def __init__(
-        self, relation: Relation, types: TypeCatalog, facts: TableFacts, legacy: AbstractSet[tuple[str, str]]
+        self,
+        relation: Relation,
+        types: TypeCatalog,
+        facts: TableFacts,
+        legacy: AbstractSet[tuple[str, str]],
+        transaction: _Open | None,
     ) -> None:
+        xid = None if transaction is None else transaction.begin.xid
+        since = xid is not None and is_after(facts.since, xid, facts.now)
+        as_text = tuple(
+            column.name for column in relation.columns if xid is not None and types.is_unsure(column.type_oid, xid)
+        )
+        self.unsettled = since or bool(as_text)
+        self._described, self._facts, self._legacy = relation, facts, legacy
+        if self.unsettled or facts.unsure:
+            relation = msgspec.structs.replace(relation, unsure_key=since or facts.unsure, as_text=as_text)
         self.relation = relation
         self.legacy = facts.legacy or (relation.schema, relation.table) in legacy
         self.names = tuple(column.name for column in relation.columns)
         self.width = len(self.names)
-        self.encoders = tuple(types.encoder(column.type_oid) for column in relation.columns)
+        self.encoders = tuple(
+            encode_text if column.name in as_text else types.encoder(column.type_oid) for column in relation.columns
+        )
         self.prefixes = tuple(json_string(name) + b":" for name in self.names)
         slots = [prefix.replace(b"%", b"%%") + b"%b" for prefix in self.prefixes]
         self.template = b"{" + b",".join(slots) + b"}"
@@ -299,6 +341,10 @@ class _Table:
         self.partitioned = facts.partitioned
         self.others = tuple(index for index in range(self.width) if index not in self.key)
 
+    def recompiled(self, types: TypeCatalog, transaction: _Open | None) -> _Table:
+        """The same relation for another transaction, by what is known of types now."""
+        return _Table(self._described, types, self._facts, self._legacy, transaction)
+
     def read(self, payload: bytes, ordinal: int) -> Change:
         """The change that a row's message, or a TRUNCATE, tells."""
         try:
@@ -310,7 +356,7 @@ class _Table:
                 case 0x44:
                     return self._delete(payload, ordinal)
                 case _:
-                    return Change(relation=self.relation, operation=Operation.TRUNCATE, ordinal=ordinal, key=None)
+                    return self._truncate(payload, ordinal)
         except (error, IndexError, ValueError) as cause:
             raise broken(payload, cause, quoted(self.relation.schema, self.relation.table)) from cause
 
@@ -365,6 +411,18 @@ class _Table:
             ordinal=ordinal,
             key=self._key(old),
             before=self.template % tuple(parts) if self._is_whole(old, whole) else self._image(parts, self.identity),
+        )
+
+    def _truncate(self, payload: bytes, ordinal: int) -> Change:
+        message = decode(payload)
+        assert isinstance(message, Truncate)
+        options = {"cascade": message.cascade, "restart_identity": message.restart_identity}
+        return Change(
+            relation=self.relation,
+            operation=Operation.TRUNCATE,
+            ordinal=ordinal,
+            key=None,
+            options=tuple(name for name, given in options.items() if given),
         )
 
     def _image(self, parts: Sequence[bytes], indexes: Iterable[int]) -> bytes:
@@ -486,10 +544,27 @@ class _Writer:
             force_setattr(activity, "after", msgspec.Raw(change.after))
         if cause is not None:
             force_setattr(activity, "caused_by", cause)
-        if change.unchanged:
-            more = {} if self.context.reason is None else {"reason": self.context.reason}
-            force_setattr(activity, "metadata", msgspec.Raw(_encode({"unchanged": change.unchanged, **more})))
+        if change.unchanged or change.options:
+            force_setattr(activity, "metadata", self._metadata(change))
         return activity
+
+    def _metadata(self, change: Change) -> msgspec.Raw | None:
+        """What is to be said beside the change itself; the context's reason is said of each."""
+        relation = change.relation
+        told: dict[str, object] = {}
+        if change.options:
+            told["truncate"] = change.options
+        if change.unchanged:
+            told["unchanged"] = change.unchanged
+        if relation.unsure_key and change.operation is not Operation.TRUNCATE:
+            told["unsure"] = ("entity_id",)
+        if relation.as_text and change.operation is not Operation.TRUNCATE:
+            told["as_text"] = relation.as_text
+        if not told:
+            return self.metadata
+        if self.context.reason is not None:
+            told["reason"] = self.context.reason
+        return msgspec.Raw(_encode(told))
 
     def event(self, message: Message, uuid: str) -> Activity:
         emitted = _read_emitted(message.content)
@@ -519,6 +594,7 @@ class _Writer:
             entity_type=naming.entity_type,
             relation=naming.relation,
             operation=operation,
+            metadata=self._metadata(msgspec.structs.replace(change, unchanged=(), options=())),
         )
         # The relation is kept with it, so that no other can take its address.
         found = relation, pattern, f"{operation.value} {naming.entity_type}"

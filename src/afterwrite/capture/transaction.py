@@ -33,13 +33,20 @@ class Column(msgspec.Struct, frozen=True, gc=False):
 
 
 class Relation(msgspec.Struct, frozen=True, gc=False):
-    """A table as it was at the moment of the write. ``replica_identity`` is pg_class.relreplident: d, n, f or i."""
+    """A table as it was at the moment of the write. ``replica_identity`` is pg_class.relreplident: d, n, f or i.
+
+    The stream tells all but two things, which are asked of the catalog and are unsure when that has changed before the
+    message was read: ``unsure_key`` when the primary key may have been another, ``as_text`` the columns of a type
+    that was dropped or altered, whose values are kept as their text.
+    """
 
     oid: int
     schema: str
     table: str
     replica_identity: str
     columns: tuple[Column, ...]
+    unsure_key: bool = False
+    as_text: tuple[str, ...] = ()
 
 
 class Change(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -48,8 +55,8 @@ class Change(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     ``before`` is None for INSERT, and for UPDATE/DELETE holds what the replica identity carries (the whole row under
     FULL; the key columns alone otherwise, for UPDATE only when the key changed). ``unchanged`` names columns whose
     TOASTed value did not change and is not in the stream; they are absent from ``after``. ``changed`` names the
-    columns that differ, where the old row is known. ``key`` is the primary key's values joined by ``,`` (the replica
-    identity's where there is no primary key, None without either).
+    columns that differ, where the old row is known; ``options`` what a TRUNCATE was told besides. ``key`` is the
+    primary key's values joined by ``,`` (the replica identity's where there is no primary key, None without either).
     """
 
     relation: Relation
@@ -60,6 +67,7 @@ class Change(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     after: bytes | None = None
     unchanged: tuple[str, ...] = ()
     changed: tuple[str, ...] | None = None
+    options: tuple[str, ...] = ()
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

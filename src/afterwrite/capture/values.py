@@ -35,13 +35,18 @@ class TypeKind(Enum):
 
 
 class PgType(msgspec.Struct, frozen=True):
-    """What pg_type says of a type. ``element`` is an array's element or a domain's base; ``fields`` a composite's."""
+    """What pg_type says of a type. ``element`` is an array's element or a domain's base; ``fields`` a composite's.
+
+    A composite's fields are such since transaction ``since``; the next one to begin is ``now`` (both with their epoch).
+    """
 
     oid: int
     kind: TypeKind
     element: int = 0
     delimiter: str = ","
     fields: tuple[tuple[str, int], ...] = ()
+    since: int = 0
+    now: int = 0
 
 
 class TypeCatalog(msgspec.Struct, frozen=True):
@@ -57,6 +62,29 @@ class TypeCatalog(msgspec.Struct, frozen=True):
         """This catalog and these types, which replace what was known of them."""
         return type(self)({**self.types, **{entry.oid: entry for entry in found}})
 
+    @property
+    def composites(self) -> frozenset[int]:
+        """Those types whose fields somebody may alter without a word in the stream."""
+        return frozenset(oid for oid, entry in self.types.items() if entry.kind is TypeKind.COMPOSITE)
+
+    def is_unsure(self, oid: int, xid: int) -> bool:
+        """Whether what is known of the type may not be what transaction ``xid`` knew: dropped, or altered since."""
+        if oid in _SCALARS or oid in _ARRAYS:
+            return False
+        entry = self.types.get(oid)
+        if entry is None:
+            return oid >= FIRST_USER_OID
+        match entry.kind:
+            case TypeKind.COMPOSITE:
+                altered = is_after(entry.since, xid, entry.now)
+                return altered or any(self.is_unsure(field, xid) for _, field in entry.fields)
+            case TypeKind.ARRAY | TypeKind.DOMAIN:
+                return self.is_unsure(entry.element, xid)
+            case TypeKind.TEXT | TypeKind.VECTOR | TypeKind.HSTORE:
+                return False
+            case _:
+                assert_never(entry.kind)
+
     def encoder(self, oid: int) -> Encoder:
         """The encoder for a column of this type; arrays, domains and composites are followed to their ends."""
         if scalar := _SCALARS.get(oid):
@@ -65,10 +93,10 @@ class TypeCatalog(msgspec.Struct, frozen=True):
             return _array(self.encoder(element), b",")
         entry = self.types.get(oid)
         if entry is None:
-            return _text
+            return encode_text
         match entry.kind:
             case TypeKind.TEXT:
-                return _text
+                return encode_text
             case TypeKind.ARRAY:
                 return _array(self.encoder(entry.element), entry.delimiter.encode())
             case TypeKind.VECTOR:
@@ -83,10 +111,23 @@ class TypeCatalog(msgspec.Struct, frozen=True):
                 assert_never(entry.kind)
 
 
+FIRST_USER_OID = 16_384
+
+
+def is_after(since: int, xid: int, now: int) -> bool:
+    """Whether transaction ``since`` began after ``xid``, which comes without its epoch, as the stream tells it.
+
+    ``now`` is one of about this time: the epoch is taken from it.
+    """
+    distance = (xid - now) & 0xFFFFFFFF
+    return since > now + distance - (1 << 32 if distance >> 31 else 0)
+
+
 _encode_string = msgspec.json.Encoder().encode
 
 
-def _text(raw: bytes) -> bytes:
+def encode_text(raw: bytes) -> bytes:
+    """The text itself, as a JSON string."""
     try:
         return _encode_string(raw.decode())
     except UnicodeDecodeError:  # only a SQL_ASCII database can hold such bytes; doctor warns of those
@@ -100,7 +141,7 @@ def json_string(text: str) -> bytes:
 
 def _char(raw: bytes) -> bytes:
     # Before PostgreSQL 16 a byte beyond ASCII came as it was, which is no text; later ones write it like this.
-    return b'"\\\\%03o"' % raw[0] if len(raw) == 1 and raw[0] > 0x7F else _text(raw)
+    return b'"\\\\%03o"' % raw[0] if len(raw) == 1 and raw[0] > 0x7F else encode_text(raw)
 
 
 def _plain(raw: bytes) -> bytes:
@@ -141,7 +182,7 @@ def _jsonb(raw: bytes) -> bytes:
 
 def _json(raw: bytes) -> bytes:
     # json accepts what jsonb cannot hold; such a value is kept as the string of its text, which is all of it.
-    return raw if fits_jsonb(raw) else _text(raw)
+    return raw if fits_jsonb(raw) else encode_text(raw)
 
 
 def _array(element: Encoder, delimiter: bytes) -> Encoder:
@@ -193,7 +234,7 @@ def _composite(fields: list[tuple[str, Encoder]]) -> Encoder:
             return b"{}"
         found = list(_FIELD.finditer(raw, 1))
         if len(found) != len(prefixes):  # the type was altered after this row was written
-            return _text(raw)
+            return encode_text(raw)
         parts: list[bytes] = []
         for match, (prefix, field) in zip(found, prefixes, strict=True):
             quoted, plain = match[1], match[2]
@@ -212,7 +253,7 @@ _PAIR = re.compile(rb'"((?:[^"\\]|\\.)*)"=>(?:"((?:[^"\\]|\\.)*)"|NULL)', re.DOT
 def _hstore(raw: bytes) -> bytes:
     """hstore brings a cast to json, which to_jsonb uses: an object whose values are strings or null."""
     pairs = [
-        _text(_unescape(match[1])) + b":" + (b"null" if match[2] is None else _text(_unescape(match[2])))
+        encode_text(_unescape(match[1])) + b":" + (b"null" if match[2] is None else encode_text(_unescape(match[2])))
         for match in _PAIR.finditer(raw)
     ]
     return b"{" + b",".join(pairs) + b"}"
@@ -228,35 +269,35 @@ def _unescape(text: bytes) -> bytes:
 # pg_type.dat: built-in types have the same OID in every cluster.
 _SCALARS: dict[int, Encoder] = {
     16: _boolean,
-    17: _text,  # bytea
+    17: encode_text,  # bytea
     18: _char,  # "char"
-    19: _text,  # name
+    19: encode_text,  # name
     20: _integer,
     21: _integer,
     23: _integer,
-    25: _text,
+    25: encode_text,
     26: _plain,  # oid: a string in to_jsonb, not a number
     114: _json,
-    142: _text,  # xml
+    142: encode_text,  # xml
     650: _plain,  # cidr
     700: _number,
     701: _number,
-    790: _text,  # money
+    790: encode_text,  # money
     829: _plain,  # macaddr
     869: _plain,  # inet
-    1042: _text,
-    1043: _text,
+    1042: encode_text,
+    1043: encode_text,
     1082: _plain,  # date: to_jsonb writes what ISO output writes, BC and infinity too
     1083: _plain,  # time
     1114: _timestamp,
     1184: _timestamptz,
-    1186: _text,  # interval
+    1186: encode_text,  # interval
     1266: _plain,  # timetz
     1560: _plain,  # bit
     1562: _plain,  # varbit
     1700: _number,
     2950: _plain,  # uuid
-    3614: _text,  # tsvector
+    3614: encode_text,  # tsvector
     3802: _jsonb,
 }
 
