@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
+from functools import lru_cache
 from itertools import islice
 
 import msgspec
@@ -29,7 +30,7 @@ from afterwrite.activity import Activities, Activity, Batch, Checkpoint, Lsn, Re
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.failpoints import failpoint
 from afterwrite.jsonb import with_jsonb_characters
-from afterwrite.postgres import Database, connect, statement
+from afterwrite.postgres import Database, connect, identifier, names, statement
 from afterwrite.store.lines import COLUMNS, JSONS, CopyLines, DoubtError, Seal, Sealing, Span, span, storable
 from afterwrite.store.partitions import AHEAD_DAYS, PARENT, SCHEMA, make_partitions, partition_name, read_partition_days
 from afterwrite.store.schema import require_store
@@ -53,9 +54,7 @@ _SESSION = {
     "datestyle": "ISO, YMD",
     "extra_float_digits": "1",
 }
-_COPY = sql.SQL("copy {table} ({columns}) from stdin")
-_COLUMNS = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
-_STAGED = _COPY.format(table=sql.Identifier("pg_temp", "afterwrite_staging"), columns=_COLUMNS)
+_STAGING = ("pg_temp", "afterwrite_staging")
 _NO_PARTITION = "AW011"
 _OVERTAKEN = "AW012"
 # Days beyond these belong to a clock gone wrong, or to an import: they stay in the default partition.
@@ -410,11 +409,15 @@ def _refusal(wanted: Checkpoint, stored: Checkpoint | None) -> Refused:
     )
 
 
+@lru_cache(maxsize=64)
+def _copy_into(schema: str, table: str) -> bytes:
+    query = sql.SQL("copy {table} ({columns}) from stdin")
+    return query.format(table=identifier(schema, table), columns=names(COLUMNS)).as_bytes(None)
+
+
 async def _copy(db: Database, activities: Activities, batch_id: int, table: str) -> Seal:
     lines = CopyLines(activities, batch_id)
-    stored = await db.copy_in(
-        _COPY.format(table=sql.Identifier(SCHEMA, table), columns=_COLUMNS), _until_the_end(lines)
-    )
+    stored = await db.copy_in(_copy_into(SCHEMA, table), _until_the_end(lines))
     seal = lines.seal()
     if seal is None:
         raise _DetourError
@@ -431,7 +434,7 @@ async def _copy_staged(db: Database, activities: Activities, batch_id: int) -> S
     await db.run(statement("store.make_staging"))
     # Only mended ones come here after the server was asked about what only it can judge.
     lines = CopyLines(activities, batch_id, doubting=not isinstance(activities, _Mended))
-    await db.copy_in(_STAGED, _until_the_end(lines))
+    await db.copy_in(_copy_into(*_STAGING), _until_the_end(lines))
     sealing = Sealing()
     async for line in db.copy_out(statement("store.copy_staged")):
         sealing.add(line)
