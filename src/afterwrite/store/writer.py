@@ -258,7 +258,6 @@ class PostgresSink:
                     partition = partition_name(day)
                 seal = await _copy(db, batch.activities, opened.batch_id, partition or PARENT)
             failpoint("sink.after_copy")
-            failpoint("sink.before_checkpoint")
             failpoint("sink.before_commit")
             position = await _close(
                 db, batch, batch_id=opened.batch_id, stretch=stretch, seal=seal, partition=partition
