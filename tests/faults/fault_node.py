@@ -8,6 +8,7 @@ SIGTERM, and when the run is gone.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import pickle
 import signal
@@ -89,6 +90,7 @@ async def _node(scene: NodeScene, name: str) -> None:
             on_status=tell,
         )
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _tell_tasks, name)
         helpers = [
             asyncio.create_task(_obey(orders, worker)),
             asyncio.create_task(run_replayer(scene.source, scene.store, "main", stop=stop)),
@@ -115,6 +117,14 @@ async def _node(scene: NodeScene, name: str) -> None:
             await told.drain()
             told.close()
             await told.wait_closed()
+
+
+def _tell_tasks(name: str) -> None:
+    """Where every task of this node stands, on stderr: for a run that stands still."""
+    text = io.StringIO()
+    for task in asyncio.all_tasks():
+        task.print_stack(file=text)
+    os.write(sys.stderr.fileno(), f"{name}:\n{text.getvalue()}\n".encode())
 
 
 async def _obey(orders: asyncio.StreamReader, worker: Worker) -> None:
