@@ -204,7 +204,8 @@ def test_retention_leaves_what_deferred_triggers_have_not_read_and_says_so() -> 
     decision = due(*old, policy=keep, unread=(Unread("main", True, ago(42)), Unread("old", False, ago(43))))
     assert decision.steps == ()
     assert [finding.text for finding in decision.findings] == [
-        f"deferred triggers of source 'main' have not read {ago(42)} yet, so retention keeps {ago(42)} and what follows",
+        f"deferred triggers of source 'main' have not read {ago(42)} yet, "
+        f"so retention keeps {ago(42)} and what follows",
         "nobody has said how far deferred triggers of source 'old' have read, "
         f"so retention keeps {ago(43)} and what follows",
     ]
@@ -288,10 +289,11 @@ def test_an_index_build_that_was_cut_off_is_made_good(installed_dsn: str) -> Non
             async with writer.transaction():
                 await store_one(writer, day)
                 building = asyncio.create_task(run(installed_dsn))
-                while not await db.value(b"select exists (select from pg_index where not indisvalid)"):
+                while not await db.value(b"select exists (select from pg_index where not indisvalid)"):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 await db.run(
-                    b"select pg_terminate_backend(pid) from pg_stat_activity where query like 'create index concurrently%'"
+                    b"""select pg_terminate_backend(pid) from pg_stat_activity
+                         where query like 'create index concurrently%'"""
                 )
                 with pytest.raises(Exception, match="ended the connection"):
                     await building
@@ -307,7 +309,8 @@ def test_an_index_build_that_was_cut_off_is_made_good(installed_dsn: str) -> Non
 async def store_one(db: Database, day: date, number: int = 1) -> None:
     """A row that no batch brings."""
     await db.run(
-        b"""insert into afterwrite.activity (id, occurred_at, batch_id, source, kind, category, action, outcome, severity)
+        b"""insert into afterwrite.activity
+                   (id, occurred_at, batch_id, source, kind, category, action, outcome, severity)
             values (%(id)s::uuid, %(at)s, 1, 's', 'event', 'c', 'a', 'success', 'info')""",
         id=str(UUID(int=number)),
         at=datetime.combine(day, time(23, 59), UTC),
@@ -393,7 +396,7 @@ def test_many_waiting_rows_get_their_days_while_a_writer_goes_on(installed_dsn: 
             stop.set()
             await reading
             end = await writing
-            assert [step.kind for step in report.done][0] is StepKind.RECAST
+            assert next(step.kind for step in report.done) is StepKind.RECAST
             assert report.findings == ()
             assert set(days) <= await read_partition_days(db)
             assert await count(db, "activity") == 900 + 5 * (end - 31)
@@ -517,7 +520,8 @@ def test_retention_drops_days_and_remembers_them_and_the_seal_holds(installed_ds
                 f"{ago(41)} 14",
             ]
             assert await db.values(
-                b"select first_position || '-' || last_position from afterwrite.expired_day where bytes > 0 order by day"
+                b"""select first_position || '-' || last_position
+                      from afterwrite.expired_day where bytes > 0 order by day"""
             ) == ["3-3", "4-5"]
             # The newest batch of each source stays, since the next is chained to it; contexts go with their batches.
             assert [batch.position for batch in await read_batches(db)] == [2, 4, 5, 6, 7]

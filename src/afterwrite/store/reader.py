@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import msgspec
@@ -77,12 +77,16 @@ class Break(msgspec.Struct, frozen=True):
 
 
 class FeedReport(msgspec.Struct, frozen=True):
-    """What ``verify_feed`` checked up to ``position``; ``first_break`` is None when all of it holds."""
+    """What ``verify_feed`` checked up to ``position``; ``first_break`` is None when all of it holds.
+
+    ``expired_until`` is the last day that retention has taken: batches up to there are gone, or lack rows, rightly.
+    """
 
     position: int
     batches: int
     rows: int
     first_break: Break | None
+    expired_until: date | None = None
 
 
 async def read_position(db: Database) -> int:
@@ -153,14 +157,16 @@ async def read_tail(
 async def verify_feed(db: Database, *, after_position: int = 0) -> FeedReport:
     """Check that positions are gapless, that every batch holds the rows it was sealed with, and that the chain holds.
 
-    Reads every stored row once. Stops at the first break.
+    Reads every stored row once. Stops at the first break. What retention took is no break: batches before the feed's
+    start, and rows of expired days.
     """
     end = await read_position(db)
-    position, batches, rows = after_position, 0, 0
+    expired_until: date | None = await db.value(statement("maintain.read_expired_until"))
+    position, batches, rows = max(after_position, await _feed_start(db)), 0, 0
 
     def report(source: str | None, text: str | None) -> FeedReport:
         broken = None if text is None else Break(position + 1, source, text)
-        return FeedReport(position, batches, rows, broken)
+        return FeedReport(position, batches, rows, broken, expired_until)
 
     while position < end:
         page = await db.rows(
@@ -171,17 +177,28 @@ async def verify_feed(db: Database, *, after_position: int = 0) -> FeedReport:
         seals = await _read_seals(db, page)
         for batch in page:
             if batch.position != position + 1:
+                if (start := await _feed_start(db)) > position:
+                    position = start  # retention is at work beside us
+                    break
                 return report(None, f"batches from position {position + 1} to {batch.position - 1} are gone")
             seal = seals.get(batch.id, _NO_ROWS)
-            if seal.rows != batch.rows:
+            expired = seal.rows < batch.rows and await db.value(
+                statement("maintain.is_expired"), position=batch.position
+            )
+            if seal.rows != batch.rows and not expired:
                 return report(batch.source, f"batch {batch.id} was sealed with {batch.rows} rows and has {seal.rows}")
-            if seal.digest != batch.rows_digest or seal.rows_per_table != batch.rows_per_table:
+            if not expired and (seal.digest != batch.rows_digest or seal.rows_per_table != batch.rows_per_table):
                 return report(batch.source, f"rows of batch {batch.id} are not those it was sealed with")
             if not batch.chain_holds:
                 return report(batch.source, f"batch {batch.id} does not follow the batch before it of its source")
-            position, batches, rows = batch.position, batches + 1, rows + batch.rows
+            position, batches, rows = batch.position, batches + 1, rows + seal.rows
     stray: str | None = await db.value(statement("store.read_stray"))
     return report(None, None if stray is None else f"activity {stray} is in the store, and no batch brought it")
+
+
+async def _feed_start(db: Database) -> int:
+    position: int = await db.value(statement("maintain.read_start"))
+    return position
 
 
 class _Settings(msgspec.Struct, frozen=True):
