@@ -56,7 +56,6 @@ FAILPOINTS: Mapping[str, str] = {
     "sink.before_copy": "no row was sent",
     "sink.before_copy_end": "every row was sent, and COPY has not ended",
     "sink.after_copy": "every row is there, uncommitted",
-    "sink.before_checkpoint": "the rows are sealed, the checkpoint has not moved",
     "sink.before_commit": "checkpoint, place in the feed and COMMIT are about to go in one message",
     "sink.after_commit": "the batch is stored for good, and its writer is about to hear so",
     "sink.before_move": "a checkpoint is about to move alone",
@@ -98,9 +97,9 @@ FAILPOINTS: Mapping[str, str] = {
     "maintain.after_drop": "it is gone",
     "maintain.before_expire_rows": "the default partition has expired rows",
     "maintain.after_expire_rows": "some of them are gone, and noted",
-    "maintain.before_feed_start": "the feed has expired batches",
-    "maintain.before_expire_batches": "the feed begins after them",
-    "maintain.after_expire_batches": "some of them are gone, with their contexts",
+    "maintain.before_expire_batches": "the feed has expired batches",
+    "maintain.before_expire_batches_commit": "it begins after some of them, which are gone, uncommitted",
+    "maintain.after_expire_batches": "some of them are gone for good, with their contexts",
 }
 
 _FREEZE_SECONDS = 1.5

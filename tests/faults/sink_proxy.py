@@ -25,7 +25,8 @@ import msgspec
 
 _CHUNK = 1 << 16
 _SSL, _GSS, _CANCEL = 80877103, 80877104, 80877102
-_COMMIT = re.compile(r"\s*(commit|end)\b(?!\s+prepared)", re.IGNORECASE)
+# Alone, or the last of several statements in one message.
+_COMMIT = re.compile(r"(?:^|;)\s*(?:commit|end)(?:\s+(?:work|transaction))?\s*;?\s*\Z", re.IGNORECASE)
 
 Side = Literal["client", "server"]
 
@@ -327,7 +328,7 @@ class _Line:
                 self._asked.append([])
             case _:
                 pass
-        if said is not None and _COMMIT.match(said) and (fault := self._proxy.taken(CutBeforeCommit, self.role)):
+        if said is not None and _COMMIT.search(said) and (fault := self._proxy.taken(CutBeforeCommit, self.role)):
             self._proxy.use(fault, self.role)
             return 0
         return None

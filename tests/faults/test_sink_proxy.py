@@ -55,6 +55,10 @@ async def _prepared(db: Database, id: int) -> None:
     await db.connection.execute("commit", prepare=True)
 
 
+async def _together(db: Database, id: int) -> None:
+    await db.connection.execute(f"begin; insert into t values ({id}); commit".encode())
+
+
 async def _function(db: Database, id: int) -> None:
     await db.connection.execute("select put(%s)", [id], prepare=True)
 
@@ -62,7 +66,7 @@ async def _function(db: Database, id: int) -> None:
 Write = Callable[[Database, int], Awaitable[None]]
 
 
-@pytest.mark.parametrize("write", [_simple, _pipelined, _prepared, _function], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("write", [_simple, _pipelined, _prepared, _together, _function], ids=lambda way: way.__name__)
 def test_a_lost_reply_is_lost_after_the_commit_and_only_once(dsn: str, tmp_path: Path, write: Write) -> None:
     lay(dsn)
     statement = r"\bput\(" if write is _function else None
@@ -99,7 +103,7 @@ def test_a_transaction_that_rolls_back_loses_no_reply(dsn: str, tmp_path: Path) 
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("write", [_simple, _pipelined, _prepared], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("write", [_simple, _pipelined, _prepared, _together], ids=lambda way: way.__name__)
 def test_a_commit_that_never_arrives_is_rolled_back(dsn: str, tmp_path: Path, write: Write) -> None:
     lay(dsn)
 
