@@ -174,19 +174,23 @@ select exists (
 );
 
 -- name: move_feed_start
--- The feed begins after the last batch that was written before this day.
+-- Let the feed begin some batches later, but before the first that was written on this day or after; says where it begins.
+with page as (
+    select b.position, b.written_at
+      from afterwrite.batch b
+     where b.position > (select s.position from afterwrite.feed_start s)
+     order by b.position
+     limit :limit
+)
 update afterwrite.feed_start s
    set position = greatest(s.position, coalesce(
-           (select b.position - 1
-              from afterwrite.batch b
-             where b.position > s.position and b.written_at >= :before::timestamp at time zone 'UTC'
-             order by b.position
-             limit 1),
-           (select position from afterwrite.feed)
-       ));
+           (select min(p.position) - 1 from page p where p.written_at >= :before::timestamp at time zone 'UTC'),
+           (select max(p.position) from page p)
+       ))
+returning position;
 
 -- name: expire_batches
--- Delete the next expired batches with their contexts, but each source's newest (the next is chained to it) and those with rows left.
+-- Delete the batches before the feed's start with their contexts, but each source's newest (the next is chained to it) and those with rows left.
 with doomed as (
     select b.id
       from afterwrite.batch b
@@ -197,8 +201,6 @@ with doomed as (
             where n.source = b.source and n.position > b.position
               and n.position <= (select s.position from afterwrite.feed_start s)
        )
-     order by b.position
-     limit :limit
 ), contexts as (
     delete from afterwrite.transaction_context c using doomed d where c.batch_id = d.id
 ), gone as (

@@ -69,6 +69,7 @@ _NEAR_DAYS = 366
 # Each partition in an exchange takes a dozen locks, of the few thousand that a server has.
 _DAYS_AT_ONCE = 150
 _CHUNK_ROWS = 5_000
+_CHUNK_BATCHES = 500
 _ROUNDS = 20
 
 
@@ -554,14 +555,15 @@ async def _expire_batches(db: Database, before: date) -> None:
     before = min([before, *await read_partition_days(db)])
     if await db.value(statement("maintain.has_default_rows"), before=before):
         raise Refused(f"rows from before {before} are left in {quoted(SCHEMA, DEFAULT)}")
-    failpoint("maintain.before_feed_start")
-    await db.run(statement("maintain.move_feed_start"), before=before)
-    while True:
+    start, moved = -1, await db.value(statement("maintain.read_start"))
+    while moved != start:
+        start = moved
         failpoint("maintain.before_expire_batches")
-        gone: int = await db.value(statement("maintain.expire_batches"), before=before, limit=_CHUNK_ROWS)
+        async with db.transaction():
+            moved = await db.value(statement("maintain.move_feed_start"), before=before, limit=_CHUNK_BATCHES)
+            await db.run(statement("maintain.expire_batches"), before=before)
+            failpoint("maintain.before_expire_batches_commit")
         failpoint("maintain.after_expire_batches")
-        if gone < _CHUNK_ROWS:
-            break
 
 
 def _midnight(day: date) -> datetime:
