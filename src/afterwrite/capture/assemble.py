@@ -117,6 +117,11 @@ class Assembler:
         """Whether the last message left a transaction open."""
         return self._open is not None
 
+    @property
+    def xid(self) -> int | None:
+        """The transaction that is open, as the stream numbers it."""
+        return None if self._open is None else self._open.begin.xid
+
     def is_crowded(self, bound: int) -> bool:
         """Whether the open transaction takes more memory than that, or has begun to be put aside and should go on."""
         if self._open is None:
@@ -149,19 +154,19 @@ class Assembler:
                 self._open = _Open(message, len(payload))
                 if self._unsettled:
                     self._settle()
+            case LogicalMessage():
+                # One that is not transactional belongs to no transaction, and is there even if its writer rolled back.
+                if message.transactional:
+                    self._unended(payload).add_message(message, payload)
             case Commit():
                 transaction = self._unended(payload).end(message, len(payload))
                 self._open = None
                 return transaction
             case Relation():
                 facts = self._facts.get(message.oid, TableFacts())
-                self._take(relation_key(payload), _Table(message, self.types, facts, self.legacy, self._open))
+                self._take(relation_key(payload), _Table(message, self.types, facts, self.legacy, self.xid))
                 if self._open is not None:
                     self._open.size += len(payload)
-            case LogicalMessage():
-                # One that is not transactional belongs to no transaction, and is there even if its writer rolled back.
-                if message.transactional:
-                    self._unended(payload).add_message(message, payload)
             case Truncate():
                 transaction = self._unended(payload)
                 for oid in message.relation_oids:
@@ -173,7 +178,7 @@ class Assembler:
     def _settle(self) -> None:
         """Compile for the transaction that has begun what may be otherwise for it than for the one before."""
         for key in tuple(self._unsettled):
-            self._take(key, self._tables[key].recompiled(self.types, self._open))
+            self._take(key, self._tables[key].recompiled(self.types, self.xid))
 
     def _take(self, key: bytes, table: _Table) -> None:
         self._tables[key] = table
@@ -205,10 +210,10 @@ class _Open:
         self.size = size
         self.held = 0
         self.spill: Spill | None = None
-        self._changes = Pile[_Table]()
-        self._legacy = Pile[_Table]()
-        self._events = Pile[None]()
-        self._messages = Pile[None]()
+        self._changes: Pile[_Table] = Pile()
+        self._legacy: Pile[_Table] = Pile()
+        self._events: Pile[None] = Pile()
+        self._messages: Pile[None] = Pile()
         self._stamp: bytes | None = None
         self._ordinal = 0
 
@@ -286,10 +291,10 @@ class _Reading(Generic[Key, Item]):
 
 
 def _reading(pile: Pile[Key], read: Callable[[int, Key, bytes], Item]) -> Many[Item]:
-    if not len(pile):
+    count = len(pile)
+    if count == 0:
         return ()
-    found = _Reading(pile, read)
-    return list(found) if len(pile) <= _AT_ONCE else found
+    return [read(*entry) for entry in pile] if count <= _AT_ONCE else _Reading(pile, read)
 
 
 def _read_row(ordinal: int, table: _Table, payload: bytes) -> Change:
@@ -311,9 +316,8 @@ class _Table:
         types: TypeCatalog,
         facts: TableFacts,
         legacy: AbstractSet[tuple[str, str]],
-        transaction: _Open | None,
+        xid: int | None,
     ) -> None:
-        xid = None if transaction is None else transaction.begin.xid
         since = xid is not None and is_after(facts.since, xid, facts.now)
         as_text = tuple(
             column.name for column in relation.columns if xid is not None and types.is_unsure(column.type_oid, xid)
@@ -341,9 +345,9 @@ class _Table:
         self.partitioned = facts.partitioned
         self.others = tuple(index for index in range(self.width) if index not in self.key)
 
-    def recompiled(self, types: TypeCatalog, transaction: _Open | None) -> _Table:
+    def recompiled(self, types: TypeCatalog, xid: int | None) -> _Table:
         """The same relation for another transaction, by what is known of types now."""
-        return _Table(self._described, types, self._facts, self._legacy, transaction)
+        return _Table(self._described, types, self._facts, self._legacy, xid)
 
     def read(self, payload: bytes, ordinal: int) -> Change:
         """The change that a row's message, or a TRUNCATE, tells."""

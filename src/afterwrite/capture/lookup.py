@@ -7,13 +7,13 @@ columns, that of a table that is no more is remembered, and what cannot be known
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from afterwrite.capture.assemble import Assembler, TableFacts
-from afterwrite.capture.transaction import Relation
-from afterwrite.capture.values import FIRST_USER_OID, PgType, TypeKind
+from afterwrite.capture.transaction import Column, Relation
+from afterwrite.capture.values import FIRST_USER_OID, PgType, TypeKind, is_after
 from afterwrite.postgres import Database, statement
 
 _DEFAULT_IDENTITY = "d"
@@ -27,17 +27,19 @@ class Publications(msgspec.Struct, frozen=True):
 
 
 class Attribute(msgspec.Struct, frozen=True):
-    """A column as the catalog has it now; ``certain`` when it is in the stream of every time since it was added."""
+    """A column that the table has or once had (then ``type_oid`` is 0); such as it is since transaction ``since``."""
 
-    number: int
     name: str
-    certain: bool = True
+    type_oid: int
+    since: int = 0
+    generated: bool = False
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """A table as the catalog has it now. ``key`` are the numbers of the primary key's columns in its order.
+    """A table as the catalog has it now.
 
-    The key is such since transaction ``key_since``; the next one to begin is ``now``.
+    ``columns`` are all that it ever had, by their numbers from 1 on; ``key`` the numbers of the primary key's in its
+    order, which is such since transaction ``key_since``. The next transaction to begin is ``now``.
     """
 
     columns: tuple[Attribute, ...]
@@ -51,9 +53,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 class Remembered(msgspec.Struct, frozen=True):
     """A table as it was published once: the names of its primary key's columns."""
 
-    oid: int
     key: list[str]
-    legacy: bool
+    legacy: bool = False
 
 
 class _TypeRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,14 +69,14 @@ class _TypeRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _FactsRow(msgspec.Struct, frozen=True, kw_only=True):
-    oid: int
     partitioned: bool
     legacy: bool
     key: list[int]
     key_since: int
-    numbers: list[int]
     names: list[str]
-    certain: list[bool]
+    types: list[int]
+    generated: list[bool]
+    since: list[int]
     now: int
 
 
@@ -101,14 +102,14 @@ async def read_standing(database: Database, oid: int, publications: Publications
     row = await database.maybe(
         _FactsRow,
         statement("lookup.read_table_facts"),
-        oids=[oid],
+        oid=oid,
         publications=list(publications.names),
         legacy_publication=publications.legacy,
     )
     if row is None:
         return None
     return Standing(
-        columns=tuple(map(Attribute, row.numbers, row.names, row.certain)),
+        columns=tuple(map(Attribute, row.names, row.types, row.since, row.generated)),
         key=tuple(row.key),
         key_since=row.key_since,
         now=row.now,
@@ -124,7 +125,7 @@ async def read_remembered(database: Database, oid: int, publications: Publicatio
     return await database.maybe(
         Remembered,
         statement("lookup.read_remembered"),
-        oids=[oid],
+        oid=oid,
         publications=list(publications.names),
         legacy_publication=publications.legacy,
     )
@@ -140,7 +141,7 @@ async def teach(assembler: Assembler, relation: Relation, database: Database, pu
     remembered = None
     if standing is None or not standing.key:
         remembered = await read_remembered(database, relation.oid, publications)
-    assembler.learn(types, {relation.oid: state_facts(relation, standing, remembered)})
+    assembler.learn(types, {relation.oid: state_facts(relation, standing, remembered, assembler.xid)})
 
 
 async def refresh_types(assembler: Assembler, database: Database) -> None:
@@ -149,72 +150,64 @@ async def refresh_types(assembler: Assembler, database: Database) -> None:
         assembler.relearn(await read_types(database, sorted(watched)))
 
 
-def state_facts(relation: Relation, now: Standing | None, remembered: Remembered | None) -> TableFacts:
-    """What holds for the relation as its message describes it, out of what the catalog says now."""
+def state_facts(relation: Relation, now: Standing | None, remembered: Remembered | None, xid: int | None) -> TableFacts:
+    """What holds for the relation as transaction ``xid`` describes it, out of what the catalog says now."""
     names = tuple(column.name for column in relation.columns)
     flagged = tuple(column.name for column in relation.columns if column.key)
     legacy = now.legacy if now is not None else remembered is not None and remembered.legacy
-    known = () if remembered is None else tuple(remembered.key)
-    today = () if now is None else find_key(names, now)
     partitioned = now is not None and now.partitioned
+    known = () if remembered is None else tuple(remembered.key)
+    today = () if now is None else find_key(relation.columns, now, xid)
     if relation.replica_identity == _DEFAULT_IDENTITY:
         # Then the flags are those of the primary key itself; only its order must be found.
         for key in (today, known):
             if key is not None and set(key) == set(flagged):
-                return TableFacts(key, partitioned, legacy, now=0 if now is None else now.now)
+                return TableFacts(key, partitioned, legacy)
         return TableFacts(flagged, partitioned, legacy, unsure=len(flagged) > 1)
-    if today:
-        assert now is not None
+    if today and now is not None:
         return TableFacts(today, partitioned, legacy, since=now.key_since, now=now.now)
+    if today is None and now is not None:
+        named = tuple(now.columns[number - 1].name for number in now.key)
+        if set(named) <= set(names):
+            return TableFacts(named, partitioned, legacy, unsure=True)
     # Without a primary key now, it may have had one then.
     if known and set(known) <= set(names):
         return TableFacts(known, partitioned, legacy, unsure=now is not None)
     return TableFacts((), partitioned, legacy, unsure=now is None or today is None or bool(known))
 
 
-def find_key(names: Sequence[str], now: Standing) -> tuple[str, ...] | None:
-    """Where the columns of today's key stood, by their names of then; None when one was not there or cannot be told.
+def find_key(columns: Sequence[Column], now: Standing, xid: int | None) -> tuple[str, ...] | None:
+    """The columns of today's key by their names of then; None when one was not there, or cannot be told for certain.
 
-    Numbers of columns only grow, and a message lists the columns of then in the order of their numbers. So column
-    ``a``, with ``g`` numbers before it that belong to no column now, stood at index ``a - 1 - g`` or up to ``g`` later:
-    later by one for each of those columns that were still there. Columns that kept their names narrow that down.
+    Numbers of columns only grow, and the stream describes the columns of then in the order of their numbers: those that
+    are there now, and those that were dropped after transaction ``xid``. So the place tells which is which. What was
+    not altered since must have kept name and type, which shows whether the count was right: transactions begin in
+    another order than they commit in.
     """
-    live = {column.number for column in now.columns if column.certain}
-    by_number = {column.number: column for column in now.columns}
-
-    def window(number: int) -> range:
-        before = sum(1 for other in live if other < number)
-        return range(before, number)
-
-    anchors = [
-        (column.number, names.index(column.name))
-        for column in now.columns
-        if column.name in names and names.index(column.name) in window(column.number)
-    ]
-    found: list[str] = []
-    for number in now.key:
-        name = by_number[number].name
-        possible = [
-            index for index in window(number) if index < len(names) and _fits(index, number, anchors, by_number)
+    wanted = [now.columns[number - 1] for number in now.key]
+    for with_generated in (False, True):
+        there = [
+            column
+            for column in now.columns
+            if (column.type_oid or _is_later(column, now, xid)) and (with_generated or not column.generated)
         ]
-        if name in names and names.index(name) in possible:
-            found.append(name)
-        elif len(possible) == 1:
-            found.append(names[possible[0]])
-        else:
-            return None
-    return tuple(found) if len(set(found)) == len(found) else None
-
-
-def _fits(index: int, number: int, anchors: Iterable[tuple[int, int]], columns: dict[int, Attribute]) -> bool:
-    """Whether column ``number`` can have stood there, given where others stood."""
-    for other, place in anchors:
-        if other == number:
+        if not _may_be(columns, there, now, xid):
             continue
-        low, high = sorted((other, number))
-        between = range(low + 1, high)
-        distance = (place - index) if other > number else (index - place)
-        certain = sum(1 for each in between if each in columns and columns[each].certain)
-        if not certain < distance <= len(between) + 1:
-            return False
-    return True
+        places = [there.index(column) if column in there else len(columns) for column in wanted]
+        if all(place < len(columns) for place in places):
+            return tuple(columns[place].name for place in places)
+    return None
+
+
+def _may_be(columns: Sequence[Column], there: Sequence[Attribute], now: Standing, xid: int | None) -> bool:
+    """Whether the first of these are the columns of then, and the others were added later."""
+    return len(columns) <= len(there) and all(
+        _is_later(column, now, xid)
+        or (place < len(columns) and (columns[place].name, columns[place].type_oid) == (column.name, column.type_oid))
+        for place, column in enumerate(there)
+    )
+
+
+def _is_later(column: Attribute, now: Standing, xid: int | None) -> bool:
+    """Whether it was added, altered or dropped after that transaction."""
+    return xid is not None and is_after(column.since, xid, now.now)

@@ -51,18 +51,18 @@ select t.oid,
   left join pg_catalog.pg_type e on e.oid = t.typelem;
 
 -- name: read_table_facts
--- What the stream does not say of these tables: primary key, columns by number, partition root, and whether only the legacy publication has it.
-select c.oid,
-       c.relkind = 'p' as partitioned,
+-- What the stream does not say of a table: primary key, partition root, whether only the legacy publication has it; and every column it ever had.
+select c.relkind = 'p' as partitioned,
        coalesce((select bool_and(p.pubname = :legacy_publication)
                    from pg_catalog.pg_publication_rel r
                    join pg_catalog.pg_publication p on p.oid = r.prpubid
                   where r.prrelid = c.oid and p.pubname = any (:publications::text[])), false) as legacy,
        coalesce(k.numbers, '{}') as key,
        coalesce(now.xid - k.ago, 0) as key_since,
-       a.numbers,
        a.names,
-       a.certain,
+       a.types,
+       a.generated,
+       a.since,
        now.xid as now
   from pg_catalog.pg_class c
  cross join (select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint as xid) now
@@ -73,26 +73,27 @@ select c.oid,
         where i.indrelid = c.oid and i.indisprimary
        ) k on true
  cross join lateral (
-       select coalesce(array_agg(t.attnum::int order by t.attnum), '{}') as numbers,
-              coalesce(array_agg(t.attname::text order by t.attnum), '{}') as names,
-              -- Whether a generated column is published was perhaps decided otherwise then.
-              coalesce(array_agg(t.attgenerated = '' order by t.attnum), '{}') as certain
+       -- By number, from 1 on without a gap; the type of a dropped one is 0.
+       select coalesce(array_agg(t.attname::text order by t.attnum), '{}') as names,
+              coalesce(array_agg(t.atttypid order by t.attnum), '{}') as types,
+              coalesce(array_agg(t.attgenerated <> '' order by t.attnum), '{}') as generated,
+              coalesce(array_agg(now.xid - ((now.xid - t.xmin::text::bigint) & 4294967295) order by t.attnum), '{}')
+                  as since
          from pg_catalog.pg_attribute t
-        where t.attrelid = c.oid and t.attnum > 0 and not t.attisdropped
+        where t.attrelid = c.oid and t.attnum > 0
        ) a
- where c.oid = any (:oids::oid[]);
+ where c.oid = :oid;
 
 -- name: may_remember
 -- Whether this database remembers what was published.
 select pg_catalog.to_regclass('afterwrite.published') is not null;
 
 -- name: read_remembered
--- Of relations that are no more: the key that they had, and whether they were legacy logs only.
-select distinct on (t.relation)
-       t.relation as oid,
-       t.key,
-       bool_and(t.publication = :legacy_publication) over (partition by t.relation) as legacy
+-- Of a relation that is no more, or has no key any more: the key that it had, and whether it was a legacy log only.
+select t.key,
+       bool_and(t.publication = :legacy_publication) over () as legacy
   from afterwrite.published t
- where t.relation = any (:oids::oid[])
+ where t.relation = :oid
    and t.publication = any (:publications::text[])
- order by t.relation, t.since_lsn desc;
+ order by t.since_lsn desc
+ limit 1;
