@@ -16,7 +16,8 @@ import io
 import os
 import tempfile
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from struct import Struct
 from typing import Generic, TypeVar
@@ -98,44 +99,53 @@ class Pile(Generic[Kind]):
 
     def __init__(self) -> None:
         self.held: list[tuple[int, Kind, bytes]] = []
-        self._moved = 0
-        self._places: list[tuple[int, int]] = []
-        self._kinds: dict[Kind, int] = {}
-        self._spill: Spill | None = None
+        self._aside: _Aside[Kind] | None = None
 
     def __len__(self) -> int:
-        return self._moved + len(self.held)
+        return len(self.held) if self._aside is None else self._aside.count + len(self.held)
 
     def __iter__(self) -> Iterator[tuple[int, Kind, bytes]]:
-        if self._spill is not None:
-            yield from self._read(self._spill)
-        yield from self.held
+        return iter(self.held) if self._aside is None else chain(self._aside, self.held)
 
     def move(self, spill: Spill) -> None:
         """Put what is held in memory into the file. After an error some of it may be there: then all is given up."""
+        if self._aside is None:
+            self._aside = _Aside(spill)
+        self._aside.take(self.held)
+        self.held = []
+
+
+class _Aside(Generic[Kind]):
+    """The part of a pile that is in a file, in pieces of some hundred kilobytes."""
+
+    def __init__(self, spill: Spill) -> None:
+        self.count = 0
+        self._spill = spill
+        self._places: list[tuple[int, int]] = []
+        self._kinds: dict[Kind, int] = {}
+
+    def take(self, entries: Sequence[tuple[int, Kind, bytes]]) -> None:
         parts, size = list[bytes](), 0
-        for ordinal, kind, payload in self.held:
+        for ordinal, kind, payload in entries:
             number = self._kinds.setdefault(kind, len(self._kinds))
             parts += _HEAD.pack(len(payload), number, ordinal), payload
             size += _HEAD.size + len(payload)
             if size >= _PIECE_BYTES:
-                self._places.append(spill.append(b"".join(parts)))
+                self._places.append(self._spill.append(b"".join(parts)))
                 parts, size = [], 0
         if parts:
-            self._places.append(spill.append(b"".join(parts)))
-        self._spill = spill
-        self._moved += len(self.held)
-        self.held = []
+            self._places.append(self._spill.append(b"".join(parts)))
+        self.count += len(entries)
 
-    def _read(self, spill: Spill) -> Iterator[tuple[int, Kind, bytes]]:
+    def __iter__(self) -> Iterator[tuple[int, Kind, bytes]]:
         kinds, head = list(self._kinds), _HEAD.size
         for start, size in self._places:
-            piece, position = spill.read(start, size), 0
+            piece, position = self._spill.read(start, size), 0
             while position < size:
                 length, number, ordinal = _HEAD.unpack_from(piece, position)
-                start_of_payload = position + head
-                position = start_of_payload + length
-                yield ordinal, kinds[number], piece[start_of_payload:position]
+                begin = position + head
+                position = begin + length
+                yield ordinal, kinds[number], piece[begin:position]
 
 
 def cost(payload: bytes) -> int:
