@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
@@ -14,10 +14,9 @@ from afterwrite.cli.face import StoreDsn, emit, out, run, settings
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.settings import Settings
-from afterwrite.store.reader import StoredActivity, read_position, read_tail
+from afterwrite.store.reader import StoredActivity, Wanted, read_after, read_position, read_tail
 
 _POLL_SECONDS = 0.2
-_PAGE = 1_000
 
 
 def tail(
@@ -36,12 +35,7 @@ def tail(
     kind, _, number = (entity or "").partition("/")
     if entity is not None and not kind:
         raise UsageError(f"--entity {entity!r} names no type", remedy="give it as TYPE or TYPE/ID, such as users/42")
-    wanted: dict[str, Any] = {
-        "actor_id": actor,
-        "entity_type": kind or None,
-        "entity_id": number or None,
-        "action": action,
-    }
+    wanted = Wanted(actor_id=actor, entity_type=kind or None, entity_id=number or None, action=action)
     try:
         run(_tail(settings(dsn, store_dsn), wanted, count=count, follow=follow, json=json))
     except KeyboardInterrupt:
@@ -50,22 +44,20 @@ def tail(
     return ExitCode.OK
 
 
-async def _tail(given: Settings, wanted: dict[str, Any], *, count: int, follow: bool, json: bool) -> None:
+async def _tail(given: Settings, wanted: Wanted, *, count: int, follow: bool, json: bool) -> None:
     async with connect(given.store, application_name="afterwrite tail") as store:
         # Read before the newest are: what comes in between is then among them, and what they skip lies behind us.
         position = await read_position(store)
-        found = await read_tail(store, limit=count, **wanted)
+        found = await read_tail(store, limit=count, wanted=wanted)
         _show(sorted(found, key=_moment), json=json)
         if not found and not follow and not json:
             out.print("[dim]Nothing is recorded yet that fits.[/]")
         position = max((each.position for each in found), default=position)
         while follow:
             end = await read_position(store)
-            found = await read_tail(store, limit=_PAGE, after_position=position, **wanted)
-            _show(found, json=json)
-            reached = max((each.position for each in found), default=position)
-            # Past what a filter leaves out as well, or every look would read it again.
-            position = reached if len(found) >= _PAGE else max(reached, end)
+            async for page in read_after(store, position, end, wanted=wanted):
+                _show(page, json=json)
+            position = max(position, end)
             await asyncio.sleep(_POLL_SECONDS)
 
 

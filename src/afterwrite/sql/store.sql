@@ -137,7 +137,7 @@ select id, position, source, first_lsn::text as first_lsn, last_lsn::text as las
  limit :limit;
 
 -- name: read_batch_activities
--- What these batches hold, in the order of the feed; the times say in which partitions to look.
+-- What these batches hold, in the order of the feed; the times say where to look.
 select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
        a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
        abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
@@ -149,6 +149,60 @@ select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind
    and a.occurred_at between :first_at and :last_at
    and (:relations::text[] is null or a.relation = any (:relations::text[]) or a.kind = 'event')
    and (:events or a.kind = 'change')
+   and (:first_lsn::pg_lsn is null or a.commit_lsn between :first_lsn::pg_lsn and :last_lsn::pg_lsn)
+   and (:actor_id::text is null or a.actor_id = :actor_id)
+   and (:entity_type::text is null or a.entity_type = :entity_type)
+   and (:entity_id::text is null or a.entity_id = :entity_id)
+   and (:action::text is null or a.action = :action)
+ order by b.position, a.commit_lsn nulls first, a.ordinal, a.occurred_at, a.id;
+
+-- name: read_batch_page
+-- The next of what a batch holds (or one transaction in it), in the order of time: a page of the primary key.
+select :position::bigint as position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action,
+       a.outcome, a.severity,
+       a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
+       abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
+       a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
+       a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from afterwrite.activity a
+ where a.batch_id = :batch_id
+   and a.occurred_at between :first_at and :last_at
+   and (a.occurred_at, a.id) > (:after_at::timestamptz, :after_id::uuid)
+   and (:relations::text[] is null or a.relation = any (:relations::text[]) or a.kind = 'event')
+   and (:events or a.kind = 'change')
+   and (:commit_lsn::pg_lsn is null or a.commit_lsn = :commit_lsn::pg_lsn)
+   and (:actor_id::text is null or a.actor_id = :actor_id)
+   and (:entity_type::text is null or a.entity_type = :entity_type)
+   and (:entity_id::text is null or a.entity_id = :entity_id)
+   and (:action::text is null or a.action = :action)
+ order by a.occurred_at, a.id
+ limit :limit;
+
+-- name: read_transactions
+-- How many changes of these tables each source transaction of a batch has, beyond a place in the WAL.
+select a.commit_lsn::text as commit_lsn, min(a.occurred_at) as first_at, max(a.occurred_at) as last_at, count(*) as rows
+  from afterwrite.activity a
+ where a.batch_id = :batch_id
+   and a.occurred_at between :first_at and :last_at
+   and a.relation = any (:relations::text[])
+   and a.commit_lsn > :after_lsn::pg_lsn
+ group by a.commit_lsn
+ order by a.commit_lsn;
+
+-- name: read_actions
+-- Events of a category and of these actions in these batches.
+select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
+       a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
+       abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
+       a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
+       a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from afterwrite.activity a
+  join afterwrite.batch b on b.id = a.batch_id
+ where a.batch_id = any (:batch_ids::bigint[])
+   and a.occurred_at between :first_at and :last_at
+   and a.kind = 'event'
+   and a.category = :category
+   and a.action = any (:actions::text[])
  order by b.position, a.commit_lsn nulls first, a.ordinal, a.occurred_at, a.id;
 
 -- name: read_settings
@@ -173,27 +227,6 @@ select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind
    and (:action::text is null or a.action = :action)
  order by a.occurred_at desc, a.id desc
  limit :limit;
-
--- name: read_after
--- What the feed brought after a position, in its order; the last batch comes whole.
-select *
-  from (
-        select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
-               a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
-               abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
-               a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
-               a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
-          from afterwrite.batch b
-          join afterwrite.activity a on a.batch_id = b.id and a.occurred_at between b.first_at and b.last_at
-         where b.position > :after_position
-           and (:actor_id::text is null or a.actor_id = :actor_id)
-           and (:entity_type::text is null or a.entity_type = :entity_type)
-           and (:entity_id::text is null or a.entity_id = :entity_id)
-           and (:action::text is null or a.action = :action)
-         order by b.position
-         fetch first :limit rows with ties
-       ) as found
- order by position, commit_lsn::pg_lsn nulls first, ordinal, occurred_at, id;
 
 -- name: verify_batches
 -- The next batches of the feed, and whether each follows the batch before it of its source.

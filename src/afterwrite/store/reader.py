@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from datetime import date, datetime
 from typing import Any
 
@@ -13,6 +13,8 @@ from afterwrite.postgres import Database, statement
 from afterwrite.store.lines import Seal, Sealing
 
 _VERIFIED_AT_ONCE = 50
+_PAGE_ROWS = 1_000
+_NO_ID = "00000000-0000-0000-0000-000000000000"
 
 
 class StoredBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +70,24 @@ class StoredActivity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ordinal: int | None
 
 
+class StoredTransaction(msgspec.Struct, frozen=True, kw_only=True):
+    """A source transaction in a batch, and how many of its changes were asked about."""
+
+    commit_lsn: Lsn
+    first_at: datetime
+    last_at: datetime
+    rows: int
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What people look for: activity of this actor, about this entity, of this action; None: of any."""
+
+    actor_id: str | None = None
+    entity_type: str | None = None
+    entity_id: str | None = None
+    action: str | None = None
+
+
 class Break(msgspec.Struct, frozen=True):
     """The first place where the feed is not what was written, and what is wrong there."""
 
@@ -108,22 +128,91 @@ async def read_batches(
 
 
 async def read_batch_activities(
-    db: Database, batches: Sequence[StoredBatch], *, relations: Sequence[str] | None = None, events: bool = True
+    db: Database,
+    batches: Sequence[StoredBatch],
+    *,
+    relations: Sequence[str] | None = None,
+    events: bool = True,
+    lsns: tuple[Lsn, Lsn] | None = None,
+    wanted: Wanted | None = None,
 ) -> list[StoredActivity]:
-    """What these batches hold, in the order (position, commit_lsn, ordinal).
+    """What these batches hold, in the order (position, commit_lsn, ordinal); all of it at once, so mind their ``rows``.
 
-    ``relations`` (quoted names) keeps to the changes of these tables; events come too unless told otherwise.
+    ``relations`` (quoted names) keeps to the changes of these tables; events come too unless told otherwise. ``lsns``
+    keeps to the transactions whose commits lie between these two.
     """
     if not batches:
         return []
     return await db.rows(
         _activity,
         statement("store.read_batch_activities"),
-        batch_ids=[batch.id for batch in batches],
-        first_at=min(batch.first_at for batch in batches),
-        last_at=max(batch.last_at for batch in batches),
+        **_stretch(batches),
         relations=None if relations is None else list(relations),
         events=events,
+        first_lsn=str(lsns[0]) if lsns else None,
+        last_lsn=str(lsns[1]) if lsns else None,
+        **msgspec.structs.asdict(wanted or Wanted()),
+    )
+
+
+async def read_batch_pages(
+    db: Database,
+    batch: StoredBatch,
+    *,
+    relations: Sequence[str] | None = None,
+    events: bool = True,
+    transaction: StoredTransaction | None = None,
+    wanted: Wanted | None = None,
+    rows: int = _PAGE_ROWS,
+) -> AsyncGenerator[list[StoredActivity]]:
+    """What a batch, or one transaction of it, holds, in the order of time, so many ``rows`` at once.
+
+    Within a transaction that is the order of the writes, since its ids are.
+    """
+    stretch = transaction or batch
+    after_at, after_id = stretch.first_at, _NO_ID
+    while page := await db.rows(
+        _activity,
+        statement("store.read_batch_page"),
+        batch_id=batch.id,
+        position=batch.position,
+        first_at=stretch.first_at,
+        last_at=stretch.last_at,
+        after_at=after_at,
+        after_id=after_id,
+        relations=None if relations is None else list(relations),
+        events=events,
+        commit_lsn=str(transaction.commit_lsn) if transaction else None,
+        **msgspec.structs.asdict(wanted or Wanted()),
+        limit=rows,
+    ):
+        yield page
+        after_at, after_id = page[-1].occurred_at, page[-1].id
+
+
+async def read_transactions(
+    db: Database, batch: StoredBatch, relations: Sequence[str], *, after: Lsn
+) -> list[StoredTransaction]:
+    """The transactions of a batch that committed after a place in the WAL and changed these tables, in commit order."""
+    return await db.rows(
+        _transaction,
+        statement("store.read_transactions"),
+        batch_id=batch.id,
+        first_at=batch.first_at,
+        last_at=batch.last_at,
+        relations=list(relations),
+        after_lsn=str(after),
+    )
+
+
+async def read_actions(
+    db: Database, batches: Sequence[StoredBatch], *, category: str, actions: Sequence[str]
+) -> list[StoredActivity]:
+    """The events of a category and of these actions that these batches hold, in the order of the feed."""
+    if not batches:
+        return []
+    return await db.rows(
+        _activity, statement("store.read_actions"), **_stretch(batches), category=category, actions=list(actions)
     )
 
 
@@ -133,25 +222,45 @@ async def read_settings(db: Database, batches: Sequence[StoredBatch]) -> dict[tu
     return {(row.batch_id, Lsn.parse(row.commit_lsn)): row.settings for row in rows}
 
 
-async def read_tail(
-    db: Database,
-    *,
-    limit: int = 20,
-    after_position: int | None = None,
-    actor_id: str | None = None,
-    entity_type: str | None = None,
-    entity_id: str | None = None,
-    action: str | None = None,
-) -> list[StoredActivity]:
-    """Activity to show, oldest first: the newest ``limit``, or with ``after_position`` what the feed brought after it.
+async def read_tail(db: Database, *, limit: int = 20, wanted: Wanted | None = None) -> list[StoredActivity]:
+    """The newest activity, oldest first."""
+    newest = await db.rows(
+        _activity, statement("store.read_newest"), limit=limit, **msgspec.structs.asdict(wanted or Wanted())
+    )
+    return newest[::-1]
 
-    To follow, ask again with the last position seen; a batch comes whole, however many rows it has.
+
+async def read_after(
+    db: Database, after_position: int, until: int, *, wanted: Wanted | None = None
+) -> AsyncGenerator[list[StoredActivity]]:
+    """What the feed brought after a position and up to another, in its order, a page at a time.
+
+    To follow, ask again from ``until``. A batch that is longer than a page comes in the order of time.
     """
-    wanted = {"actor_id": actor_id, "entity_type": entity_type, "entity_id": entity_id, "action": action}
-    if after_position is None:
-        newest = await db.rows(_activity, statement("store.read_newest"), limit=limit, **wanted)
-        return newest[::-1]
-    return await db.rows(_activity, statement("store.read_after"), after_position=after_position, limit=limit, **wanted)
+    position = after_position
+    while position < until:
+        batches = [batch for batch in await read_batches(db, position) if batch.position <= until]
+        if not batches:
+            return
+        position = batches[-1].position
+        for together in _by_rows(batches):
+            if len(together) == 1:
+                async for page in read_batch_pages(db, together[0], wanted=wanted):
+                    yield page
+            elif found := await read_batch_activities(db, together, wanted=wanted):
+                yield found
+
+
+def _by_rows(batches: Sequence[StoredBatch]) -> Iterator[list[StoredBatch]]:
+    """The batches in runs that have no more rows than a page, or are one batch."""
+    run: list[StoredBatch] = []
+    for batch in batches:
+        if run and sum(each.rows for each in run) + batch.rows > _PAGE_ROWS:
+            yield run
+            run = []
+        run.append(batch)
+    if run:
+        yield run
 
 
 async def verify_feed(db: Database, *, after_position: int = 0) -> FeedReport:
@@ -239,6 +348,18 @@ async def _read_seals(db: Database, batches: Sequence[_Verified]) -> dict[int, S
                 sealing = sealings[id] = Sealing()
             sealing.add(line)
     return {int(id): sealing.seal() for id, sealing in sealings.items()}
+
+
+def _stretch(batches: Sequence[StoredBatch]) -> dict[str, Any]:
+    return {
+        "batch_ids": [batch.id for batch in batches],
+        "first_at": min(batch.first_at for batch in batches),
+        "last_at": max(batch.last_at for batch in batches),
+    }
+
+
+def _transaction(*, commit_lsn: str, **columns: Any) -> StoredTransaction:
+    return StoredTransaction(commit_lsn=Lsn.parse(commit_lsn), **columns)
 
 
 def _batch(*, first_lsn: str | None, last_lsn: str | None, **columns: Any) -> StoredBatch:
