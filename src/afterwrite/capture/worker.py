@@ -27,7 +27,7 @@ import msgspec
 from afterwrite.activity import HEARTBEAT_PREFIX, Batch, Checkpoint, Lsn, Sink, TransactionContext
 from afterwrite.capture.assemble import Assembler, Told
 from afterwrite.capture.backlog import Backlog, Pace, Take
-from afterwrite.capture.lookup import Publications, teach
+from afterwrite.capture.lookup import Publications, refresh_types, teach
 from afterwrite.capture.pgoutput import RELATION_TAG, decode
 from afterwrite.capture.preflight import Table, read_slot
 from afterwrite.capture.slot import check_continuity, read_system, read_wal_position
@@ -43,6 +43,8 @@ OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
 _HELD_PAUSE_SECONDS = 0.25
 # A function in a schema that anybody may create in can be a better match than pg_catalog's own, and would run as us.
 _SESSION = {"search_path": "pg_catalog"}
+# How old may be what is known of composites; tables without any do not ask.
+_LOOK_SECONDS = 0.1
 
 
 class Observer(Protocol):
@@ -348,8 +350,13 @@ class _Session:
         assembler = self._assembler
         publications = Publications(self._source.publications, self._source.legacy_publication)
         begin = self._checkpoint.lsn
+        look_at = 0.0
         while True:
             chunk = await self._stream.read()
+            # A composite's fields may be altered without a word in the stream, unlike a table's columns.
+            if assembler.types.composites and time.monotonic() >= look_at:
+                await refresh_types(assembler, self._control)
+                look_at = time.monotonic() + _LOOK_SECONDS
             for payload in chunk.messages:
                 if payload[0] == RELATION_TAG:
                     relation = decode(payload)
