@@ -181,6 +181,10 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 class Sink(Protocol):
     """Where batches go. Nothing above it may assume one host, one writer or one source."""
 
+    async def read_identity(self) -> str:
+        """Which store this is: the same for as long as it lives. A source's slot belongs to one store."""
+        ...
+
     async def read_checkpoint(self, source: str) -> Checkpoint | None:
         """How far this source is stored, or None when nothing of it ever was."""
         ...
@@ -219,16 +223,14 @@ def change_prefix(system_id: str, timeline: int, commit_lsn: Lsn, committed_at: 
     system and timeline: two transactions of one cluster differ within 32 GiB of WAL, those of two clusters by chance
     only, and only where they committed in the same microsecond.
     """
-    unix_us = (committed_at - _UNIX_EPOCH) // _MICROSECOND
+    since = committed_at - _UNIX_EPOCH
     place = ((commit_lsn >> 3) + _cluster_hash(system_id, timeline)) & 0xFFFFFFFF
-    milliseconds, microseconds = divmod(unix_us, 1000)
+    milliseconds, microseconds = divmod(since.microseconds, 1000)
+    milliseconds += (since.days * 86_400 + since.seconds) * 1000
     custom = microseconds << 2 | place >> 30
     variant = 0x8000 | (place >> 16) & 0x3FFF
     time = milliseconds & 0xFFFFFFFFFFFF
     return f"{time >> 16:08x}-{time & 0xFFFF:04x}-8{custom:03x}-{variant:04x}-{place & 0xFFFF:04x}"
-
-
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @lru_cache(maxsize=64)

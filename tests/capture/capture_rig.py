@@ -18,7 +18,7 @@ from afterwrite.capture.preflight import CaptureSetup, Table
 from afterwrite.capture.slot import Prepared, prepare
 from afterwrite.capture.stream import open_stream
 from afterwrite.capture.transaction import Change, Relation, Transaction
-from afterwrite.postgres import connect
+from afterwrite.postgres import Database, connect, script
 
 
 class MemorySink:
@@ -27,6 +27,9 @@ class MemorySink:
     def __init__(self) -> None:
         self.checkpoint: Checkpoint | None = None
         self.batches: list[Batch] = []
+
+    async def read_identity(self) -> str:
+        return "memory"
 
     async def read_checkpoint(self, source: str) -> Checkpoint | None:
         return self.checkpoint
@@ -68,9 +71,16 @@ def install(dsn: str, setup: CaptureSetup, sink: MemorySink | None = None) -> tu
 
     async def run() -> Prepared:
         async with connect(dsn) as database:
+            await lay_memory(database)
             return await prepare(database, sink, setup)
 
     return sink, asyncio.run(run())
+
+
+async def lay_memory(database: Database) -> None:
+    """Of our schema what capture itself needs; the sink is in memory, so there is no store to lay."""
+    if await database.value(b"select to_regclass('afterwrite.capture') is null"):
+        await database.script(f"create schema if not exists afterwrite; {script('schema/0005_capture')}")
 
 
 def drain(dsn: str, setup: CaptureSetup, sink: MemorySink) -> list[Transaction]:

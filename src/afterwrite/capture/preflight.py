@@ -45,6 +45,8 @@ class SourceServer(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     wal_level: str
     encoding: str
+    slot_keeps_bytes: int | None
+    may_identify: bool
     in_recovery: bool
     slots_allowed: int
     slots_used: int
@@ -90,7 +92,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
-    """A publication and the tables that it lists."""
+    """A publication and the tables that it lists; ``narrowed`` are those with a row filter or a column list."""
 
     name: str
     all_tables: bool
@@ -102,6 +104,7 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     generated: str
     schemas: list[str]
     tables: list[str]
+    narrowed: list[str]
 
     @property
     def listed(self) -> set[Table]:

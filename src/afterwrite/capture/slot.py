@@ -2,7 +2,7 @@
 
 ::
 
-    survey ─▶ judge ─▶ decide ─▶ replica identity ▸ publications ▸ slot ▸ checkpoint
+    survey ─▶ judge ─▶ resume ─▶ decide ─▶ replica identity ▸ publications ▸ slot ▸ checkpoint ▸ gaps
 
 The order matters. A table must have its replica identity before it is published, or its UPDATEs fail in between. A
 publication must exist before the slot, because it is looked up as it was at the time of each change. Each step looks
@@ -11,6 +11,7 @@ at what stands, so an interrupted installation is simply run again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import StrEnum
 from functools import partial
@@ -18,8 +19,22 @@ from functools import partial
 import msgspec
 
 from afterwrite.activity import Batch, Checkpoint, Lsn, Sink
+from afterwrite.capture.continuity import (
+    Departure,
+    GapKind,
+    Memory,
+    OpenGap,
+    check_departures,
+    check_owner,
+    close_gap,
+    find_departures,
+    note_gap,
+    read_memory,
+    remember,
+)
 from afterwrite.capture.preflight import CaptureSetup, Member, SlotState, Survey, Table, judge, read_slot, survey
 from afterwrite.errors import Finding, Refused, Severity
+from afterwrite.failpoints import failpoint
 from afterwrite.postgres import (
     Blocker,
     Database,
@@ -32,6 +47,18 @@ from afterwrite.postgres import (
 )
 
 _SLOT_LOCK_TIMEOUT_MS = 30_000
+_CLAIM_TRIES = 10
+_CLAIM_PAUSE_SECONDS = 0.5
+# Losses of everything after a position; the fourth kind concerns some tables.
+_WHOLE = (GapKind.GIVEN_UP, GapKind.BEGUN_ANEW, GapKind.TAKEN_OVER)
+_BEGIN_ANEW = "run `afterwrite install --apply --accept-gap`, which begins anew and records the gap"
+
+
+class ClaimHolder(msgspec.Struct, frozen=True, kw_only=True):
+    """The session of the active worker; ``silent_seconds`` is how long it has asked nothing, None if it is at work."""
+
+    pid: int
+    silent_seconds: float | None
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,10 +91,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch of WAL that is not in the store: commits after ``after`` and up to ``until``."""
+    """A stretch of WAL that is not in the store, or not whole: commits after ``after`` and up to ``until``."""
 
     after: Lsn
     until: Lsn
+    reason: str
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +108,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Checkpoint
     published: list[Table] = []
     published_at: Lsn | None = None
-    gap: Gap | None = None
+    gaps: tuple[Gap, ...] = ()
 
 
 async def read_system(database: Database) -> System:
@@ -91,7 +119,7 @@ async def read_system(database: Database) -> System:
 def check_continuity(checkpoint: Checkpoint, slot: SlotState | None, system: System) -> None:
     """Refuse to go on where going on would silently skip changes; the message says what is lost."""
     name, lsn = checkpoint.slot, checkpoint.lsn
-    begin_anew = "run `afterwrite install --apply --accept-gap`, which begins anew and records the gap"
+    begin_anew = _BEGIN_ANEW
     if checkpoint.system_id != system.system_id:
         raise Refused(
             f"the store follows cluster {checkpoint.system_id} up to {lsn}, but this is cluster {system.system_id}:"
@@ -129,23 +157,191 @@ def check_continuity(checkpoint: Checkpoint, slot: SlotState | None, system: Sys
         )
 
 
-async def examine(database: Database, setup: CaptureSetup, checkpoint: Checkpoint | None) -> list[Finding]:
-    """All that preflight finds, and whether the store's checkpoint can be continued; never raises for what it finds."""
+async def examine(
+    database: Database, setup: CaptureSetup, checkpoint: Checkpoint | None, store: str | None = None
+) -> list[Finding]:
+    """All that preflight finds, and whether the store's checkpoint can be continued; never raises for what it finds.
+
+    ``store`` is the identity of the store whose checkpoint it is; where it is not known, nothing is said of owners.
+    """
     seen = await survey(database, setup)
     found = judge(seen, setup)
-    if checkpoint is None or seen.server.in_recovery:
+    if seen.server.in_recovery:
         return found
+    memory = await read_memory(database, setup.slot)
+    found += [finding for finding in find_departures(memory) if finding.rule not in {each.rule for each in found}]
+    if store is not None:
+        try:
+            check_owner(setup.slot, memory.owner, store, database.where)
+        except Refused as error:
+            return [*found, _finding("slot.owner", setup.slot, error)]
+    if checkpoint is None:
+        return found
+    gap = memory.gap(*_WHOLE)
     try:
         _check_publications(seen, setup, checkpoint)
         check_continuity(checkpoint, seen.slot, await read_system(database))
     except Refused as error:
         rules = {finding.rule for finding in found}
-        if not rules & {"slot.lost", "slot.foreign"}:
-            text, remedy = str(error), error.remedy
-            found.append(
-                Finding(rule="slot.continuity", severity=Severity.ERROR, where=setup.slot, text=text, remedy=remedy)
-            )
+        if gap is not None and gap.to_lsn is None:
+            found = [finding for finding in found if finding.rule != "slot.lost"]
+            found.append(_finding("slot.given_up", setup.slot, _interrupted(setup.slot, gap)))
+        elif not rules & {"slot.lost", "slot.foreign", "publication.departed"}:
+            found.append(_finding("slot.continuity", setup.slot, error))
+    found += [
+        Finding(
+            rule="gap.open",
+            severity=Severity.WARNING,
+            where=setup.slot,
+            text=f"a gap is known in {database.where} and not written into the store yet: {each.reason}",
+            remedy="run `afterwrite install --apply`, which writes it there",
+        )
+        for each in memory.gaps
+        if each.to_lsn is not None
+    ]
     return found
+
+
+def _finding(rule: str, where: str, error: Refused) -> Finding:
+    return Finding(rule=rule, severity=Severity.ERROR, where=where, text=str(error), remedy=error.remedy)
+
+
+def _interrupted(slot: str, gap: OpenGap) -> Refused:
+    if gap.kind is GapKind.GIVEN_UP:
+        return Refused(
+            f"slot {slot} was given up at {gap.noticed_at:%Y-%m-%d %H:%M:%S %Z}: {gap.reason}",
+            remedy="run `afterwrite install --apply`, which begins anew and writes the gap into the store",
+        )
+    return Refused(
+        f"an installation of slot {slot} was interrupted: {gap.reason}",
+        remedy="run `afterwrite install --apply` again, which finishes it and records the gap",
+    )
+
+
+async def check_memory(
+    database: Database,
+    checkpoint: Checkpoint | None,
+    store: str,
+    *,
+    slot: str,
+    source: str,
+    publications: Sequence[str],
+) -> Checkpoint:
+    """Refuse to stream where going on would lose, double or take away changes: what a worker asks before it begins.
+
+    Whose the slot is, whether it was given up, whether all is published as it was, and whether the slot continues the
+    store's checkpoint. A give-up that was noted but not done, because the worker was killed between the two, is taken
+    back: the slot is there and nothing was lost.
+    """
+    intact = await read_wal_position(database)
+    memory = await read_memory(database, slot)
+    check_owner(slot, memory.owner, store, database.where)
+    if checkpoint is None:
+        raise Refused(
+            f"the store knows nothing of source {source}: no checkpoint was ever written",
+            remedy="run `afterwrite install --apply`",
+        )
+    if memory.owner is None:
+        raise Refused(
+            f"nothing is known in {database.where} of slot {slot}: capture was not set up here to its end",
+            remedy="run `afterwrite install --apply`",
+        )
+    gap = memory.gap(*_WHOLE)
+    try:
+        check_departures(slot, memory.departures, memory.owner.intact_lsn)
+        check_continuity(checkpoint, await read_slot(database, slot), await read_system(database))
+    except Refused as error:
+        if gap is not None and gap.to_lsn is None:
+            raise _interrupted(slot, gap) from error
+        raise
+    if gap is not None and gap.kind is GapKind.GIVEN_UP and gap.to_lsn is None:
+        await close_gap(database, gap)
+    elif gap is not None and (gap.to_lsn is None or checkpoint.lsn < gap.to_lsn):
+        raise _interrupted(slot, gap)
+    # Tables have other names or keys now, and some were added by hand: from here on these are what should be.
+    async with database.transaction():
+        await remember(database, slot, publications)
+        await database.run(statement("capture.note_intact"), slot=slot, lsn=str(intact))
+    return checkpoint
+
+
+class Again(StrEnum):
+    """How capture begins: where it stands, at a slot's own position, or with a new slot."""
+
+    CONTINUE = "continue"
+    ADOPT = "adopt"
+    REPLACE = "replace"
+
+
+class Loss(msgspec.Struct, frozen=True, kw_only=True):
+    """What is lost by beginning so: everything after a position, or some tables for a while."""
+
+    kind: GapKind
+    after: Lsn
+    reason: str
+
+
+class Resumption(msgspec.Struct, frozen=True, kw_only=True):
+    """How capture goes on, and at which price."""
+
+    again: Again = Again.CONTINUE
+    losses: tuple[Loss, ...] = ()
+
+
+def resume(
+    seen: Survey,
+    setup: CaptureSetup,
+    memory: Memory,
+    checkpoint: Checkpoint | None,
+    system: System,
+    store: str,
+    *,
+    where: str = "the source",
+    accept_gap: bool = False,
+) -> Resumption:
+    """How capture goes on from what stands. Raises Refused where it would cost changes and nobody gave the word. Pure.
+
+    The word is ``accept_gap``, or a loss that is written down already: the operator's policy gave the slot up, or the
+    word was given to an installation that was interrupted.
+    """
+    noted = next((gap for gap in memory.gaps if gap.kind in _WHOLE and not gap.is_over(checkpoint)), None)
+    owner, departures = memory.owner, memory.losses
+    losses: list[Loss] = []
+    again = Again.CONTINUE
+    same = checkpoint is not None and (checkpoint.system_id, checkpoint.timeline) == (system.system_id, system.timeline)
+    whole = seen.slot is not None and not seen.slot.lost and not any(each.breaks_the_slot for each in departures)
+    if owner is not None and owner.store != store:
+        if not accept_gap:
+            check_owner(setup.slot, owner, store, where)
+        after = checkpoint.lsn if checkpoint is not None and same else owner.since_lsn
+        reason = f"slot {setup.slot} was taken over from store {owner.store} (install --accept-gap)"
+        losses.append(Loss(kind=GapKind.TAKEN_OVER, after=after, reason=reason))
+    if departures and owner is not None:
+        if not accept_gap:
+            check_departures(setup.slot, departures, owner.intact_lsn)
+        losses.append(_unpublished(departures, owner.intact_lsn, checkpoint if same else None))
+        again = again if whole else Again.REPLACE
+    if checkpoint is None:
+        return Resumption(again=again, losses=tuple(losses))
+    try:
+        _check_publications(seen, setup, checkpoint)
+        check_continuity(checkpoint, seen.slot, system)
+    except Refused as error:
+        if not (accept_gap or noted):
+            raise
+        again = Again.ADOPT if whole and same else Again.REPLACE
+        if noted is None and not any(loss.kind in _WHOLE for loss in losses):
+            losses.append(Loss(kind=GapKind.BEGUN_ANEW, after=checkpoint.lsn, reason=str(error)))
+    return Resumption(again=again, losses=tuple(losses))
+
+
+def _unpublished(departures: Sequence[Departure], intact: Lsn, checkpoint: Checkpoint | None) -> Loss:
+    reason = "; ".join(departure.words for departure in departures)
+    if any(departure.breaks_the_slot for departure in departures):
+        # Nothing more was published from then on, and the slot cannot read past that place.
+        after = min(intact, checkpoint.lsn) if checkpoint else intact
+        return Loss(kind=GapKind.BEGUN_ANEW, after=after, reason=reason)
+    return Loss(kind=GapKind.UNPUBLISHED, after=intact, reason=f"not everything was published: {reason}")
 
 
 def decide(seen: Survey, setup: CaptureSetup, checkpoint: Checkpoint | None, *, begin_anew: bool = False) -> list[Step]:
@@ -230,6 +426,19 @@ def _publish(
                 sql=f"alter publication {quoted(name)} set ({words})",
             )
         )
+    if publication.narrowed:
+        # There is no other way to take a filter or a column list off one table.
+        listed = ", ".join(publication.narrowed)
+        steps.append(
+            Step(
+                kind=StepKind.PUBLICATION,
+                where=name,
+                text=f"publish whole tables from {name}, without filter or column list: {listed}",
+                sql=f"alter publication {quoted(name)} drop table {listed};"
+                f" alter publication {quoted(name)} add table {listed}",
+                relations=tuple(publication.narrowed),
+            )
+        )
     missing = [table for table in tables if table not in publication.listed]
     if missing:
         listed = ", ".join(quoted(*table) for table in missing)
@@ -238,7 +447,8 @@ def _publish(
                 kind=StepKind.PUBLICATION,
                 where=name,
                 text=f"add {len(missing)} tables to {name}",
-                sql=f"alter publication {quoted(name)} add table {listed}",
+                # The lock waits for writers: every transaction is captured with all its rows of these tables, or none.
+                sql=f"lock table {listed} in share mode; alter publication {quoted(name)} add table {listed}",
                 undo=f"alter publication {quoted(name)} drop table {listed}",
                 relations=tuple(quoted(*table) for table in missing),
             )
@@ -291,55 +501,166 @@ async def prepare(
     """Do what is still to be done so that a worker can start; running it again does nothing more.
 
     Raises Refused for the first error that preflight finds, before anything is changed, and for a checkpoint that
-    cannot be continued, unless ``accept_gap``: then capture begins anew. ``on_gap`` records the gap before the
-    checkpoint steps over it, so that a crash between the two cannot hide it.
+    cannot be continued, for publications that were altered by hand, and for a slot of another store, unless
+    ``accept_gap``: then it is mended, where need be begun anew. Every loss is written down in the source before the
+    deed, and ``on_gap`` writes it into the store (perhaps again, after a crash) before the checkpoint steps over it.
     """
     seen = await survey(database, setup)
-    _refuse(seen, setup, accept_gap)
+    _refuse(seen, setup)
     system = await read_system(database)
+    memory = await read_memory(database, setup.slot)
+    store = await sink.read_identity()
     checkpoint = await sink.read_checkpoint(setup.source)
-    begin_anew = False
-    if checkpoint is not None:
-        try:
-            _check_publications(seen, setup, checkpoint)
-            check_continuity(checkpoint, seen.slot, system)
-        except Refused:
-            if not accept_gap:
-                raise
-            begin_anew = True
-    steps = decide(seen, setup, checkpoint, begin_anew=begin_anew)
+    course = resume(seen, setup, memory, checkpoint, system, store, where=database.where, accept_gap=accept_gap)
+    adopted = None if course.again is Again.ADOPT else checkpoint
+    steps = decide(seen, setup, adopted, begin_anew=course.again is Again.REPLACE)
     published = [
         table
         for table in setup.tables
         if setup.publication not in seen.publications or table not in seen.publications[setup.publication].listed
     ]
-    gap: Gap | None = None
-    for step in steps:
-        match step.kind:
-            case StepKind.IDENTITY | StepKind.PUBLICATION:
-                await _apply(database, step, policy, on_blocked)
-            case StepKind.DROP_SLOT:
-                await _drop_slot(database, setup.slot)
-            case StepKind.SLOT:
-                await _create_slot(database, setup.slot)
-            case StepKind.CHECKPOINT:
-                first = await _first_checkpoint(database, setup, system)
-                if checkpoint is not None:
-                    gap = Gap(after=checkpoint.lsn, until=first.lsn)
-                    if on_gap:
-                        await on_gap(gap)
-                await sink.write(Batch(source=setup.source, activities=(), transactions=0, checkpoint=first))
-                checkpoint = first
-        if on_step:
-            on_step(step)
-    if checkpoint is None:  # cannot be: without one, decide() ends with that step
+    job = _Preparation(database, sink, setup, system, checkpoint, on_gap)
+    moving = any(step.kind in (StepKind.DROP_SLOT, StepKind.SLOT, StepKind.CHECKPOINT) for step in steps)
+    if moving or (memory.owner is not None and memory.owner.store != store):
+        await _claim(database, setup.slot)
+    try:
+        await job.own(store, course)
+        for step in steps:
+            match step.kind:
+                case StepKind.IDENTITY:
+                    await _apply(database, step, policy, on_blocked)
+                case StepKind.PUBLICATION:
+                    await _apply(database, step, policy, on_blocked, after=job.remember)
+                case StepKind.DROP_SLOT:
+                    await drop_slot(database, setup.slot)
+                case StepKind.SLOT:
+                    await _create_slot(database, setup.slot)
+                case StepKind.CHECKPOINT:
+                    await job.write_checkpoint()
+            if on_step:
+                on_step(step)
+        published_at = await job.finish()
+    finally:
+        await database.value(statement("capture.release_claim"), slot=setup.slot)
+    if job.checkpoint is None:  # cannot be: without one, decide() ends with that step
         raise Refused(f"no checkpoint was written for {setup.source}", remedy="run the same command again")
     return Prepared(
         steps=steps,
-        checkpoint=checkpoint,
+        checkpoint=job.checkpoint,
         published=published,
-        published_at=await read_wal_position(database) if published else None,
-        gap=gap,
+        published_at=published_at if published else None,
+        gaps=tuple(job.gaps),
+    )
+
+
+class _Preparation:
+    """The deeds of one installation that leave something to remember."""
+
+    def __init__(
+        self,
+        database: Database,
+        sink: Sink,
+        setup: CaptureSetup,
+        system: System,
+        checkpoint: Checkpoint | None,
+        on_gap: Callable[[Gap], Awaitable[None]] | None,
+    ) -> None:
+        self._database = database
+        self._sink = sink
+        self._setup = setup
+        self._system = system
+        self._on_gap = on_gap
+        self.checkpoint = checkpoint
+        self.gaps: list[Gap] = []
+
+    async def own(self, store: str, course: Resumption) -> None:
+        """Write down whose the slot is, together with what that costs."""
+        setup, database = self._setup, self._database
+        for gap in (await read_memory(database, setup.slot)).gaps:
+            if gap.to_lsn is not None and gap.is_over(self.checkpoint):
+                await self._tell(gap, gap.to_lsn)
+                await close_gap(database, gap)
+        async with database.transaction():
+            for loss in course.losses:
+                await note_gap(
+                    database,
+                    slot=setup.slot,
+                    source=setup.source,
+                    kind=loss.kind,
+                    from_lsn=loss.after,
+                    reason=loss.reason,
+                )
+            failpoint("slot.before_own")
+            lsn = str(await read_wal_position(database))
+            await database.run(
+                statement("capture.own_slot"), slot=setup.slot, source=setup.source, store=store, lsn=lsn
+            )
+        failpoint("slot.after_own")
+
+    async def remember(self, database: Database) -> None:
+        """Belongs into the transaction that publishes."""
+        await remember(database, self._setup.slot, self._setup.publications)
+
+    async def write_checkpoint(self) -> None:
+        """Begin at the slot's position; what lies before it and was lost is in the store first."""
+        setup, database = self._setup, self._database
+        first = await _first_checkpoint(database, setup, self._system)
+        if self.checkpoint is None:
+            await database.run(statement("capture.begin_slot"), slot=setup.slot, lsn=str(first.lsn))
+        for gap in (await read_memory(database, setup.slot)).gaps:
+            if gap.kind in _WHOLE:
+                await database.run(statement("capture.end_gap"), id=gap.id, to_lsn=str(first.lsn))
+                await self._tell(gap, first.lsn)
+        failpoint("slot.before_checkpoint")
+        await self._sink.write(Batch(source=setup.source, activities=(), transactions=0, checkpoint=first))
+        failpoint("slot.after_checkpoint")
+        self.checkpoint = first
+
+    async def finish(self) -> Lsn:
+        """Take what is published now for what should be, and close the losses; says from where on all is published."""
+        setup, database = self._setup, self._database
+        now = await read_wal_position(database)
+        async with database.transaction():
+            await self.remember(database)
+            await database.run(statement("capture.note_intact"), slot=setup.slot, lsn=str(now))
+            memory = await read_memory(database, setup.slot)
+            if gap := memory.gap(GapKind.UNPUBLISHED):
+                await database.run(statement("capture.end_gap"), id=gap.id, to_lsn=str(gap.to_lsn or now))
+        for gap in (await read_memory(database, setup.slot)).gaps:
+            # One of everything that never came to an end was none: the slot is there and goes on.
+            if gap.to_lsn is not None:
+                await self._tell(gap, gap.to_lsn)
+            await close_gap(database, gap)
+        return now
+
+    async def _tell(self, gap: OpenGap, until: Lsn) -> None:
+        after = gap.from_lsn
+        before = self.checkpoint
+        if gap.kind is GapKind.GIVEN_UP and before is not None and before.system_id == self._system.system_id:
+            # The last acknowledgement may have been behind what the store took.
+            after = max(after, min(before.lsn, until))
+        told = Gap(after=after, until=until, reason=gap.reason)
+        if told in self.gaps:
+            return
+        failpoint("slot.before_gap")
+        if self._on_gap:
+            await self._on_gap(told)
+        failpoint("slot.after_gap")
+        self.gaps.append(told)
+
+
+async def _claim(database: Database, slot: str) -> None:
+    """Keep workers away while the slot moves; one that was killed leaves its session behind for a moment."""
+    for attempt in range(_CLAIM_TRIES):
+        if await database.value(statement("capture.try_claim"), slot=slot):
+            return
+        if attempt + 1 < _CLAIM_TRIES:
+            await asyncio.sleep(_CLAIM_PAUSE_SECONDS)
+    holder = await database.maybe(ClaimHolder, statement("capture.read_claim_holder"), slot=slot)
+    pid = holder.pid if holder else "unknown"
+    raise Refused(
+        f"a worker is active on slot {slot}: its session on {database.where} has pid {pid}",
+        remedy="stop it first (`afterwrite capture`), then run the same command again",
     )
 
 
@@ -356,7 +677,7 @@ async def remove(database: Database, setup: CaptureSetup, *, undo: Sequence[Step
     seen = await survey(database, setup)
     steps: list[Step] = []
     if seen.slot is not None and seen.slot.plugin == "pgoutput" and seen.slot.here:
-        await _drop_slot(database, setup.slot)
+        await drop_slot(database, setup.slot)
         steps.append(Step(kind=StepKind.DROP_SLOT, where=setup.slot, text=f"drop slot {setup.slot}"))
     for name in setup.publications:
         if name in seen.publications:
@@ -364,6 +685,7 @@ async def remove(database: Database, setup: CaptureSetup, *, undo: Sequence[Step
             step = Step(kind=StepKind.PUBLICATION, where=name, text=f"drop publication {name}", sql=words)
             await _apply(database, step, None, None)
             steps.append(step)
+    await database.run(statement("capture.forget_slot"), slot=setup.slot)
     for done in reversed(undo):
         if done.kind is StepKind.IDENTITY and done.undo:
             step = Step(
@@ -378,11 +700,10 @@ async def remove(database: Database, setup: CaptureSetup, *, undo: Sequence[Step
     return steps
 
 
-def _refuse(seen: Survey, setup: CaptureSetup, accept_gap: bool) -> None:
+def _refuse(seen: Survey, setup: CaptureSetup) -> None:
+    # A lost slot is refused by resume(), which knows whether the word was given.
     wrong = [
-        finding
-        for finding in judge(seen, setup)
-        if finding.severity is Severity.ERROR and not (accept_gap and finding.rule == "slot.lost")
+        finding for finding in judge(seen, setup) if finding.severity is Severity.ERROR and finding.rule != "slot.lost"
     ]
     if wrong:
         more = f" (and {len(wrong) - 1} more: `afterwrite doctor` lists them)" if len(wrong) > 1 else ""
@@ -399,20 +720,33 @@ def _check_publications(seen: Survey, setup: CaptureSetup, checkpoint: Checkpoin
         )
 
 
-async def _apply(database: Database, step: Step, policy: LockPolicy | None, on_blocked: OnBlocked | None) -> None:
+async def _apply(
+    database: Database,
+    step: Step,
+    policy: LockPolicy | None,
+    on_blocked: OnBlocked | None,
+    *,
+    after: Callable[[Database], Awaitable[None]] | None = None,
+) -> None:
     async def work(words: str, inside: Database) -> None:
         await inside.script(words)
+        if after:
+            await after(inside)
 
+    failpoint("slot.before_publish")
     await with_short_locks(
         database, step.relations, partial(work, step.sql or ""), policy=policy, on_blocked=on_blocked
     )
+    failpoint("slot.after_publish")
 
 
 async def _create_slot(database: Database, slot: str) -> None:
     """Create it; waits for transactions under way, and names them when they take too long."""
     await database.run(statement("capture.set_session_lock_timeout"), milliseconds=str(_SLOT_LOCK_TIMEOUT_MS))
+    failpoint("slot.before_create")
     try:
         await database.value(statement("capture.create_slot"), slot=slot)
+        failpoint("slot.after_create")
     except LockTimeout as error:
         writers = await database.rows(Blocker, statement("capture.read_oldest_writers"))
         raise LockTimeout(
@@ -424,7 +758,8 @@ async def _create_slot(database: Database, slot: str) -> None:
         await database.run(statement("capture.set_session_lock_timeout"), milliseconds="0")
 
 
-async def _drop_slot(database: Database, name: str) -> None:
+async def drop_slot(database: Database, name: str) -> None:
+    """Drop it, and with it the WAL that it held; raises Refused while something reads it."""
     slot = await read_slot(database, name)
     if slot is None:
         return
@@ -433,7 +768,9 @@ async def _drop_slot(database: Database, name: str) -> None:
             f"slot {name} is read by pid {slot.active_pid}",
             remedy="stop the worker first (`afterwrite capture`), then run the same command again",
         )
+    failpoint("slot.before_drop")
     await database.run(statement("capture.drop_slot"), slot=name)
+    failpoint("slot.after_drop")
 
 
 async def _first_checkpoint(database: Database, setup: CaptureSetup, system: System) -> Checkpoint:

@@ -2,9 +2,10 @@
 
 ::
 
-    stream ─▶ assemble ─▶ backlog (bounded) ─▶ observers ─▶ sink.write ─▶ acknowledge
-      one task ───────────┘                    another ─────────────────────────┘
-      keep_informed: status updates            pulse: claim, lag, heartbeat
+    claim (watch.py): one is active, others stand by; its pulse goes on between sessions, and governs the slot
+      session: stream ─▶ assemble ─▶ backlog (bounded) ─▶ observers ─▶ sink.write ─▶ acknowledge
+                 one task ───────────┘                    another ─────────────────────────┘
+                 keep_informed: status updates
 
 Decoding goes on while a batch is on its way to the store, so the two overlap. Whatever goes wrong, the next session
 begins at the store's checkpoint: nothing is kept in mind between sessions but counters.
@@ -16,27 +17,37 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol, cast
 
 import msgspec
 
-from afterwrite.activity import HEARTBEAT_PREFIX, Batch, Checkpoint, Lsn, Sink, TransactionContext
+from afterwrite.activity import Batch, Checkpoint, Lsn, Sink, TransactionContext
 from afterwrite.capture.assemble import Assembler, Told
 from afterwrite.capture.backlog import Backlog, Pace, Take
+from afterwrite.capture.governor import Policy
 from afterwrite.capture.lookup import Publications, refresh_types, teach
 from afterwrite.capture.pgoutput import RELATION_TAG, decode
-from afterwrite.capture.preflight import Table, read_slot
-from afterwrite.capture.slot import check_continuity, read_system, read_wal_position
+from afterwrite.capture.preflight import Table
 from afterwrite.capture.spill import NoRoom
 from afterwrite.capture.stream import SlotHeld, Stream, open_stream
 from afterwrite.capture.transaction import Relation, Transaction
-from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
+from afterwrite.capture.watch import (
+    BudgetSpent,
+    Reading,
+    Watch,
+    Watched,
+    end_stream,
+    give_up,
+    stream_name,
+    take_claim,
+)
+from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Finding, Refused
 from afterwrite.failpoints import failpoint
-from afterwrite.postgres import Database, connect, statement
+from afterwrite.postgres import ReadOnly, connect, statement
 
 OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
 
@@ -72,10 +83,22 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     legacy_tables: frozenset[Table] = frozenset()
 
 
+class Duty(msgspec.Struct, frozen=True):
+    """What an active worker takes along, made when it becomes active: a stand-by's would be out of date by then."""
+
+    observers: tuple[Observer, ...] = ()
+    legacy_tables: frozenset[Table] = frozenset()
+
+
+OpenDuty = Callable[[], AbstractAsyncContextManager[Duty]]
+
+
 class WorkerState(StrEnum):
-    """``starting`` at the begin of each session, ``streaming`` once it reads, ``waiting`` while it backs off."""
+    """``starting`` at the begin of each session, ``streaming`` once it reads, ``waiting`` while it backs off,
+    ``standing by`` while another worker is active."""
 
     STARTING = "starting"
+    STANDING_BY = "standing by"
     STREAMING = "streaming"
     WAITING = "waiting"
     STOPPED = "stopped"
@@ -85,13 +108,21 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Where the worker is. Counters count since it was made; ``position`` is the store's checkpoint.
 
     ``heartbeat_at`` and ``heartbeat_ms`` tell when the last heartbeat went through WAL, stream and store, and how long
-    that took. ``trouble`` is what it waits out.
+    that took. ``trouble`` is what it waits out, and ``findings`` what the watch over the slot has to tell.
+    ``retained_bytes`` of WAL are kept for us, of ``budget_bytes`` that the operator allows (or the server, where that
+    is less); ``health`` is well, warn, alarm or over. ``active_pid`` is the session of the worker we stand by for.
     """
 
     state: WorkerState
     source: str
     position: Lsn | None = None
     lag_bytes: int | None = None
+    lag_seconds: float | None = None
+    retained_bytes: int | None = None
+    budget_bytes: int | None = None
+    spilled_bytes: int | None = None
+    health: str | None = None
+    active_pid: int | None = None
     last_commit_at: datetime | None = None
     transactions: int = 0
     rows: int = 0
@@ -101,10 +132,15 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_ms: float | None = None
     sessions: int = 0
     trouble: str | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 class Worker:
-    """The active worker of one source. ``run()`` ends when ``stop()`` was called, or with what cannot be waited out."""
+    """A worker of one source: the active one, or one that stands by for it.
+
+    ``run()`` ends when ``stop()`` was called, or with what cannot be waited out. ``open_duty`` is entered each time it
+    becomes active; its observers come after ``observers``.
+    """
 
     def __init__(
         self,
@@ -112,16 +148,23 @@ class Worker:
         open_sink: OpenSink,
         *,
         observers: Sequence[Observer] = (),
+        open_duty: OpenDuty | None = None,
+        policy: Policy | None = None,
+        stand_by: bool = False,
         pace: Pace | None = None,
         on_status: Callable[[WorkerStatus], None] | None = None,
     ) -> None:
         self._source = source
         self._open_sink = open_sink
         self._observers = tuple(observers)
+        self._open_duty = open_duty or _no_duty
+        self._policy = policy or Policy()
+        self._stand_by = stand_by
         self._pace = pace or Pace()
         self._account = _Account(WorkerStatus(state=WorkerState.STARTING, source=source.name), on_status)
         self._stopping = asyncio.Event()
         self._held_since: float | None = None
+        self._has_streamed = False
 
     def status(self) -> WorkerStatus:
         """How it stands now."""
@@ -162,12 +205,17 @@ class Worker:
             raise cancelled
 
     async def _run(self) -> None:
+        """One life after another: each begins with the claim, and ends with the connection that holds it."""
+        await self._persist(self._life)
+
+    async def _persist(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Try until it returns, or we are to stop, with pauses that grow while nothing is stored."""
         first = self._pace.first_pause_ms / 1000
         pause = first
         while not self._stopping.is_set():
             rows = self._account.status.rows
             try:
-                await self._session()
+                await attempt()
                 return
             except AfterwriteError as error:
                 if not self._may_pass(error):
@@ -191,7 +239,7 @@ class Worker:
             return now - self._held_since < self._pace.takeover_seconds
         self._held_since = None
         match error:
-            case ConnectionLost() | NoRoom():
+            case ConnectionLost() | NoRoom() | ReadOnly():
                 return True
             case DatabaseError():
                 # 40 rolled back, 53 out of resources (disk, connections), 55P03 lock timeout, 57 an operator's doing.
@@ -199,46 +247,81 @@ class Worker:
             case _:
                 return False
 
-    async def _session(self) -> None:
-        """One life between two connections: claim, compare, stream until stopped or broken."""
+    async def _life(self) -> None:
+        """Become active, and watch over the slot for as long as sessions come and go."""
+        source, pace = self._source, self._pace
+        name = f"afterwrite worker {source.slot}"
+        async with connect(source.dsn, application_name=name, options=_SESSION) as control:
+            if await control.value(statement("capture.read_in_recovery")):
+                raise Refused(
+                    f"{control.where} is a standby: nothing can be captured from it", remedy="connect to the primary"
+                )
+            claimed = await take_claim(
+                control, source.slot, stand_by=self._stand_by, stopping=self._stopping, tell=self._account.stand_by
+            )
+            if not claimed:
+                return
+            self._account.note(state=WorkerState.STARTING, active_pid=None, trouble=None)
+            watched = Watched(
+                slot=source.slot,
+                source=source.name,
+                publications=source.publications,
+                pulse_seconds=pace.pulse_seconds,
+                heartbeat_seconds=pace.heartbeat_seconds,
+            )
+            watch = Watch(control, watched, self._policy, self._account.pulse)
+            try:
+                async with self._open_duty() as duty, asyncio.TaskGroup() as group:
+                    pulse = group.create_task(watch.run())
+                    await self._persist(lambda: self._session(watch, duty))
+                    pulse.cancel()
+            except BaseExceptionGroup as group:
+                error = _worst(group)
+                if isinstance(error, BudgetSpent):
+                    raise await give_up(control, watched, after=watch.stored_through, reason=str(error)) from error
+                raise error from group
+
+    async def _session(self, watch: Watch, duty: Duty) -> None:
+        """One stretch of streaming: compare with the store, stream until stopped or broken."""
         source = self._source
         self._account.note(state=WorkerState.STARTING, sessions=self._account.status.sessions + 1)
-        async with (
-            connect(source.dsn, application_name=f"afterwrite worker {source.slot}", options=_SESSION) as control,
-            self._open_sink() as sink,
-        ):
-            failpoint("worker.before_claim")
-            await _claim(control, source.slot)
-            failpoint("worker.after_claim")
-            checkpoint = await sink.read_checkpoint(source.name)
-            if checkpoint is None:
-                raise Refused(
-                    f"the store knows nothing of source {source.name}: no checkpoint was ever written",
-                    remedy="run `afterwrite install --apply`",
-                )
-            check_continuity(checkpoint, await read_slot(control, source.slot), await read_system(control))
-            failpoint("worker.before_stream")
+        async with self._sink() as sink:
+            checkpoint = await watch.begin(await sink.read_checkpoint(source.name), await sink.read_identity())
+            # Whoever streams this slot under our name has lost the claim, and only does not know it yet.
+            await end_stream(watch.control, source.slot)
             async with open_stream(
-                source.dsn, slot=source.slot, publications=source.publications, start=checkpoint.lsn
+                source.dsn,
+                slot=source.slot,
+                publications=source.publications,
+                start=checkpoint.lsn,
+                application_name=stream_name(source.slot),
             ) as stream:
-                failpoint("worker.after_stream")
                 self._held_since = None
+                self._has_streamed = True
                 self._account.note(state=WorkerState.STREAMING, position=checkpoint.lsn, trouble=None)
-                job = _Job(source, self._pace, self._observers, self._account)
-                session = _Session(job, control=control, stream=stream, sink=sink, checkpoint=checkpoint)
-                await session.run(self._stopping)
+                told = msgspec.structs.replace(source, legacy_tables=source.legacy_tables | duty.legacy_tables)
+                job = _Job(told, self._pace, (*self._observers, *duty.observers), self._account)
+                session = _Session(job, watch=watch, stream=stream, sink=sink, checkpoint=checkpoint)
+                with watch.streaming():
+                    await session.run(self._stopping)
+
+    @asynccontextmanager
+    async def _sink(self) -> AsyncGenerator[Sink]:
+        """The sink; once it was there, whatever keeps us from it now may pass."""
+        opened = False
+        try:
+            async with self._open_sink() as sink:
+                opened = True
+                yield sink
+        except DatabaseError as error:
+            if opened or not self._has_streamed or isinstance(error, ConnectionLost):
+                raise
+            raise ConnectionLost(str(error), remedy=error.remedy, sqlstate=error.sqlstate) from error
 
 
-async def _claim(control: Database, slot: str) -> None:
-    """Be the one active worker, for as long as this connection lives."""
-    if await control.value(statement("capture.try_claim"), slot=slot):
-        return
-    pid = await control.value(statement("capture.read_claim_holder"), slot=slot)
-    raise SlotHeld(
-        f"another worker is active on slot {slot}: its session on {control.where} has pid {pid or 'unknown'}",
-        remedy=f"stop that worker first, or end its session with select pg_terminate_backend({pid or 'pid'})",
-        pid=pid,
-    )
+@asynccontextmanager
+async def _no_duty() -> AsyncGenerator[Duty]:
+    yield Duty()
 
 
 class _Account:
@@ -265,20 +348,25 @@ class _Account:
             last_commit_at=transactions[-1].committed_at if transactions else status.last_commit_at,
         )
 
-    def beat(self, wal: Lsn) -> None:
-        """Once a pulse: lag and speed."""
-        now, status = time.monotonic(), self.status
+    def stand_by(self, pid: int | None) -> None:
+        """Another worker is active: ``pid`` is its session."""
+        self.note(state=WorkerState.STANDING_BY, active_pid=pid, trouble=None)
+
+    def pulse(self, reading: Reading) -> None:
+        """Once a pulse: lag, speed, and how the slot stands."""
+        now, status, observed = time.monotonic(), self.status, reading.observed
         then, rows = self._rows_then
         self._rows_then = (now, status.rows)
         self.note(
-            lag_bytes=max(0, wal - (status.position or wal)),
+            lag_bytes=max(0, reading.wal - (status.position or reading.wal)),
+            lag_seconds=observed.lag_seconds,
+            retained_bytes=observed.retained_bytes,
+            budget_bytes=reading.budget_bytes,
+            spilled_bytes=observed.spilled_bytes,
+            health=reading.health,
+            findings=reading.findings,
             rows_per_second=(status.rows - rows) / max(now - then, 1e-9),
         )
-
-
-class _Pulse(msgspec.Struct, frozen=True, kw_only=True):
-    wal: str
-    gone: list[str]
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -297,7 +385,7 @@ class _Session:
         self,
         job: _Job,
         *,
-        control: Database,
+        watch: Watch,
         stream: Stream,
         sink: Sink,
         checkpoint: Checkpoint,
@@ -306,17 +394,12 @@ class _Session:
         self._pace = job.pace
         self._observers = job.observers
         self._account = job.account
-        self._control = control
+        self._watch = watch
         self._stream = stream
         self._sink = sink
         self._checkpoint = checkpoint
         self._backlog = Backlog(job.pace)
         self._assembler = Assembler(legacy=job.source.legacy_tables, folder=job.pace.spill_dir)
-        self._stored_at = time.monotonic()
-        self._heartbeats = 0
-        self._heartbeat = b""
-        self._heartbeat_sent = 0.0
-        self._heartbeat_after = Lsn(0)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Until ``stopping`` is set (then the batch in flight is finished), or until something breaks."""
@@ -325,7 +408,6 @@ class _Session:
                 helpers = [
                     group.create_task(self._read()),
                     group.create_task(self._stream.keep_informed()),
-                    group.create_task(self._pulse()),
                     group.create_task(self._close_when(stopping)),
                 ]
                 while (take := await self._backlog.take()) is not None:
@@ -355,13 +437,13 @@ class _Session:
             chunk = await self._stream.read()
             # A composite's fields may be altered without a word in the stream, unlike a table's columns.
             if assembler.types.composites and time.monotonic() >= look_at:
-                await refresh_types(assembler, self._control)
+                await refresh_types(assembler, self._watch.control)
                 look_at = time.monotonic() + _LOOK_SECONDS
             for payload in chunk.messages:
                 if payload[0] == RELATION_TAG:
                     relation = decode(payload)
                     if isinstance(relation, Relation):
-                        await teach(assembler, relation, self._control, publications)
+                        await teach(assembler, relation, self._watch.control, publications)
                 transaction = assembler.feed(payload)
                 # The server leaves out what committed before the start; a look here costs nothing and is certain.
                 if transaction is not None and transaction.end_lsn > begin:
@@ -412,9 +494,9 @@ class _Session:
         failpoint("worker.before_acknowledge")
         self._stream.acknowledge(checkpoint.lsn)
         failpoint("worker.after_acknowledge")
-        self._stored_at = time.monotonic()
         self._account.stored(kept, len(told), checkpoint.lsn)
-        self._hear(transactions)
+        if heard := self._watch.stored(checkpoint, transactions):
+            self._account.note(heartbeat_at=heard[0], heartbeat_ms=heard[1])
 
     async def _overtaken(self, error: Refused) -> None:
         """The last commit of a worker that died may land after its successor has read the checkpoint: begin there."""
@@ -425,53 +507,6 @@ class _Session:
                 remedy="nothing: it goes on from there",
             ) from error
         raise error
-
-    async def _pulse(self) -> None:
-        """Hold the claim, measure the lag, and move the slot on while only others write.
-
-        A query a second on the claiming connection also notices when that connection, and the claim with it, is gone.
-        """
-        while True:
-            wal = await self._feel()
-            self._account.beat(wal)
-            idle = time.monotonic() - max(self._stored_at, self._heartbeat_sent)
-            if idle >= self._pace.heartbeat_seconds and wal > max(self._heartbeat_after, self._checkpoint.lsn):
-                await self._emit_heartbeat()
-            await asyncio.sleep(self._pace.pulse_seconds)
-
-    async def _feel(self) -> Lsn:
-        pulse = await self._control.one(
-            _Pulse, statement("capture.read_pulse"), publications=list(self._source.publications)
-        )
-        if pulse.gone:
-            # PostgreSQL 18 streams on without a publication that is gone, and only warns in its log.
-            raise Refused(
-                f"publication {', '.join(pulse.gone)} was dropped under slot {self._source.slot}: changes committed"
-                f" after {self._checkpoint.lsn} may be missing from the store",
-                remedy="run `afterwrite install --apply --accept-gap`, which begins anew and records the gap",
-            )
-        return Lsn.parse(pulse.wal)
-
-    async def _emit_heartbeat(self) -> None:
-        self._heartbeats += 1
-        content = f'{{"heartbeat":{self._heartbeats},"sent":{time.time_ns()}}}'
-        self._heartbeat, self._heartbeat_sent = content.encode(), time.monotonic()
-        failpoint("worker.before_heartbeat")
-        await self._control.value(statement("capture.emit_heartbeat"), content=content)
-        failpoint("worker.after_heartbeat")
-        self._heartbeat_after = await read_wal_position(self._control)
-
-    def _hear(self, transactions: Sequence[Transaction]) -> None:
-        """Note the heartbeat's return: it went through WAL, stream and store."""
-        if not self._heartbeat:
-            return
-        for transaction in transactions:
-            # Its transaction says nothing else.
-            for message in transaction.messages if len(transaction.messages) == 1 else ():
-                if message.prefix == HEARTBEAT_PREFIX and message.content == self._heartbeat:
-                    took = (time.monotonic() - self._heartbeat_sent) * 1000
-                    self._heartbeat = b""
-                    self._account.note(heartbeat_at=transaction.committed_at, heartbeat_ms=took)
 
 
 def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -486,9 +521,15 @@ def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
             leaves.append(error)
 
     def rank(error: BaseException) -> int:
-        if isinstance(error, ConnectionLost):
-            return 2
-        return 1 if isinstance(error, AfterwriteError) else 0
+        match error:
+            case ConnectionLost():
+                return 3
+            case BudgetSpent():
+                return 2
+            case AfterwriteError():
+                return 1
+            case _:
+                return 0
 
     return min(leaves, key=rank)
 

@@ -287,10 +287,13 @@ select id::text from afterwrite.store;
 
 -- name: end_namesakes
 -- End the other sessions of this role and name: they belong to a worker that is no longer the active one.
-select a.pid
-  from pg_catalog.pg_stat_activity a
- where a.application_name = current_setting('application_name')
-   and a.datname = current_database()
-   and a.usename = current_user
-   and a.pid <> pg_catalog.pg_backend_pid()
-   and pg_catalog.pg_terminate_backend(a.pid);
+-- Materialized, or the planner may end sessions before it has seen whose they are.
+with found as materialized (
+    select a.pid
+      from pg_catalog.pg_stat_activity a
+     where a.application_name = current_setting('application_name')
+       and a.datname = current_database()
+       and a.usename = current_user
+       and a.pid <> pg_catalog.pg_backend_pid()
+)
+select pid from found where pg_catalog.pg_terminate_backend(pid);
