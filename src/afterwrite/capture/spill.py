@@ -23,6 +23,7 @@ from struct import Struct
 from typing import Generic, TypeVar
 
 from afterwrite.errors import AfterwriteError
+from afterwrite.failpoints import failpoint
 
 Kind = TypeVar("Kind", bound=Hashable)
 
@@ -52,6 +53,7 @@ class Spill:
     def append(self, data: bytes) -> tuple[int, int]:
         """Write this at the end; the place where it is. Raises NoRoom, with the remedy, where that cannot be done."""
         place, left = (self.size, len(data)), memoryview(data)
+        failpoint("spill.before_write")
         with self._lock:
             try:
                 if self._closed:
@@ -69,6 +71,7 @@ class Spill:
                     remedy=f"make room in {folder}, or name a folder with more of it: `spill_dir` in afterwrite.toml;"
                     " capture tries again, and loses nothing",
                 ) from error
+        failpoint("spill.after_write")
         return place
 
     def read(self, start: int, size: int) -> bytes:
