@@ -49,6 +49,8 @@ FAILPOINTS: Mapping[str, str] = {
     "stream.after_status": "it was told",
     "stream.before_finish": "a worker that was asked to stop is about to end its stream",
     "stream.after_finish": "the stream has ended, the connections have not",
+    "spill.before_write": "a part of a big transaction is about to be put aside",
+    "spill.after_write": "it is put aside, and the rest is still to come",
     "sink.before_read": "a session is about to read where to begin",
     "sink.after_read": "it knows where to begin",
     "sink.before_begin": "the transaction that stores a batch has not begun",
