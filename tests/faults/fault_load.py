@@ -78,17 +78,18 @@ create trigger effect after insert or update or delete on public.items for each 
 
 
 class Mode(Enum):
-    """What the application does: its work, only what no deferred body is called for, or nothing."""
+    """What the application does: its work, only what calls for no deferred body, a big transaction next, or nothing."""
 
     ALL = "all"
     NOTES = "notes"
+    BIG = "big"
     NOTHING = "nothing"
 
 
 class Load:
     """One writer a lane, each from its own seed, on connections that no fault but a server's crash touches."""
 
-    def __init__(self, dsn: str, seed: int, *, pause: float = 0.015, big_rows: int = 1_200) -> None:
+    def __init__(self, dsn: str, seed: int, *, pause: float = 0.03, big_rows: int = 1_000) -> None:
         self.mode = Mode.ALL
         self.committed = Counter[str]()
         self._dsn = dsn
@@ -125,8 +126,13 @@ class Load:
                         writer.recall(connection)
                         while not self._stopping.is_set():
                             if self.mode is not Mode.NOTHING:
-                                self.committed[writer.transact(connection, self.mode)] += 1
+                                mode = self.mode
+                                self.committed[writer.transact(connection, mode)] += 1
+                                if mode is Mode.BIG and self.mode is mode:
+                                    self.mode = Mode.ALL
                             time.sleep(self._pause * writer.chance.uniform(0.3, 1.7))
+                except psycopg.errors.DeadlockDetected:  # bodies that run after commit meet those of the triggers
+                    self.committed["deadlocked"] += 1
                 except psycopg.OperationalError:  # the server crashed: the truth is in it, not here
                     self.committed["in doubt"] += 1
                     time.sleep(0.05)
@@ -153,8 +159,8 @@ class _Writer:
     def transact(self, connection: psycopg.Connection, mode: Mode) -> str:
         """One transaction, of a kind that the dice choose."""
         chance, alive = self.chance, list(self._alive)
-        if mode is Mode.NOTES:
-            kind = "notes"
+        if mode is Mode.NOTES or mode is Mode.BIG:
+            kind = mode.value
         else:
             kinds = {"small": 80, "notes": 8, "rolled back": 8, "two-phase": 3, "big": 0.6}
             (kind,) = chance.choices(list(kinds), list(kinds.values()))

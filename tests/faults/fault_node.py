@@ -36,6 +36,7 @@ PACE = Pace(
     first_pause_ms=10,
     longest_pause_ms=200,
     takeover_seconds=3600,
+    transaction_bytes=64 << 10,  # so that the application's big transactions are put aside
 )
 
 

@@ -70,6 +70,8 @@ _QUIET = ("worker.before_heartbeat", "worker.after_heartbeat", "sink.before_move
 _FINISH = ("stream.before_finish", "stream.after_finish")
 _MARKS = ("defer.before_marks_commit", "defer.after_marks_commit")
 _PASSED = ("defer.before_progress", "defer.after_progress")
+_ASIDE = ("spill.before_write", "spill.after_write")
+_RARE = (*_MARKS, *_ASIDE)  # these cost a second or more, so it stays at each of them once a way
 _PROVOKED = {*_SESSION, *_QUIET, *_FINISH, *_MARKS, *_PASSED}
 # Which connections there are, by the name that each gives itself.
 STREAM, CLAIM, SINK, PROVER, DEFER = (
@@ -141,7 +143,7 @@ def draw(seed: int, kills: int, cuts: int, crashes: int) -> list[Step]:
     names = places()
 
     def anywhere(way: Way) -> Step:
-        name = chance.choice(names)
+        name = chance.choice([name for name in names if name not in _RARE])
         return Step(way, name, 1 if name in _PROVOKED else chance.choice((1, 1, 1, 2, 3)))
 
     killing = [Step(Way.KILL, name) for name in names]
@@ -567,6 +569,8 @@ class _Driver:
             await self._switch()
         if place in _PASSED:
             self._load.mode = Mode.NOTES
+        if place in _ASIDE:
+            self._load.mode = Mode.BIG
 
     async def _switch(self) -> None:
         async with connect(self._server.dsn("app"), application_name=APPLICATION) as app:
