@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from afterwrite.activity import Activity
 from afterwrite.capture.assemble import TableFacts, to_activities
+from afterwrite.capture.backlog import Pace
 from afterwrite.capture.lookup import Attribute, Remembered, Standing, find_key, state_facts
 from afterwrite.capture.transaction import Column, Relation, Transaction
 from afterwrite.capture.values import PgType, TypeCatalog, TypeKind, is_after
+from afterwrite.capture.worker import Source, Worker
 
 
 def told(dsn: str, before: str, *work: str, tables: Iterable[str] = ("t",), full: Iterable[str] = ()) -> list[Activity]:
@@ -381,3 +384,33 @@ def test_the_worker_that_keeps_up_tells_the_same(dsn: str) -> None:
         ("public.t", "2", {"number": 2}, {}),
         ("public.u", "3", {"number": 3}, {}),
     ]
+
+
+def test_a_running_worker_notices_that_a_composite_was_altered(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("create type place as (x int, y text); create table t (id int primary key, p place)")
+    setup = setup_of("t")
+    sink, _ = install(dsn, setup)
+
+    async def scenario() -> None:
+        async with asyncio.timeout(20), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as writer:
+            pace = Pace(linger_ms=5, pulse_seconds=0.1)
+            worker = Worker(Source(dsn=dsn, name=setup.source, slot=setup.slot), sink.opened, pace=pace)
+            running = asyncio.create_task(worker.run())
+            await writer.execute("insert into t values (1, (1, 'a'))")
+            while len(sink.activities) < 1:  # noqa: ASYNC110 - a test looks from outside
+                await asyncio.sleep(0.01)
+            await writer.execute("alter type place rename attribute x to z; alter type place add attribute more int")
+            await asyncio.sleep(0.2)
+            await writer.execute("insert into t values (2, (2, 'b', 7))")
+            while len(sink.activities) < 2:  # noqa: ASYNC110 - a test looks from outside
+                await asyncio.sleep(0.01)
+            worker.stop()
+            await running
+
+    asyncio.run(scenario())
+    assert [read(each.after) for each in sink.activities] == [
+        {"id": 1, "p": {"x": 1, "y": "a"}},
+        {"id": 2, "p": {"z": 2, "y": "b", "more": 7}},
+    ]
+    assert [metadata_of(each) for each in sink.activities] == [{}, {}]
