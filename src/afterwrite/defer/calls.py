@@ -3,6 +3,7 @@
 ::
 
     feed ──gather──▶ SourceTransaction ──plan_job──▶ Job ──▶ afterwrite.run_deferred()
+         ──pages of a long one──▶ LongPlan ──▶ Job, Job, …
 
 The order is PostgreSQL's own, as far as the WAL tells it: row by row, and for each row the triggers by name; then the
 statement triggers; then what a constraint trigger puts off to the commit. The WAL does not show where a statement
@@ -17,6 +18,7 @@ from datetime import datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from itertools import groupby
+from typing import NamedTuple
 
 import msgspec
 
@@ -168,8 +170,9 @@ class Coverage:
 
     def __init__(self, deferrals: Iterable[Deferral]) -> None:
         self._by_relation: dict[str, list[Deferral]] = {}
+        self.deferrals = tuple(deferrals)
         # The server fires by name, compared as bytes.
-        for deferral in sorted(deferrals, key=lambda deferral: deferral.trigger.name.encode()):
+        for deferral in _by_name(self.deferrals):
             for relation in deferral.relations:
                 self._by_relation.setdefault(relation, []).append(deferral)
 
@@ -200,17 +203,7 @@ def plan_job(
     concerned = [(change, deferrals) for change in transaction.changes if (deferrals := coverage.of(change))]
     if not concerned:
         return None
-    depth = _depth(transaction.settings)
-    too_deep = (
-        f"deferred bodies set off deferred bodies {depth} times over; the policy allows {policy.deepest}"
-        if depth >= policy.deepest
-        else None
-    )
-    # One stamp holds for a whole transaction: where several changes have effects, the first stands for them.
-    first = concerned[0][0]
-    context = msgspec.structs.replace(
-        first.context, caused_by=first.id, settings={**transaction.settings, DEPTH: str(depth + 1)}
-    )
+    too_deep = _too_deep(transaction.settings, policy)
     return Job(
         source=source,
         after=str(after),
@@ -218,7 +211,7 @@ def plan_job(
         reached=str(reached),
         commit_lsn=str(transaction.commit_lsn),
         committed_at=transaction.committed_at,
-        context=encode_context(context),
+        context=_context(concerned[0][0], transaction.settings),
         settings=allowed_settings(transaction.settings, policy.settings),
         groups=[
             *_row_groups(concerned, too_deep, put_off=False),
@@ -226,6 +219,171 @@ def plan_job(
             *_row_groups(concerned, too_deep, put_off=True),
         ],
     )
+
+
+def _context(first: FeedChange, settings: Mapping[str, str]) -> str:
+    """One stamp holds for a whole transaction: where several changes have effects, the first stands for them."""
+    stamped = {**settings, DEPTH: str(_depth(settings) + 1)}
+    return encode_context(msgspec.structs.replace(first.context, caused_by=first.id, settings=stamped))
+
+
+def _too_deep(settings: Mapping[str, str], policy: ReplayPolicy) -> str | None:
+    depth = _depth(settings)
+    if depth < policy.deepest:
+        return None
+    return f"deferred bodies set off deferred bodies {depth} times over; the policy allows {policy.deepest}"
+
+
+class LongJob(msgspec.Struct, frozen=True, kw_only=True):
+    """The calls of one source transaction that is too long to be held. ``head`` is its job without any call.
+
+    ``settings`` are all that it stamped; the head has those that are set again.
+    """
+
+    head: Job
+    coverage: Coverage
+    settings: Mapping[str, str]
+    too_deep: str | None
+
+
+def plan_long_job(
+    coverage: Coverage,
+    *,
+    source: str,
+    after: Lsn,
+    position: int,
+    reached: Lsn,
+    commit_lsn: Lsn,
+    committed_at: datetime,
+    settings: Mapping[str, str],
+    policy: ReplayPolicy,
+) -> LongJob:
+    """What is known of a long transaction's calls before its changes are read; a LongPlan finds the rest."""
+    return LongJob(
+        head=Job(
+            source=source,
+            after=str(after),
+            position=position,
+            reached=str(reached),
+            commit_lsn=str(commit_lsn),
+            committed_at=committed_at,
+            context="",
+            settings=allowed_settings(settings, policy.settings),
+            groups=(),
+            opens=False,
+            closes=False,
+        ),
+        coverage=coverage,
+        settings=settings,
+        too_deep=_too_deep(settings, policy),
+    )
+
+
+class LongPlan:
+    """The same calls in the same order as ``plan_job``, for changes that come in pages.
+
+    Ask ``rows`` of each page, then ``statements``, then (where ``puts_off``) ``late_rows`` of each page again, then
+    ``end``: pieces of one job, to be run in one transaction. Rows that a statement trigger is to see are gathered up to
+    LONGEST_STATEMENT bytes; beyond, its call is refused.
+    """
+
+    def __init__(self, job: LongJob) -> None:
+        self._job = job
+        self._context = ""
+        self._opened = False
+        self._touched: dict[tuple[str, Operation], _Touched] = {}
+        self._called: dict[tuple[str, Operation], dict[int, Deferral]] = {}
+        triggers = [deferral.trigger for deferral in job.coverage.deferrals]
+        self.puts_off = any(t.level is TriggerLevel.ROW and t.initially_deferred for t in triggers)
+        self._old, self._new = any(t.old_table for t in triggers), any(t.new_table for t in triggers)
+        self._of_statements = any(t.level is TriggerLevel.STATEMENT for t in triggers)
+
+    def rows(self, changes: Sequence[FeedChange]) -> Job | None:
+        """The calls for these rows, where there are any."""
+        concerned = self._concerned(changes)
+        if concerned and not self._context:
+            self._context = _context(concerned[0][0], self._job.settings)
+        if self._of_statements:
+            self._note_statements(changes, concerned)
+        return self._piece(_row_groups(concerned, self._job.too_deep, put_off=False))
+
+    def statements(self) -> Job | None:
+        """The calls of statement triggers, where there are any."""
+        groups = [
+            _statement_group(deferral, operation, self._touched[relation, operation].call(deferral, self._job.too_deep))
+            for (relation, operation), deferrals in self._called.items()
+            for deferral in _by_name(deferrals.values())
+        ]
+        self._touched.clear()
+        return self._piece(groups)
+
+    def late_rows(self, changes: Sequence[FeedChange]) -> Job | None:
+        """The calls for these rows that were put off to the commit, where there are any."""
+        return self._piece(_row_groups(self._concerned(changes), self._job.too_deep, put_off=True))
+
+    def end(self) -> Job:
+        """Nothing more, and the progress moves."""
+        return msgspec.structs.replace(self._job.head, context=self._context, opens=not self._opened, closes=True)
+
+    def _concerned(self, changes: Sequence[FeedChange]) -> list[tuple[FeedChange, list[Deferral]]]:
+        return [(change, found) for change in changes if (found := self._job.coverage.of(change))]
+
+    def _note_statements(
+        self, changes: Sequence[FeedChange], concerned: Sequence[tuple[FeedChange, list[Deferral]]]
+    ) -> None:
+        for change in changes:
+            touched = self._touched.setdefault((change.relation, change.operation), _Touched(change))
+            touched.add(change, old=self._old, new=self._new)
+        for change, deferrals in concerned:
+            for deferral in deferrals:
+                if deferral.trigger.level is TriggerLevel.STATEMENT:
+                    self._called.setdefault((change.relation, change.operation), {}).setdefault(deferral.id, deferral)
+
+    def _piece(self, groups: list[Group]) -> Job | None:
+        if not groups:
+            return None
+        piece = msgspec.structs.replace(self._job.head, context=self._context, groups=groups, opens=not self._opened)
+        self._opened = True
+        return piece
+
+
+LONGEST_STATEMENT = 48 * 1024 * 1024
+
+
+class _Touched:
+    """What a statement trigger is to know of all changes of a table by one operation."""
+
+    def __init__(self, first: FeedChange) -> None:
+        self.first = first
+        self.refused: str | None = None
+        self._befores: list[msgspec.Raw | None] = []
+        self._afters: list[msgspec.Raw | None] = []
+        self._bytes = 0
+        self._rows = 0
+
+    def add(self, change: FeedChange, *, old: bool, new: bool) -> None:
+        self.refused = self.refused or _incomplete(change)
+        self._rows += 1
+        pair = (change.before if old else None, change.after if new else None)
+        self._bytes += _bytes(pair)
+        if self._bytes > LONGEST_STATEMENT:
+            self._befores, self._afters = [], []
+        else:
+            self._befores.append(pair[0])
+            self._afters.append(pair[1])
+
+    def call(self, deferral: Deferral, too_deep: str | None) -> _StatementCall:
+        trigger = deferral.trigger
+        refused = too_deep or self.refused
+        if self._bytes > LONGEST_STATEMENT and (trigger.old_table or trigger.new_table):
+            refused = refused or (
+                f"the {self._rows:,} rows of its transition table are more than one call can be given; run it by hand"
+            )
+        pair = (
+            _array(self._befores) if trigger.old_table else None,
+            _array(self._afters) if trigger.new_table else None,
+        )
+        return _StatementCall(self.first, pair, refused)
 
 
 def _row_groups(
@@ -265,24 +423,36 @@ def _statement_groups(
     for (relation, operation), deferrals in called.items():
         touched = [change for change in changes if change.relation == relation and change.operation is operation]
         refused = too_deep or next(filter(None, map(_incomplete, touched)), None)
-        for deferral in sorted(deferrals.values(), key=lambda deferral: deferral.trigger.name.encode()):
+        for deferral in _by_name(deferrals.values()):
             trigger = deferral.trigger
             pair = (
                 _array(change.before for change in touched) if trigger.old_table else None,
                 _array(change.after for change in touched) if trigger.new_table else None,
             )
-            groups.append(
-                Group(
-                    operation=operation.value.upper(),
-                    deferrals=[deferral.id],
-                    runs=[deferral.run],
-                    rows=[pair],
-                    ids=[touched[0].id],
-                    ordinals=[touched[0].ordinal],
-                    refused=refused,
-                )
-            )
+            groups.append(_statement_group(deferral, operation, _StatementCall(touched[0], pair, refused)))
     return groups
+
+
+class _StatementCall(NamedTuple):
+    first: FeedChange
+    pair: tuple[msgspec.Raw | None, msgspec.Raw | None]
+    refused: str | None
+
+
+def _statement_group(deferral: Deferral, operation: Operation, call: _StatementCall) -> Group:
+    return Group(
+        operation=operation.value.upper(),
+        deferrals=[deferral.id],
+        runs=[deferral.run],
+        rows=[call.pair],
+        ids=[call.first.id],
+        ordinals=[call.first.ordinal],
+        refused=call.refused,
+    )
+
+
+def _by_name(deferrals: Iterable[Deferral]) -> list[Deferral]:
+    return sorted(deferrals, key=lambda deferral: deferral.trigger.name.encode())
 
 
 def _array(rows: Iterable[msgspec.Raw | None]) -> msgspec.Raw:
@@ -330,7 +500,10 @@ def allowed_settings(settings: Mapping[str, str], patterns: Sequence[str]) -> di
 
 
 def split_job(job: Job, most_rows: int, most_bytes: int) -> Iterator[Job]:
-    """The same job in pieces, to run one after the other in one transaction; the first opens it, the last closes it."""
+    """The same job in pieces, to run one after the other in one transaction.
+
+    The first opens it, and the last closes it, where the job itself does.
+    """
     pieces: list[list[Group]] = [[]]
     rows = size = 0
     for group in job.groups:
@@ -343,7 +516,12 @@ def split_job(job: Job, most_rows: int, most_bytes: int) -> Iterator[Job]:
             rows, size = rows + 1, size + _bytes(pair)
         pieces[-1] += _part(group, first, len(group.rows))
     for number, groups in enumerate(pieces):
-        yield msgspec.structs.replace(job, groups=groups, opens=number == 0, closes=number == len(pieces) - 1)
+        yield msgspec.structs.replace(
+            job,
+            groups=groups,
+            opens=job.opens and number == 0,
+            closes=job.closes and number == len(pieces) - 1,
+        )
 
 
 def _part(group: Group, first: int, end: int) -> list[Group]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -11,16 +10,21 @@ import msgspec
 from afterwrite.activity import Lsn
 from afterwrite.context import Context
 from afterwrite.defer.calls import FeedChange, SourceTransaction, gather
+from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database
 from afterwrite.store.reader import (
     StoredActivity,
     StoredBatch,
+    StoredTransaction,
+    read_actions,
     read_batch_activities,
+    read_batch_pages,
     read_batches,
     read_settings,
+    read_transactions,
 )
 
-_SILENCE, _RESTORE = "trigger.silence", "trigger.restore"
+_MIGRATION, _SILENCE, _RESTORE = "migration", "trigger.silence", "trigger.restore"
 _READ_BATCHES = 256
 _READ_ROWS = 10_000
 
@@ -50,12 +54,21 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
         return _SILENCE if self.silences else _RESTORE
 
 
+class LongTransaction(msgspec.Struct, frozen=True, kw_only=True):
+    """A source transaction with more changes than are held at once: ``read_changes`` gives them in pages."""
+
+    batch: StoredBatch
+    transaction: StoredTransaction
+    settings: Mapping[str, str]
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One source transaction that may concern us, and where the progress stands when it is done."""
 
     place: Place
     lsn: Lsn = Lsn(0)
     transaction: SourceTransaction | None = None
+    long: LongTransaction | None = None
     marks: tuple[Mark, ...] = ()
 
 
@@ -66,61 +79,150 @@ async def read_next_batches(store: Database, source: str, *, after: int) -> list
 
 async def read_steps(
     store: Database, batches: Sequence[StoredBatch], relations: frozenset[str], *, after: Lsn
-) -> list[Step]:
+) -> AsyncGenerator[list[Step]]:
     """What concerns these relations in the next batches (as many as are read together), and an end without work.
 
-    Transactions that committed at or before ``after`` are left out.
+    Transactions that committed at or before ``after`` are left out. No more changes are held at once than a round
+    wants, however long a batch is.
     """
     batches = _fitting(batches, relations)
+    end = Step(place=Place(batches[-1].position, max(map(_end, batches))))
     concerning = [batch for batch in batches if _may_concern(batch, relations)]
-    activities = await read_batch_activities(store, concerning, relations=sorted(relations))
+    marks = await _read_marks(store, concerning, after=after)
     settings = {lsn: stamped for (_, lsn), stamped in (await read_settings(store, concerning)).items()}
-    ahead = [activity for activity in activities if activity.commit_lsn and activity.commit_lsn > after]
-    return [*_steps(ahead, settings, batches), Step(place=Place(batches[-1].position, max(map(_end, batches))))]
-
-
-def _steps(
-    activities: Sequence[StoredActivity], settings: Mapping[Lsn, Mapping[str, str]], batches: Sequence[StoredBatch]
-) -> list[Step]:
-    marks: dict[Lsn, list[Mark]] = {}
-    changes: list[FeedChange] = []
-    for activity in activities:
-        if activity.commit_lsn is None:
-            continue
-        if change := _change(activity, activity.commit_lsn):
-            changes.append(change)
-        elif mark := _mark(activity):
-            marks.setdefault(activity.commit_lsn, []).append(mark)
-    transactions = {transaction.commit_lsn: transaction for transaction in gather(changes, settings)}
+    if _concerned_rows(batches[0], relations) > _READ_ROWS:
+        async for steps in _read_long_batch(store, batches[0], relations, marks, settings, after=after):
+            yield steps
+        yield [end]
+        return
+    activities = await read_batch_activities(store, concerning, relations=sorted(relations), events=False)
+    transactions = _transactions(activities, settings, after=after)
     steps: list[Step] = []
     following_batches = iter(batches)
     batch = next(following_batches)
     lsns = sorted({*marks, *transactions})
-    for lsn, following in zip_longest(lsns, lsns[1:]):
+    for number, lsn in enumerate(lsns):
         while _end(batch) < lsn:
             batch = next(following_batches)
-        last = following is None or following > _end(batch)
+        last = number + 1 == len(lsns) or lsns[number + 1] > _end(batch)
         steps.append(
             Step(
-                place=Place(batch.position, _end(batch)) if last else Place(batch.position - 1, lsn),
+                place=_place(batch, lsn, last=last),
                 lsn=lsn,
                 transaction=transactions.get(lsn),
                 marks=tuple(marks.get(lsn, ())),
             )
         )
-    return steps
+    yield [*steps, end]
+
+
+async def _read_long_batch(
+    store: Database,
+    batch: StoredBatch,
+    relations: frozenset[str],
+    marks: Mapping[Lsn, Sequence[Mark]],
+    settings: Mapping[Lsn, Mapping[str, str]],
+    *,
+    after: Lsn,
+) -> AsyncGenerator[list[Step]]:
+    """The steps of one batch that is too long to be read at once; a transaction that is so itself is a step alone."""
+    found = {each.commit_lsn: each for each in await read_transactions(store, batch, sorted(relations), after=after)}
+    lsns = sorted({*marks, *found})
+    places = {lsn: _place(batch, lsn, last=lsn == lsns[-1]) for lsn in lsns}
+    for run in _runs(lsns, found):
+        if len(run) == 1 and (known := found.get(run[0])) and known.rows > _READ_ROWS:
+            transactions: Mapping[Lsn, SourceTransaction] = {}
+            long = LongTransaction(batch=batch, transaction=known, settings=settings.get(run[0], {}))
+        else:
+            stretch = (run[0], run[-1])
+            activities = await read_batch_activities(
+                store, [batch], relations=sorted(relations), events=False, lsns=stretch
+            )
+            transactions, long = _transactions(activities, settings, after=after), None
+        yield [
+            Step(
+                place=places[lsn],
+                lsn=lsn,
+                transaction=transactions.get(lsn),
+                long=long,
+                marks=tuple(marks.get(lsn, ())),
+            )
+            for lsn in run
+        ]
+
+
+def _runs(lsns: Sequence[Lsn], found: Mapping[Lsn, StoredTransaction]) -> list[list[Lsn]]:
+    """The transactions in runs that are read together; one that is too long by itself is a run of its own."""
+    runs: list[list[Lsn]] = []
+    rows = 0
+    for lsn in lsns:
+        more = found[lsn].rows if lsn in found else 0
+        if not runs or rows + more > _READ_ROWS:
+            runs.append([])
+            rows = 0
+        runs[-1].append(lsn)
+        rows += more
+    return runs
+
+
+async def read_changes(
+    store: Database, long: LongTransaction, relations: frozenset[str]
+) -> AsyncGenerator[list[FeedChange]]:
+    """The changes of a long transaction that concern these relations, in the order of the writes, in pages."""
+    ordinal = -1
+    async for page in read_batch_pages(
+        store, long.batch, relations=sorted(relations), events=False, transaction=long.transaction
+    ):
+        changes = [change for activity in page if (change := _change(activity, long.transaction.commit_lsn))]
+        for change in changes:
+            if change.ordinal <= ordinal:
+                raise AfterwriteError(
+                    f"the ids of transaction {long.transaction.commit_lsn} in the store are not in the order of its"
+                    f" writes: {change.id} stands behind ordinal {ordinal}",
+                    remedy="it was captured by another version of afterwrite: capture it again under a new source",
+                )
+            ordinal = change.ordinal
+        yield changes
+
+
+async def _read_marks(store: Database, batches: Sequence[StoredBatch], *, after: Lsn) -> dict[Lsn, list[Mark]]:
+    with_events = [batch for batch in batches if "" in batch.rows_per_table]
+    marks: dict[Lsn, list[Mark]] = {}
+    for activity in await read_actions(store, with_events, category=_MIGRATION, actions=(_SILENCE, _RESTORE)):
+        if activity.commit_lsn and activity.commit_lsn > after and (mark := _mark(activity)):
+            marks.setdefault(activity.commit_lsn, []).append(mark)
+    return marks
+
+
+def _transactions(
+    activities: Sequence[StoredActivity], settings: Mapping[Lsn, Mapping[str, str]], *, after: Lsn
+) -> dict[Lsn, SourceTransaction]:
+    changes = [
+        change
+        for activity in activities
+        if activity.commit_lsn and activity.commit_lsn > after and (change := _change(activity, activity.commit_lsn))
+    ]
+    return {transaction.commit_lsn: transaction for transaction in gather(changes, settings)}
+
+
+def _place(batch: StoredBatch, lsn: Lsn, *, last: bool) -> Place:
+    return Place(batch.position, _end(batch)) if last else Place(batch.position - 1, lsn)
 
 
 def _fitting(batches: Sequence[StoredBatch], relations: frozenset[str]) -> list[StoredBatch]:
-    """As many as are read together: at least one, and not many more rows than a round wants."""
+    """As many as are read together: at least one, and no more rows than a round wants unless one has them alone."""
     taken: list[StoredBatch] = []
     rows = 0
     for batch in batches:
-        taken.append(batch)
-        rows += batch.rows if _may_concern(batch, relations) else 0
-        if rows >= _READ_ROWS:
+        rows += _concerned_rows(batch, relations)
+        if taken and rows > _READ_ROWS:
             break
+        taken.append(batch)
     return taken
+
+
+def _concerned_rows(batch: StoredBatch, relations: frozenset[str]) -> int:
+    return sum(batch.rows_per_table.get(relation, 0) for relation in relations)
 
 
 def _may_concern(batch: StoredBatch, relations: frozenset[str]) -> bool:
@@ -147,7 +249,7 @@ def _metadata(activity: StoredActivity) -> _Metadata:
 
 
 def _mark(activity: StoredActivity) -> Mark | None:
-    if activity.category != "migration" or activity.action not in (_SILENCE, _RESTORE) or activity.xid is None:
+    if activity.xid is None:
         return None
     try:
         known = _metadata(activity)

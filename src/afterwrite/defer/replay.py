@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 import msgspec
 import psycopg
@@ -27,16 +28,19 @@ from afterwrite.activity import Lsn
 from afterwrite.defer.calls import (
     Coverage,
     Job,
+    LongJob,
+    LongPlan,
     OnError,
     ReplayPolicy,
     count_bytes,
     count_rows,
     encode_jobs,
     plan_job,
+    plan_long_job,
     split_job,
 )
 from afterwrite.defer.deferral import ActiveDeferral, parse_lsn, read_active, read_deferrals, refresh_deferral
-from afterwrite.defer.feed import Mark, Place, Step, read_next_batches, read_steps
+from afterwrite.defer.feed import LongTransaction, Mark, Place, Step, read_changes, read_next_batches, read_steps
 from afterwrite.defer.progress import Progress, ProgressRow, read_progress
 from afterwrite.defer.transplant import STALE
 from afterwrite.errors import AfterwriteError, ConnectionLost, Refused
@@ -234,40 +238,62 @@ class Replayer:
             return False
         # Read after the batches, so that the tables' names are at least as new as the changes in them.
         await self._load_deferrals()
-        await self._run_steps(await read_steps(self._store, batches, self._relations, after=self._passed.lsn))
+        async with aclosing(read_steps(self._store, batches, self._relations, after=self._passed.lsn)) as pages:
+            async for steps in pages:
+                if not await self._run_steps(steps):
+                    break
         return True
 
-    async def _run_steps(self, steps: Sequence[Step]) -> None:
-        jobs: list[Job] = []
+    async def _run_steps(self, steps: Sequence[Step]) -> bool:
+        """Run these; False when other deferrals are live from one of them on, and the rest is to be read anew."""
+        jobs: list[_Work] = []
         after = self._progress.commit_lsn
         for step in steps:
-            job = (
-                plan_job(
-                    step.transaction,
-                    self._coverage,
-                    source=self._source,
-                    after=after,
-                    position=step.place.position,
-                    reached=step.place.lsn,
-                    policy=self._policy,
-                )
-                if step.transaction
-                else None
-            )
+            job = self._plan(step, after)
             if marks := await self._told(step.marks):
                 await self._run(jobs)
                 await self._run_marks(msgspec.structs.replace(step, marks=marks), job)
-                # Another set of deferrals is live from here on: the rest is read again with it.
                 await self.load()
-                return
+                return False
             if job:
                 jobs.append(job)
                 after = step.place.lsn
-            if len(jobs) >= self._policy.round_transactions or sum(map(count_rows, jobs)) >= self._policy.round_rows:
+            if (
+                isinstance(job, _LongWork)
+                or len(jobs) >= self._policy.round_transactions
+                or sum(count_rows(job) for job in jobs if isinstance(job, Job)) >= self._policy.round_rows
+            ):
                 await self._run(jobs)
                 jobs = []
         await self._run(jobs)
         self._pass(steps[-1].place)
+        return True
+
+    def _plan(self, step: Step, after: Lsn) -> _Work | None:
+        if step.transaction:
+            return plan_job(
+                step.transaction,
+                self._coverage,
+                source=self._source,
+                after=after,
+                position=step.place.position,
+                reached=step.place.lsn,
+                policy=self._policy,
+            )
+        if step.long is None or not self._coverage.deferrals:
+            return None
+        job = plan_long_job(
+            self._coverage,
+            source=self._source,
+            after=after,
+            position=step.place.position,
+            reached=step.place.lsn,
+            commit_lsn=step.long.transaction.commit_lsn,
+            committed_at=step.long.transaction.first_at,
+            settings=step.long.settings,
+            policy=self._policy,
+        )
+        return _LongWork(job, step.long)
 
     def _pass(self, place: Place) -> None:
         self._passed = Place(max(self._passed.position, place.position), max(self._passed.lsn, place.lsn))
@@ -300,7 +326,7 @@ class Replayer:
                 )
         return tuple(told)
 
-    async def _run_marks(self, step: Step, job: Job | None) -> None:
+    async def _run_marks(self, step: Step, job: _Work | None) -> None:
         """Let deferrals begin and end here, together with what else its transaction calls for."""
         for attempt in range(1, self._policy.attempts + 1):
             try:
@@ -314,7 +340,7 @@ class Replayer:
                     await self._refresh(job)
                 await _pause(self._stop, _backoff(attempt))
 
-    async def _run_marks_once(self, step: Step, job: Job | None) -> None:
+    async def _run_marks_once(self, step: Step, job: _Work | None) -> None:
         async with self._db.transaction():
             await self._db.one(ProgressRow, statement("defer.lock_progress"), source=self._source)
             if await self._read_progress() != self._progress:
@@ -345,7 +371,7 @@ class Replayer:
             failpoint("defer.before_marks_commit")
         failpoint("defer.after_marks_commit")
 
-    async def _run(self, jobs: Sequence[Job]) -> None:
+    async def _run(self, jobs: Sequence[_Work]) -> None:
         """Run these jobs in order; what goes wrong with one is settled before the next."""
         remaining = list(jobs)
         while remaining:
@@ -360,13 +386,13 @@ class Replayer:
             except AfterwriteError as error:
                 _raise_unless_of_a_body(error)
                 await self._note(None)
-                remaining = [job for job in remaining if parse_lsn(job.reached) > self._progress.commit_lsn]
+                remaining = [job for job in remaining if parse_lsn(_head(job).reached) > self._progress.commit_lsn]
                 await self._run_carefully(remaining.pop(0), error)
                 continue
             remaining = remaining[len(together) or 1 :]
             await self._note(together[-1] if together else None)
 
-    async def _run_carefully(self, job: Job, trouble: AfterwriteError) -> None:
+    async def _run_carefully(self, job: _Work, trouble: AfterwriteError) -> None:
         """A job failed: try again what may pass, then park the calls that fail, or wait for people."""
         attempt, guarded, refreshed = 1, False, False
         while True:
@@ -393,21 +419,42 @@ class Replayer:
                     raise
                 trouble = error
             else:
-                await self._note(job)
+                await self._note(_head(job))
                 return
 
-    async def _run_one(self, job: Job, *, guarded: bool, attempts: int = 1, last: bool = False) -> None:
+    async def _run_one(self, job: _Work, *, guarded: bool, attempts: int = 1, last: bool = False) -> None:
         """Run a job in one transaction; guarded, each call by itself, and those that fail are parked.
 
         What may pass is parked only at the ``last`` attempt.
         """
-        job = msgspec.structs.replace(job, attempts=attempts, last=last)
         async with self._db.transaction():
-            for piece in split_job(job, _PIECE_ROWS, _PIECE_BYTES):
-                await self._db.run(statement("defer.run_job"), job=encode_jobs(piece), guarded=guarded)
+            async for part in self._parts(job):
+                tried = msgspec.structs.replace(part, attempts=attempts, last=last)
+                for piece in split_job(tried, _PIECE_ROWS, _PIECE_BYTES):
+                    await self._db.run(statement("defer.run_job"), job=encode_jobs(piece), guarded=guarded)
 
-    async def _refresh(self, job: Job) -> None:
-        called = {deferral for group in job.groups for deferral in group.deferrals}
+    async def _parts(self, job: _Work) -> AsyncGenerator[Job]:
+        """A job as it is, or the parts of a long one as they are read from the store."""
+        if isinstance(job, Job):
+            yield job
+            return
+        plan = LongPlan(job.job)
+        async for changes in read_changes(self._store, job.transaction, self._relations):
+            if part := plan.rows(changes):
+                yield part
+        if part := plan.statements():
+            yield part
+        if plan.puts_off:
+            async for changes in read_changes(self._store, job.transaction, self._relations):
+                if part := plan.late_rows(changes):
+                    yield part
+        yield plan.end()
+
+    async def _refresh(self, job: _Work) -> None:
+        if isinstance(job, Job):
+            called = {deferral for group in job.groups for deferral in group.deferrals}
+        else:
+            called = {deferral.id for deferral in job.job.coverage.deferrals}
         for row in await read_deferrals(self._db, self._source):
             if row.id in called:
                 await refresh_deferral(self._db, row)
@@ -457,15 +504,31 @@ class Replayer:
                 pass
 
 
+class _LongWork(NamedTuple):
+    """A job whose changes are read while it runs."""
+
+    job: LongJob
+    transaction: LongTransaction
+
+
+_Work = Job | _LongWork
+
+
+def _head(job: _Work) -> Job:
+    return job if isinstance(job, Job) else job.job.head
+
+
 class _MovedError(Exception):
     """The progress is not where we left it: somebody else ran what we were about to run."""
 
 
-def _small_ones(jobs: Sequence[Job]) -> list[Job]:
+def _small_ones(jobs: Sequence[_Work]) -> list[Job]:
     """The jobs ahead that go in one round trip; none when the first is so big that it goes in pieces."""
     taken: list[Job] = []
     rows, size = 0, 0
     for job in jobs:
+        if not isinstance(job, Job):
+            break
         rows, size = rows + count_rows(job), size + count_bytes(job)
         if rows > _PIECE_ROWS or size > _PIECE_BYTES:
             break
