@@ -256,11 +256,13 @@ class Worker:
                 raise Refused(
                     f"{control.where} is a standby: nothing can be captured from it", remedy="connect to the primary"
                 )
+            failpoint("worker.before_claim")
             claimed = await take_claim(
                 control, source.slot, stand_by=self._stand_by, stopping=self._stopping, tell=self._account.stand_by
             )
             if not claimed:
                 return
+            failpoint("worker.after_claim")
             self._account.note(state=WorkerState.STARTING, active_pid=None, trouble=None)
             watched = Watched(
                 slot=source.slot,
@@ -289,6 +291,7 @@ class Worker:
             checkpoint = await watch.begin(await sink.read_checkpoint(source.name), await sink.read_identity())
             # Whoever streams this slot under our name has lost the claim, and only does not know it yet.
             await end_stream(watch.control, source.slot)
+            failpoint("worker.before_stream")
             async with open_stream(
                 source.dsn,
                 slot=source.slot,
@@ -296,6 +299,7 @@ class Worker:
                 start=checkpoint.lsn,
                 application_name=stream_name(source.slot),
             ) as stream:
+                failpoint("worker.after_stream")
                 self._held_since = None
                 self._has_streamed = True
                 self._account.note(state=WorkerState.STREAMING, position=checkpoint.lsn, trouble=None)
