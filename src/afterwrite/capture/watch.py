@@ -337,7 +337,9 @@ class Watch:
         content = f'{{"heartbeat":{self._heartbeats},"sent":{time.time_ns()}}}'
         self._heartbeat, self._heartbeat_sent = content.encode(), time.monotonic()
         self._waiting_since = self._waiting_since or self._heartbeat_sent
+        failpoint("worker.before_heartbeat")
         await self._control.value(statement("capture.emit_heartbeat"), content=content)
+        failpoint("worker.after_heartbeat")
         self._quiet_after = await read_wal_position(self._control)
 
     async def _note_intact(self, wal: Lsn) -> None:
