@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import cast
 
 import msgspec
@@ -23,6 +25,7 @@ from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.preflight import survey as survey_capture
 from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, decide, examine, prepare
 from afterwrite.capture.worker import Source, Worker, WorkerStatus
+from afterwrite.defer.progress import read_progress
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.migrate.gates import Place
@@ -33,7 +36,8 @@ from afterwrite.scan.catalog import Event
 from afterwrite.scan.classify import Judgement, Verdict
 from afterwrite.scan.survey import Survey, survey
 from afterwrite.settings import Settings
-from afterwrite.store.schema import install_store, known_upgrades, read_version
+from afterwrite.store import maintain as maintenance
+from afterwrite.store.schema import install_store, known_upgrades, read_version, require_store
 from afterwrite.store.writer import open_sink, read_checkpoint, record_gap
 
 log = logging.getLogger(__name__)
@@ -63,11 +67,20 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
         return not self.schema and not self.steps
 
 
+class MaintainStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker's last look after the store: when, how many steps it took, and what stood in the way."""
+
+    at: datetime
+    done: int = 0
+    trouble: str | None = None
+
+
 class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How a running capture and the deferral beside it stand."""
+    """How a running capture stands, with the deferral and the maintenance of the store beside it."""
 
     capture: WorkerStatus
     deferral: ReplayStatus | None = None
+    maintenance: MaintainStatus | None = None
 
 
 def place_of(settings: Settings) -> Place:
@@ -214,10 +227,53 @@ async def install(
         )
 
 
+def maintain_policy(settings: Settings) -> maintenance.MaintainPolicy:
+    """What the operator wants of the store's days."""
+    return maintenance.MaintainPolicy(
+        hot_days=settings.hot_days, retention_days=settings.retention_days, ahead_days=settings.ahead_days
+    )
+
+
+async def look_at_store(settings: Settings) -> maintenance.Report:
+    """The store's partitions, and what maintenance would do to them. Reads only."""
+    async with source_and_store(settings) as (source, store):
+        await require_store(store)
+        return await maintenance.look(store, maintain_policy(settings), reader=await _read_reader(settings, source))
+
+
+async def maintain_store(
+    settings: Settings,
+    *,
+    on_step: Callable[[maintenance.Step], None] | None = None,
+    wait_seconds: float = 0.0,
+) -> maintenance.Report:
+    """Do what the store needs. Raises AnotherMaintainer while one is at work for longer than ``wait_seconds``."""
+    async with connect(settings.dsn) as source:
+        reader = await _read_reader(settings, source)
+    async with connect(settings.store, application_name="afterwrite maintain", options=maintenance.SESSION) as store:
+        await require_store(store)
+        return await maintenance.maintain(
+            store,
+            maintain_policy(settings),
+            reader=reader,
+            on_step=on_step,
+            wait_seconds=wait_seconds,
+            locks=lock_policy(settings),
+        )
+
+
+async def _read_reader(settings: Settings, source: Database) -> maintenance.Reader:
+    """How far the source's deferred bodies have read the feed: retention takes nothing that they still need."""
+    progress = await read_progress(source, settings.source)
+    if progress is None:
+        return maintenance.Reader(source=settings.source)
+    return maintenance.Reader(source=settings.source, position=progress.position, commit_lsn=progress.commit_lsn)
+
+
 async def run_capture(
     settings: Settings, *, stop: asyncio.Event, on_status: Callable[[RuntimeStatus], None] | None = None
 ) -> None:
-    """Capture, prove and defer until ``stop`` is set; the batch in flight is finished first.
+    """Capture, prove, defer and maintain until ``stop`` is set; the batch in flight is finished first.
 
     Raises Refused when going on would lose changes, or when another worker is active.
     """
@@ -233,13 +289,23 @@ async def run_capture(
         legacy_tables=frozenset(setup.legacy_tables),
     )
     deferral: list[ReplayStatus] = []
+    maintained: list[MaintainStatus] = []
 
     def tell(status: WorkerStatus) -> None:
         if on_status:
-            on_status(RuntimeStatus(capture=status, deferral=deferral[-1] if deferral else None))
+            on_status(
+                RuntimeStatus(
+                    capture=status,
+                    deferral=deferral[-1] if deferral else None,
+                    maintenance=maintained[-1] if maintained else None,
+                )
+            )
 
     def remember(status: ReplayStatus) -> None:
         deferral[:] = [status]
+
+    def remember_maintenance(status: MaintainStatus) -> None:
+        maintained[:] = [status]
 
     replay_stop = asyncio.Event()
 
@@ -260,7 +326,11 @@ async def run_capture(
         try:
             async with asyncio.TaskGroup() as group:
                 ending = group.create_task(end_when_told(worker))
-                group.create_task(capture(worker)).add_done_callback(lambda _: ending.cancel())
+                maintaining = group.create_task(_maintain(settings, remember_maintenance))
+                capturing = group.create_task(capture(worker))
+                capturing.add_done_callback(lambda _: ending.cancel())
+                # Any of its steps may be broken off: the next look goes on from there.
+                capturing.add_done_callback(lambda _: maintaining.cancel())
                 group.create_task(_defer(settings, replay_stop, remember))
         except BaseExceptionGroup as group:
             raise _first(group) from group
@@ -277,6 +347,28 @@ async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[Replay
             tell(ReplayStatus(state=ReplayState.HALTED, trouble=str(error) or repr(error)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _HALTED_SECONDS)
+
+
+async def _maintain(settings: Settings, tell: Callable[[MaintainStatus], None]) -> None:
+    """Look after the store now and again. What goes wrong is told once, and must not stop capture."""
+    told: str | None = None
+    while True:
+        status = MaintainStatus(at=datetime.now(UTC))
+        try:
+            report = await maintain_store(settings)
+            trouble = "; ".join(finding.text for finding in report.findings) or None
+            status = msgspec.structs.replace(status, done=len(report.done), trouble=trouble)
+        except maintenance.AnotherMaintainer as error:
+            log.info("%s: it does what there is to do", error)
+        except Exception as error:
+            if not isinstance(error, AfterwriteError):
+                log.exception("a defect of the maintenance of the store; capture goes on")
+            status = msgspec.structs.replace(status, trouble=str(error) or repr(error))
+        if status.trouble and status.trouble != told:
+            log.warning("maintenance of the store: %s", status.trouble)
+        told = status.trouble
+        tell(status)
+        await asyncio.sleep(settings.maintain_seconds * random.uniform(0.9, 1.1))
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

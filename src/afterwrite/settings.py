@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     # the system's), which must have room for as many bytes as the server sends of it.
     transaction_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 20
     spill_dir: pydantic.DirectoryPath | None = None
+    # The store's days: searchable by everything for so long, made so far ahead, dropped when so old (None: never), and
+    # how often the worker looks after them.
+    hot_days: Annotated[int, Field(ge=1, le=36_500)] = 30
+    ahead_days: Annotated[int, Field(ge=1, le=92)] = 7
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    maintain_seconds: Annotated[float, Field(ge=1)] = 600.0
     # Who acts, for the ledger; None means the operating system's user.
     operator: str | None = None
 

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from afterwrite import __version__
-from afterwrite.cli import bench, capture, demo, doctor, install, migrate, plan, prove, scan, tail
+from afterwrite.cli import bench, capture, demo, doctor, install, maintain, migrate, plan, prove, scan, tail
 from afterwrite.cli.face import say, show_error
 from afterwrite.errors import AfterwriteError, ExitCode
 
@@ -61,6 +61,7 @@ app.command("capture")(capture.capture)
 app.command("prove")(prove.prove)
 app.add_typer(migrate.app, name="migrate")
 app.command("tail")(tail.tail)
+app.command("maintain")(maintain.maintain)
 app.command("bench")(bench.bench)
 
 

@@ -106,4 +106,5 @@ def _as_json(status: runtime.RuntimeStatus) -> dict[str, object]:
         "deferral": None
         if deferral is None
         else {"state": deferral.state, "lag_seconds": deferral.lag_seconds, "trouble": deferral.trouble},
+        "maintenance": status.maintenance,
     }

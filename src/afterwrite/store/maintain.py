@@ -13,6 +13,7 @@ with a short lock_timeout and given up again. One maintainer works at a time, un
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -106,6 +107,10 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it was frozen after it was closed."""
         closed = self.closed_at()
         return closed is not None and self.vacuumed_at is not None and self.vacuumed_at >= closed
+
+
+class AnotherMaintainer(Refused):
+    """Somebody else holds the lock under which a store is maintained."""
 
 
 class Reader(msgspec.Struct, frozen=True, kw_only=True):
@@ -394,8 +399,8 @@ async def maintain(
 ) -> Report:
     """Do what is due. ``db`` is a connection of its own, opened with ``SESSION``; ``reader`` is what retention minds.
 
-    What cannot be done now (somebody holds a lock) becomes a finding, and the rest is done. Raises Refused when another
-    maintainer is at work for longer than ``wait_seconds``, and ConnectionLost; whatever was interrupted, the next call
+    What cannot be done now (somebody holds a lock) becomes a finding, and the rest is done. Raises AnotherMaintainer
+    when one is at work for longer than ``wait_seconds``, and ConnectionLost; whatever was interrupted, the next call
     goes on from there.
     """
     if reader:
@@ -405,7 +410,7 @@ async def maintain(
     while not await db.value(statement("maintain.lock_maintainer")):
         if asyncio.get_running_loop().time() >= deadline:
             pid: int | None = await db.value(statement("maintain.read_maintainer"))
-            raise Refused(
+            raise AnotherMaintainer(
                 f"another maintainer is at work in {db.where}" + (f" (pid {pid})" if pid else ""),
                 remedy="let it finish: it does the same; `afterwrite capture` maintains the store by itself",
             )
@@ -413,7 +418,8 @@ async def maintain(
     try:
         return await _maintain(db, policy, on_step, locks or _PATIENT)
     finally:
-        if not db.connection.closed:
+        # Where the connection is gone, so is the lock.
+        with contextlib.suppress(AfterwriteError):
             await db.run(statement("maintain.unlock_maintainer"))
 
 
