@@ -75,7 +75,7 @@ def test_capture_maintains_the_store_beside_its_work(dsn: str) -> None:
             "pkey",
             "time",
         ]
-        assert db.execute("select position is not null from afterwrite.feed_reader").fetchall() == [(True,)]
+        assert db.execute("select source from afterwrite.feed_reader").fetchall() == [("main",)]
 
 
 def test_trouble_with_maintenance_is_told_once_and_does_not_end_it(
