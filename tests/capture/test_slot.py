@@ -103,7 +103,7 @@ def test_a_table_added_later_is_captured_from_then_on(dsn: str) -> None:
     more = msgspec.structs.replace(setup, tables=(("public", "t"), ("public", "u")))
     _, prepared = install(dsn, more, sink)
     assert [step.sql for step in prepared.steps] == [
-        "lock table public.u in share mode; alter publication afterwrite add table public.u"
+        "lock table public.u in share mode; alter publication afterwrite add table only public.u"
     ]
     assert prepared.published == [("public", "u")]
     assert prepared.published_at is not None

@@ -397,7 +397,7 @@ def _publish(
     publication = seen.publications.get(name)
     steps: list[Step] = []
     if publication is None:
-        listed = ", ".join(quoted(*table) for table in tables)
+        listed = _only(quoted(*table) for table in tables)
         steps.append(
             Step(
                 kind=StepKind.PUBLICATION,
@@ -434,26 +434,31 @@ def _publish(
                 kind=StepKind.PUBLICATION,
                 where=name,
                 text=f"publish whole tables from {name}, without filter or column list: {listed}",
-                sql=f"alter publication {quoted(name)} drop table {listed};"
-                f" alter publication {quoted(name)} add table {listed}",
+                sql=f"alter publication {quoted(name)} drop table {_only(publication.narrowed)};"
+                f" alter publication {quoted(name)} add table {_only(publication.narrowed)}",
                 relations=tuple(publication.narrowed),
             )
         )
     missing = [table for table in tables if table not in publication.listed]
     if missing:
-        listed = ", ".join(quoted(*table) for table in missing)
+        listed, only = ", ".join(quoted(*table) for table in missing), _only(quoted(*table) for table in missing)
         steps.append(
             Step(
                 kind=StepKind.PUBLICATION,
                 where=name,
                 text=f"add {len(missing)} tables to {name}",
                 # The lock waits for writers: every transaction is captured with all its rows of these tables, or none.
-                sql=f"lock table {listed} in share mode; alter publication {quoted(name)} add table {listed}",
-                undo=f"alter publication {quoted(name)} drop table {listed}",
+                sql=f"lock table {listed} in share mode; alter publication {quoted(name)} add table {only}",
+                undo=f"alter publication {quoted(name)} drop table {only}",
                 relations=tuple(quoted(*table) for table in missing),
             )
         )
     return steps
+
+
+def _only(tables: Iterable[str]) -> str:
+    # Tables that inherit would be published unasked, and where one has no key its UPDATEs would fail from then on.
+    return ", ".join(f"only {table}" for table in tables)
 
 
 def _slot_steps(seen: Survey, setup: CaptureSetup, checkpoint: Checkpoint | None, begin_anew: bool) -> list[Step]:

@@ -132,7 +132,7 @@ async def _build(db: Database, relation: str, findings: list[Finding]) -> Deed |
             relation,
             f"with replica identity {before.words} its UPDATEs and DELETEs would fail while it is published by "
             f"{', '.join(seen.published_by)}",
-            f"alter publication {quoted(seen.published_by[0])} drop table {relation}; {text};",
+            f"alter publication {quoted(seen.published_by[0])} drop table only {relation}; {text};",
         )
     if left is not None:
         if left not in findings:  # a blocked deed is built again
