@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from psycopg import sql
 
-from afterwrite.activity import Activity, Batch, Checkpoint, Kind, Lsn, Operation, TransactionContext
+from afterwrite.activity import Activity, Batch, Checkpoint, Kind, Lsn, Operation, TransactionContext, change_id
 from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.deferral import prepare_deferral
 from afterwrite.defer.replay import Replayer
@@ -99,9 +99,17 @@ class Teller:
         first = Lsn(self.lsn + 100)
         for number, transaction in enumerate(transactions):
             self.lsn += 100
+            at = transaction[0].occurred_at
             for ordinal, activity in enumerate(transaction):
                 activities.append(
-                    msgspec.structs.replace(activity, commit_lsn=Lsn(self.lsn), ordinal=ordinal, xid=self.xid)
+                    msgspec.structs.replace(
+                        activity,
+                        id=change_id("1", 1, Lsn(self.lsn), ordinal, at),
+                        occurred_at=at,
+                        commit_lsn=Lsn(self.lsn),
+                        ordinal=ordinal,
+                        xid=self.xid,
+                    )
                 )
             if settings and number in settings:
                 contexts.append(TransactionContext(commit_lsn=Lsn(self.lsn), xid=self.xid, settings=settings[number]))

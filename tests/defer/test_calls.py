@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import pytest
 from triggers import a_trigger
 
 from afterwrite.activity import Lsn, Operation
 from afterwrite.context import Context, decode_context
+from afterwrite.defer import calls as defer_calls
 from afterwrite.defer.calls import (
     Coverage,
     Deferral,
     FeedChange,
     Group,
     Job,
+    LongPlan,
     ReplayPolicy,
     SourceTransaction,
     allowed_settings,
@@ -24,6 +28,7 @@ from afterwrite.defer.calls import (
     encode_jobs,
     gather,
     plan_job,
+    plan_long_job,
     split_job,
 )
 from afterwrite.scan.catalog import Event, TriggerLevel
@@ -234,6 +239,116 @@ def test_a_job_in_pieces_loses_no_call_and_opens_and_closes_once() -> None:
         assert [piece.closes for piece in pieces] == [False] * (len(pieces) - 1) + [True]
         assert all(count_rows(piece) <= most_rows for piece in pieces)
     assert len(list(split_job(job, 100, 30))) > 5
+
+
+def test_a_long_transaction_in_pages_makes_the_same_calls_in_the_same_order() -> None:
+    of_statements = {"level": TriggerLevel.STATEMENT, "events": frozenset(Event)}
+    deferrals = [
+        deferral(1, "row"),
+        deferral(2, "late", events=frozenset({Event.INSERT, Event.DELETE}), initially_deferred=True),
+        deferral(3, "all", **of_statements, new_table="fresh"),
+        deferral(4, "some", table="u", **of_statements),
+        deferral(5, "update_of", events=frozenset({Event.UPDATE}), columns=("a",)),
+    ]
+    dice = random.Random(7)
+    changes = [
+        row(
+            ordinal,
+            dice.choice(("insert", "update", "delete")),
+            table=dice.choice("ttuv"),
+            changed=dice.choice((("a",), ("b",), None)),
+            lacking=("big",) if dice.random() < 0.05 else (),
+            context=Context(actor_id="7"),
+        )
+        for ordinal in range(60)
+    ]
+    settings = {"app.a": "1", "afterwrite.depth": "3"}
+    whole = plan(changes, *deferrals, settings=settings)
+    assert whole is not None
+    long = LongPlan(
+        plan_long_job(
+            Coverage(deferrals),
+            source="app",
+            after=Lsn(50),
+            position=7,
+            reached=Lsn(120),
+            commit_lsn=Lsn(100),
+            committed_at=NOON,
+            settings=settings,
+            policy=ReplayPolicy(),
+        )
+    )
+    pages = [changes[first : first + 7] for first in range(0, 60, 7)]
+    assert long.puts_off
+    parts = [
+        part
+        for part in (*map(long.rows, pages), long.statements(), *map(long.late_rows, pages), long.end())
+        if part is not None
+    ]
+
+    def told(jobs: list[Job]) -> list[tuple[object, ...]]:
+        return [
+            (deferral, group.operation, group.refused, id, ordinal, [raw and bytes(raw) for raw in pair])
+            for job in jobs
+            for group in job.groups
+            for deferral in group.deferrals
+            for id, ordinal, pair in zip(group.ids, group.ordinals, group.rows, strict=True)
+        ]
+
+    assert sorted(told(parts), key=repr) == sorted(told([whole]), key=repr)
+    assert [(t[1], t[4]) for t in told(parts) if t[0] != 5] == [(t[1], t[4]) for t in told([whole]) if t[0] != 5]
+    assert [part.opens for part in parts] == [True] + [False] * (len(parts) - 1)
+    assert [part.closes for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert {part.context for part in parts} == {whole.context}
+    assert {(part.settings["app.a"], part.reached, part.position) for part in parts} == {("1", whole.reached, 7)}
+
+
+def test_a_long_transaction_that_calls_nothing_still_moves_the_progress() -> None:
+    long = LongPlan(
+        plan_long_job(
+            Coverage([deferral(1, "row")]),
+            source="app",
+            after=Lsn(50),
+            position=7,
+            reached=Lsn(120),
+            commit_lsn=Lsn(100),
+            committed_at=NOON,
+            settings={},
+            policy=ReplayPolicy(),
+        )
+    )
+    assert long.rows([row(0, table="u")]) is None
+    assert long.statements() is None
+    assert (long.end().opens, long.end().closes) == (True, True)
+
+
+def test_a_transition_table_beyond_what_a_call_can_be_given_is_refused_and_not_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defer_calls, "LONGEST_STATEMENT", 100)
+    with_rows = deferral(1, "with_rows", level=TriggerLevel.STATEMENT, new_table="fresh")
+    without = deferral(2, "without", level=TriggerLevel.STATEMENT)
+    long = LongPlan(
+        plan_long_job(
+            Coverage([with_rows, without]),
+            source="app",
+            after=Lsn(50),
+            position=7,
+            reached=Lsn(120),
+            commit_lsn=Lsn(100),
+            committed_at=NOON,
+            settings={},
+            policy=ReplayPolicy(),
+        )
+    )
+    for first in range(0, 60, 20):
+        assert long.rows([row(ordinal) for ordinal in range(first, first + 20)]) is None
+    part = long.statements()
+    assert part is not None
+    first, second = part.groups
+    assert first.refused
+    assert "60 rows of its transition table" in first.refused
+    assert (second.refused, second.rows) == (None, [(None, None)])
 
 
 def test_a_job_says_its_places_in_the_words_of_the_server() -> None:

@@ -16,7 +16,7 @@ import pytest
 from deferring import SOURCE, Stage, change, mark, stage, stage_again, tell_ledger
 
 from afterwrite.activity import Activity, Lsn
-from afterwrite.defer import replay
+from afterwrite.defer import feed, replay
 from afterwrite.defer.calls import OnError, ReplayPolicy
 from afterwrite.defer.deferral import (
     dismiss_dead_letters,
@@ -31,6 +31,7 @@ from afterwrite.defer.progress import caught_up, read_lag, read_progress, settle
 from afterwrite.defer.replay import Replayer, ReplayState, ReplayStatus, run_replayer
 from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.postgres import connect
+from afterwrite.store import reader
 
 DDL = """
 create table items (id int primary key, name text, amount int);
@@ -219,6 +220,86 @@ def test_a_transaction_too_big_for_one_message_runs_in_pieces_and_still_at_once(
             progress = await read_progress(on.db, SOURCE)
             assert progress is not None
             assert (progress.calls, progress.transactions, progress.parked) == (41, 3, 0)
+
+    asyncio.run(run())
+
+
+def _in_small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "_READ_ROWS", 10)
+    monkeypatch.setattr(reader, "_PAGE_ROWS", 4)
+
+
+def test_a_transaction_too_long_to_be_held_runs_in_pages_and_still_at_once(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _in_small_pages(monkeypatch)
+
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(
+                DDL
+                + """
+                create function sum_up() returns trigger language plpgsql as $$
+                begin
+                    insert into effects (what)
+                    select count(*) || ' rows, ' || (select count(*) from effects) || ' effects' from fresh;
+                    return null;
+                end $$;
+                create trigger s after insert on items referencing new table as fresh
+                    for each statement execute function sum_up();
+                create function late() returns trigger language plpgsql as $$
+                begin
+                    insert into effects (what) values ('late ' || new.id);
+                    return null;
+                end $$;
+                create constraint trigger z after insert on items deferrable initially deferred
+                    for each row execute function late();
+                """
+            )
+            await on.defer("t", "s", "z")
+            # Small ones around it in the same batch, and a batch of small ones that is long as a whole.
+            await on.teller.tell([item(0)], [item(number) for number in range(1, 40)], [item(40)])
+            await on.teller.tell(*([item(number), item(number + 1)] for number in range(41, 71, 2)))
+            await on.replay()
+            of_rows = [what for what in await said(on) if what.isdigit()]
+            assert of_rows == numbers(71)
+            whole = await said(on)
+            begin = whole.index("1")
+            assert whole[begin + 39] == "39 rows, 42 effects"
+            assert whole[begin + 40 : begin + 79] == [f"late {number}" for number in range(1, 40)]
+            progress = await read_progress(on.db, SOURCE)
+            assert progress is not None
+            assert (progress.transactions, progress.parked, progress.commit_lsn) == (18, 0, on.teller.lsn)
+            assert await on.db.value(b"select count(distinct xmin::text) from effects") == 18
+
+    asyncio.run(run())
+
+
+def test_a_failing_call_in_a_long_transaction_is_parked_and_a_mark_in_a_long_batch_is_seen(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _in_small_pages(monkeypatch)
+
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(DDL)
+            (trigger,) = await on.prepare("t")
+            rows = [item(number, "bad" if number == 29 else None) for number in range(20, 60)]
+            await on.teller.tell(
+                [item(number) for number in range(100, 140)],
+                [mark(trigger)],
+                rows,
+                [mark(trigger, "restore")],
+                [item(99)],
+            )
+            await on.replay()
+            assert await said(on) == [str(number) for number in range(20, 60) if number != 29]
+            (letter,) = await read_dead_letters(on.db, SOURCE)
+            assert (letter.ordinal, letter.error) == (9, "no bad here")
+            assert await _total(on) == 39
+            progress = await read_progress(on.db, SOURCE)
+            assert progress is not None
+            assert (progress.calls, progress.parked) == (39, 1)
 
     asyncio.run(run())
 
@@ -666,7 +747,9 @@ def test_effects_are_stamped_with_the_original_context_and_caused_by_the_change(
                 "ip": "10.0.0.1",
                 "request_id": "r1",
                 "reason": "because",
-                "caused_by": first.id,
+                "caused_by": await on.db.value(
+                    b"select id::text from afterwrite.activity where request_id = 'r1' and kind = 'change'"
+                ),
                 "settings": {**settings, "afterwrite.depth": "1"},
             }
             assert stamps[1]["settings"] == {"afterwrite.depth": "1"}

@@ -163,9 +163,9 @@ async def read_batch_pages(
     events: bool = True,
     transaction: StoredTransaction | None = None,
     wanted: Wanted | None = None,
-    rows: int = _PAGE_ROWS,
+    rows: int | None = None,
 ) -> AsyncGenerator[list[StoredActivity]]:
-    """What a batch, or one transaction of it, holds, in the order of time, so many ``rows`` at once.
+    """What a batch, or one transaction of it, holds, in the order of time, so many ``rows`` (a thousand) at once.
 
     Within a transaction that is the order of the writes, since its ids are.
     """
@@ -184,7 +184,7 @@ async def read_batch_pages(
         events=events,
         commit_lsn=str(transaction.commit_lsn) if transaction else None,
         **msgspec.structs.asdict(wanted or Wanted()),
-        limit=rows,
+        limit=rows or _PAGE_ROWS,
     ):
         yield page
         after_at, after_id = page[-1].occurred_at, page[-1].id
