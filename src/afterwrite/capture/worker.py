@@ -218,7 +218,9 @@ class Worker:
                 await attempt()
                 return
             except AfterwriteError as error:
-                if not self._may_pass(error):
+                doing = asyncio.current_task()
+                # A task group that ends on an error of its own forgets that we were cancelled (before Python 3.13).
+                if not self._may_pass(error) or (doing and doing.cancelling()):
                     raise
                 if isinstance(error, SlotHeld):
                     pause = _HELD_PAUSE_SECONDS
