@@ -8,20 +8,21 @@ SIGTERM, and when the run is gone.
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from afterwrite import failpoints
 from afterwrite.capture.backlog import Pace
-from afterwrite.capture.worker import Source, Worker, WorkerStatus
+from afterwrite.capture.worker import Duty, Source, Worker, WorkerStatus
 from afterwrite.defer.replay import run_replayer
 from afterwrite.errors import AfterwriteError
 from afterwrite.prove.prover import Prover
@@ -35,7 +36,6 @@ PACE = Pace(
     heartbeat_seconds=0.2,
     first_pause_ms=10,
     longest_pause_ms=200,
-    takeover_seconds=3600,
     transaction_bytes=64 << 10,  # so that the application's big transactions are put aside
 )
 
@@ -82,50 +82,62 @@ async def _node(scene: NodeScene, name: str) -> None:
 
     say(node=name, pid=os.getpid())
     stop = asyncio.Event()
+    worker = Worker(
+        Source(dsn=scene.source, name="main", slot=scene.slot),
+        lambda: open_sink(scene.store, sole=True),
+        open_duty=lambda: _duty(scene),
+        stand_by=True,
+        pace=PACE,
+        on_status=tell,
+    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _tell_tasks, name)
+    helpers = [
+        asyncio.create_task(_obey(orders, worker)),
+        asyncio.create_task(run_replayer(scene.source, scene.store, "main", stop=stop)),
+    ]
+    failed: str | None = None
+    running = asyncio.create_task(worker.run())
+    done, _ = await asyncio.wait({running, *helpers}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        for task in done:
+            task.result()
+    except AfterwriteError as error:
+        failed = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    except BaseException:
+        failed = traceback.format_exc()
+        raise
+    finally:
+        worker.stop()
+        stop.set()
+        await asyncio.wait({running, helpers[1]}, timeout=10)
+        for task in (running, *helpers):
+            task.cancel()
+        say(ended=name, failed=failed)
+        await told.drain()
+        told.close()
+        await told.wait_closed()
+
+
+@asynccontextmanager
+async def _duty(scene: NodeScene) -> AsyncIterator[Duty]:
     async with Prover(scene.source, scene.judgements, scene.bodies) as prover:
-        worker = Worker(
-            Source(dsn=scene.source, name="main", slot=scene.slot),
-            lambda: open_sink(scene.store),
-            observers=[prover],
-            pace=PACE,
-            on_status=tell,
-        )
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _tell_tasks, name)
-        helpers = [
-            asyncio.create_task(_obey(orders, worker)),
-            asyncio.create_task(run_replayer(scene.source, scene.store, "main", stop=stop)),
-        ]
-        failed: str | None = None
-        running = asyncio.create_task(worker.run())
-        done, _ = await asyncio.wait({running, *helpers}, return_when=asyncio.FIRST_COMPLETED)
-        try:
-            for task in done:
-                task.result()
-        except AfterwriteError as error:
-            failed = f"{type(error).__name__}: {error}"
-            traceback.print_exc()
-        except BaseException:
-            failed = traceback.format_exc()
-            raise
-        finally:
-            worker.stop()
-            stop.set()
-            await asyncio.wait({running, helpers[1]}, timeout=10)
-            for task in (running, *helpers):
-                task.cancel()
-            say(ended=name, failed=failed)
-            await told.drain()
-            told.close()
-            await told.wait_closed()
+        yield Duty(observers=(prover,))
 
 
 def _tell_tasks(name: str) -> None:
     """Where every task of this node stands, on stderr: for a run that stands still."""
-    text = io.StringIO()
+    lines = [f"{name}:"]
     for task in asyncio.all_tasks():
-        task.print_stack(file=text)
-    os.write(sys.stderr.fileno(), f"{name}:\n{text.getvalue()}\n".encode())
+        lines.append(f"  {task.get_name()}{' (cancelled)' if task.cancelling() else ''}")
+        waiting: Any = task.get_coro()
+        while waiting is not None:
+            frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "ag_frame", None)
+            if frame is not None:
+                lines.append(f"    {Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_qualname}")
+            waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "ag_await", None)
+    os.write(sys.stderr.fileno(), "\n".join([*lines, ""]).encode())
 
 
 async def _obey(orders: asyncio.StreamReader, worker: Worker) -> None:

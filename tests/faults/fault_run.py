@@ -75,7 +75,7 @@ _RARE = (*_MARKS, *_ASIDE)  # these cost a second or more, so it stays at each o
 _PROVOKED = {*_SESSION, *_QUIET, *_FINISH, *_MARKS, *_PASSED}
 # Which connections there are, by the name that each gives itself.
 STREAM, CLAIM, SINK, PROVER, DEFER = (
-    "afterwrite capture",
+    "afterwrite stream",
     "afterwrite worker",
     "afterwrite sink",
     "afterwrite prover",
@@ -555,8 +555,8 @@ class _Driver:
         """Make happen what leads there, where the load alone does not."""
         if place in _SESSION:
             while len(self._nodes.strikes()) == before:
-                self._proxies["source"].break_with(Cut(role=STREAM))
-                await asyncio.sleep(0.3)
+                self._proxies["source"].break_with(Cut(role=CLAIM if "claim" in place else STREAM))
+                await asyncio.sleep(0.4)
         elif place in _QUIET:
             self._load.mode = Mode.NOTHING
         elif place in _FINISH:
