@@ -32,7 +32,7 @@ class Column(msgspec.Struct, frozen=True, gc=False):
     key: bool
 
 
-class Relation(msgspec.Struct, frozen=True, gc=False):
+class Relation(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     """A table as it was at the moment of the write. ``replica_identity`` is pg_class.relreplident: d, n, f or i.
 
     The stream tells all but two things, which are asked of the catalog and are unsure when that has changed before the

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     EMPTY_STATEMENT = "empty-statement"  # a statement trigger fired although no row was touched
     LEGACY_FOREIGN = "legacy-foreign"  # no trigger of the plan can have written it: the application did, or another
     DEFERRED = "deferred"  # a deferred body's row, written after commit
+    TOO_LARGE = "too-large"  # not compared: the transaction was too big for memory, and its parts did not come out even
     SILENCED_YET_WRITTEN = "silenced-yet-written"  # a silenced trigger's row: it is still on somewhere
 
     @property
@@ -115,8 +116,8 @@ class Tally(msgspec.Struct):
     last_at: datetime | None = None
     last_lsn: Lsn | None = None
 
-    def count(self, reason: Reason) -> None:
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+    def count(self, reason: Reason, times: int = 1) -> None:
+        self.reasons[reason] = self.reasons.get(reason, 0) + times
 
     def at(self, transaction: Transaction) -> None:
         if self.first_at is None:
@@ -145,6 +146,22 @@ class Account:
     def add(self, residual: Residual) -> None:
         key = residual.trigger, residual.operation, residual.reason
         self.examples.setdefault(key, deque(maxlen=EXAMPLES)).append(residual)
+
+    def take(self, other: Account) -> None:
+        """Add another account, of later transactions or of the same one."""
+        self.transactions += other.transactions
+        for key, more in other.tallies.items():
+            known = self.tallies.setdefault(key, Tally())
+            for name in ("seen", "matched", "rows", "exact", "partly", "uncompared"):
+                setattr(known, name, getattr(known, name) + getattr(more, name))
+            for reason, times in more.reasons.items():
+                known.count(reason, times)
+            if known.first_at is None:
+                known.first_at, known.first_lsn = more.first_at, more.first_lsn
+            known.last_at, known.last_lsn = more.last_at, more.last_lsn
+        for residuals in other.examples.values():
+            for residual in residuals:
+                self.add(residual)
 
     def total(self, *reasons: Reason) -> int:
         """How often these reasons were counted (all unexplained ones when none is named)."""
@@ -254,6 +271,21 @@ class Matcher:
         """
         if _Match(self, transaction, account, silenced, steady).run():
             account.transactions += 1
+
+    def key_columns(
+        self, transaction: Transaction, change: Change, silenced: Mapping[str, str | None] = _NOTHING
+    ) -> list[tuple[tuple[str, str], set[str]]]:
+        """By legacy log that must hold a row for this change: its columns that hold the change's key there."""
+        trial = _Match(self, transaction, Account(), silenced, frozenset())
+        trial.fire(change, self.rules(change.relation))
+        found: list[tuple[tuple[str, str], set[str]]] = []
+        for firing in trial.firings:
+            for each in firing.expected:
+                values = each.values if each.values is not None else each.writes.evaluate(firing.row.moment)
+                named = zip(each.writes.names, values, strict=True)
+                same = {name for name, value in named if change.key is not None and str(value) == change.key}
+                found.append((each.writes.target, same))
+        return found
 
     def rules(self, relation: Relation) -> list[tuple[Rule, Role]]:
         """The rules for a table, and what each is for."""

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement
 from afterwrite.prove.legacy import LegacyMapping
 from afterwrite.prove.match import EXAMPLES, Account, Matcher, Reason
+from afterwrite.prove.parts import is_large, match_large
 from afterwrite.prove.watch import Mode, Watch, WatchedRow, WindowRow, expected_operations, watch
 from afterwrite.scan.catalog import Enabled, read_inventory
 from afterwrite.scan.classify import Judgement
@@ -94,12 +96,21 @@ class _State(msgspec.Struct, kw_only=True):
 class Prover:
     """An observer of capture. Use it as an async context manager, so that its connection is closed at the end.
 
-    ``judgements`` and ``bodies`` are a scan's; ``learn`` takes those of a newer one. A lost connection is raised as
+    ``judgements`` and ``bodies`` are a scan's; ``learn`` takes those of a newer one. Large transactions are split in
+    ``folder`` (None: the system's for temporary files). A lost connection is raised as
     ConnectionLost, and the next ``observe`` begins at the watermark again.
     """
 
-    def __init__(self, dsn: str | None, judgements: Iterable[Judgement], bodies: Mapping[int, Body]) -> None:
+    def __init__(
+        self,
+        dsn: str | None,
+        judgements: Iterable[Judgement],
+        bodies: Mapping[int, Body],
+        *,
+        folder: Path | None = None,
+    ) -> None:
         self._dsn = dsn
+        self._folder = folder
         self._judgements = tuple(judgements)
         self._bodies = bodies
         self._watch: Watch | None = None
@@ -149,13 +160,12 @@ class Prover:
         fresh = [each for each in said if state.through_lsn is None or each.commit_lsn > state.through_lsn]
         if not fresh:
             return True
-        told = await _told(
-            database, [mark for each in fresh for mark in _read_marks(each) if mark.trigger in state.watched]
-        )
-        account, marks = await self._match(matcher, state, fresh, told)
+        said_marks = [mark for each in fresh for mark in await _find_marks(each) if mark.trigger in state.watched]
+        marks = await _told(database, said_marks)
+        account = await self._match(matcher, state, fresh, marks)
         if account.total(Reason.REPLICA_ROLE) and await self._reread_versions(database, state):
             # Somebody altered a trigger: whether it was on when these were written is not known after all.
-            account, marks = await self._match(matcher, state, fresh, told)
+            account = await self._match(matcher, state, fresh, marks)
         for mark in marks:
             state.watched[mark.trigger].obey(mark)
         if marks:  # they come with ALTER TABLE: what is there now is what counts from here on
@@ -237,14 +247,10 @@ class Prover:
     # --- matching -----------------------------------------------------------------------------------------------------
 
     async def _match(
-        self, matcher: Matcher, state: _State, transactions: Sequence[Transaction], told: frozenset[_Mark]
-    ) -> tuple[Account, list[_Mark]]:
-        """What the transactions come to, and the marks among them that the ledger tells of, in their order.
-
-        A mark holds from the next transaction on.
-        """
+        self, matcher: Matcher, state: _State, transactions: Sequence[Transaction], marks: Sequence[_Mark]
+    ) -> Account:
+        """What the transactions come to. A mark (of those that the ledger tells of) holds from the next one on."""
         account = Account()
-        marks: list[_Mark] = []
         silenced = {name: each.silenced_mode for name, each in state.watched.items() if each.silenced}
         steady = _steady(state, transactions[0].commit_lsn)
         changes = 0
@@ -252,14 +258,23 @@ class Prover:
             size = len(transaction.changes) + len(transaction.legacy)
             if transaction.commit_lsn >= state.started_lsn:
                 match = partial(matcher.match, transaction, account, silenced=dict(silenced), steady=steady)
+                if is_large(transaction):
+                    match = partial(
+                        match_large,
+                        matcher,
+                        transaction,
+                        account,
+                        silenced=dict(silenced),
+                        steady=steady,
+                        folder=self._folder,
+                    )
                 if size > _CHANGES_AT_A_STRETCH:
                     # So long that the stream must answer its keepalives meanwhile.
                     await asyncio.to_thread(match)
                 else:
                     match()
-            for mark in _read_marks(transaction):
-                if mark in told:
-                    marks.append(mark)
+            for mark in marks:
+                if mark.lsn == transaction.commit_lsn:
                     silenced.pop(mark.trigger, None)
                     if mark.silenced:
                         silenced[mark.trigger] = mark.mode
@@ -267,7 +282,7 @@ class Prover:
             if changes > _CHANGES_AT_A_STRETCH:
                 changes = 0
                 await asyncio.sleep(0)
-        return account, marks
+        return account
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -379,9 +394,9 @@ def _steady(state: _State, first: Lsn) -> frozenset[tuple[str, Operation]]:
     return frozenset(key for key in state.working if key[0] in known)
 
 
-async def _told(database: Database, marks: Sequence[_Mark]) -> frozenset[_Mark]:
+async def _told(database: Database, marks: Sequence[_Mark]) -> list[_Mark]:
     """Those marks whose deed the ledger tells of: every role may emit a message that looks like one."""
-    told: set[_Mark] = set()
+    told: list[_Mark] = []
     for mark in marks:
         word = "open"
         for _ in range(_SEEN_TRIES):
@@ -395,12 +410,18 @@ async def _told(database: Database, marks: Sequence[_Mark]) -> frozenset[_Mark]:
             # standby), so this has an end; what is no deed is seen at once.
             await asyncio.sleep(_SEEN_PAUSE)
         if word != "forged":
-            told.add(mark)
+            told.append(mark)
         else:
             log.warning(
                 "transaction %s marks %s, and the ledger tells of no such deed: passed over", mark.xid, mark.trigger
             )
-    return frozenset(told)
+    return told
+
+
+async def _find_marks(transaction: Transaction) -> list[_Mark]:
+    if len(transaction.events) > _CHANGES_AT_A_STRETCH:
+        return await asyncio.to_thread(_read_marks, transaction)
+    return _read_marks(transaction)
 
 
 def _read_marks(transaction: Transaction) -> list[_Mark]:

@@ -144,7 +144,12 @@ def _trigger_lacks(found: TriggerProof, rare: Collection[tuple[str, Operation]])
         if (found.trigger, operation) in rare:
             continue
         seen = next((each.seen for each in found.operations if each.operation is operation), 0)
-        why = [f"{seen:,} changes were seen, none to which it applies"] if seen else []
+        large = next(
+            (each.explained.get(Reason.TOO_LARGE, 0) for each in found.operations if each.operation is operation), 0
+        )
+        why = [f"{large:,} changes were in transactions too large to compare"] if large else []
+        if seen > large:
+            why.append(f"{seen - large:,} changes were seen, none to which it applies")
         why += found.notes
         lacks.append(f"{found.trigger} has not been seen firing on {operation}{_in_brackets(why)}")
     return lacks
