@@ -21,10 +21,10 @@ import msgspec
 
 from afterwrite.activity import Checkpoint
 from afterwrite.capture.backlog import Pace
+from afterwrite.capture.governor import OverBudget, Policy
 from afterwrite.capture.preflight import CaptureSetup
-from afterwrite.capture.preflight import survey as survey_capture
-from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, decide, examine, prepare
-from afterwrite.capture.worker import Source, Worker, WorkerStatus
+from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, examine, foresee, prepare
+from afterwrite.capture.worker import Duty, Source, Worker, WorkerStatus, end_task
 from afterwrite.defer.progress import read_progress
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
@@ -38,12 +38,15 @@ from afterwrite.scan.survey import Survey, survey
 from afterwrite.settings import Settings
 from afterwrite.store import maintain as maintenance
 from afterwrite.store.schema import install_store, known_upgrades, read_version, require_store
-from afterwrite.store.writer import open_sink, read_checkpoint, record_gap
+from afterwrite.store.writer import open_sink, read_checkpoint, read_identity, record_gap
 
 log = logging.getLogger(__name__)
 
 # What `--accept-gap` steps over, and records.
-_GAPS = frozenset({"slot.lost", "slot.continuity"})
+_GAPS = frozenset({"slot.lost", "slot.continuity", "slot.owner", "publication.departed"})
+# What `install` mends without another word: the operator's policy, or the word given before, was that word.
+_MENDED = frozenset({"slot.given_up"})
+_DEFERRAL_ENDS_SECONDS = 0.4
 _HALTED_SECONDS = 5.0
 
 
@@ -86,6 +89,17 @@ class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
 def place_of(settings: Settings) -> Place:
     """The names under which migrate's gates find capture."""
     return Place(source=settings.source, slot=settings.slot, publication=settings.publication)
+
+
+def governor_policy(settings: Settings) -> Policy:
+    """How much WAL capture may cost the source, and what is done at the end of it."""
+    return Policy(
+        wal_budget=settings.wal_budget,
+        over_budget=OverBudget(settings.over_budget),
+        warn_share=settings.wal_warn_share,
+        alarm_share=settings.wal_alarm_share,
+        lag_warn_seconds=settings.lag_warn_seconds,
+    )
 
 
 def lock_policy(settings: Settings) -> LockPolicy:
@@ -154,7 +168,6 @@ async def look_at_installation(settings: Settings, source: Database, store: Data
     """What ``install`` would do. Reads only."""
     found = await survey(source)
     setup = capture_setup(found, settings)
-    seen = await survey_capture(source, setup)
     versions = {database: await read_version(database) for database in dict.fromkeys([source, store])}
     missing = [
         f"{upgrade.number:04d} {upgrade.name} in {database.where}"
@@ -163,7 +176,9 @@ async def look_at_installation(settings: Settings, source: Database, store: Data
         if upgrade.number > (version or 0)
     ]
     checkpoint = None if versions[store] is None else await read_checkpoint(store, settings.source)
-    findings = await examine(source, setup, checkpoint)
+    # A store that lacks the upgrade does not know yet which one it is, and owns nothing.
+    identity = None if missing else await read_identity(store)
+    findings = await examine(source, setup, checkpoint, identity)
     if not setup.tables:
         findings.append(
             Finding(
@@ -180,7 +195,7 @@ async def look_at_installation(settings: Settings, source: Database, store: Data
         checkpoint=checkpoint,
         findings=tuple(findings),
         schema=tuple(missing),
-        steps=tuple(decide(seen, setup, checkpoint)),
+        steps=tuple(await foresee(source, setup, checkpoint, identity)),
     )
 
 
@@ -199,7 +214,8 @@ async def install(
     Raises Refused for the first finding that forbids it, before anything is changed.
     """
     for finding in installation.findings:
-        if finding.severity is Severity.ERROR and not (accept_gap and finding.rule in _GAPS):
+        passed = finding.rule in _MENDED or (accept_gap and finding.rule in _GAPS)
+        if finding.severity is Severity.ERROR and not passed:
             raise Refused(finding.text, remedy=finding.remedy)
     for database in dict.fromkeys([store, source]):
         for done in await install_store(database):
@@ -211,8 +227,7 @@ async def install(
             await record_replica_identity(source, step.where, before, after)
 
     async def remember_gap(gap: Gap) -> None:
-        reason = "capture could not be continued and was begun anew (install --accept-gap)"
-        await record_gap(store, settings.source, after=gap.after, until=gap.until, reason=reason)
+        await record_gap(store, settings.source, after=gap.after, until=gap.until, reason=gap.reason)
 
     async with open_sink(settings.store) as sink:
         return await prepare(
@@ -271,23 +286,36 @@ async def _read_reader(settings: Settings, source: Database) -> maintenance.Read
 
 
 async def run_capture(
-    settings: Settings, *, stop: asyncio.Event, on_status: Callable[[RuntimeStatus], None] | None = None
+    settings: Settings,
+    *,
+    stop: asyncio.Event,
+    stand_by: bool = True,
+    on_status: Callable[[RuntimeStatus], None] | None = None,
 ) -> None:
     """Capture, prove, defer and maintain until ``stop`` is set; the batch in flight is finished first.
 
-    Raises Refused when going on would lose changes, or when another worker is active.
+    Where another worker is active, this one stands by and takes over when that one is gone; without ``stand_by`` it
+    raises Refused. Raises Refused when going on would lose changes, and when the slot was given up by policy.
     """
     async with connect(settings.dsn) as database:
-        found = await survey(database)
-    setup = capture_setup(found, settings)
+        await require_store(database)
     source = Source(
         dsn=settings.dsn,
         name=settings.source,
         slot=settings.slot,
-        publications=setup.publications,
-        legacy_publication=setup.legacy_publication,
-        legacy_tables=frozenset(setup.legacy_tables),
+        publications=(settings.publication, settings.legacy_publication),
+        legacy_publication=settings.legacy_publication,
     )
+
+    @asynccontextmanager
+    async def open_duty() -> AsyncGenerator[Duty]:
+        # Scanned when it becomes active, not when it began to stand by.
+        async with connect(settings.dsn) as database:
+            found = await survey(database)
+        legacy = frozenset(capture_setup(found, settings).legacy_tables)
+        async with Prover(settings.dsn, found.judgements, found.bodies, folder=settings.spill_dir) as prover:
+            yield Duty(observers=(prover,), legacy_tables=legacy)
+
     deferral: list[ReplayStatus] = []
     maintained: list[MaintainStatus] = []
 
@@ -309,31 +337,35 @@ async def run_capture(
 
     replay_stop = asyncio.Event()
 
-    async def capture(worker: Worker) -> None:
-        try:
-            await worker.run()
-        finally:
-            replay_stop.set()
+    worker = Worker(
+        source,
+        lambda: open_sink(settings.store, application_name=f"afterwrite sink {settings.source}", sole=True),
+        open_duty=open_duty,
+        policy=governor_policy(settings),
+        stand_by=stand_by,
+        pace=pace(settings),
+        on_status=tell,
+    )
 
-    async def end_when_told(worker: Worker) -> None:
+    async def end_when_told() -> None:
         await stop.wait()
         worker.stop()
+        replay_stop.set()
 
-    async with Prover(settings.dsn, found.judgements, found.bodies) as prover:
-        worker = Worker(
-            source, lambda: open_sink(settings.store), observers=[prover], pace=pace(settings), on_status=tell
-        )
-        try:
-            async with asyncio.TaskGroup() as group:
-                ending = group.create_task(end_when_told(worker))
-                maintaining = group.create_task(_maintain(settings, remember_maintenance))
-                capturing = group.create_task(capture(worker))
-                capturing.add_done_callback(lambda _: ending.cancel())
-                # Any of its steps may be broken off: the next look goes on from there.
-                capturing.add_done_callback(lambda _: maintaining.cancel())
-                group.create_task(_defer(settings, replay_stop, remember))
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
+    try:
+        async with asyncio.TaskGroup() as group:
+            ending = group.create_task(end_when_told())
+            # Any step of these may be broken off: the next look goes on from there.
+            maintaining = group.create_task(_maintain(settings, remember_maintenance))
+            deferring = group.create_task(_defer(settings, replay_stop, remember))
+            try:
+                await worker.run()
+            finally:
+                replay_stop.set()
+                ending.cancel()
+                await asyncio.gather(end_task(maintaining), end_task(deferring, patience=_DEFERRAL_ENDS_SECONDS))
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
 
 
 async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[ReplayStatus], None]) -> None:

@@ -12,16 +12,28 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import pydantic
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from afterwrite.errors import UsageError
 
 _PREFIX = "AFTERWRITE_"
 _SECRETS = ("dsn", "store_dsn")
+
+
+_UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
+
+
+def _parse_size(value: object) -> object:
+    """Bytes from words as PostgreSQL's own settings have them (``8GB`` is 8 × 1024³); ``8GiB`` is the same."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    unit = _UNITS.get(match[2].lower().replace("ib", "b"))
+    return value if unit is None else int(float(match[1]) * unit)
 
 
 class Settings(BaseSettings):
@@ -58,6 +70,13 @@ class Settings(BaseSettings):
     ahead_days: Annotated[int, Field(ge=1, le=92)] = 7
     retention_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
     maintain_seconds: Annotated[float, Field(ge=1)] = 600.0
+    # How much WAL the slot may keep on the source's disk ("8GB", in PostgreSQL's units), from which share of it on that
+    # is told, and whether the slot is given up at the end of it. How far behind the store may be before that is told.
+    wal_budget: Annotated[int, BeforeValidator(_parse_size), Field(ge=1 << 20)] = 8 << 30
+    wal_warn_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    wal_alarm_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    over_budget: Literal["alarm", "give-up"] = "alarm"
+    lag_warn_seconds: Annotated[float, Field(gt=0)] = 60.0
     # Who acts, for the ledger; None means the operating system's user.
     operator: str | None = None
 

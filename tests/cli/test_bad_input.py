@@ -273,7 +273,7 @@ def test_a_second_worker_is_refused_and_says_its_trouble_once(installed: str) ->
         assert first.stdout is not None
         while '"streaming"' not in first.stdout.readline():
             assert first.poll() is None
-        second = afterwrite("capture", "--dsn", installed)
+        second = afterwrite("capture", "--no-standby", "--dsn", installed)
         refused(second, 5, "another worker is active", "pg_terminate_backend")
         assert len(second.stderr.splitlines()) == 3, second.stderr
         first.send_signal(signal.SIGTERM)

@@ -492,6 +492,26 @@ def _slot_steps(seen: Survey, setup: CaptureSetup, checkpoint: Checkpoint | None
     return [first]
 
 
+async def foresee(
+    database: Database, setup: CaptureSetup, checkpoint: Checkpoint | None, store: str | None
+) -> list[Step]:
+    """The steps that ``prepare`` would take now. Where it would refuse, those that nothing forbids."""
+    seen = await survey(database, setup)
+    if store is None or seen.server.in_recovery:
+        return decide(seen, setup, checkpoint)
+    memory, system = await read_memory(database, setup.slot), await read_system(database)
+    try:
+        course = resume(seen, setup, memory, checkpoint, system, store)
+    except Refused:
+        course = Resumption()
+    return _course_steps(seen, setup, checkpoint, course)
+
+
+def _course_steps(seen: Survey, setup: CaptureSetup, checkpoint: Checkpoint | None, course: Resumption) -> list[Step]:
+    begin = None if course.again is Again.ADOPT else checkpoint
+    return decide(seen, setup, begin, begin_anew=course.again is Again.REPLACE)
+
+
 async def prepare(
     database: Database,
     sink: Sink,
@@ -517,8 +537,7 @@ async def prepare(
     store = await sink.read_identity()
     checkpoint = await sink.read_checkpoint(setup.source)
     course = resume(seen, setup, memory, checkpoint, system, store, where=database.where, accept_gap=accept_gap)
-    adopted = None if course.again is Again.ADOPT else checkpoint
-    steps = decide(seen, setup, adopted, begin_anew=course.again is Again.REPLACE)
+    steps = _course_steps(seen, setup, checkpoint, course)
     published = [
         table
         for table in setup.tables

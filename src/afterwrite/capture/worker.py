@@ -52,6 +52,7 @@ from afterwrite.postgres import ReadOnly, connect, statement
 OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
 
 _HELD_PAUSE_SECONDS = 0.25
+_INSIST_SECONDS = 0.15
 # A function in a schema that anybody may create in can be a better match than pg_catalog's own, and would run as us.
 _SESSION = {"search_path": "pg_catalog"}
 # How old may be what is known of composites; tables without any do not ask.
@@ -190,8 +191,7 @@ class Worker:
         self.stop()
         asked.cancel()
         # A batch that takes longer is broken off: its transaction rolls back, or the next start finds it stored.
-        await asyncio.wait({inner}, timeout=self._pace.stop_seconds)
-        inner.cancel()
+        await end_task(inner, patience=self._pace.stop_seconds)
         try:
             await inner
         except asyncio.CancelledError:
@@ -323,6 +323,18 @@ class Worker:
             if opened or not self._has_streamed or isinstance(error, ConnectionLost):
                 raise
             raise ConnectionLost(str(error), remedy=error.remedy, sqlstate=error.sqlstate) from error
+
+
+async def end_task(task: asyncio.Task[None], *, patience: float = 0.0) -> None:
+    """Let a task end by itself for so long, then make it; what it raised stays with it.
+
+    The driver, when it is cancelled, asks the server to cancel too and waits for its answer, which one that hangs does
+    not give: so it is told again and again.
+    """
+    await asyncio.wait({task}, timeout=patience)
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_INSIST_SECONDS)
 
 
 @asynccontextmanager

@@ -11,9 +11,12 @@ from typing import Annotated
 
 import typer
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from afterwrite import runtime
+from afterwrite.capture.governor import human_bytes
+from afterwrite.capture.worker import WorkerState, WorkerStatus
 from afterwrite.cli.face import Dsn, Json, StoreDsn, emit, say, settings, talk
 from afterwrite.errors import ExitCode
 from afterwrite.settings import Settings
@@ -25,18 +28,23 @@ def capture(
     dsn: Dsn = None,
     store_dsn: StoreDsn = None,
     json: Json = False,
+    no_standby: Annotated[
+        bool,
+        typer.Option("--no-standby", help="Refuse where another worker is active, instead of standing by for it."),
+    ] = False,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> int:
     """Capture row changes into the store, prove them and run deferred triggers, until Ctrl-C or SIGTERM.
 
-    One worker is active for a slot; what is in flight is finished within five seconds of being told to stop.
-    With --json it prints a status line twice a second.
+    One worker is active for a slot; any others stand by and take over within five seconds when it is gone. What is in
+    flight is finished within five seconds of being told to stop. With --json it prints a status line twice a second.
+    Exit 5 where going on would lose changes, and when the slot was given up by policy (over_budget).
     """
-    asyncio.run(_capture(settings(dsn, store_dsn), json=json, end_with_stdin=end_with_stdin))
+    asyncio.run(_capture(settings(dsn, store_dsn), json=json, stand_by=not no_standby, end_with_stdin=end_with_stdin))
     return ExitCode.OK
 
 
-async def _capture(given: Settings, *, json: bool, end_with_stdin: bool) -> None:
+async def _capture(given: Settings, *, json: bool, stand_by: bool, end_with_stdin: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -44,6 +52,7 @@ async def _capture(given: Settings, *, json: bool, end_with_stdin: bool) -> None
     if end_with_stdin:
         loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1024) or stop.set())
     told, trouble = 0.0, ""
+    news = _News()
     live = (
         Live(Text("starting"), console=talk, refresh_per_second=4, transient=True)
         if not json and talk.is_terminal
@@ -53,34 +62,77 @@ async def _capture(given: Settings, *, json: bool, end_with_stdin: bool) -> None
     def tell(status: runtime.RuntimeStatus) -> None:
         nonlocal told, trouble
         # A trouble is told when it comes up, and not again at every attempt to get over it.
-        changed = (status.capture.trouble or "") not in ("", trouble)
+        troubled = (status.capture.trouble or "") not in ("", trouble)
         trouble = status.capture.trouble or trouble
-        if not changed and time.monotonic() - told < _TELL_SECONDS:
+        lines = news.of(status.capture)
+        for words in lines if not json else ():
+            say(words)
+        if not troubled and not lines and time.monotonic() - told < _TELL_SECONDS:
             return
         told = time.monotonic()
         if json:
             emit(_as_json(status))
         elif live:
             live.update(Text(_line(status)))
-        elif changed:
+        elif troubled:
             say(_line(status))
 
     if live:
         with live:
-            await runtime.run_capture(given, stop=stop, on_status=tell)
+            await runtime.run_capture(given, stop=stop, stand_by=stand_by, on_status=tell)
     else:
-        await runtime.run_capture(given, stop=stop, on_status=tell)
+        await runtime.run_capture(given, stop=stop, stand_by=stand_by, on_status=tell)
     if not json:
         say("stopped; everything acknowledged is stored")
+
+
+class _News:
+    """What is to be said once: that we stand by, and each finding when it comes up, grows worse or is over."""
+
+    def __init__(self) -> None:
+        self._state: WorkerState | None = None
+        self._findings: dict[str, str] = {}
+
+    def of(self, status: WorkerStatus) -> list[str]:
+        """The lines for this status, none when all of it was said before."""
+        lines: list[str] = []
+        if status.state is not self._state:
+            if status.state is WorkerState.STANDING_BY:
+                lines.append(f"standing by: pid {status.active_pid or 'unknown'} is active")
+            elif self._state is WorkerState.STANDING_BY and status.state is not WorkerState.STOPPED:
+                lines.append("the active worker is gone: taking over")
+            self._state = status.state
+        now = {f"{finding.rule} {finding.where}": finding for finding in status.findings}
+        for key, finding in now.items():
+            if key not in self._findings:
+                remedy = f"\n  [green]→ [/]{escape(finding.remedy)}" if finding.remedy else ""
+                lines.append(f"[yellow]{finding.severity.value}:[/] {escape(finding.text)}{remedy}")
+        # Warn that becomes alarm is not over: the same thing is told under another rule.
+        alive = {_subject(key) for key in now}
+        lines += [f"over: {escape(text)}" for key, text in self._findings.items() if _subject(key) not in alive]
+        self._findings = {key: finding.text for key, finding in now.items()}
+        return lines
+
+
+def _subject(key: str) -> str:
+    rule, where = key.split(" ", 1)
+    return f"slot.wal {where}" if rule.startswith("slot.wal.") else key
 
 
 def _line(status: runtime.RuntimeStatus) -> str:
     capture = status.capture
     words = [capture.state.value]
+    if capture.state is WorkerState.STANDING_BY:
+        words[0] += f": pid {capture.active_pid or 'unknown'} is active"
     if capture.position is not None:
         words.append(f"at {capture.position}")
     if capture.lag_bytes is not None:
-        words.append(f"{capture.lag_bytes / 1024:,.0f} KiB behind")
+        seconds = f", {capture.lag_seconds:,.0f} s" if capture.lag_seconds else ""
+        words.append(f"{capture.lag_bytes / 1024:,.0f} KiB{seconds} behind")
+    if capture.retained_bytes is not None and capture.health not in (None, "well"):
+        words.append(
+            f"{human_bytes(capture.retained_bytes)} of {human_bytes(capture.budget_bytes)} WAL kept ({capture.health})"
+        )
     words.append(f"{capture.rows:,} changes stored, {capture.rows_per_second:,.0f}/s")
     if status.deferral is not None:
         words.append(f"deferral {status.deferral.state.value}")
@@ -95,7 +147,13 @@ def _as_json(status: runtime.RuntimeStatus) -> dict[str, object]:
         "event": "status",
         "state": capture.state,
         "position": str(capture.position) if capture.position is not None else None,
+        "active_pid": capture.active_pid,
         "lag_bytes": capture.lag_bytes,
+        "lag_seconds": capture.lag_seconds,
+        "retained_bytes": capture.retained_bytes,
+        "budget_bytes": capture.budget_bytes,
+        "spilled_bytes": capture.spilled_bytes,
+        "health": capture.health,
         "last_commit_at": capture.last_commit_at,
         "transactions": capture.transactions,
         "rows": capture.rows,
@@ -103,6 +161,7 @@ def _as_json(status: runtime.RuntimeStatus) -> dict[str, object]:
         "undecodable_contexts": capture.undecodable_contexts,
         "heartbeat_ms": capture.heartbeat_ms,
         "trouble": capture.trouble,
+        "findings": capture.findings,
         "deferral": None
         if deferral is None
         else {"state": deferral.state, "lag_seconds": deferral.lag_seconds, "trouble": deferral.trouble},

@@ -21,7 +21,12 @@ def install(
     store_dsn: StoreDsn = None,
     apply: Apply = False,
     accept_gap: Annotated[
-        bool, typer.Option("--accept-gap", help="Begin anew where capture cannot be continued; the gap is recorded.")
+        bool,
+        typer.Option(
+            "--accept-gap",
+            help="Go on where changes are missing (slot lost or ahead, tables taken out of the publication, another "
+            "store's slot): mend it, begin anew where need be, and record the gap.",
+        ),
     ] = False,
     json: Json = False,
 ) -> int:
@@ -55,10 +60,22 @@ async def _install(given: Settings, *, apply: bool, accept_gap: bool, json: bool
             on_blocked=_blocked,
         )
         if json:
-            emit({**_as_json(seen, applied=True), "checkpoint": str(prepared.checkpoint.lsn)})
+            emit(
+                {
+                    **_as_json(seen, applied=True),
+                    "checkpoint": str(prepared.checkpoint.lsn),
+                    "gaps": [
+                        {"after": str(gap.after), "until": str(gap.until), "reason": gap.reason}
+                        for gap in prepared.gaps
+                    ],
+                }
+            )
         else:
-            if prepared.gap:
-                say(f"[yellow]gap:[/] commits after {prepared.gap.after} up to {prepared.gap.until} are not stored")
+            for gap in prepared.gaps:
+                say(
+                    f"[yellow]gap:[/] commits after {gap.after} up to {gap.until} are not stored, or not all of them:"
+                    f" {escape(gap.reason)}"
+                )
             out.print(
                 f"{counted(len(seen.setup.tables), 'table')} captured from {prepared.checkpoint.lsn} on; "
                 "next: [bold]afterwrite capture[/]"
