@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -25,7 +26,8 @@ from afterwrite.activity import (
 )
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.postgres import connect
-from afterwrite.store.partitions import read_partition_days
+from afterwrite.store import lines
+from afterwrite.store.partitions import partition_name, read_partition_days
 from afterwrite.store.reader import (
     StoredActivity,
     read_batch_activities,
@@ -34,7 +36,7 @@ from afterwrite.store.reader import (
     read_settings,
     verify_feed,
 )
-from afterwrite.store.writer import PostgresSink, open_sink, read_checkpoint
+from afterwrite.store.writer import PostgresSink, open_sink, read_checkpoint, record_gap
 
 NOW = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
 
@@ -152,6 +154,9 @@ json_object = st.none() | st.dictionaries(text, json_value, max_size=4).map(
     lambda value: msgspec.Raw(msgspec.json.format(msgspec.json.encode(value), indent=1))
 )
 maybe_text = st.none() | text
+interface = st.builds(
+    "{}/{}".format, st.ip_addresses(v=6) | st.sampled_from(["::ffff:1.2.3.4", "::1.2.3.4", "::"]), st.integers(0, 128)
+) | st.builds("{}/{}".format, st.ip_addresses(v=4), st.integers(0, 32))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -168,9 +173,14 @@ maybe_text = st.none() | text
                 "session_id": maybe_text,
                 "user_agent": maybe_text,
                 "summary": maybe_text,
-                "duration_ms": st.none() | st.floats(allow_nan=False),
+                "duration_ms": st.none() | st.floats(allow_nan=False) | st.sampled_from([1e15, 1e16, 1e23, -0.0, 2e-5]),
+                "trace_id": maybe_text,
+                "relation": maybe_text,
                 "changed": st.none() | st.lists(text, max_size=3).map(tuple),
-                "ip": st.none() | st.ip_addresses().map(str),
+                "ip": st.none() | st.ip_addresses().map(str) | interface,
+                "xid": st.none() | st.integers(0, 2**63 - 1),
+                "commit_lsn": st.none() | st.integers(0, 2**64 - 1).map(Lsn),
+                "ordinal": st.none() | st.integers(0, 2**31 - 1),
                 "caused_by": st.none() | st.uuids().map(str),
                 "after": json_object,
                 "metadata": json_object,
@@ -200,7 +210,7 @@ def test_whatever_an_activity_says_comes_back_as_the_server_itself_would_keep_it
                 stored = found[wanted.id]
                 for name in ("occurred_at", "category", "action", "entity_type", "entity_id", "actor_id", "tenant_id"):
                     assert getattr(stored, name) == getattr(wanted, name), name
-                for name in ("session_id", "user_agent", "summary", "duration_ms", "changed", "caused_by"):
+                for name in ("session_id", "user_agent", "summary", "duration_ms", "changed", "caused_by", "xid"):
                     assert getattr(stored, name) == getattr(wanted, name), name
                 for name in ("after", "metadata"):
                     value = getattr(wanted, name)
@@ -218,6 +228,10 @@ def test_whatever_an_activity_says_comes_back_as_the_server_itself_would_keep_it
         ({"after": msgspec.Raw(b'{"n": 1e200000}')}, "after"),
         ({"after": msgspec.Raw(b'{"not": json}')}, "after"),
         ({"metadata": msgspec.Raw(b"{")}, "metadata"),
+        # What json takes, and jsonb does not.
+        ({"metadata": msgspec.Raw(b'{"n": [1e-16384]}')}, "metadata"),
+        ({"after": msgspec.Raw(b'{"a":' + b"[" * 5_001 + b"]" * 5_001 + b"}")}, "after"),
+        ({"before": msgspec.Raw(b'{"a": "\\udead"}')}, "before"),
         ({"after": msgspec.Raw(b'{"a":' + b"[" * 20_000 + b"]" * 20_000 + b"}")}, "after"),
         ({"after": msgspec.Raw(b'{"a": "\xff"}')}, "after"),
         ({"after": msgspec.Raw(b'{"a": "x\\u0000"}')}, "after"),
@@ -561,6 +575,178 @@ def test_commits_are_flushed_even_where_synchronous_commit_is_off(installed_dsn:
         await sink.close()
         async with connect(installed_dsn) as db:
             assert await db.value(b"select reason from afterwrite.gap") == "on"
+
+    asyncio.run(scenario())
+
+
+def test_a_commit_that_would_not_be_flushed_is_refused(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        async with connect(installed_dsn) as db:
+            await db.script(
+                """create function afterwrite.hasten() returns trigger language plpgsql as $$
+                   begin
+                       perform set_config('synchronous_commit', 'off', true);
+                       return new;
+                   end $$;
+                   create trigger hasten before update on afterwrite.checkpoint
+                       for each row execute function afterwrite.hasten()"""
+            )
+        async with open_sink(installed_dsn) as sink:
+            await sink.write(wal(100))
+            for batch in (wal(200), wal(checkpoint=300)):
+                with pytest.raises(DatabaseError, match="synchronous_commit is off") as refusal:
+                    await sink.write(batch)
+                assert "find what sets it" in (refusal.value.remedy or "")
+            assert await sink.read_checkpoint("default") == wal(100).checkpoint
+        await assert_sound(installed_dsn, 2)
+
+    asyncio.run(scenario())
+
+
+class Read:
+    """Activities made anew each time they are asked for, as those that are read from disk."""
+
+    def __init__(self, make: Callable[[], Iterator[Activity]], rows: int) -> None:
+        self._make = make
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Activity]:
+        return self._make()
+
+    def __len__(self) -> int:
+        return self._rows
+
+
+def long_transaction(lsn: int, rows: int, odd: Mapping[int, Mapping[str, object]] | None = None) -> Batch:
+    odd = odd or {}
+    (pattern,) = a_transaction(lsn, 1)
+
+    def make() -> Iterator[Activity]:
+        for ordinal in range(rows):
+            yield msgspec.structs.replace(
+                pattern,
+                id=change_id("71", 1, Lsn(lsn), ordinal, pattern.occurred_at),
+                ordinal=ordinal,
+                **{"entity_id": str(ordinal)} | odd.get(ordinal, {}),
+            )
+
+    moments = frozenset({pattern.occurred_at})
+    return msgspec.structs.replace(wal(lsn), activities=Read(make, rows), moments=moments)
+
+
+def test_a_batch_that_is_read_as_it_is_stored_is_never_held(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        async with open_sink(installed_dsn) as sink:
+            await sink.write(wal(100))
+            tracemalloc.start()
+            receipt = await sink.write(long_transaction(200, 20_000))
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert receipt.stored == 20_000
+        assert peak < 8 * 1024 * 1024
+        await assert_sound(installed_dsn, 20_002)
+
+    asyncio.run(scenario())
+
+
+def test_poison_in_a_batch_that_is_read_as_it_is_stored_is_found_and_mended(
+    installed_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "_DOUBTED_BYTES", 5_000)
+    long = "".join(chr(0x4E00 + n * 7 % 9_000) for n in range(4_000))
+    odd = {
+        1_500: {"entity_id": long},
+        2_400: {"after": msgspec.Raw(b"{")},
+        2_401: {"after": msgspec.Raw(b'{"long": "' + b"x" * 5_000 + b'"}')},
+    }
+
+    async def scenario() -> None:
+        async with open_sink(installed_dsn) as sink:
+            await sink.write(wal(100))
+            batch = long_transaction(200, 3_000, odd)
+            assert (await sink.write(batch)).stored == 3_000
+        async with connect(installed_dsn) as db:
+            exact = await db.values(
+                b"select ordinal || ' ' || json_object_keys(metadata -> 'exact') from afterwrite.activity"
+                b" where metadata is not null order by 1"
+            )
+            assert exact == ["1500 entity_id", "2400 after"]
+            # What only the server could judge, and took, is there as it was.
+            doubted: str = await db.value(
+                b"select after::jsonb ->> 'long' from afterwrite.activity where ordinal = 2401"
+            )
+            assert doubted == "x" * 5_000
+        await assert_sound(installed_dsn, 3_002)
+
+    asyncio.run(scenario())
+
+
+def test_rows_that_come_in_another_order_than_the_seals_are_sealed_all_the_same(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        async with open_sink(installed_dsn) as sink:
+            await sink.write(wal(100))
+            listed = list(wal(200, 300, 400).activities)
+            backwards = msgspec.structs.replace(wal(200, 300, 400), activities=listed[::-1])
+            assert (await sink.write(backwards)).stored == 6
+            listed = list(wal(500, 600).activities)
+            read = msgspec.structs.replace(wal(500, 600), activities=Read(lambda: iter(listed[::-1]), 4))
+            assert (await sink.write(read)).stored == 4
+            shouted = an_event(7, id="0195A000-0000-7000-8000-00000000000B")
+            assert (await sink.write(events(an_event(9), shouted, an_event(8)))).stored == 3
+        await assert_sound(installed_dsn, 15)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_partition_that_was_detached_meanwhile_does_not_swallow_rows(installed_dsn: str, dropped: bool) -> None:
+    partition = f"afterwrite.{partition_name(NOW.date())}"
+
+    async def scenario() -> None:
+        async with open_sink(installed_dsn) as sink, connect(installed_dsn) as db:
+            await sink.write(wal(100))
+            await db.run(f"delete from {partition}".encode())
+            await db.run(b"delete from afterwrite.batch")
+            await db.run(b"update afterwrite.feed set position = 0")
+            await db.run(f"alter table afterwrite.activity detach partition {partition}".encode())
+            if dropped:
+                await db.run(f"drop table {partition}".encode())
+            assert (await sink.write(wal(200))).stored == 2
+            assert (await sink.write(wal(300))).stored == 2
+            assert dropped or await db.value(f"select count(*) from {partition}".encode()) == 0
+        await assert_sound(installed_dsn, 4)
+
+    asyncio.run(scenario())
+
+
+def test_rows_that_something_swallows_are_noticed(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        async with open_sink(installed_dsn) as sink, connect(installed_dsn) as db:
+            await sink.write(wal(100))
+            await db.script(
+                """create function afterwrite.swallow() returns trigger language plpgsql as $$
+                   begin return case when new.ordinal = 0 then new end; end $$;
+                   create trigger swallow before insert on afterwrite.activity
+                       for each row execute function afterwrite.swallow()"""
+            )
+            with pytest.raises(AfterwriteError, match=r"2 rows were sent .* and it kept 1"):
+                await sink.write(wal(200))
+            assert await sink.read_checkpoint("default") == wal(100).checkpoint
+        await assert_sound(installed_dsn, 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_gap_is_remembered_with_its_bounds(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        async with connect(installed_dsn) as db:
+            await record_gap(db, "app", after=Lsn(0x10), until=Lsn(0x20), reason="the slot was dropped")
+            await record_gap(db, "app", after=Lsn(0x30), until=Lsn(0x20), reason="the clock went back")
+            assert await db.values(
+                b"select concat_ws(' ', source, from_lsn, to_lsn, reason) from afterwrite.gap order by id"
+            ) == ["app 0/10 0/20 the slot was dropped", "app 0/30 0/30 the clock went back"]
+            with pytest.raises(DatabaseError, match="gap_says_why"):
+                await record_gap(db, "app", after=Lsn(1), until=Lsn(2), reason="")
 
     asyncio.run(scenario())
 

@@ -54,9 +54,11 @@ LONGEST_EXACT = 190 * 1024 * 1024
 
 # Rows are put together a chunk at a time: as many as make about a megabyte.
 _FIRST_ROWS, _MOST_ROWS, _CHUNK_BYTES = 128, 1_000, 1024 * 1024
-# JSON that is nested deeper, or longer, may be beyond what jsonb holds, where json would take it (its depth is a matter
-# of max_stack_depth; a number of two bytes takes twelve, of 256 MiB in all).
-_DOUBTED_DEPTH, _DOUBTED_BYTES = 500, 16 * 1024 * 1024
+# Both json and jsonb are read by recursion, as deep as max_stack_depth allows (16,300 by default): what is nested less
+# than a third as deep is read wherever a query stands.
+_DEEPEST = 5_000
+# Longer JSON may be beyond what jsonb holds, where json takes it: a number of two bytes needs twelve, of 256 MiB.
+_DOUBTED_BYTES = 16 * 1024 * 1024
 
 # Bytes that UTF-8 never uses hold the places of separators and nulls while a whole chunk is escaped at once.
 _FIELD, _ROW, _NULL = b"\xfe", b"\xfd", b"\xff"
@@ -104,7 +106,7 @@ class Sealing:
 
 
 class DoubtError(Exception):
-    """Whether jsonb holds a JSON of these activities only the server can tell: it is very deep, or very long."""
+    """Whether jsonb holds a JSON of these activities only the server can tell: it is very long."""
 
 
 class CopyLines:
@@ -242,7 +244,7 @@ def _join(activities: Sequence[Activity], batch: bytes, *, doubting: bool) -> by
     data = _ROW.join(rows)
     if b"\0" in data or not _are_canonical([a.id for a in activities]) or not _are_plain(jsons, foreign):
         return None
-    if doubting and _are_doubtful(jsons):
+    if doubting and len(data) > _DOUBTED_BYTES and _are_doubtful(jsons):
         raise DoubtError
     return _escape(data).replace(_NULL, b"\\N").replace(_FIELD, b"\t").replace(_ROW, b"\n") + b"\n"
 
@@ -283,24 +285,20 @@ def _are_plain(jsons: Sequence[msgspec.Raw], foreign: Sequence[msgspec.Raw]) -> 
         together.decode()
     except UnicodeDecodeError:
         return False
-    if foreign and may_hold_large_numbers(b" ".join(foreign)):
-        return all(fits_jsonb(bytes(raw)) for raw in foreign)
+    if foreign and may_hold_large_numbers(b" ".join(foreign)) and not all(fits_jsonb(bytes(raw)) for raw in foreign):
+        return False
+    brackets = together.count(b"[") + together.count(b"{")
+    if brackets > len(jsons) + _DEEPEST and any(_is_deep(bytes(raw)) for raw in jsons):
+        return False
     return b"\\" not in together or b"\\u" not in together or with_jsonb_characters(together) == together
 
 
+def _is_deep(text: bytes) -> bool:
+    return text.count(b"[") + text.count(b"{") > _DEEPEST and measure_depth(text) > _DEEPEST
+
+
 def _are_doubtful(jsons: Sequence[msgspec.Raw]) -> bool:
-    together = b"".join(jsons)
-    if len(together) < _DOUBTED_BYTES and together.count(b"[") + together.count(b"{") < len(jsons) + _DOUBTED_DEPTH:
-        return False
-    return any(is_doubtful(raw) for raw in jsons)
-
-
-def is_doubtful(raw: msgspec.Raw) -> bool:
-    """Whether only the server can tell that jsonb holds this."""
-    text = bytes(raw)
-    if len(text) > _DOUBTED_BYTES:
-        return True
-    return text.count(b"[") + text.count(b"{") > _DOUBTED_DEPTH and measure_depth(text) > _DOUBTED_DEPTH
+    return any(memoryview(raw).nbytes > _DOUBTED_BYTES for raw in jsons)
 
 
 def _moment(moment: datetime) -> bytes:
@@ -452,7 +450,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def _storable_json(raw: bytes) -> bytes | None:
     kept = with_jsonb_characters(raw)
-    return None if kept is None or (may_hold_large_numbers(kept) and not fits_jsonb(kept)) else kept
+    if kept is None or _is_deep(kept) or (may_hold_large_numbers(kept) and not fits_jsonb(kept)):
+        return None
+    return kept
 
 
 def _exact(original: bytes) -> str | dict[str, object]:
