@@ -117,11 +117,11 @@ def _bill_claims(bills: dict[Variant, list[Bill]], rate: float) -> list[Claim]:
     def wal(bill: Bill) -> float:
         return float(bill.wal)
 
-    at = f"at {rate:g} transactions/s"
+    at = f"{rate:g} tx/s"
     triggers, ours, apart = Variant.TRIGGERS, Variant.AFTERWRITE, Variant.APART
     return [
         compare(
-            f"bill: database CPU for keeping the activity of a write {at}, the triggers → capture and store",
+            f"database CPU for keeping activity, {at}",
             "µs/write",
             beyond(triggers, cpu),
             beyond(ours, cpu),
@@ -129,7 +129,7 @@ def _bill_claims(bills: dict[Variant, list[Bill]], rate: float) -> list[Claim]:
             at_most=True,
         ),
         compare(
-            f"bill: WAL for keeping the activity of a write {at}, the triggers → capture and store",
+            f"WAL for keeping activity, {at}",
             "B/write",
             beyond(triggers, wal),
             beyond(ours, wal),
@@ -137,7 +137,7 @@ def _bill_claims(bills: dict[Variant, list[Bill]], rate: float) -> list[Claim]:
             at_most=True,
         ),
         compare(
-            f"bill: database CPU of a write and all that follows from it {at}, with triggers → with afterwrite",
+            f"database CPU of the whole work, {at}",
             "µs/write",
             each(triggers, cpu),
             each(ours, cpu),
@@ -145,7 +145,7 @@ def _bill_claims(bills: dict[Variant, list[Bill]], rate: float) -> list[Claim]:
             at_most=True,
         ),
         compare(
-            f"bill: WAL of a write and all that follows from it {at}, with triggers → with afterwrite",
+            f"WAL of the whole work, {at}",
             "B/write",
             each(triggers, wal),
             each(ours, wal),
@@ -153,7 +153,7 @@ def _bill_claims(bills: dict[Variant, list[Bill]], rate: float) -> list[Claim]:
             at_most=True,
         ),
         compare(
-            f"bill: the same CPU {at}, the store on a server of its own: the source's share",
+            f"store apart: source CPU for activity, {at}",
             "µs/write",
             beyond(triggers, cpu),
             beyond(apart, cpu),
@@ -161,16 +161,16 @@ def _bill_claims(bills: dict[Variant, list[Bill]], rate: float) -> list[Claim]:
             at_most=True,
         ),
         compare(
-            f"bill: the same WAL {at}, the store on a server of its own: the source's share",
+            f"store apart: source WAL for activity, {at}",
             "B/write",
             beyond(triggers, wal),
             beyond(apart, wal),
             target=0.4,
             at_most=True,
         ),
-        note(f"bill: database CPU of a write {at}, nobody keeps activity", "µs/write", each(Variant.NOBODY, cpu)),
-        note(f"bill: WAL of a write {at}, nobody keeps activity", "B/write", each(Variant.NOBODY, wal)),
-        note(f"bill: the worker's own CPU {at}", "µs/write", each(ours, lambda bill: bill.worker_cpu * 1e6)),
+        note(f"database CPU, nobody keeps activity, {at}", "µs/write", each(Variant.NOBODY, cpu)),
+        note(f"WAL, nobody keeps activity, {at}", "B/write", each(Variant.NOBODY, wal)),
+        note(f"the worker's own CPU, {at}", "µs/write", each(ours, lambda bill: bill.worker_cpu * 1e6)),
     ]
 
 
@@ -228,33 +228,31 @@ def _drain_claims(drained: list[_Drained], copied: list[_Copied]) -> list[Claim]
     copy_cpu = [run.cpu * 1e6 / run.rows for run in copied]
     return [
         compare(
-            "capture: sustained into the fully indexed store, a bare COPY of the same rows → one worker",
+            "capture against a bare COPY",
             "changes/s",
             bare,
             speed,
             target=0.7,
         ),
-        held_to(
-            "capture: sustained into the fully indexed store, one worker", "changes/s", 30_000, speed, at_most=False
-        ),
+        held_to("capture into the fully indexed store", "changes/s", 30_000, speed, at_most=False),
         note(
-            "capture: until the slot is also past the WAL of the store itself",
+            "capture, the store's own WAL read past too",
             "changes/s",
             [run.settled_rows / run.settled_seconds for run in drained],
         ),
         compare(
-            "capture: CPU of the store's session, bare COPY → sink",
+            "CPU of the sink's session against a bare COPY",
             "µs/change",
             copy_cpu,
             [run.parts.sink * 1e6 / run.parts_rows for run in drained],
         ),
         note(
-            "capture: CPU of the walsender",
+            "CPU of the walsender",
             "µs/change",
             [run.parts.walsender * 1e6 / run.parts_rows for run in drained],
         ),
-        note("capture: CPU of the worker", "µs/change", [run.parts.worker * 1e6 / run.parts_rows for run in drained]),
-        note("capture: changes in a batch", "changes", [run.rows / run.batches for run in drained]),
+        note("CPU of the worker", "µs/change", [run.parts.worker * 1e6 / run.parts_rows for run in drained]),
+        note("changes in a batch", "changes", [run.rows / run.batches for run in drained]),
     ]
 
 
@@ -365,11 +363,11 @@ async def _measure_lag(stage: Stage, options: Options, tell: Tell) -> list[Claim
     for rate in options.rates:
         p50 = [found[0] for found in lags[rate]]
         p99 = [found[1] for found in lags[rate]]
-        claims.append(note(f"lag: commit → visible in the feed at {rate:,} changes/s, p50", "ms", p50))
-        p99_claim = f"lag: commit → visible in the feed at {rate:,} changes/s, p99"
+        claims.append(note(f"commit to feed at {rate:,} changes/s, p50", "ms", p50))
+        p99_claim = f"commit to feed at {rate:,} changes/s, p99"
         promised = 250.0 if rate <= 2_000 else None
         claims.append(held_to(p99_claim, "ms", promised, p99, at_most=True) if promised else note(p99_claim, "ms", p99))
-        claims.append(note(f"lag: changes a second that came about, of {rate:,}", "changes/s", speeds[rate]))
+        claims.append(note(f"load that came about, of {rate:,} changes/s", "changes/s", speeds[rate]))
     return claims
 
 

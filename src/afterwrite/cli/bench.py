@@ -71,9 +71,10 @@ async def _watched(options: Options) -> Report:
 
 
 def _show(report: Report) -> None:
-    made = table("claim", ">against", ">measured", ">ratio", ">95 %", ">target", "")
+    made = table("claim", ">against", ">measured", "unit", ">ratio", ">target", "")
     fill(made, (_row(claim) for claim in report.claims))
     out.print(made)
+    out.print("against: the triggers' own figure, a bare COPY's, or what was promised; ± half of the 95 % interval")
     machine = report.machine
     out.print(
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, PostgreSQL"
@@ -83,17 +84,20 @@ def _show(report: Report) -> None:
 
 
 def _row(claim: Claim) -> tuple[str, ...]:
-    between = "" if claim.low is None or claim.high is None else f"{claim.low:.2f}–{claim.high:.2f}"
-    target = "" if claim.target is None else f"{'≤' if claim.at_most else '≥'} {claim.target:.2f}"
     return (
         claim.claim,
-        "" if claim.baseline is None else f"{_figure(claim.baseline)}",
-        f"{_figure(claim.measured)} {claim.unit}",
-        "" if claim.ratio is None else f"{claim.ratio:.2f}",
-        between,
-        target,
-        {True: "met", False: "not met", None: ""}[claim.met],
+        "" if claim.baseline is None else _figure(claim.baseline),
+        _figure(claim.measured),
+        claim.unit,
+        "" if claim.ratio is None else f"{claim.ratio:.2f}{_doubt(claim)}",
+        "" if claim.target is None else f"{'≤' if claim.at_most else '≥'} {claim.target:.2f}",
+        {True: "met", False: "missed", None: ""}[claim.met],
     )
+
+
+def _doubt(claim: Claim) -> str:
+    """Half the width of the ratio's interval."""
+    return "" if claim.low is None or claim.high is None else f" ±{(claim.high - claim.low) / 2:.2f}"
 
 
 def _figure(value: float) -> str:
