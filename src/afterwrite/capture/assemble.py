@@ -455,7 +455,10 @@ class _Table:
             if value is None or value is UNCHANGED:
                 return None
             parts.append(value.decode(errors="backslashreplace"))
-        return ",".join(parts)
+        if len(parts) == 1:
+            return parts[0]
+        # Two keys never look the same: ('a,b', 'c') is a\,b,c and ('a', 'b,c') is a,b\,c.
+        return ",".join([part.replace("\\", "\\\\").replace(",", "\\,") for part in parts])
 
 
 _encode = msgspec.json.Encoder().encode
