@@ -21,9 +21,11 @@ import msgspec
 
 from afterwrite.activity import Checkpoint
 from afterwrite.capture.backlog import Pace
-from afterwrite.capture.governor import OverBudget, Policy
-from afterwrite.capture.preflight import CaptureSetup
+from afterwrite.capture.governor import OverBudget, Policy, human_bytes
+from afterwrite.capture.governor import judge as judge_slot
+from afterwrite.capture.preflight import CaptureSetup, judge_limit, read_server
 from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, examine, foresee, prepare
+from afterwrite.capture.watch import observe, read_pulse
 from afterwrite.capture.worker import Duty, Source, Worker, WorkerStatus, end_task
 from afterwrite.defer.progress import read_progress
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
@@ -38,7 +40,7 @@ from afterwrite.scan.survey import Survey, survey
 from afterwrite.settings import Settings
 from afterwrite.store import maintain as maintenance
 from afterwrite.store.schema import install_store, known_upgrades, read_version, require_store
-from afterwrite.store.writer import open_sink, read_checkpoint, read_identity, record_gap
+from afterwrite.store.writer import is_flushing, open_sink, read_checkpoint, read_identity, record_gap
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +199,49 @@ async def look_at_installation(settings: Settings, source: Database, store: Data
         schema=tuple(missing),
         steps=tuple(await foresee(source, setup, checkpoint, identity)),
     )
+
+
+async def examine_governance(settings: Settings, source: Database, checkpoint: Checkpoint) -> list[Finding]:
+    """How the slot stands against its budget, and whether the server protects itself where nobody governs."""
+    server = await read_server(source)
+    if server.in_recovery:
+        return []
+    policy = governor_policy(settings)
+    found = judge_limit(server, settings.slot, policy.wal_budget)
+    pulse = await read_pulse(source, settings.slot)
+    if not pulse.present:
+        return found
+    observed = observe(pulse, settings.slot, checkpoint.lsn)
+    judgement = judge_slot(observed, policy)
+    end = "it is given up then" if policy.over_budget is OverBudget.GIVE_UP else "alarm only"
+    found.append(
+        Finding(
+            rule="slot.numbers",
+            severity=Severity.INFO,
+            where=settings.slot,
+            text=f"slot {settings.slot} keeps {human_bytes(observed.retained_bytes)} of WAL, of"
+            f" {human_bytes(judgement.budget_bytes)} ({end}); the store is {human_bytes(observed.lag_bytes)} behind;"
+            f" wal_status {pulse.wal_status}, spilled {human_bytes(observed.spilled_bytes or 0)},"
+            f" catalog_xmin {observed.catalog_age or 0:,} transactions old",
+        )
+    )
+    return [*found, *judgement.findings]
+
+
+async def examine_store_server(store: Database) -> list[Finding]:
+    """Whether what the store says is committed would outlast a crash of its machine."""
+    if await is_flushing(store):
+        return []
+    return [
+        Finding(
+            rule="store.fsync",
+            severity=Severity.WARNING,
+            where=store.where,
+            text=f"{store.where} runs with fsync = off: a crash of its machine may take what was acknowledged with it,"
+            " and the slot no longer has it",
+            remedy="run ALTER SYSTEM SET fsync = on, then SELECT pg_reload_conf()",
+        )
+    ]
 
 
 async def install(

@@ -47,6 +47,7 @@ class SourceServer(msgspec.Struct, frozen=True, kw_only=True):
     encoding: str
     slot_keeps_bytes: int | None
     may_identify: bool
+    may_monitor: bool
     in_recovery: bool
     slots_allowed: int
     slots_used: int
@@ -145,7 +146,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 async def survey(database: Database, setup: CaptureSetup) -> Survey:
     """Read what stands. Only reads; raises DatabaseError when the server cannot be asked."""
-    server = await database.one(SourceServer, statement("capture.read_server"))
+    server = await read_server(database)
     published = await database.rows(Published, statement("capture.read_publications"), names=list(setup.publications))
     return Survey(
         server=server,
@@ -154,6 +155,11 @@ async def survey(database: Database, setup: CaptureSetup) -> Survey:
         publications={publication.name: publication for publication in published},
         slot=await read_slot(database, setup.slot),
     )
+
+
+async def read_server(database: Database) -> SourceServer:
+    """The server's settings, and our rights on it."""
+    return await database.one(SourceServer, statement("capture.read_server"))
 
 
 async def read_slot(database: Database, slot: str) -> SlotState | None:
@@ -202,6 +208,32 @@ _REPLICATION_REMEDY = {
 }
 
 
+_KEEP_REMEDY = {
+    "self": "run ALTER SYSTEM SET max_slot_wal_keep_size = '{size}', then SELECT pg_reload_conf()",
+    "rds": "set max_slot_wal_keep_size (in MB) in the instance's parameter group to what its disk can spare",
+    "cloudsql": "set the flag max_slot_wal_keep_size (in MB) to what the instance's disk can spare",
+    "azure": "set the server parameter max_slot_wal_keep_size in the portal to what the server's disk can spare",
+    "supabase": "set it with `supabase postgres-config update --config max_slot_wal_keep_size={size}`",
+}
+
+
+def judge_limit(server: SourceServer, slot: str, wal_budget: int) -> list[Finding]:
+    """Whether the server protects its disk by itself where nobody of ours governs the slot. Pure."""
+    if server.slot_keeps_bytes is not None:
+        return []
+    size = f"{max(2, 2 * wal_budget >> 30)}GB"
+    return [
+        Finding(
+            rule="server.slot_keep",
+            severity=Severity.WARNING,
+            where=slot,
+            text="max_slot_wal_keep_size is -1: while no worker runs to govern it, slot"
+            f" {slot} may keep WAL until the server's disk is full",
+            remedy=_KEEP_REMEDY[server.provider].format(size=size),
+        )
+    ]
+
+
 def _judge_server(seen: Survey, setup: CaptureSetup) -> Iterator[Finding]:
     server, where = seen.server, seen.server.database
     if server.version < 140_000:
@@ -231,6 +263,22 @@ def _judge_server(seen: Survey, setup: CaptureSetup) -> Iterator[Finding]:
             where,
             f"role {server.role} may not read the WAL: it is neither superuser nor has it REPLICATION",
             _REPLICATION_REMEDY[server.provider].format(role=quoted(server.role)),
+        )
+    if not server.may_identify:
+        yield _error(
+            "role.identify",
+            where,
+            f"role {server.role} may not ask which cluster this is: another one in its place would not be noticed",
+            f"as a superuser, run GRANT EXECUTE ON FUNCTION pg_control_system() TO {quoted(server.role)}",
+        )
+    if not server.may_monitor:
+        yield Finding(
+            rule="role.monitor",
+            severity=Severity.INFO,
+            where=where,
+            text=f"role {server.role} does not see what sessions of other roles do: who stands in the way is named"
+            " without what he is doing",
+            remedy=f"run GRANT pg_monitor TO {quoted(server.role)}",
         )
     if not server.may_publish and not all(name in seen.publications for name in setup.publications):
         yield _error(

@@ -80,7 +80,9 @@ class BudgetSpent(AfterwriteError):  # noqa: N818 - the sentence that it says
     """The slot is to be given up by the operator's policy."""
 
 
-class _Pulse(msgspec.Struct, frozen=True, kw_only=True):
+class Pulse(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at a slot and at whose it is, as the server gives it; ``departures`` is JSON."""
+
     wal: str
     present: bool
     restart_lsn: str | None
@@ -93,6 +95,25 @@ class _Pulse(msgspec.Struct, frozen=True, kw_only=True):
     spilled_bytes: int | None
     store: str | None
     departures: str
+
+
+async def read_pulse(database: Database, slot: str) -> Pulse:
+    """How the slot stands now."""
+    return await database.one(Pulse, statement("capture.read_pulse"), slot=slot)
+
+
+def observe(pulse: Pulse, slot: str, position: Lsn | None) -> Observed:
+    """What can be said of one pulse alone; ``position`` is how far the store is. Pure."""
+    wal = Lsn.parse(pulse.wal)
+    return Observed(
+        slot=slot,
+        retained_bytes=max(0, wal - Lsn.parse(pulse.restart_lsn)) if pulse.restart_lsn else 0,
+        lag_bytes=None if position is None else max(0, wal - position),
+        wal_status=pulse.wal_status,
+        safe_wal_size=pulse.safe_wal_size,
+        catalog_age=pulse.catalog_age,
+        spilled_bytes=pulse.spilled_bytes,
+    )
 
 
 async def take_claim(
@@ -264,7 +285,7 @@ class Watch:
 
     async def _feel(self) -> Lsn:
         slot = self._watched.slot
-        pulse = await self._control.one(_Pulse, statement("capture.read_pulse"), slot=slot)
+        pulse = await read_pulse(self._control, slot)
         wal, now = Lsn.parse(pulse.wal), time.monotonic()
         self._confirmed = Lsn.parse(pulse.confirmed_flush_lsn or "0/0")
         departures = msgspec.json.decode(pulse.departures, type=list[Departure])
@@ -276,17 +297,11 @@ class Watch:
             log.info("%d tables of slot %s were dropped; nothing of them is lost", dropped, slot)
         self._clock.note(now, wal)
         position = self._checkpoint.lsn if self._checkpoint else None
-        observed = Observed(
-            slot=slot,
-            retained_bytes=max(0, wal - Lsn.parse(pulse.restart_lsn)) if pulse.restart_lsn else 0,
-            lag_bytes=None if position is None else max(0, wal - position),
+        observed = msgspec.structs.replace(
+            observe(pulse, slot, position),
             lag_seconds=None if position is None else self._clock.behind(now, position),
             heartbeat_seconds=None if self._waiting_since is None else now - self._waiting_since,
             stored_seconds=now - self._stored_at,
-            wal_status=pulse.wal_status,
-            safe_wal_size=pulse.safe_wal_size,
-            catalog_age=pulse.catalog_age,
-            spilled_bytes=pulse.spilled_bytes,
         )
         judgement = judge(observed, self._policy)
         told = [finding for departure in departures for finding in judge_departure(departure)]
@@ -306,7 +321,7 @@ class Watch:
             )
         return wal
 
-    async def _check(self, pulse: _Pulse, departures: Sequence[Departure]) -> None:
+    async def _check(self, pulse: Pulse, departures: Sequence[Departure]) -> None:
         slot, checkpoint = self._watched.slot, self._checkpoint
         try:
             # PostgreSQL 18 streams on without a publication that is gone, and only warns in its log.

@@ -11,7 +11,7 @@ from afterwrite.store.reader import verify_feed
 
 
 def doctor(dsn: Dsn = None, store_dsn: StoreDsn = None, json: Json = False) -> int:
-    """Check server, rights, tables, publications, slot, checkpoint and the store's seal.
+    """Check server, rights, tables, publications, slot, WAL budget, checkpoint and the store's seal.
 
     Exit 5 if something forbids going on.
     """
@@ -47,6 +47,8 @@ async def _examine(given: Settings) -> list[Finding]:
         if seen.checkpoint is None:
             findings.append(_note("no-checkpoint", store.where, "capture was never set up", "afterwrite install"))
             return findings
+        findings += await runtime.examine_governance(given, source, seen.checkpoint)
+        findings += await runtime.examine_store_server(store)
         slot = await read_slot(source, given.slot)
         if slot is not None and slot.active_pid is None:
             findings.append(

@@ -101,6 +101,7 @@ select current_setting('server_version_num')::int as version,
        (select case when g.setting::bigint >= 0 then g.setting::bigint * 1048576 end
           from pg_catalog.pg_settings g where g.name = 'max_slot_wal_keep_size') as slot_keeps_bytes,
        pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'execute') as may_identify,
+       pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'usage') as may_monitor,
        pg_catalog.pg_is_in_recovery() as in_recovery,
        current_setting('max_replication_slots')::int as slots_allowed,
        (select count(*) from pg_catalog.pg_replication_slots)::int as slots_used,
@@ -264,13 +265,6 @@ select kind, publication, relation, found, expected
   from afterwrite.departure
  where slot = :slot
  order by publication, relation nulls first;
-
--- name: read_published
--- The tables that a slot's publications list, as `install` left them.
-select publication, relation, schema, name, key, since_lsn::text as since_lsn
-  from afterwrite.published
- where slot = :slot
- order by publication, schema, name;
 
 -- name: own_slot
 -- Write down that a slot belongs to a store; a slot that begins anew is captured from the new position on.

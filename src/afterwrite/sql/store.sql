@@ -281,6 +281,10 @@ insert into afterwrite.gap (source, from_lsn, to_lsn, reason)
 select :source, :from_lsn::pg_lsn, :to_lsn::pg_lsn, :reason
  where not exists (select from known);
 
+-- name: read_fsync
+-- Whether what this server says is flushed would survive its machine's crash.
+select current_setting('fsync')::boolean;
+
 -- name: read_identity
 -- Which store this is.
 select id::text from afterwrite.store;

@@ -103,6 +103,11 @@ class _Way(Enum):
     STAGED = "by a temporary table: some may be stored already, or their seal must be made of what was stored"
 
 
+async def is_flushing(db: Database) -> bool:
+    """Whether a commit of this server would survive its machine's crash."""
+    return bool(await db.value(statement("store.read_fsync")))
+
+
 async def read_identity(db: Database) -> str:
     """Which store this is."""
     return str(await db.value(statement("store.read_identity")))
