@@ -192,15 +192,19 @@ def _beyond(last: _Key) -> sql.Composable:
 
 
 async def _copy_since(db: Database, part: _Part, position: int) -> int:
-    """Copy what batches after a position brought. Through the primary key: under a lock nobody waits for a scan."""
+    """Copy what batches after a position brought: each looked up by the primary key, since a lock is held meanwhile."""
     await db.run(statement("maintain.avoid_scans"))
     query = sql.SQL(
         """
         insert into {table}
         select a.*
-          from afterwrite.batch b
-          join afterwrite.activity_default a on a.batch_id = b.id and a.occurred_at between b.first_at and b.last_at
-         where b.position > {position} and {where}
+          from (select * from afterwrite.batch where position > {position} offset 0) b
+         cross join lateral (
+               select *
+                 from afterwrite.activity_default
+                where batch_id = b.id and occurred_at between b.first_at and b.last_at and {where}
+               offset 0
+              ) a
             on conflict (occurred_at, id) do nothing
         """
     )
