@@ -149,6 +149,8 @@ def _read(orders: str) -> dict[str, _Failpoint]:
                 f"{VARIABLE} cannot be read at {words!r}", remedy="name=kill, name=lose@3, name=freeze:0.1"
             )
         name, action, at, probability = match.groups()
+        if name not in FAILPOINTS:
+            raise UsageError(f"there is no failpoint {name}", remedy="FAILPOINTS in failpoints.py lists them")
         armed[name] = _Failpoint(action, int(at) if at else None, float(probability or 1))
     return armed
 
