@@ -2,7 +2,7 @@
 
 ::
 
-    install ─▶ remember ─▶ afterwrite.capture, publication, published      (in the transaction that publishes)
+    install ─▶ remember ─▶ afterwrite.capture, publication, published      (what was published, in one snapshot)
     worker, doctor ─▶ departures: taken out, put back, altered ─▶ refused  (afterwrite.departure compares)
     a loss ─▶ open_gap, here ─▶ gap, in the store                          (before anything steps over it)
 
@@ -123,6 +123,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     def losses(self) -> list[Departure]:
         return [departure for departure in self.departures if departure.loses]
 
+    @property
+    def harms(self) -> bool:
+        """Whether there is a departure that a worker must not go on with."""
+        return any(departure.loses or departure.kind == "store listed" for departure in self.departures)
+
 
 class _OwnerRow(msgspec.Struct, frozen=True, kw_only=True):
     slot: str
@@ -173,7 +178,7 @@ async def read_memory(database: Database, slot: str) -> Memory:
 
 
 async def remember(database: Database, slot: str, publications: Sequence[str]) -> None:
-    """Take what is published now for what should be. Belongs into the transaction that published it."""
+    """Take what is published now for what should be. Belongs into the snapshot in which it was found in order."""
     failpoint("continuity.before_remember")
     await database.run(statement("capture.remember_publications"), slot=slot, publications=list(publications))
     await database.run(statement("capture.forget_published"), slot=slot)
@@ -225,7 +230,7 @@ def check_departures(slot: str, departures: Sequence[Departure], since: Lsn | No
         )
     lost = [departure for departure in departures if departure.loses]
     if lost:
-        after = f" after {since}" if since else ""
+        after = f" after {since}" if since else " since then"
         raise Refused(
             f"{_joined(lost)} under slot {slot}: changes committed{after} may be missing from the stream",
             remedy=ACCEPT_GAP,

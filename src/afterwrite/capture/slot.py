@@ -183,7 +183,7 @@ async def examine(
         check_continuity(checkpoint, seen.slot, await read_system(database))
     except Refused as error:
         rules = {finding.rule for finding in found}
-        if gap is not None and gap.to_lsn is None:
+        if gap is not None and not gap.is_over(checkpoint):
             found = [finding for finding in found if finding.rule != "slot.lost"]
             found.append(_finding("slot.given_up", setup.slot, _interrupted(setup.slot, gap)))
         elif not rules & {"slot.lost", "slot.foreign", "publication.departed"}:
@@ -233,8 +233,7 @@ async def check_memory(
     store's checkpoint. A give-up that was noted but not done, because the worker was killed between the two, is taken
     back: the slot is there and nothing was lost.
     """
-    intact = await read_wal_position(database)
-    memory = await read_memory(database, slot)
+    memory = await _look_and_remember(database, slot, store, publications)
     check_owner(slot, memory.owner, store, database.where)
     if checkpoint is None:
         raise Refused(
@@ -251,18 +250,26 @@ async def check_memory(
         check_departures(slot, memory.departures, memory.owner.intact_lsn)
         check_continuity(checkpoint, await read_slot(database, slot), await read_system(database))
     except Refused as error:
-        if gap is not None and gap.to_lsn is None:
+        if gap is not None and not gap.is_over(checkpoint):
             raise _interrupted(slot, gap) from error
         raise
     if gap is not None and gap.kind is GapKind.GIVEN_UP and gap.to_lsn is None:
         await close_gap(database, gap)
-    elif gap is not None and (gap.to_lsn is None or checkpoint.lsn < gap.to_lsn):
+    elif gap is not None and not gap.is_over(checkpoint):
         raise _interrupted(slot, gap)
-    # Tables have other names or keys now, and some were added by hand: from here on these are what should be.
-    async with database.transaction():
-        await remember(database, slot, publications)
-        await database.run(statement("capture.note_intact"), slot=slot, lsn=str(intact))
     return checkpoint
+
+
+async def _look_and_remember(database: Database, slot: str, store: str, publications: Sequence[str]) -> Memory:
+    """What is remembered; and where all is well, the names and keys that tables have now, and tables added by hand."""
+    intact = await read_wal_position(database)
+    async with database.transaction():
+        await database.run(statement("capture.keep_one_snapshot"))
+        memory = await read_memory(database, slot)
+        if memory.owner is not None and memory.owner.store == store and not memory.harms:
+            await remember(database, slot, publications)
+            await database.run(statement("capture.note_intact"), slot=slot, lsn=str(intact))
+    return memory
 
 
 class Again(StrEnum):
@@ -317,7 +324,7 @@ def resume(
         reason = f"slot {setup.slot} was taken over from store {owner.store} (install --accept-gap)"
         losses.append(Loss(kind=GapKind.TAKEN_OVER, after=after, reason=reason))
     if departures and owner is not None:
-        if not accept_gap:
+        if not (accept_gap or memory.gap(GapKind.UNPUBLISHED)):
             check_departures(setup.slot, departures, owner.intact_lsn)
         losses.append(_unpublished(departures, owner.intact_lsn, checkpoint if same else None))
         again = again if whole else Again.REPLACE
@@ -551,10 +558,8 @@ async def prepare(
         await job.own(store, course)
         for step in steps:
             match step.kind:
-                case StepKind.IDENTITY:
+                case StepKind.IDENTITY | StepKind.PUBLICATION:
                     await _apply(database, step, policy, on_blocked)
-                case StepKind.PUBLICATION:
-                    await _apply(database, step, policy, on_blocked, after=job.remember)
                 case StepKind.DROP_SLOT:
                     await drop_slot(database, setup.slot)
                 case StepKind.SLOT:
@@ -563,7 +568,7 @@ async def prepare(
                     await job.write_checkpoint()
             if on_step:
                 on_step(step)
-        published_at = await job.finish()
+        published_at = await job.finish(memory.departures)
     finally:
         await database.value(statement("capture.release_claim"), slot=setup.slot)
     if job.checkpoint is None:  # cannot be: without one, decide() ends with that step
@@ -621,15 +626,12 @@ class _Preparation:
             )
         failpoint("slot.after_own")
 
-    async def remember(self, database: Database) -> None:
-        """Belongs into the transaction that publishes."""
-        await remember(database, self._setup.slot, self._setup.publications)
-
     async def write_checkpoint(self) -> None:
         """Begin at the slot's position; what lies before it and was lost is in the store first."""
         setup, database = self._setup, self._database
         first = await _first_checkpoint(database, setup, self._system)
         if self.checkpoint is None:
+            await remember(database, setup.slot, setup.publications)
             await database.run(statement("capture.begin_slot"), slot=setup.slot, lsn=str(first.lsn))
         for gap in (await read_memory(database, setup.slot)).gaps:
             if gap.kind in _WHOLE:
@@ -640,14 +642,23 @@ class _Preparation:
         failpoint("slot.after_checkpoint")
         self.checkpoint = first
 
-    async def finish(self) -> Lsn:
+    async def finish(self, accepted: Sequence[Departure]) -> Lsn:
         """Take what is published now for what should be, and close the losses; says from where on all is published."""
         setup, database = self._setup, self._database
         now = await read_wal_position(database)
         async with database.transaction():
-            await self.remember(database)
-            await database.run(statement("capture.note_intact"), slot=setup.slot, lsn=str(now))
+            await database.run(statement("capture.keep_one_snapshot"))
             memory = await read_memory(database, setup.slot)
+            known = {(each.publication, each.relation) for each in accepted}
+            made_anew = {each.publication for each in accepted if each.breaks_the_slot}
+            fresh = [
+                each
+                for each in memory.losses
+                if each.publication not in made_anew and (each.publication, each.relation) not in known
+            ]
+            check_departures(setup.slot, fresh, memory.owner.intact_lsn if memory.owner else None)
+            await remember(database, setup.slot, setup.publications)
+            await database.run(statement("capture.note_intact"), slot=setup.slot, lsn=str(now))
             if gap := memory.gap(GapKind.UNPUBLISHED):
                 await database.run(statement("capture.end_gap"), id=gap.id, to_lsn=str(gap.to_lsn or now))
         for gap in (await read_memory(database, setup.slot)).gaps:
@@ -744,18 +755,9 @@ def _check_publications(seen: Survey, setup: CaptureSetup, checkpoint: Checkpoin
         )
 
 
-async def _apply(
-    database: Database,
-    step: Step,
-    policy: LockPolicy | None,
-    on_blocked: OnBlocked | None,
-    *,
-    after: Callable[[Database], Awaitable[None]] | None = None,
-) -> None:
+async def _apply(database: Database, step: Step, policy: LockPolicy | None, on_blocked: OnBlocked | None) -> None:
     async def work(words: str, inside: Database) -> None:
         await inside.script(words)
-        if after:
-            await after(inside)
 
     failpoint("slot.before_publish")
     await with_short_locks(

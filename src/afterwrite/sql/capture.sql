@@ -253,6 +253,10 @@ select null, 'prepared transaction ' || p.gid, p.owner::text, 'prepared', 'uncom
 -- Whether our memory of publications is laid here.
 select pg_catalog.to_regclass('afterwrite.departure') is not null;
 
+-- name: keep_one_snapshot
+-- Compare and remember the same moment.
+set transaction isolation level repeatable read;
+
 -- name: read_capture
 -- Whose a slot is, since when, and up to where its publications were seen as they should be.
 select slot, source, store, since_lsn::text as since_lsn, intact_lsn::text as intact_lsn

@@ -110,9 +110,9 @@ select t.slot, t.publication, pg_catalog.format('%I.%I', coalesce(n.nspname, t.s
            when c.oid is null and other.oid is not null then 'table replaced'
            when c.oid is null then 'table dropped'
            when r.oid is null then 'table missing'
-           when r.oid <> t.membership then 'table put back'
            when to_jsonb(r) ->> 'prqual' is not null then 'table filtered'
-           else 'table narrowed'
+           when to_jsonb(r) ->> 'prattrs' is not null then 'table narrowed'
+           else 'table put back'
        end,
        null, null
   from afterwrite.published t
