@@ -221,6 +221,8 @@ class Watch:
         self._waiting_since: float | None = None
         self._quiet_after = Lsn(0)
         self._confirmed = Lsn(0)
+        # A session compares in a transaction of its own, over the connection that pulses meanwhile.
+        self._turn = asyncio.Lock()
 
     @property
     def control(self) -> Database:
@@ -230,14 +232,15 @@ class Watch:
     async def begin(self, checkpoint: Checkpoint | None, store: str) -> Checkpoint:
         """What a session asks before it streams; raises Refused where going on would lose or double."""
         watched = self._watched
-        self._checkpoint = await check_memory(
-            self._control,
-            checkpoint,
-            store,
-            slot=watched.slot,
-            source=watched.source,
-            publications=watched.publications,
-        )
+        async with self._turn:
+            self._checkpoint = await check_memory(
+                self._control,
+                checkpoint,
+                store,
+                slot=watched.slot,
+                source=watched.source,
+                publications=watched.publications,
+            )
         self._store = store
         return self._checkpoint
 
@@ -272,10 +275,11 @@ class Watch:
         A query a second on the claiming connection also notices when that connection, and the claim with it, is gone.
         """
         while True:
-            wal = await self._feel()
-            if self._streaming:
-                await self._beat(wal)
-            await self._note_intact(wal)
+            async with self._turn:
+                wal = await self._feel()
+                if self._streaming:
+                    await self._beat(wal)
+                await self._note_intact(wal)
             await asyncio.sleep(self._watched.pulse_seconds)
 
     @property
