@@ -102,9 +102,8 @@ async def _node(scene: NodeScene, name: str) -> None:
     try:
         for task in done:
             task.result()
-    except AfterwriteError as error:
-        failed = f"{type(error).__name__}: {error}"
-        traceback.print_exc()
+    except AfterwriteError:
+        failed = traceback.format_exc()
     except BaseException:
         failed = traceback.format_exc()
         raise
