@@ -13,6 +13,7 @@ ever holds all of it, and nothing stands still meanwhile.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from copy import copy
@@ -620,13 +621,17 @@ def _naming(schema: str, table: str) -> _Naming:
 
 
 def _summary(words: str, key: str | None, changed: Sequence[str] | None) -> str:
-    text = words if key is None else f"{words} {key}"
+    text = words if key is None else f"{words} {key if len(key) < _UUID_LENGTH else _UUID.sub(_UUID_BRIEFLY, key)}"
     if not changed:
         return text
     if len(changed) > _SUMMARY_COLUMNS:
         return f"{text}: {', '.join(changed[:_SUMMARY_COLUMNS])} and {len(changed) - _SUMMARY_COLUMNS} more"
     return f"{text}: {', '.join(changed)}"
 
+
+# Nobody reads a UUID to its end, and full text would keep each of its groups as a word.
+_UUID = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UUID_BRIEFLY, _UUID_LENGTH = r"\1…", 36
 
 _emitted = msgspec.json.Decoder(Emitted)
 
