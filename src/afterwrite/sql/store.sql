@@ -164,19 +164,10 @@ select :position::bigint as position, a.batch_id, a.id::text as id, a.occurred_a
        abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
        a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
        a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
-  from afterwrite.activity a
- where a.batch_id = :batch_id
-   and a.occurred_at between :first_at and :last_at
-   and (a.occurred_at, a.id) > (:after_at::timestamptz, :after_id::uuid)
-   and (:relations::text[] is null or a.relation = any (:relations::text[]) or a.kind = 'event')
-   and (:events or a.kind = 'change')
-   and (:commit_lsn::pg_lsn is null or a.commit_lsn = :commit_lsn::pg_lsn)
-   and (:actor_id::text is null or a.actor_id = :actor_id)
-   and (:entity_type::text is null or a.entity_type = :entity_type)
-   and (:entity_id::text is null or a.entity_id = :entity_id)
-   and (:action::text is null or a.action = :action)
- order by a.occurred_at, a.id
- limit :limit;
+  from afterwrite.page_of_batch(
+           :batch_id, :after_at, :after_id, :last_at, :commit_lsn, :relations, :events, :actor_id, :entity_type, :entity_id,
+           :action, :limit) a
+ order by a.occurred_at, a.id;
 
 -- name: read_transactions
 -- How many changes of these tables each source transaction of a batch has, beyond a place in the WAL.

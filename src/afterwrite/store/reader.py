@@ -176,7 +176,6 @@ async def read_batch_pages(
         statement("store.read_batch_page"),
         batch_id=batch.id,
         position=batch.position,
-        first_at=stretch.first_at,
         last_at=stretch.last_at,
         after_at=after_at,
         after_id=after_id,

@@ -287,3 +287,27 @@ comment on function afterwrite.close_batch(
     bigint, text, text, pg_lsn, pg_lsn, timestamptz, timestamptz, bigint, bigint, jsonb, bytea, text, text, integer, pg_lsn,
     pg_lsn[], bigint[], text[]
 ) is 'The last act of a sink transaction: moves the checkpoint (if there is one), and gives what it stored (if it stored rows) its place in the feed, chained to the batch of that source before it. Nothing may come after it but the commit.';
+
+create function afterwrite.page_of_batch(
+    of_batch bigint, after_at timestamptz, after_id uuid, until_at timestamptz, of_commit pg_lsn, of_relations text[],
+    with_events boolean, of_actor text, of_entity_type text, of_entity text, of_action text, most bigint
+) returns setof afterwrite.activity language sql stable
+set search_path = pg_catalog set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off as $$
+    select a.*
+      from afterwrite.activity a
+     where a.occurred_at between after_at and until_at
+       and (a.occurred_at, a.id) > (after_at, after_id)
+       and a.batch_id = of_batch
+       and (of_relations is null or a.relation = any (of_relations) or a.kind = 'event')
+       and (with_events or a.kind = 'change')
+       and (of_commit is null or a.commit_lsn = of_commit)
+       and (of_actor is null or a.actor_id = of_actor)
+       and (of_entity_type is null or a.entity_type = of_entity_type)
+       and (of_entity is null or a.entity_id = of_entity)
+       and (of_action is null or a.action = of_action)
+     order by a.occurred_at, a.id
+     limit most
+$$;
+comment on function afterwrite.page_of_batch(
+    bigint, timestamptz, uuid, timestamptz, pg_lsn, text[], boolean, text, text, text, text, bigint
+) is 'The next rows of a batch in the order of the primary key, and read along it: what is known of a partition that is being filled would have each page read and sort all that follow.';
