@@ -109,7 +109,7 @@ def drain(dsn: str, setup: CaptureSetup, sink: MemorySink) -> list[Transaction]:
                         continue
                     if any(message.content == marker for message in transaction.messages):
                         return found
-                    if transaction.changes or transaction.legacy or transaction.messages:
+                    if transaction.rows:
                         found.append(transaction)
 
     return asyncio.run(run())
