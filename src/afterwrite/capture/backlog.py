@@ -22,11 +22,11 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     ``spill_dir`` (None: the system's folder for such).
     """
 
-    linger_ms: int = 25
-    enough_rows: int = 200
+    linger_ms: int = 50
+    enough_rows: int = 2_000
     batch_rows: int = 5_000
-    backlog_rows: int = 20_000
-    backlog_bytes: int = 64 << 20
+    backlog_rows: int = 15_000
+    backlog_bytes: int = 32 << 20
     pulse_seconds: float = 1.0
     transaction_bytes: int = 16 << 20
     spill_dir: Path | None = None
@@ -34,7 +34,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     first_pause_ms: int = 100
     longest_pause_ms: int = 10_000
     takeover_seconds: float = 5.0
-    stop_seconds: float = 4.5
+    silent_seconds: float = 15.0
+    stop_seconds: float = 4.0
 
 
 class Take(msgspec.Struct, frozen=True, gc=False):
@@ -92,6 +93,11 @@ class Backlog:
         self._closed = True
         self._some.set()
         self._enough.set()
+
+    @property
+    def gathers(self) -> bool:
+        """Whether there is something, and it waits for more of the same or for the batch before."""
+        return self._some.is_set() and not self._enough.is_set()
 
     def discard(self) -> None:
         """Let go what was not taken."""

@@ -49,8 +49,6 @@ from afterwrite.postgres import Database, statement
 log = logging.getLogger(__name__)
 
 _STAND_BY_SECONDS = 0.5
-# The active worker asks something every second; a server that is slow is at work for it and not silent.
-SILENT_SECONDS = 15.0
 _NOTE_SECONDS = 60.0
 _DROP_TRIES = 40
 _DROP_PAUSE_SECONDS = 0.25
@@ -121,13 +119,14 @@ async def take_claim(
     slot: str,
     *,
     stand_by: bool,
+    silent_seconds: float,
     stopping: asyncio.Event,
     tell: Callable[[int | None], None],
 ) -> bool:
     """Become the one active worker, for as long as this connection lives; False when stopped before.
 
     Where another is active, ``stand_by`` waits for it to go, telling its pid, and ends the sessions of one that has
-    fallen silent; otherwise raises SlotHeld. The store's checkpoint, locked by each sink transaction, still decides
+    asked nothing for ``silent_seconds`` (it asks every second; one whose server is slow is not silent); otherwise raises SlotHeld. The store's checkpoint, locked by each sink transaction, still decides
     what is stored, so that a worker that wakes up again can neither double nor lose.
     """
     while not await control.value(statement("capture.try_claim"), slot=slot):
@@ -140,7 +139,7 @@ async def take_claim(
                 pid=pid,
             )
         tell(pid)
-        if holder and holder.silent_seconds is not None and holder.silent_seconds > SILENT_SECONDS:
+        if holder and holder.silent_seconds is not None and holder.silent_seconds > silent_seconds:
             await _end_silent(control, slot, holder)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STAND_BY_SECONDS):

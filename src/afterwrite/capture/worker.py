@@ -51,6 +51,7 @@ from afterwrite.postgres import ReadOnly, connect, statement
 
 OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
 
+_FEW_MESSAGES, _GATHER_SECONDS = 200, 0.004
 _HELD_PAUSE_SECONDS = 0.25
 _INSIST_SECONDS = 0.15
 # A function in a schema that anybody may create in can be a better match than pg_catalog's own, and would run as us.
@@ -260,7 +261,12 @@ class Worker:
                 )
             failpoint("worker.before_claim")
             claimed = await take_claim(
-                control, source.slot, stand_by=self._stand_by, stopping=self._stopping, tell=self._account.stand_by
+                control,
+                source.slot,
+                stand_by=self._stand_by,
+                silent_seconds=pace.silent_seconds,
+                stopping=self._stopping,
+                tell=self._account.stand_by,
             )
             if not claimed:
                 return
@@ -471,6 +477,9 @@ class _Session:
                 await asyncio.to_thread(assembler.put_aside)
             if chunk.caught_up is not None and not assembler.in_transaction:
                 self._backlog.reach(chunk.caught_up)
+            elif self._backlog.gathers and len(chunk.messages) < _FEW_MESSAGES:
+                # A batch is not due yet: to wake up for every commit would cost more than to decode it.
+                await asyncio.sleep(_GATHER_SECONDS)
 
     async def _store(self, take: Take) -> None:
         """One batch: shown, stored with its checkpoint, acknowledged."""
