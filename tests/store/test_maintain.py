@@ -630,3 +630,23 @@ def test_a_writer_is_not_disturbed_by_days_that_come_and_go(installed_dsn: str) 
             assert (await verify_feed(db)).first_break is None
 
     asyncio.run(scenario())
+
+
+def test_a_maintainer_that_is_told_to_stop_stops_at_once_and_lets_go(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        async with connect(installed_dsn) as db, connect(installed_dsn) as writer:
+            await make_partitions(db, days=[ago(31)])
+            async with writer.transaction():
+                await store_one(writer, ago(31))
+                building = asyncio.create_task(run(installed_dsn))
+                while not await db.value(b"select exists (select from pg_index where not indisvalid)"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                building.cancel()
+                async with asyncio.timeout(2):
+                    with pytest.raises(asyncio.CancelledError):
+                        await building
+                assert await db.value(b"select pg_try_advisory_lock(hashtextextended('afterwrite.maintain', 0))")
+                await db.run(b"select pg_advisory_unlock_all()")
+            assert (await run(installed_dsn)).left == ()
+
+    asyncio.run(scenario())

@@ -48,7 +48,7 @@ from afterwrite.store.recast import MAKING, REPLACED, discard_making, finish_rep
 log = logging.getLogger(__name__)
 
 EXPIRED = f"{PARENT}_expired_"
-# A connection for maintenance: patient where it stops nobody, gentle on the disk, and noticed when its client has died.
+# A connection for maintenance: patient where it stops nobody, and gentle on the disk.
 SESSION = {
     "search_path": "pg_catalog",
     "default_transaction_isolation": "read committed",
@@ -59,7 +59,6 @@ SESSION = {
     "lock_timeout": "30000",
     "vacuum_cost_delay": "2",
     "vacuum_cost_limit": "1000",
-    "client_connection_check_interval": "10000",
     "jit": "off",
 }
 _PATIENT = LockPolicy(lock_timeout_ms=200, attempts=10, first_pause_ms=100, longest_pause_ms=2_000)
