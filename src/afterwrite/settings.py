@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     soak_seconds: Annotated[float, Field(ge=0)] = 3_600.0
     # A batch holds whole transactions of so many rows, and waits so long for more of them unless all is quiet.
     batch_rows: Annotated[int, Field(gt=0, le=100_000)] = 5_000
-    linger_ms: Annotated[int, Field(ge=0, le=10_000)] = 50
+    linger_ms: Annotated[int, Field(ge=0, le=10_000)] = 40
     # A transaction that takes more memory than this waits for its commit in a temporary file, in this folder (None:
     # the system's), which must have room for as many bytes as the server sends of it.
     transaction_bytes: Annotated[int, Field(ge=1 << 16)] = 16 << 20

@@ -22,7 +22,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     ``spill_dir`` (None: the system's folder for such).
     """
 
-    linger_ms: int = 50
+    linger_ms: int = 40
     enough_rows: int = 2_000
     batch_rows: int = 5_000
     backlog_rows: int = 15_000
