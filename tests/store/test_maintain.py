@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
 
+import psycopg
 import pytest
+from psycopg import conninfo
 
 from afterwrite.activity import Activity, Batch, Checkpoint, Kind, Lsn, Operation, TransactionContext
 from afterwrite.errors import Refused
@@ -36,6 +39,7 @@ from afterwrite.store.partitions import (
     wanted_indexes,
 )
 from afterwrite.store.reader import read_batch_activities, read_batches, verify_feed
+from afterwrite.store.schema import install_store
 from afterwrite.store.writer import open_sink
 
 TODAY = datetime.now(UTC).date()
@@ -650,3 +654,38 @@ def test_a_maintainer_that_is_told_to_stop_stops_at_once_and_lets_go(installed_d
             assert (await run(installed_dsn)).left == ()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("small")
+def test_the_owner_needs_no_superuser_and_goes_on_owning_what_one_makes(dsn: str) -> None:
+    role = f"keeper_{secrets.token_hex(4)}"
+    own = conninfo.make_conninfo(dsn, options=f"-c role={role}")
+
+    async def scenario() -> None:
+        async with connect(dsn) as db:
+            await db.run(f"create role {role}".encode())
+            name = conninfo.conninfo_to_dict(dsn)["dbname"]
+            await db.run(f"grant create on database {name} to {role}".encode())
+        async with connect(own) as db:
+            await install_store(db)
+            await make_partitions(db, days=[ago(31), ago(41)])
+        await store(own, a_batch(ago(120), 1, 60))
+        report = await run(own, MaintainPolicy(retention_days=200))
+        assert (report.left, report.findings) == ((), ())
+        await store(own, a_batch(ago(121), 2, 60))
+        async with connect(dsn) as db:
+            await make_partition(db, ago(5))
+            assert (await run(dsn, MaintainPolicy(retention_days=200))).findings == ()
+            owners = await db.values(
+                b"""select distinct pg_get_userbyid(relowner) from pg_class
+                     where relnamespace = 'afterwrite'::regnamespace and relname like 'activity%'"""
+            )
+            assert owners == [role]
+        assert (await run(own, MaintainPolicy(hot_days=1, retention_days=40))).findings[0].rule == "retention-unread"
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        with psycopg.connect(dsn, autocommit=True) as admin:
+            admin.execute(f"drop owned by {role} cascade")
+            admin.execute(f"drop role {role}")
