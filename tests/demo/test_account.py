@@ -136,9 +136,9 @@ BROKEN = {
          where id = (select id from afterwrite.activity where actor_id is not null and xid > 1 limit 1)
         """,
     "wrong_values": """
-        update afterwrite.activity set after = after || '{"amount": 0.01}'
+        update afterwrite.activity set after = (after::jsonb || '{"amount": 0.01}')::json
          where id = (select id from afterwrite.activity
-                      where relation = 'public.subscriptions' and operation = 'insert' and after ? 'amount' limit 1)
+                      where relation = 'public.subscriptions' and operation = 'insert' and after::jsonb ? 'amount' limit 1)
         """,
     "unexpected": """
         insert into afterwrite.activity

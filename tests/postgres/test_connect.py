@@ -222,7 +222,7 @@ def test_too_many_connections_may_pass(server: Server, dsn: str) -> None:
 def test_a_schema_that_is_not_there_says_install(dsn: str) -> None:
     for query in (
         b"select * from afterwrite.batch",
-        b"select afterwrite.seal(1, now(), now())",
+        b"select afterwrite.open_batch(null)",
         b"create table afterwrite.x ()",
     ):
         error = failure(dsn, query)
