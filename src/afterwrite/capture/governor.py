@@ -184,7 +184,7 @@ class LagClock:
         self._notes: deque[tuple[float, Lsn]] = deque()
 
     def note(self, now: float, wal: Lsn) -> None:
-        """Where the log is written at this moment. Old notes are thinned out, so that hours fit into a few hundred."""
+        """Where the log is written at this moment. Older notes are thinned out: hours fit into a few hundred."""
         if self._notes and self._notes[-1][1] == wal:
             return
         self._notes.append((now, wal))

@@ -607,7 +607,7 @@ class _Preparation:
         setup, database = self._setup, self._database
         for gap in (await read_memory(database, setup.slot)).gaps:
             if gap.to_lsn is not None and gap.is_over(self.checkpoint):
-                await self._tell(gap, gap.to_lsn)
+                await self._tell(Gap(after=gap.from_lsn, until=gap.to_lsn, reason=gap.reason))
                 await close_gap(database, gap)
         async with database.transaction():
             for loss in course.losses:
@@ -635,8 +635,9 @@ class _Preparation:
             await database.run(statement("capture.begin_slot"), slot=setup.slot, lsn=str(first.lsn))
         for gap in (await read_memory(database, setup.slot)).gaps:
             if gap.kind in _WHOLE:
-                await database.run(statement("capture.end_gap"), id=gap.id, to_lsn=str(first.lsn))
-                await self._tell(gap, first.lsn)
+                told = self._bounds(gap, first.lsn)
+                await _end_gap(database, gap, told)
+                await self._tell(told)
         failpoint("slot.before_checkpoint")
         await self._sink.write(Batch(source=setup.source, activities=(), transactions=0, checkpoint=first))
         failpoint("slot.after_checkpoint")
@@ -660,21 +661,22 @@ class _Preparation:
             await remember(database, setup.slot, setup.publications)
             await database.run(statement("capture.note_intact"), slot=setup.slot, lsn=str(now))
             if gap := memory.gap(GapKind.UNPUBLISHED):
-                await database.run(statement("capture.end_gap"), id=gap.id, to_lsn=str(gap.to_lsn or now))
+                await _end_gap(database, gap, Gap(after=gap.from_lsn, until=gap.to_lsn or now, reason=gap.reason))
         for gap in (await read_memory(database, setup.slot)).gaps:
             # One of everything that never came to an end was none: the slot is there and goes on.
             if gap.to_lsn is not None:
-                await self._tell(gap, gap.to_lsn)
+                await self._tell(Gap(after=gap.from_lsn, until=gap.to_lsn, reason=gap.reason))
             await close_gap(database, gap)
         return now
 
-    async def _tell(self, gap: OpenGap, until: Lsn) -> None:
-        after = gap.from_lsn
-        before = self.checkpoint
+    def _bounds(self, gap: OpenGap, until: Lsn) -> Gap:
+        after, before = gap.from_lsn, self.checkpoint
         if gap.kind is GapKind.GIVEN_UP and before is not None and before.system_id == self._system.system_id:
-            # The last acknowledgement may have been behind what the store took.
+            # What was known when the slot was given up may have been behind what the store took.
             after = max(after, min(before.lsn, until))
-        told = Gap(after=after, until=until, reason=gap.reason)
+        return Gap(after=after, until=until, reason=gap.reason)
+
+    async def _tell(self, told: Gap) -> None:
         if told in self.gaps:
             return
         failpoint("slot.before_gap")
@@ -682,6 +684,10 @@ class _Preparation:
             await self._on_gap(told)
         failpoint("slot.after_gap")
         self.gaps.append(told)
+
+
+async def _end_gap(database: Database, gap: OpenGap, told: Gap) -> None:
+    await database.run(statement("capture.end_gap"), id=gap.id, from_lsn=str(told.after), to_lsn=str(told.until))
 
 
 async def _claim(database: Database, slot: str) -> None:

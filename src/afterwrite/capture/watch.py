@@ -126,8 +126,9 @@ async def take_claim(
     """Become the one active worker, for as long as this connection lives; False when stopped before.
 
     Where another is active, ``stand_by`` waits for it to go, telling its pid, and ends the sessions of one that has
-    asked nothing for ``silent_seconds`` (it asks every second; one whose server is slow is not silent); otherwise raises SlotHeld. The store's checkpoint, locked by each sink transaction, still decides
-    what is stored, so that a worker that wakes up again can neither double nor lose.
+    asked nothing for ``silent_seconds`` (it asks every second; one whose server is slow is not silent). Otherwise
+    raises SlotHeld. The store's checkpoint, locked by each sink transaction, still decides what is stored, so that a
+    worker that wakes up again can neither double nor lose.
     """
     while not await control.value(statement("capture.try_claim"), slot=slot):
         holder = await control.maybe(ClaimHolder, statement("capture.read_claim_holder"), slot=slot)

@@ -361,8 +361,8 @@ select id, kind, from_lsn::text as from_lsn, to_lsn::text as to_lsn, reason, not
  order by id;
 
 -- name: end_gap
--- Write down where a loss ends.
-update afterwrite.open_gap set to_lsn = :to_lsn::pg_lsn where id = :id;
+-- Write down from where to where a loss goes, now that it has an end.
+update afterwrite.open_gap set from_lsn = :from_lsn::pg_lsn, to_lsn = :to_lsn::pg_lsn where id = :id;
 
 -- name: close_gap
 -- The store knows of this loss now, or there was none after all.
