@@ -473,8 +473,8 @@ class Load:
             self.transactions += 1
 
 
-def start_process(dsn: str, slot: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, str(Path(__file__).with_name("worker_process.py")), dsn, slot])
+def start_process(dsn: str, slot: str, *store: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(Path(__file__).with_name("worker_process.py")), dsn, slot, *store])
 
 
 def stored(dsn: str) -> list[tuple[str, str]]:
