@@ -283,8 +283,10 @@ class Worker:
             try:
                 async with self._open_duty() as duty, asyncio.TaskGroup() as group:
                     pulse = group.create_task(watch.run())
-                    await self._persist(lambda: self._session(watch, duty))
-                    pulse.cancel()
+                    try:
+                        await self._persist(lambda: self._session(watch, duty))
+                    finally:
+                        await end_task(pulse)  # a group tells its tasks once
             except BaseExceptionGroup as group:
                 error = _worst(group)
                 if isinstance(error, BudgetSpent):
