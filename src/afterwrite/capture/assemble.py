@@ -206,6 +206,8 @@ class Assembler:
 class _Open:
     """The transaction whose commit has not come yet."""
 
+    __slots__ = ("_changes", "_events", "_legacy", "_messages", "_ordinal", "_stamp", "begin", "held", "size", "spill")
+
     def __init__(self, begin: Begin, size: int) -> None:
         self.begin = begin
         self.size = size
@@ -621,12 +623,18 @@ def _naming(schema: str, table: str) -> _Naming:
 
 
 def _summary(words: str, key: str | None, changed: Sequence[str] | None) -> str:
-    text = words if key is None else f"{words} {key if len(key) < _UUID_LENGTH else _UUID.sub(_UUID_BRIEFLY, key)}"
+    text = words if key is None else f"{words} {key if len(key) < _UUID_LENGTH else _shorten(key)}"
     if not changed:
         return text
     if len(changed) > _SUMMARY_COLUMNS:
         return f"{text}: {', '.join(changed[:_SUMMARY_COLUMNS])} and {len(changed) - _SUMMARY_COLUMNS} more"
     return f"{text}: {', '.join(changed)}"
+
+
+def _shorten(key: str) -> str:
+    if len(key) == _UUID_LENGTH:
+        return f"{key[:8]}…" if _UUID.fullmatch(key) else key
+    return _UUID.sub(_UUID_BRIEFLY, key)
 
 
 # Nobody reads a UUID to its end, and full text would keep each of its groups as a word.

@@ -100,6 +100,8 @@ class Pile(Generic[Kind]):
     A kind is what says how its payloads are read; there are few, and they stay in memory.
     """
 
+    __slots__ = ("_aside", "held")
+
     def __init__(self) -> None:
         self.held: list[tuple[int, Kind, bytes]] = []
         self._aside: _Aside[Kind] | None = None
