@@ -103,9 +103,10 @@ copy (
             on conflict (occurred_at, id) do nothing
         returning *
     )
-    select id, occurred_at, batch_id, source, kind, category, action, outcome, severity, entity_type, entity_id, actor_id,
-           actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent, duration_ms, summary, relation, operation,
-           changed, before, after, metadata, caused_by, xid, commit_lsn, ordinal
+    select id, ordinal, entity_id, summary, duration_ms, changed, before, after, metadata, batch_id,
+           occurred_at, source, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip,
+           user_agent, caused_by, xid, commit_lsn, kind, category, action, outcome, severity, entity_type,
+           relation, operation
       from stored
      order by commit_lsn nulls first, ordinal, occurred_at, id
 ) to stdout;
@@ -235,10 +236,10 @@ select b.position, b.id, b.source, b.first_at, b.last_at, b.rows, b.rows_per_tab
 -- name: copy_batches
 -- The rows of these batches as the seal takes them, batch by batch.
 copy (
-    select a.id, a.occurred_at, a.batch_id, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type,
-           a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, a.ip, a.user_agent,
-           a.duration_ms, a.summary, a.relation, a.operation, a.changed, a.before, a.after, a.metadata, a.caused_by, a.xid,
-           a.commit_lsn, a.ordinal
+    select a.id, a.ordinal, a.entity_id, a.summary, a.duration_ms, a.changed, a.before, a.after, a.metadata,
+           a.batch_id, a.occurred_at, a.source, a.actor_id, a.actor_type, a.tenant_id, a.session_id,
+           a.request_id, a.trace_id, a.ip, a.user_agent, a.caused_by, a.xid, a.commit_lsn, a.kind, a.category,
+           a.action, a.outcome, a.severity, a.entity_type, a.relation, a.operation
       from afterwrite.activity a
      where a.batch_id = any (:batch_ids::bigint[])
        and a.occurred_at between :first_at and :last_at

@@ -28,20 +28,23 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from math import inf, isinf, isnan, nextafter
-from typing import cast
+from operator import attrgetter
+from typing import Any, cast
 
 import msgspec
 
 from afterwrite.activity import Activities, Activity, Kind
 from afterwrite.jsonb import fits_jsonb, may_hold_large_numbers, measure_depth, with_jsonb_characters
 
-# The order in which the fields of a line stand.
-COLUMNS = (
-    "id", "occurred_at", "batch_id", "source", "kind", "category", "action", "outcome", "severity",
-    "entity_type", "entity_id", "actor_id", "actor_type", "tenant_id", "session_id", "request_id", "trace_id",
-    "ip", "user_agent", "duration_ms", "summary", "relation", "operation", "changed", "before", "after", "metadata",
-    "caused_by", "xid", "commit_lsn", "ordinal",
+# The order in which the fields of a line stand: what a row has for itself, then what it shares with the others of its
+# transaction, then what it shares with the others of its table and operation. Shared parts are made once a chunk.
+_OWN = ("id", "ordinal", "entity_id", "summary", "duration_ms", "changed", "before", "after", "metadata")
+_OF_TRANSACTION = (
+    "occurred_at", "source", "actor_id", "actor_type", "tenant_id", "session_id", "request_id", "trace_id", "ip",
+    "user_agent", "caused_by", "xid", "commit_lsn",
 )  # fmt: skip
+_OF_KIND = ("kind", "category", "action", "outcome", "severity", "entity_type", "relation", "operation")
+COLUMNS = (*_OWN, "batch_id", *_OF_TRANSACTION, *_OF_KIND)
 TEXTS = (
     "source", "category", "action", "entity_type", "entity_id", "actor_id", "actor_type", "tenant_id", "session_id",
     "request_id", "trace_id", "user_agent", "summary", "relation",
@@ -62,7 +65,7 @@ _DOUBTED_BYTES = 16 * 1024 * 1024
 
 # Bytes that UTF-8 never uses hold the places of separators and nulls while a whole chunk is escaped at once.
 _FIELD, _ROW, _NULL = b"\xfe", b"\xfd", b"\xff"
-_RELATION = COLUMNS.index("relation")
+_RELATION, _BATCH = COLUMNS.index("relation"), COLUMNS.index("batch_id")
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -103,6 +106,11 @@ class Sealing:
     def seal(self) -> Seal:
         tables = {"" if name == b"\\N" else _unescape(name): count for name, count in self._tables.items()}
         return Seal(self._tables.total(), tables, self._hash.digest())
+
+
+def read_batch_id(line: bytes) -> int:
+    """The batch that a line belongs to."""
+    return int(line.split(b"\t", _BATCH + 1)[_BATCH])
 
 
 class DoubtError(Exception):
@@ -181,63 +189,51 @@ def _is_ordered(activities: Sequence[Activity]) -> bool:
     return True
 
 
+_of_transaction = attrgetter(*_OF_TRANSACTION)
+_of_kind = attrgetter(*_OF_KIND)
+
+
 def _join(activities: Sequence[Activity], batch: bytes, *, doubting: bool) -> bytes | None:
     """The chunk's lines, or None when some value in it may not be kept as it is."""
     null = _NULL
     change = Kind.CHANGE
-    moments: dict[datetime, bytes] = {}
+    last: tuple[object, ...] = ()
+    shared: bytes | None = None
+    kinds: dict[tuple[str | None, ...], bytes] = {}
     rows: list[bytes] = []
     jsons: list[msgspec.Raw] = []
     foreign: list[msgspec.Raw] = []
     for a in activities:
-        at = moments.get(a.occurred_at)
-        if at is None:
-            at = moments[a.occurred_at] = _moment(a.occurred_at)
-        ip = null if a.ip is None else _address(a.ip)
-        caused_by = null if a.caused_by is None else _identity(a.caused_by)
-        duration = null if a.duration_ms is None else _float(a.duration_ms)
-        if ip is None or caused_by is None:
+        of_transaction = _of_transaction(a)
+        if of_transaction != last:
+            shared = _join_transaction(of_transaction, batch)
+            last = of_transaction
+        if shared is None:
             return None
+        of_kind = _of_kind(a)
+        kind = kinds.get(of_kind)
+        if kind is None:
+            kind = kinds[of_kind] = _FIELD.join([null if text is None else text.encode() for text in of_kind])
         before, after, metadata = a.before, a.after, a.metadata
-        kind = a.kind
         given = [raw for raw in (before, after, metadata) if raw is not None]
         jsons += given
-        if kind is not change:
+        if a.kind is not change:
             foreign += given
+        ordinal, entity_id, summary, duration, changed = a.ordinal, a.entity_id, a.summary, a.duration_ms, a.changed
         rows.append(
             _FIELD.join(
                 (
                     a.id.encode(),
-                    at,
-                    batch,
-                    a.source.encode(),
-                    kind.encode(),
-                    a.category.encode(),
-                    a.action.encode(),
-                    a.outcome.encode(),
-                    a.severity.encode(),
-                    null if a.entity_type is None else a.entity_type.encode(),
-                    null if a.entity_id is None else a.entity_id.encode(),
-                    null if a.actor_id is None else a.actor_id.encode(),
-                    null if a.actor_type is None else a.actor_type.encode(),
-                    null if a.tenant_id is None else a.tenant_id.encode(),
-                    null if a.session_id is None else a.session_id.encode(),
-                    null if a.request_id is None else a.request_id.encode(),
-                    null if a.trace_id is None else a.trace_id.encode(),
-                    ip,
-                    null if a.user_agent is None else a.user_agent.encode(),
-                    duration,
-                    null if a.summary is None else a.summary.encode(),
-                    null if a.relation is None else a.relation.encode(),
-                    null if a.operation is None else a.operation.encode(),
-                    null if a.changed is None else _array(a.changed),
+                    null if ordinal is None else b"%d" % ordinal,
+                    null if entity_id is None else entity_id.encode(),
+                    null if summary is None else summary.encode(),
+                    null if duration is None else _float(duration),
+                    null if changed is None else _array(changed),
                     null if before is None else before,
                     null if after is None else after,
                     null if metadata is None else metadata,
-                    caused_by,
-                    null if a.xid is None else b"%d" % a.xid,
-                    null if a.commit_lsn is None else _lsn(a.commit_lsn),
-                    null if a.ordinal is None else b"%d" % a.ordinal,
+                    shared,
+                    kind,
                 )
             )
         )
@@ -247,6 +243,36 @@ def _join(activities: Sequence[Activity], batch: bytes, *, doubting: bool) -> by
     if doubting and len(data) > _DOUBTED_BYTES and _are_doubtful(jsons):
         raise DoubtError
     return _escape(data).replace(_NULL, b"\\N").replace(_FIELD, b"\t").replace(_ROW, b"\n") + b"\n"
+
+
+def _join_transaction(values: tuple[Any, ...], batch: bytes) -> bytes | None:
+    """What the rows of a transaction have in common, with the batch; None when it may not be kept as it is."""
+    null = _NULL
+    at, source, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent, cause, xid, lsn = (
+        values
+    )
+    address = null if ip is None else _address(ip)
+    caused_by = null if cause is None else _identity(cause)
+    if address is None or caused_by is None:
+        return None
+    return _FIELD.join(
+        (
+            batch,
+            _moment(at),
+            source.encode(),
+            null if actor_id is None else actor_id.encode(),
+            null if actor_type is None else actor_type.encode(),
+            null if tenant_id is None else tenant_id.encode(),
+            null if session_id is None else session_id.encode(),
+            null if request_id is None else request_id.encode(),
+            null if trace_id is None else trace_id.encode(),
+            address,
+            null if user_agent is None else user_agent.encode(),
+            caused_by,
+            null if xid is None else b"%d" % xid,
+            null if lsn is None else _lsn(lsn),
+        )
+    )
 
 
 def _escape(data: bytes) -> bytes:
@@ -304,7 +330,7 @@ def _are_doubtful(jsons: Sequence[msgspec.Raw]) -> bool:
 def _moment(moment: datetime) -> bytes:
     if moment.tzinfo is None:
         raise ValueError("an activity's occurred_at has no time zone")
-    text = moment.astimezone(UTC).isoformat(" ").removesuffix("+00:00")
+    text = str(moment if moment.tzinfo is UTC else moment.astimezone(UTC)).removesuffix("+00:00")
     return (text.rstrip("0") if "." in text else text).encode() + b"+00"
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from afterwrite.activity import Kind, Level, Lsn, Operation, Outcome
 from afterwrite.postgres import Database, statement
-from afterwrite.store.lines import Seal, Sealing
+from afterwrite.store.lines import Seal, Sealing, read_batch_id
 
 _VERIFIED_AT_ONCE = 50
 _PAGE_ROWS = 1_000
@@ -332,7 +332,7 @@ _NO_ROWS = Sealing().seal()
 
 async def _read_seals(db: Database, batches: Sequence[_Verified]) -> dict[int, Seal]:
     """What the rows of these batches amount to today, by batch id."""
-    sealings: dict[bytes, Sealing] = {}
+    sealings: dict[int, Sealing] = {}
     async with db.transaction():
         await db.run(statement("store.set_copy_form"))
         async for line in db.copy_out(
@@ -341,12 +341,12 @@ async def _read_seals(db: Database, batches: Sequence[_Verified]) -> dict[int, S
             first_at=min(batch.first_at for batch in batches),
             last_at=max(batch.last_at for batch in batches),
         ):
-            id = line.split(b"\t", 3)[2]
+            id = read_batch_id(line)
             sealing = sealings.get(id)
             if sealing is None:
                 sealing = sealings[id] = Sealing()
             sealing.add(line)
-    return {int(id): sealing.seal() for id, sealing in sealings.items()}
+    return {id: sealing.seal() for id, sealing in sealings.items()}
 
 
 def _stretch(batches: Sequence[StoredBatch]) -> dict[str, Any]:
