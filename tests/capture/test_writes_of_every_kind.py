@@ -153,6 +153,36 @@ def test_partitions_come_go_and_have_partitions_of_their_own(dsn: str) -> None:
     ]
 
 
+def test_a_partition_with_an_index_as_its_identity_tells_that_indexs_columns(dsn: str) -> None:
+    changes = written(
+        dsn,
+        """
+        create table m (id int primary key, mail text not null, note text) partition by range (id);
+        create table m_1 partition of m for values from (0) to (10);
+        create table m_2 partition of m for values from (10) to (20);
+        create table m_3 partition of m for values from (20) to (30);
+        insert into m values (1, 'a', 'x'), (11, 'b', 'y'), (21, 'c', 'z');
+        """,
+        # `install` would refuse them, but anybody may set them later.
+        "create unique index by_mail on m_2 (mail); alter table m_2 replica identity using index by_mail",
+        "create unique index by_both on m_3 (id, mail); alter table m_3 replica identity using index by_both",
+        "update m set id = id + 1, mail = mail || '!'",
+        "update m set note = 'n'",
+        "delete from m",
+        tables=("m",),
+    )
+    assert [(parsed(change.before), change.changed) for change in changes] == [
+        ({"id": 1}, None),
+        ({"mail": "b"}, None),
+        ({"id": 21, "mail": "c"}, None),
+        *[(None, None)] * 3,
+        ({"id": 2}, None),
+        ({"mail": "b!"}, None),
+        ({"id": 22, "mail": "c!"}, None),
+    ]
+    assert [change.key for change in changes] == ["2", "12", "22", "2", "12", "22", "2", None, "22"]
+
+
 def test_two_phase_transactions_bring_their_context_or_nothing(dsn: str) -> None:
     laid(dsn, "create table t (id int primary key)")
     setup = setup_of("t")

@@ -68,12 +68,14 @@ _ASIDE_BYTES = 1 << 20
 class TableFacts(msgspec.Struct, frozen=True):
     """What the stream does not say of a table, as its next Relation message describes it.
 
-    Its primary key in index order, whether it is a partition root, and whether it is published as a legacy log only.
-    The key is ``unsure``, or known to be such since transaction ``since`` only (``now`` is the next one to begin).
+    Its primary key in index order, whether it is a partition root (``by_index`` when partitions of it have an index as
+    their replica identity), and whether it is published as a legacy log only. The key is ``unsure``, or known to be
+    such since transaction ``since`` only (``now`` is the next one to begin).
     """
 
     key: tuple[str, ...] = ()
     partitioned: bool = False
+    by_index: bool = False
     legacy: bool = False
     unsure: bool = False
     since: int = 0
@@ -345,7 +347,7 @@ class _Table:
         self.key = named if named and len(named) == len(facts.key) else (() if full else flagged)
         self.identity = self.key if full else flagged
         # The stream speaks of the root, but a partition's own replica identity decides what the WAL holds.
-        self.partitioned = facts.partitioned
+        self.partitioned, self.by_index = facts.partitioned, facts.by_index
         self.others = tuple(index for index in range(self.width) if index not in self.key)
 
     def recompiled(self, types: TypeCatalog, xid: int | None) -> _Table:
@@ -386,14 +388,14 @@ class _Table:
             old_parts, old = image
             whole = self._is_whole(old, whole)
             if UNCHANGED in new:
-                for index in range(self.width) if whole else self.identity:
+                for index in range(self.width) if whole else self._identity(old):
                     if new[index] is UNCHANGED:
                         parts[index], new[index] = old_parts[index], old[index]
             if whole:
                 before = self.template % tuple(old_parts)
                 changed = tuple(compress(self.names, map(ne, new, old)))
             else:
-                before = self._image(old_parts, self.identity)
+                before = self._image(old_parts, self._identity(old))
         if UNCHANGED in new:
             unchanged = tuple([name for name, value in zip(self.names, new, strict=True) if value is UNCHANGED])
             after = self._image(parts, [index for index, value in enumerate(new) if value is not UNCHANGED])
@@ -417,7 +419,9 @@ class _Table:
             operation=Operation.DELETE,
             ordinal=ordinal,
             key=self._key(old),
-            before=self.template % tuple(parts) if self._is_whole(old, whole) else self._image(parts, self.identity),
+            before=(
+                self.template % tuple(parts) if self._is_whole(old, whole) else self._image(parts, self._identity(old))
+            ),
         )
 
     def _truncate(self, payload: bytes, ordinal: int) -> Change:
@@ -444,9 +448,18 @@ class _Table:
         """
         if not self.partitioned:
             return whole
-        return all(old[index] is not None for index in self.key) and any(
-            old[index] is not None for index in self.others
+        # The columns of an index can be these and more: then nothing tells a key from a row.
+        return (
+            not self.by_index
+            and all(old[index] is not None for index in self.key)
+            and any(old[index] is not None for index in self.others)
         )
+
+    def _identity(self, old: Sequence[Value]) -> Iterable[int]:
+        """The columns that an old image holds which is not the row. Of a partition's index they are not null."""
+        if self.partitioned:
+            return [index for index, value in enumerate(old) if value is not None]
+        return self.identity
 
     def _key(self, values: Sequence[Value]) -> str | None:
         if not self.key:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from afterwrite.capture.assemble import Assembler, TableFacts
 from afterwrite.capture.transaction import Column, Relation
@@ -39,7 +40,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """A table as the catalog has it now.
 
     ``columns`` are all that it ever had, by their numbers from 1 on; ``key`` the numbers of the primary key's in its
-    order, which is such since transaction ``key_since``. The next transaction to begin is ``now``.
+    order, which is such since transaction ``key_since``. The next transaction to begin is ``now``. ``by_index`` where
+    some partition has an index as its replica identity.
     """
 
     columns: tuple[Attribute, ...]
@@ -47,6 +49,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     key_since: int = 0
     now: int = 0
     partitioned: bool = False
+    by_index: bool = False
     legacy: bool = False
 
 
@@ -70,6 +73,7 @@ class _TypeRow(msgspec.Struct, frozen=True, kw_only=True):
 
 class _FactsRow(msgspec.Struct, frozen=True, kw_only=True):
     partitioned: bool
+    by_index: bool
     legacy: bool
     key: list[int]
     key_since: int
@@ -114,6 +118,7 @@ async def read_standing(database: Database, oid: int, publications: Publications
         key_since=row.key_since,
         now=row.now,
         partitioned=row.partitioned,
+        by_index=row.by_index,
         legacy=row.legacy,
     )
 
@@ -152,28 +157,35 @@ async def refresh_types(assembler: Assembler, database: Database) -> None:
 
 def state_facts(relation: Relation, now: Standing | None, remembered: Remembered | None, xid: int | None) -> TableFacts:
     """What holds for the relation as transaction ``xid`` describes it, out of what the catalog says now."""
+    facts = TableFacts(
+        partitioned=now is not None and now.partitioned,
+        by_index=now is not None and now.by_index,
+        legacy=now.legacy if now is not None else remembered is not None and remembered.legacy,
+    )
     names = tuple(column.name for column in relation.columns)
     flagged = tuple(column.name for column in relation.columns if column.key)
-    legacy = now.legacy if now is not None else remembered is not None and remembered.legacy
-    partitioned = now is not None and now.partitioned
     known = () if remembered is None else tuple(remembered.key)
     today = () if now is None else find_key(relation.columns, now, xid)
+
+    def keyed(key: tuple[str, ...], *, unsure: bool = False, since: int = 0) -> TableFacts:
+        return replace(facts, key=key, unsure=unsure, since=since, now=0 if now is None else now.now)
+
     if relation.replica_identity == _DEFAULT_IDENTITY:
         # Then the flags are those of the primary key itself; only its order must be found.
         for key in (today, known):
             if key is not None and set(key) == set(flagged):
-                return TableFacts(key, partitioned, legacy)
-        return TableFacts(flagged, partitioned, legacy, unsure=len(flagged) > 1)
+                return keyed(key)
+        return keyed(flagged, unsure=len(flagged) > 1)
     if today and now is not None:
-        return TableFacts(today, partitioned, legacy, since=now.key_since, now=now.now)
+        return keyed(today, since=now.key_since)
     if today is None and now is not None:
         named = tuple(now.columns[number - 1].name for number in now.key)
         if set(named) <= set(names):
-            return TableFacts(named, partitioned, legacy, unsure=True)
+            return keyed(named, unsure=True)
     # Without a primary key now, it may have had one then.
     if known and set(known) <= set(names):
-        return TableFacts(known, partitioned, legacy, unsure=now is not None)
-    return TableFacts((), partitioned, legacy, unsure=now is None or today is None or bool(known))
+        return keyed(known, unsure=now is not None)
+    return keyed((), unsure=now is None or today is None or bool(known))
 
 
 def find_key(columns: Sequence[Column], now: Standing, xid: int | None) -> tuple[str, ...] | None:
