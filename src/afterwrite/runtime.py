@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -381,6 +382,7 @@ async def run_capture(
         maintained[:] = [status]
 
     replay_stop = asyncio.Event()
+    told_at: list[float] = []
 
     worker = Worker(
         source,
@@ -396,6 +398,7 @@ async def run_capture(
         await stop.wait()
         worker.stop()
         replay_stop.set()
+        told_at.append(time.monotonic())
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -408,7 +411,10 @@ async def run_capture(
             finally:
                 replay_stop.set()
                 ending.cancel()
-                await asyncio.gather(end_task(maintaining), end_task(deferring, patience=_DEFERRAL_ENDS_SECONDS))
+                # Where the worker took its time to stop, the deferral had it too.
+                since = time.monotonic() - told_at[0] if told_at else 0.0
+                patience = max(0.0, _DEFERRAL_ENDS_SECONDS - since)
+                await asyncio.gather(end_task(maintaining), end_task(deferring, patience=patience))
     except BaseExceptionGroup as group:
         raise _first(group) from group
 
