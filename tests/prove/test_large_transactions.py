@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Event
+
 import msgspec
 import pytest
 from proof_scene import Scene, of  # type: ignore[import-not-found]
@@ -9,8 +11,9 @@ from proof_scene import Scene, of  # type: ignore[import-not-found]
 from afterwrite.activity import Operation
 from afterwrite.capture.transaction import Transaction
 from afterwrite.prove import parts
-from afterwrite.prove.match import Reason
+from afterwrite.prove.match import Account, Matcher, Reason
 from afterwrite.prove.report import Minimums, OperationProof, Proof, proof_of
+from afterwrite.prove.watch import watch
 
 _SCHEMA = """
 create table item (id integer primary key, label text);
@@ -94,6 +97,25 @@ def test_an_update_of_the_key_puts_row_and_change_into_other_parts_and_alarms_no
     proof = store.prove([transaction])
     assert proof.unexplained == 0
     assert operations(proof, "item_audit")[Operation.UPDATE].explained == {Reason.TOO_LARGE: 20}
+
+
+def test_comparing_ends_soon_when_the_worker_is_to_stop(store: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.run(*BUSINESS)
+    (transaction,) = store.read()
+    found = store.survey()
+    matched: list[int] = []
+    abandoned = Event()
+
+    def match(matcher: Matcher, part: Transaction, *_: object, **__: object) -> None:
+        matched.append(len(part.changes))
+        abandoned.set()
+
+    monkeypatch.setattr(Matcher, "match", match)
+    watched = watch(found.inventory, found.judgements, found.bodies)
+    matcher = Matcher(watched.compared, tables=watched.tables)
+    account = Account()
+    parts.match_large(matcher, transaction, account, silenced={}, steady=frozenset(), abandoned=abandoned)
+    assert (len(matched), account.tallies, account.transactions) == (1, {}, 0)
 
 
 def test_a_small_transaction_beside_it_is_compared_as_ever(store: Scene) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from threading import Event
 from zlib import crc32
 
 import msgspec
@@ -50,15 +51,21 @@ def match_large(
     silenced: Mapping[str, str | None],
     steady: Collection[tuple[str, Operation]],
     folder: Path | None = None,
+    abandoned: Event | None = None,
 ) -> None:
-    """Add what a large transaction comes to, or, where its parts do not come out even, that it was too large."""
-    found = Account()
+    """Add what a large transaction comes to, or, where its parts do not come out even, that it was too large.
+
+    It takes about a second for every 10,000 changes; once ``abandoned`` is set it soon returns with nothing added.
+    """
+    found, abandoned = Account(), abandoned or Event()
     with contextlib.closing(Spill(folder)) as spill:
-        parts = _split(matcher, transaction, silenced, spill)
+        parts = _split(matcher, transaction, silenced, spill, abandoned)
         for part in parts or ():
-            matcher.match(part, found, silenced=silenced, steady=steady)
-            if found.total():
+            if found.total() or abandoned.is_set():
                 break
+            matcher.match(part, found, silenced=silenced, steady=steady)
+    if abandoned.is_set():
+        return
     if parts is None or found.total():
         _pass_over(matcher, transaction, account, silenced)
         return
@@ -67,7 +74,7 @@ def match_large(
 
 
 def _split(
-    matcher: Matcher, transaction: Transaction, silenced: Mapping[str, str | None], spill: Spill
+    matcher: Matcher, transaction: Transaction, silenced: Mapping[str, str | None], spill: Spill, abandoned: Event
 ) -> list[Transaction] | None:
     """The parts, or None when rows of some legacy log cannot be told by the key of their change."""
     rows = len(transaction.changes) + len(transaction.legacy)
@@ -76,6 +83,8 @@ def _split(
     columns: dict[Log, set[str]] = {}
     samples: dict[tuple[int, Operation], int] = {}
     for change in transaction.changes:
+        if abandoned.is_set():
+            return None
         changes.add(change, change.key or "")
         kind = change.relation.oid, change.operation
         if (seen := samples.get(kind, 0)) < _SAMPLES:
@@ -87,6 +96,8 @@ def _split(
     chosen = {log: min(names) for log, names in columns.items()}
     legacy = _Parts(count, spill)
     for change in transaction.legacy:
+        if abandoned.is_set():
+            return None
         column = chosen.get((change.relation.schema, change.relation.table))
         # Rows that nobody is expected to have written go anywhere.
         key = change.ordinal if column is None else decode_json(change.after or b"{}").get(column)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Any, Self
 
@@ -257,22 +258,14 @@ class Prover:
         for transaction in transactions:
             size = len(transaction.changes) + len(transaction.legacy)
             if transaction.commit_lsn >= state.started_lsn:
-                match = partial(matcher.match, transaction, account, silenced=dict(silenced), steady=steady)
+                known: dict[str, Any] = {"silenced": dict(silenced), "steady": steady}
+                # So long that the stream must answer its keepalives meanwhile.
                 if is_large(transaction):
-                    match = partial(
-                        match_large,
-                        matcher,
-                        transaction,
-                        account,
-                        silenced=dict(silenced),
-                        steady=steady,
-                        folder=self._folder,
-                    )
-                if size > _CHANGES_AT_A_STRETCH:
-                    # So long that the stream must answer its keepalives meanwhile.
-                    await asyncio.to_thread(match)
+                    await self._match_large(matcher, transaction, account, known)
+                elif size > _CHANGES_AT_A_STRETCH:
+                    await asyncio.to_thread(partial(matcher.match, transaction, account, **known))
                 else:
-                    match()
+                    matcher.match(transaction, account, **known)
             for mark in marks:
                 if mark.lsn == transaction.commit_lsn:
                     silenced.pop(mark.trigger, None)
@@ -283,6 +276,18 @@ class Prover:
                 changes = 0
                 await asyncio.sleep(0)
         return account
+
+    async def _match_large(
+        self, matcher: Matcher, transaction: Transaction, account: Account, known: Mapping[str, Any]
+    ) -> None:
+        abandoned = Event()
+        try:
+            await asyncio.to_thread(
+                partial(match_large, matcher, transaction, account, folder=self._folder, abandoned=abandoned, **known)
+            )
+        except asyncio.CancelledError:
+            abandoned.set()  # a thread cannot be cancelled, and the process would wait for it
+            raise
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
