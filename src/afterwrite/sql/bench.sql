@@ -22,7 +22,7 @@ select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint
 -- The server processes that work for capture, and which part each one has.
 select a.pid,
        case when a.backend_type = 'walsender' then 'walsender'
-            when a.application_name = 'afterwrite sink' then 'sink'
+            when a.application_name like 'afterwrite sink%' then 'sink'
             else 'other' end as part
   from pg_catalog.pg_stat_activity a
  where a.application_name like 'afterwrite%'
