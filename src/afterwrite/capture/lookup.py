@@ -197,7 +197,9 @@ def find_key(columns: Sequence[Column], now: Standing, xid: int | None) -> tuple
     another order than they commit in.
     """
     wanted = [now.columns[number - 1] for number in now.key]
-    for with_generated in (False, True):
+    found: set[tuple[str, ...] | None] = set()
+    # Generated columns were published then, or not. One that stands where it should shows that they were.
+    for with_generated in (True, False):
         there = [
             column
             for column in now.columns
@@ -206,9 +208,10 @@ def find_key(columns: Sequence[Column], now: Standing, xid: int | None) -> tuple
         if not _may_be(columns, there, now, xid):
             continue
         places = [there.index(column) if column in there else len(columns) for column in wanted]
-        if all(place < len(columns) for place in places):
-            return tuple(columns[place].name for place in places)
-    return None
+        found.add(tuple(columns[place].name for place in places) if max(places, default=-1) < len(columns) else None)
+        if any(column.generated and not _is_later(column, now, xid) for column in there):
+            break
+    return found.pop() if len(found) == 1 else None
 
 
 def _may_be(columns: Sequence[Column], there: Sequence[Attribute], now: Standing, xid: int | None) -> bool:
