@@ -418,3 +418,18 @@ def test_a_running_worker_notices_that_a_composite_was_altered(dsn: str) -> None
         {"id": 2, "p": {"z": 2, "y": "b", "more": 7}},
     ]
     assert [metadata_of(each) for each in sink.activities] == [{}, {}]
+
+
+def test_whoever_alters_a_table_does_not_hold_up_capture(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "create table t (id int primary key) partition by range (id);"
+            "create table t_1 partition of t for values from (0) to (9)"
+        )
+    setup = setup_of("t")
+    sink, _ = install(dsn, setup)
+    with psycopg.connect(dsn) as altering, psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("insert into t values (1)")
+        altering.execute("alter table t add column a int")  # and goes for a coffee
+        (activity,) = activities_of(drain(dsn, setup, sink))
+        assert (activity.entity_id, read(activity.after)) == ("1", {"id": 1})

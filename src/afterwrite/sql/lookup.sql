@@ -53,11 +53,16 @@ select t.oid,
 -- name: read_table_facts
 -- What the stream does not say of a table: primary key, partition root, whether only the legacy publication has it; and every column it ever had.
 select c.relkind = 'p' as partitioned,
-       -- Of a table that is no root there is no tree but itself, whose identity the stream tells.
-       c.relkind = 'p' and exists (select
-                                     from pg_catalog.pg_partition_tree(c.oid) t
-                                     join pg_catalog.pg_class l on l.oid = t.relid
-                                    where t.isleaf and l.relreplident = 'i') as by_index,
+       -- pg_partition_tree would wait for whoever alters the table, and capture with it.
+       exists (with recursive part (oid) as (
+                   select i.inhrelid from pg_catalog.pg_inherits i where i.inhparent = c.oid and c.relkind = 'p'
+                    union all
+                   select i.inhrelid from part p join pg_catalog.pg_inherits i on i.inhparent = p.oid
+               )
+               select
+                 from part p
+                 join pg_catalog.pg_class l on l.oid = p.oid
+                where l.relkind = 'r' and l.relreplident = 'i') as by_index,
        coalesce((select bool_and(p.pubname = :legacy_publication)
                    from pg_catalog.pg_publication_rel r
                    join pg_catalog.pg_publication p on p.oid = r.prpubid
