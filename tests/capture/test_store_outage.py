@@ -140,12 +140,7 @@ def test_a_store_that_stands_still_keeps_neither_the_stream_nor_the_stop_waiting
         process = start_process(dsn, setup.slot, store_dsn)
     with ended(process):
         wait_for(lambda: keys(store_dsn) == ["1", "2"])
-        # Also when it stands still before a session could begin.
         ends_in_time(process)
-        with standing_still(store):
-            process = start_process(dsn, setup.slot, store_dsn)
-            time.sleep(1.5)
-            ends_in_time(process)
 
 
 def test_a_store_that_lets_nobody_in_for_a_while_is_waited_out(

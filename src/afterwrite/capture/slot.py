@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import StrEnum
 from functools import partial
+from typing import NoReturn
 
 import msgspec
 
@@ -215,6 +216,18 @@ def _interrupted(slot: str, gap: OpenGap) -> Refused:
     return Refused(
         f"an installation of slot {slot} was interrupted: {gap.reason}",
         remedy="run `afterwrite install --apply` again, which finishes it and records the gap",
+    )
+
+
+async def refuse_without_slot(database: Database, slot: str, checkpoint: Checkpoint | None) -> NoReturn:
+    """Say why there is no slot to read: given up by policy, an installation that broke off, or somebody's deed."""
+    gap = (await read_memory(database, slot)).gap(*_WHOLE)
+    if gap is not None and not gap.is_over(checkpoint):
+        raise _interrupted(slot, gap)
+    if checkpoint is not None:
+        check_continuity(checkpoint, await read_slot(database, slot), await read_system(database))
+    raise Refused(
+        f"slot {slot} is gone, or has lost its WAL", remedy="run `afterwrite doctor`, which says what is missing"
     )
 
 

@@ -34,11 +34,10 @@ from afterwrite.capture.governor import LagClock, Observed, Policy, human_bytes,
 from afterwrite.capture.preflight import read_slot
 from afterwrite.capture.slot import (
     ClaimHolder,
-    check_continuity,
     check_memory,
     drop_slot,
-    read_system,
     read_wal_position,
+    refuse_without_slot,
 )
 from afterwrite.capture.stream import SlotHeld
 from afterwrite.capture.transaction import Transaction
@@ -221,6 +220,8 @@ class Watch:
         self._waiting_since: float | None = None
         self._quiet_after = Lsn(0)
         self._confirmed = Lsn(0)
+        self._dropped: frozenset[str | None] = frozenset()
+        self._dropped_before = Lsn(0)
         # A session compares in a transaction of its own, over the connection that pulses meanwhile.
         self._turn = asyncio.Lock()
 
@@ -296,9 +297,7 @@ class Watch:
         await self._check(pulse, departures)
         # This look may be a moment older than the position that came with it; the one before is certainly not.
         self._intact, self._seen = self._seen, wal
-        if any(departure.kind == "table dropped" for departure in departures):
-            dropped = await self._control.run(statement("capture.forget_dropped"), slot=slot)
-            log.info("%d tables of slot %s were dropped; nothing of them is lost", dropped, slot)
+        await self._forget(frozenset(each.relation for each in departures if each.kind == "table dropped"), wal)
         self._clock.note(now, wal)
         position = self._checkpoint.lsn if self._checkpoint else None
         observed = msgspec.structs.replace(
@@ -325,6 +324,19 @@ class Watch:
             )
         return wal
 
+    async def _forget(self, dropped: frozenset[str | None], wal: Lsn) -> None:
+        """Forget tables that were dropped, once their last rows are stored: those are read with the keys remembered."""
+        if not dropped <= self._dropped:
+            self._dropped, self._dropped_before = dropped, wal
+        if dropped and self.stored_through >= self._dropped_before:
+            count = await self._control.run(statement("capture.forget_dropped"), slot=self._watched.slot)
+            log.info("%d tables of slot %s were dropped; nothing of them is lost", count, self._watched.slot)
+
+    async def look(self) -> None:
+        """A pulse out of turn: raises what ``run`` would."""
+        async with self._turn:
+            await self._feel()
+
     async def _check(self, pulse: Pulse, departures: Sequence[Departure]) -> None:
         slot, checkpoint = self._watched.slot, self._checkpoint
         try:
@@ -340,11 +352,7 @@ class Watch:
                 remedy="run the worker with the store that was installed last",
             )
         if not pulse.present or pulse.wal_status == "lost" or pulse.invalidation:
-            if checkpoint is not None:
-                check_continuity(checkpoint, await read_slot(self._control, slot), await read_system(self._control))
-            raise Refused(
-                f"slot {slot} is gone, or has lost its WAL", remedy="run `afterwrite doctor`, which says what is lost"
-            )
+            await refuse_without_slot(self._control, slot, checkpoint)
 
     async def _beat(self, wal: Lsn) -> None:
         """Move the slot on while only others write."""
