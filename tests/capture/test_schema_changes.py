@@ -433,3 +433,30 @@ def test_whoever_alters_a_table_does_not_hold_up_capture(dsn: str) -> None:
         altering.execute("alter table t add column a int")  # and goes for a coffee
         (activity,) = activities_of(drain(dsn, setup, sink))
         assert (activity.entity_id, read(activity.after)) == ("1", {"id": 1})
+
+
+def test_a_worker_that_was_away_while_a_table_was_dropped_still_knows_its_key(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("create table t (a int, b text, primary key (b, a)); create table u (id int primary key)")
+    setup = setup_of("t", "u", full=["t"])
+    sink, _ = install(dsn, setup)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("insert into t values (1, 'x,y'); insert into u values (1)")
+        connection.execute("drop table t")
+
+    def remembered() -> list[tuple]:
+        with psycopg.connect(dsn) as connection:
+            return connection.execute("select name from afterwrite.published order by name").fetchall()
+
+    async def scenario() -> None:
+        pace = Pace(linger_ms=5, pulse_seconds=0.05, heartbeat_seconds=0.2)
+        worker = Worker(Source(dsn=dsn, name=setup.source, slot=setup.slot), sink.opened, pace=pace)
+        async with asyncio.timeout(20):
+            running = asyncio.create_task(worker.run())
+            while remembered() != [("u",)]:  # noqa: ASYNC110 - a test looks from outside
+                await asyncio.sleep(0.05)
+            worker.stop()
+            await running
+
+    asyncio.run(scenario())
+    assert [(each.entity_id, metadata_of(each)) for each in sink.activities] == [("x\\,y,1", {}), ("1", {})]

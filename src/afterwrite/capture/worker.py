@@ -317,7 +317,12 @@ class Worker:
                 job = _Job(told, self._pace, (*self._observers, *duty.observers), self._account)
                 session = _Session(job, watch=watch, stream=stream, sink=sink, checkpoint=checkpoint)
                 with watch.streaming():
-                    await session.run(self._stopping)
+                    try:
+                        await session.run(self._stopping)
+                    except Refused:
+                        # Before PostgreSQL 18 a stream breaks where a publication is gone; the watch knows since when.
+                        await watch.look()
+                        raise
 
     @asynccontextmanager
     async def _sink(self) -> AsyncGenerator[Sink]:
