@@ -38,7 +38,7 @@ class Departure(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def loses(self) -> bool:
         """Whether rows may be missing from the stream because of it, or would be."""
-        return self.kind not in ("table dropped", "table replaced", "store listed")
+        return self.kind not in ("table dropped", "table replaced", "table without identity", "store listed")
 
     @property
     def breaks_the_slot(self) -> bool:
@@ -66,6 +66,8 @@ class Departure(msgspec.Struct, frozen=True, kw_only=True):
                 return f"table {table} has a column list in publication {name}"
             case "table replaced":
                 return f"table {table} was dropped and created again, and publication {name} does not list the new one"
+            case "table without identity":
+                return f"table {table} has no replica identity any more"
             case "store listed":
                 return f"publication {name} lists {table}, a table of the store"
             case _:
@@ -177,11 +179,16 @@ async def read_memory(database: Database, slot: str) -> Memory:
     )
 
 
-async def remember(database: Database, slot: str, publications: Sequence[str]) -> None:
-    """Take what is published now for what should be. Belongs into the snapshot in which it was found in order."""
+async def remember(database: Database, slot: str, publications: Sequence[str], *, forget: bool) -> None:
+    """Take what is published now for what should be. Belongs into the snapshot in which it was found in order.
+
+    ``forget`` strikes off tables that are listed no longer; without it one that was dropped and created again stays in
+    mind until an installation publishes it or leaves it out.
+    """
     failpoint("continuity.before_remember")
     await database.run(statement("capture.remember_publications"), slot=slot, publications=list(publications))
-    await database.run(statement("capture.forget_published"), slot=slot)
+    if forget:
+        await database.run(statement("capture.forget_published"), slot=slot)
     await database.run(statement("capture.remember_published"), slot=slot, publications=list(publications))
     failpoint("continuity.after_remember")
 
@@ -276,6 +283,16 @@ def judge_departure(departure: Departure) -> list[Finding]:
                 where=where,
                 text=f"{departure.words}: its changes are not captured",
                 remedy="run `afterwrite install --apply`, which publishes it from then on",
+            )
+        ]
+    if departure.kind == "table without identity":
+        return [
+            Finding(
+                rule="table.identity",
+                severity=Severity.ERROR,
+                where=where,
+                text=f"{departure.words}: the application's UPDATEs and DELETEs of it fail",
+                remedy=f"run ALTER TABLE {departure.relation} REPLICA IDENTITY FULL, or add a primary key",
             )
         ]
     if departure.kind == "store listed":

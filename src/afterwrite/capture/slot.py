@@ -280,7 +280,7 @@ async def _look_and_remember(database: Database, slot: str, store: str, publicat
         await database.run(statement("capture.keep_one_snapshot"))
         memory = await read_memory(database, slot)
         if memory.owner is not None and memory.owner.store == store and not memory.harms:
-            await remember(database, slot, publications)
+            await remember(database, slot, publications, forget=False)
             await database.run(statement("capture.note_intact"), slot=slot, lsn=str(intact))
     return memory
 
@@ -644,7 +644,7 @@ class _Preparation:
         setup, database = self._setup, self._database
         first = await _first_checkpoint(database, setup, self._system)
         if self.checkpoint is None:
-            await remember(database, setup.slot, setup.publications)
+            await remember(database, setup.slot, setup.publications, forget=True)
             await database.run(statement("capture.begin_slot"), slot=setup.slot, lsn=str(first.lsn))
         for gap in (await read_memory(database, setup.slot)).gaps:
             if gap.kind in _WHOLE:
@@ -671,7 +671,7 @@ class _Preparation:
                 if each.publication not in made_anew and (each.publication, each.relation) not in known
             ]
             check_departures(setup.slot, fresh, memory.owner.intact_lsn if memory.owner else None)
-            await remember(database, setup.slot, setup.publications)
+            await remember(database, setup.slot, setup.publications, forget=True)
             await database.run(statement("capture.note_intact"), slot=setup.slot, lsn=str(now))
             if gap := memory.gap(GapKind.UNPUBLISHED):
                 await _end_gap(database, gap, Gap(after=gap.from_lsn, until=gap.to_lsn or now, reason=gap.reason))

@@ -132,6 +132,16 @@ select t.slot, t.publication, pg_catalog.format('%I.%I', coalesce(n.nspname, t.s
     or to_jsonb(r) ->> 'prqual' is not null
     or to_jsonb(r) ->> 'prattrs' is not null
  union all
+select t.slot, t.publication, pg_catalog.format('%I.%I', n.nspname, c.relname), 'table without identity', null, null
+  from afterwrite.published t
+  join pg_catalog.pg_publication p on p.pubname = t.publication and (p.pubupdate or p.pubdelete)
+  join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = t.relation
+  join pg_catalog.pg_class c on c.oid = t.relation and c.relkind = 'r' and c.relreplident <> 'f'
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where not exists (select from pg_catalog.pg_index i
+                    where i.indrelid = c.oid
+                      and (c.relreplident = 'd' and i.indisprimary or c.relreplident = 'i' and i.indisreplident))
+ union all
 select b.slot, b.name, pg_catalog.format('afterwrite.%I', c.relname), 'store listed', null, null
   from afterwrite.publication b
   join pg_catalog.pg_publication p on p.pubname = b.name
