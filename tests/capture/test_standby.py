@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import psycopg
+import pytest
 from capture_rig import setup_of
 from test_worker import Load, prepare_store, run_sql, start_process, stored, until, wait_for
 
@@ -24,6 +25,23 @@ def laid(dsn: str) -> CaptureSetup:
     setup = setup_of("t")
     prepare_store(dsn, setup)
     return setup
+
+
+Launch = Callable[[str, str], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """Worker processes that are gone when the test is, however it ends."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(dsn: str, slot: str) -> subprocess.Popen[bytes]:
+        started.append(start_process(dsn, slot))
+        return started[-1]
+
+    yield start
+    with ended(*started):
+        pass
 
 
 @contextlib.contextmanager
@@ -48,14 +66,16 @@ def streaming(dsn: str, slot: str) -> int | None:
     return run_sql(dsn, f"select active_pid from pg_replication_slots where slot_name = '{slot}'")[0][0]
 
 
-def test_a_stand_by_takes_over_within_five_seconds_when_the_active_worker_is_killed(installed_dsn: str) -> None:
+def test_a_stand_by_takes_over_within_five_seconds_when_the_active_worker_is_killed(
+    installed_dsn: str, launch: Launch
+) -> None:
     dsn = installed_dsn
     setup = laid(dsn)
     workers = claims(dsn, setup.slot)
-    first = start_process(dsn, setup.slot)
+    first = launch(dsn, setup.slot)
     wait_for(lambda: streaming(dsn, setup.slot) is not None)
-    second = start_process(dsn, setup.slot)
-    with ended(first, second), Load(dsn).running() as load:
+    launch(dsn, setup.slot)
+    with Load(dsn).running() as load:
         wait_for(lambda: workers() == 2)
         time.sleep(0.5)
         before = streaming(dsn, setup.slot)
@@ -66,42 +86,38 @@ def test_a_stand_by_takes_over_within_five_seconds_when_the_active_worker_is_kil
         wait_for(lambda: len(stored(dsn)) > seen)
         took = time.monotonic() - killed
         assert took < 5, took
-        first.wait()
-        first = start_process(dsn, setup.slot)
-        with ended(first):
-            wait_for(lambda: workers() == 2)
-    # The load has ended; a last worker stores what is left.
-    last = start_process(dsn, setup.slot)
-    with ended(last):
-        wait_for(lambda: len(stored(dsn)) >= len(load.committed))
+        launch(dsn, setup.slot)
+        wait_for(lambda: workers() == 2)
+    wait_for(lambda: len(stored(dsn)) >= len(load.committed))
     assert stored(dsn) == load.committed
 
 
-def test_a_frozen_worker_is_replaced_and_neither_doubles_nor_loses_when_it_wakes(installed_dsn: str) -> None:
+def test_a_frozen_worker_is_replaced_and_neither_doubles_nor_loses_when_it_wakes(
+    installed_dsn: str, launch: Launch
+) -> None:
     dsn = installed_dsn
     setup = laid(dsn)
     workers = claims(dsn, setup.slot)
-    first = start_process(dsn, setup.slot)
+    first = launch(dsn, setup.slot)
     wait_for(lambda: streaming(dsn, setup.slot) is not None)
-    second = start_process(dsn, setup.slot)
-    with ended(first, second):
-        with Load(dsn).running() as load:
+    second = launch(dsn, setup.slot)
+    with Load(dsn).running() as load:
+        wait_for(lambda: workers() == 2)
+        for frozen in (first, second):
+            before = streaming(dsn, setup.slot)
+            time.sleep(0.3)
+            frozen.send_signal(signal.SIGSTOP)
+            wait_for(lambda before=before: streaming(dsn, setup.slot) not in (None, before))
+            seen = len(stored(dsn))
+            wait_for(lambda seen=seen: len(stored(dsn)) > seen)
+            frozen.send_signal(signal.SIGCONT)
             wait_for(lambda: workers() == 2)
-            for frozen in (first, second, first):
-                before = streaming(dsn, setup.slot)
-                time.sleep(0.3)
-                frozen.send_signal(signal.SIGSTOP)
-                wait_for(lambda before=before: streaming(dsn, setup.slot) not in (None, before))
-                seen = len(stored(dsn))
-                wait_for(lambda seen=seen: len(stored(dsn)) > seen)
-                frozen.send_signal(signal.SIGCONT)
-                wait_for(lambda: workers() == 2)
-                assert frozen.poll() is None
-        wait_for(lambda: len(stored(dsn)) >= len(load.committed))
-        time.sleep(0.3)
-        assert stored(dsn) == load.committed
-        positions = [position for (position,) in run_sql(dsn, "select position from afterwrite.batch order by 1")]
-        assert positions == list(range(1, len(positions) + 1))
+            assert frozen.poll() is None
+    wait_for(lambda: len(stored(dsn)) >= len(load.committed))
+    time.sleep(0.3)
+    assert stored(dsn) == load.committed
+    positions = [position for (position,) in run_sql(dsn, "select position from afterwrite.batch order by 1")]
+    assert positions == list(range(1, len(positions) + 1))
 
 
 def test_a_batch_that_a_frozen_worker_left_open_does_not_hold_its_successor_up(installed_dsn: str) -> None:
