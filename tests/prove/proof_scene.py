@@ -120,6 +120,7 @@ class Scene:
         async def observe() -> Proof:
             async with Prover(self.dsn, taken.judgements, taken.bodies) as prover:
                 await prover.observe(list(transactions))
+                await prover.settle()
             async with connect(self.dsn) as database:
                 return await read_proof(database)
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from proof_scene import Scene, of  # type: ignore[import-not-found]
 
-from afterwrite.activity import Operation
+from afterwrite.activity import Lsn, Operation
 from afterwrite.errors import ConnectionLost
 from afterwrite.postgres import connect
 from afterwrite.prove.match import Reason
@@ -340,7 +340,12 @@ def test_a_window_begun_anew_forgets_and_a_running_prover_notices(shop: Scene) -
                 await begin_window(database)
                 assert (await read_proof(database)).transactions == 0
             say(shop, "insert into customer values (2, 'Bob')")
-            await prover.observe([*first, *await shop._read()])
+            everything = [*first, *await shop._read()]
+            await prover.observe(everything)
+            with pytest.raises(ConnectionLost, match="begun anew"):
+                await prover.settle()
+            await prover.observe(everything)
+            await prover.settle()
             async with connect(shop.dsn) as database:
                 proof = await read_proof(database)
             assert proof.transactions == 1
@@ -362,11 +367,15 @@ def test_of_two_provers_each_goes_on_where_the_other_got_to(shop: Scene) -> None
             Prover(shop.dsn, found.judgements, found.bodies) as other,
         ):
             await one.observe(first[:1])
+            await one.settle()
             await other.observe(first[:1])
             await one.observe(second)
+            await one.settle()
+            await other.observe(second)
             with pytest.raises(ConnectionLost, match="another prover"):
-                await other.observe(second)
+                await other.settle()
             await other.observe(second)  # it has read again how far the proof is
+            await other.settle()
 
     asyncio.run(story())
 
@@ -381,17 +390,40 @@ def test_a_prover_goes_on_after_its_connection_was_cut(shop: Scene) -> None:
     async def story() -> None:
         async with Prover(shop.dsn, found.judgements, found.bodies) as prover:
             await prover.observe(first)
+            await prover.settle()
+            await prover.observe(second)
             shop.ddl(
                 "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'afterwrite prover'"
             )
             with pytest.raises(Exception, match=r"terminat|closed|connection"):
-                await prover.observe(second)
-            await prover.observe(second)
+                await prover.settle()
+            assert await prover.begin(Lsn(0)) < second[0].commit_lsn
+            await prover.observe([*first, *second])
+            await prover.settle()
             async with connect(shop.dsn) as database:
                 proof = await read_proof(database)
             assert of(proof, "customer_audit").operations[0].matched == 2
 
     asyncio.run(story())
+
+
+def test_what_was_never_counted_is_shown_from_where_the_store_is_and_that_is_remembered(shop: Scene) -> None:
+    found = shop.survey()
+    say(shop, "insert into customer values (1, 'Ann')")
+    transactions = shop.read()
+    at = transactions[0].commit_lsn
+
+    async def story() -> None:
+        async with Prover(shop.dsn, found.judgements, found.bodies) as prover:
+            assert await prover.begin(at) == at
+            await prover.observe(transactions)  # and a crash, before it is settled
+        async with Prover(shop.dsn, found.judgements, found.bodies) as prover:
+            assert await prover.begin(Lsn(at + 1_000_000)) == at - 1
+            await prover.observe(transactions)
+            await prover.settle()
+
+    asyncio.run(story())
+    assert of(shop.prove([], found), "customer_audit").operations[0].matched == 1
 
 
 def test_a_transaction_of_many_rows_lets_others_work_meanwhile(shop: Scene) -> None:
@@ -413,6 +445,7 @@ def test_a_transaction_of_many_rows_lets_others_work_meanwhile(shop: Scene) -> N
             ticking = asyncio.create_task(tick())
             await prover.observe(transactions)
             ticking.cancel()
+            await prover.settle()
         return ticks
 
     assert asyncio.run(story()) > 5

@@ -28,6 +28,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     backlog_rows: int = 15_000
     backlog_bytes: int = 32 << 20
     pulse_seconds: float = 1.0
+    settle_seconds: float = 1.0
     transaction_bytes: int = 16 << 20
     spill_dir: Path | None = None
     heartbeat_seconds: float = 10.0

@@ -3,12 +3,12 @@
 ::
 
     claim (watch.py): one is active, others stand by; its pulse goes on between sessions, and governs the slot
-      session: stream ─▶ assemble ─▶ backlog (bounded) ─▶ observers ─▶ sink.write ─▶ acknowledge
-                 one task ───────────┘                    another ─────────────────────────┘
+      session: stream ─▶ assemble ─▶ backlog (bounded) ─┬▶ sink.write ─┬▶ settle (once a second) ─▶ acknowledge
+                 one task ───────────┘                  └▶ observers  ─┘
                  keep_informed: status updates
 
 Decoding goes on while a batch is on its way to the store, so the two overlap. Whatever goes wrong, the next session
-begins at the store's checkpoint: nothing is kept in mind between sessions but counters.
+begins where store and observers all have what was before: nothing is kept in mind between sessions but counters.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from afterwrite.capture.backlog import Backlog, Pace, Take
 from afterwrite.capture.governor import Policy
 from afterwrite.capture.lookup import Publications, refresh_types, teach
 from afterwrite.capture.pgoutput import RELATION_TAG, decode
-from afterwrite.capture.preflight import Table
+from afterwrite.capture.preflight import Table, read_slot
 from afterwrite.capture.spill import NoRoom
 from afterwrite.capture.stream import SlotHeld, Stream, open_stream
 from afterwrite.capture.transaction import Relation, Transaction
@@ -61,13 +61,18 @@ _LOOK_SECONDS = 0.1
 
 
 class Observer(Protocol):
-    """Somebody who sees every transaction before it is stored, such as the prover."""
+    """Somebody who sees every transaction beside the store, such as the prover. It keeps a watermark of its own."""
+
+    async def begin(self, at: Lsn) -> Lsn:
+        """Forget what is not settled, and say from where to show transactions; ``at`` when it has seen none yet."""
+        ...
 
     async def observe(self, transactions: Sequence[Transaction]) -> None:
-        """Take note of them, in commit order; durable when it returns.
+        """Take note of them, in commit order, skipping those it knows; they may not be kept when it has returned."""
+        ...
 
-        It may be shown a transaction again after a crash: it keeps its own watermark and skips what it has seen.
-        """
+    async def settle(self) -> None:
+        """Make durable what was observed: only then is it acknowledged."""
         ...
 
 
@@ -301,12 +306,16 @@ class Worker:
             checkpoint = await watch.begin(await sink.read_checkpoint(source.name), await sink.read_identity())
             # Whoever streams this slot under our name has lost the claim, and only does not know it yet.
             await end_stream(watch.control, source.slot)
+            observers = (*self._observers, *duty.observers)
+            start = min([checkpoint.lsn, *[await each.begin(checkpoint.lsn) for each in observers]])
+            slot = await read_slot(watch.control, source.slot)
             failpoint("worker.before_stream")
             async with open_stream(
                 source.dsn,
                 slot=source.slot,
                 publications=source.publications,
-                start=checkpoint.lsn,
+                # What is confirmed does not come again, and to confirm less would be a step back.
+                start=max(start, slot.confirmed if slot else start),
                 application_name=stream_name(source.slot),
             ) as stream:
                 failpoint("worker.after_stream")
@@ -314,7 +323,7 @@ class Worker:
                 self._has_streamed = True
                 self._account.note(state=WorkerState.STREAMING, position=checkpoint.lsn, trouble=None)
                 told = msgspec.structs.replace(source, legacy_tables=source.legacy_tables | duty.legacy_tables)
-                job = _Job(told, self._pace, (*self._observers, *duty.observers), self._account)
+                job = _Job(told, self._pace, observers, self._account)
                 session = _Session(job, watch=watch, stream=stream, sink=sink, checkpoint=checkpoint)
                 with watch.streaming():
                     try:
@@ -429,6 +438,7 @@ class _Session:
         self._stream = stream
         self._sink = sink
         self._checkpoint = checkpoint
+        self._settled = self._shown = stream.acknowledged
         self._backlog = Backlog(job.pace)
         self._assembler = Assembler(legacy=job.source.legacy_tables, folder=job.pace.spill_dir)
 
@@ -439,6 +449,7 @@ class _Session:
                 helpers = [
                     group.create_task(self._read()),
                     group.create_task(self._stream.keep_informed()),
+                    group.create_task(self._settle_regularly()),
                     group.create_task(self._close_when(stopping)),
                 ]
                 while (take := await self._backlog.take()) is not None:
@@ -447,8 +458,11 @@ class _Session:
                     finally:
                         for transaction in take.transactions:
                             transaction.close()
+                    if not take.transactions:  # the server waits to hear that all is stored
+                        await self._settle()
                 for helper in helpers:
                     helper.cancel()
+                await self._settle()
         except BaseExceptionGroup as group:
             raise _worst(group) from group
         finally:
@@ -462,7 +476,7 @@ class _Session:
     async def _read(self) -> None:
         assembler = self._assembler
         publications = Publications(self._source.publications, self._source.legacy_publication)
-        begin = self._checkpoint.lsn
+        begin = self._settled
         look_at = 0.0
         while True:
             chunk = await self._stream.read()
@@ -489,15 +503,15 @@ class _Session:
                 await asyncio.sleep(_GATHER_SECONDS)
 
     async def _store(self, take: Take) -> None:
-        """One batch: shown, stored with its checkpoint, acknowledged."""
+        """One batch: shown to the observers while it is stored with its checkpoint."""
         transactions, through = take.transactions, take.through
-        if not transactions and through <= self._checkpoint.lsn:
+        # Those that only an observer had not settled are stored already.
+        fresh = [each for each in transactions if each.end_lsn > self._checkpoint.lsn]
+        if not fresh and through <= self._checkpoint.lsn:
+            await self._observe(transactions)
+            self._shown = max(self._shown, through)
             return
-        failpoint("worker.before_observe")
-        for observer in self._observers if transactions else ():
-            await observer.observe(transactions)
-        failpoint("worker.after_observe")
-        kept = [each for each in transactions if each.changes or each.events]
+        kept = [each for each in fresh if each.changes or each.events]
         told = Told(
             kept, source=self._source.name, system_id=self._checkpoint.system_id, timeline=self._checkpoint.timeline
         )
@@ -518,19 +532,51 @@ class _Session:
             ],
             moments=frozenset(transaction.committed_at for transaction in kept),
         )
+        # Neither waits for the other: what is acknowledged, and where a session begins, waits for both.
+        observing = asyncio.create_task(self._observe(transactions))
+        try:
+            await self._write(batch)
+            await observing
+        finally:
+            await end_task(observing)
+        self._checkpoint = checkpoint
+        self._shown = max(self._shown, through)
+        self._account.stored(kept, len(told), checkpoint.lsn)
+        if heard := self._watch.stored(checkpoint, transactions):
+            self._account.note(heartbeat_at=heard[0], heartbeat_ms=heard[1])
+
+    async def _observe(self, transactions: Sequence[Transaction]) -> None:
+        failpoint("worker.before_observe")
+        for observer in self._observers if transactions else ():
+            await observer.observe(transactions)
+        failpoint("worker.after_observe")
+
+    async def _write(self, batch: Batch) -> None:
         failpoint("worker.before_write")
         try:
             await self._sink.write(batch)
         except Refused as error:
             await self._overtaken(error)
         failpoint("worker.after_write")
-        self._checkpoint = checkpoint
+
+    async def _settle_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._pace.settle_seconds)
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Have the observers keep what they saw; then the server may forget what is stored."""
+        reached = min(self._checkpoint.lsn, self._shown)
+        if reached <= self._settled:
+            return
+        failpoint("worker.before_settle")
+        for observer in self._observers:
+            await observer.settle()
+        failpoint("worker.after_settle")
+        self._settled = max(self._settled, reached)
         failpoint("worker.before_acknowledge")
-        self._stream.acknowledge(checkpoint.lsn)
+        self._stream.acknowledge(self._settled)
         failpoint("worker.after_acknowledge")
-        self._account.stored(kept, len(told), checkpoint.lsn)
-        if heard := self._watch.stored(checkpoint, transactions):
-            self._account.note(heartbeat_at=heard[0], heartbeat_ms=heard[1])
 
     async def _overtaken(self, error: Refused) -> None:
         """The last commit of a worker that died may land after its successor has read the checkpoint: begin there."""

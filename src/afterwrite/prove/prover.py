@@ -2,9 +2,11 @@
 
 ::
 
-    observe(transactions) ─▶ Matcher (pure) ─▶ Account ─▶ one transaction: tallies, examples, marks, watermark
+    observe(transactions) ─▶ Matcher (pure) ─▶ Account, in memory
+    settle() ──────────────▶ one transaction: tallies, examples, marks, watermark
 
-It sees each transaction before the store does, and counts it exactly once: the watermark moves with the counts.
+It counts each transaction exactly once: the watermark moves with the counts, capture acknowledges nothing beyond it,
+and what was counted and not yet settled when something breaks is shown again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -94,12 +97,22 @@ class _State(msgspec.Struct, kw_only=True):
     working: set[tuple[str, Operation]]
 
 
+class _Counted(msgspec.Struct, kw_only=True):
+    """What was observed and not settled yet."""
+
+    account: Account
+    observed: int = 0
+    first_at: datetime | None = None
+    last_lsn: Lsn | None = None
+    last_at: datetime | None = None
+
+
 class Prover:
     """An observer of capture. Use it as an async context manager, so that its connection is closed at the end.
 
     ``judgements`` and ``bodies`` are a scan's; ``learn`` takes those of a newer one. Large transactions are split in
-    ``folder`` (None: the system's for temporary files). A lost connection is raised as
-    ConnectionLost, and the next ``observe`` begins at the watermark again.
+    ``folder`` (None: the system's for temporary files). A lost connection is raised as ConnectionLost; what was not
+    settled by then is forgotten, and whoever shows transactions begins again after ``begin()``.
     """
 
     def __init__(
@@ -119,6 +132,9 @@ class Prover:
         self._database: Database | None = None
         self._state: _State | None = None
         self._stack = AsyncExitStack()
+        self._counted = _Counted(account=Account())
+        # The connection and what is counted have one user at a time: a batch, or the settling of those before it.
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,38 +145,66 @@ class Prover:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; what was observed is already durable."""
+        """Close the connection, and forget what is not settled."""
         self._database = self._state = None
+        self._counted = _Counted(account=Account())
         await self._stack.aclose()
 
     async def learn(self, judgements: Iterable[Judgement], bodies: Mapping[int, Body]) -> None:
-        """Go on with a newer scan: triggers that were added, or made again by a rollback."""
+        """Go on with a newer scan: triggers that were added, or made again by a rollback. Settles first."""
+        await self.settle()
         self._judgements = tuple(judgements)
         self._bodies = bodies
         self._watch = self._matcher = None
         await self.close()
 
-    async def observe(self, transactions: Sequence[Transaction]) -> None:
-        """Compare these transactions and count them; durable when it returns. Those already counted are skipped.
-
-        Raises ConnectionLost when another prover moved the same watermark; the next call begins where that one got to.
-        """
-        try:
-            while not await self._observe(transactions):
-                await self.close()
-        except AfterwriteError:
-            # Whether the last commit was done is not known: the next call reads it from the database.
+    async def begin(self, at: Lsn) -> Lsn:
+        """Forget what is not settled, and say from where to show transactions: ``at`` where none was ever counted."""
+        async with self._turn:
             await self.close()
-            raise
+            database, _, state = await self._ready()
+            if state.through_lsn is None:
+                # Written down at once: after a crash the store would be further than what was counted. A commit record
+                # may begin where the one before it ends, so that the place itself is not behind us.
+                await self._save(database, state, _Counted(account=Account(), last_lsn=Lsn(max(0, at - 1))))
+                return at
+            return state.through_lsn
 
-    async def _observe(self, transactions: Sequence[Transaction]) -> bool:
-        """One try; False when the window was begun anew meanwhile."""
+    async def observe(self, transactions: Sequence[Transaction]) -> None:
+        """Compare these transactions and count them, for good once ``settle`` returns; those counted are skipped."""
+        async with self._turn:
+            try:
+                await self._observe(transactions)
+            except AfterwriteError:
+                await self.close()
+                raise
+
+    async def settle(self) -> None:
+        """Make durable what was observed.
+
+        Raises ConnectionLost when the outcome is not known, when another prover moved the same watermark, or when the
+        window was begun anew meanwhile: then everything after the watermark must be shown again.
+        """
+        async with self._turn:
+            if self._counted.last_lsn is None or self._database is None or self._state is None:
+                return
+            try:
+                await self._save(self._database, self._state, self._counted)
+            except AfterwriteError:
+                # Whether the last commit was done is not known: the next call reads it from the database.
+                await self.close()
+                raise
+            self._counted = _Counted(account=Account())
+
+    async def _observe(self, transactions: Sequence[Transaction]) -> None:
         database, matcher, state = await self._ready()
+        counted = self._counted
+        seen = counted.last_lsn if counted.last_lsn is not None else state.through_lsn
         # Empty ones, our own among them, would make us write, and so make another.
         said = [each for each in transactions if each.rows]
-        fresh = [each for each in said if state.through_lsn is None or each.commit_lsn > state.through_lsn]
+        fresh = [each for each in said if seen is None or each.commit_lsn > seen]
         if not fresh:
-            return True
+            return
         said_marks = [mark for each in fresh for mark in await _find_marks(each) if mark.trigger in state.watched]
         marks = await _told(database, said_marks)
         account = await self._match(matcher, state, fresh, marks)
@@ -171,14 +215,19 @@ class Prover:
             state.watched[mark.trigger].obey(mark)
         if marks:  # they come with ALTER TABLE: what is there now is what counts from here on
             await self._reread_versions(database, state)
-        return await self._save(database, state, fresh, account)
+        within = [each for each in fresh if each.commit_lsn >= state.started_lsn]
+        counted.account.take(account)
+        counted.observed += len(within)
+        counted.first_at = counted.first_at or (within[0].committed_at if within else None)
+        counted.last_lsn, counted.last_at = fresh[-1].commit_lsn, fresh[-1].committed_at
+        state.working.update(key for key, tally in account.tallies.items() if tally.rows)
 
     # --- the state ----------------------------------------------------------------------------------------------------
 
     async def _ready(self) -> tuple[Database, Matcher, _State]:
         if self._database is None or self._state is None or self._matcher is None:
             self._database = await self._stack.enter_async_context(
-                connect(self._dsn, application_name="afterwrite prover")
+                connect(self._dsn, application_name="afterwrite prover", guarded=True)
             )
             if self._watch is None or self._matcher is None:
                 self._watch = watch(await read_inventory(self._database), self._judgements, self._bodies)
@@ -291,37 +340,34 @@ class Prover:
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
-    async def _save(
-        self, database: Database, state: _State, transactions: Sequence[Transaction], account: Account
-    ) -> bool:
-        last = transactions[-1]
-        counted = [each for each in transactions if each.commit_lsn >= state.started_lsn]
+    async def _save(self, database: Database, state: _State, counted: _Counted) -> None:
         failpoint("prove.before_save")
         async with database.transaction():
             moved = await database.run(
                 statement("prove.advance_window"),
                 number=state.number,
                 through=str(state.through_lsn) if state.through_lsn is not None else None,
-                lsn=str(last.commit_lsn),
-                at=last.committed_at,
-                first_at=counted[0].committed_at if counted else None,
-                observed=len(counted),
-                transactions=account.transactions,
+                lsn=str(counted.last_lsn),
+                at=counted.last_at,
+                first_at=counted.first_at,
+                observed=counted.observed,
+                transactions=counted.account.transactions,
             )
             if not moved:
-                return await self._explain_conflict(database, state)
-            await self._save_account(database, account)
+                await self._explain_conflict(database, state)
+            await self._save_account(database, counted.account)
             await self._save_triggers(database, state)
             failpoint("prove.before_commit")
         failpoint("prove.after_commit")
-        state.through_lsn = last.commit_lsn
-        state.working.update(key for key, tally in account.tallies.items() if tally.rows)
-        return True
+        state.through_lsn = counted.last_lsn
 
-    async def _explain_conflict(self, database: Database, state: _State) -> bool:
+    async def _explain_conflict(self, database: Database, state: _State) -> None:
         window = await database.one(WindowRow, statement("prove.read_window"))
         if window.number != state.number:
-            return False
+            raise ConnectionLost(
+                f"the window of the proof in {database.where} was begun anew while some transactions were not settled",
+                remedy="nothing: they are shown again",
+            )
         # The last commit of a worker that died may land after its successor has read the watermark.
         raise ConnectionLost(
             f"another prover moved the proof in {database.where} to {window.through_lsn}, from {state.through_lsn}",
