@@ -206,6 +206,10 @@ class Rule:
             return Verdict.YES
         return Verdict.PERHAPS
 
+    def conditional(self, operation: Operation) -> bool:
+        """Whether a WHEN condition looks at the row."""
+        return self.when.get(operation) is not None
+
     def when_met(self, row: Row, operation: Operation) -> Verdict:
         """The WHEN condition on this change."""
         condition = self.when.get(operation)

@@ -346,6 +346,7 @@ class _Match:
         self.silent: list[tuple[Rule, Row]] = []
         self.foreign: list[_Firing] = []
         self.once: dict[tuple[str, Operation], _Firing] = {}
+        self.seen_once: set[tuple[str, Operation]] = set()
         self.counted = False
 
     def run(self) -> bool:
@@ -379,6 +380,9 @@ class _Match:
             off = rule.identity in self.silenced
             if (off and role is Role.COVERED) or ((off or role is Role.OTHER) and not self.transaction.legacy):
                 continue
+            if role is Role.COVERED and not rule.conditional(change.operation):
+                self.cover(rule, change, None)
+                continue
             if row is None:
                 shape = self.matcher.tables.get((change.relation.schema, change.relation.table))
                 row = read_row(change, shape, self.writer)
@@ -391,15 +395,17 @@ class _Match:
             else:
                 self.firings += self.expect(rule, change.operation, row)
 
-    def cover(self, rule: Rule, change: Change, row: Row) -> None:
-        """A deferred trigger: it counts as seen where it surely ran."""
-        if rule.update_of(change) is not Verdict.YES or rule.when_met(row, change.operation) is not Verdict.YES:
+    def cover(self, rule: Rule, change: Change, row: Row | None) -> None:
+        """A deferred trigger: it counts as seen where it surely ran. ``row`` is None where no condition looks at it."""
+        if rule.update_of(change) is not Verdict.YES:
+            return
+        if row is not None and rule.when_met(row, change.operation) is not Verdict.YES:
             return
         key = rule.identity, change.operation
         if rule.statement_level:
-            if key in self.once:
+            if key in self.seen_once:
                 return
-            self.once[key] = _Firing(rule, change.operation, row, None)
+            self.seen_once.add(key)
         self.account.tally(*key, self.transaction).seen += 1
         self.counted = True
 
