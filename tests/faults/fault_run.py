@@ -292,7 +292,7 @@ async def switch(app: Database, *, silence: bool) -> None:
     """What a migration does with the trigger whose body is deferred: silence it, or give it back."""
     if silence:
         # The next deferral of a trigger begins when the one before has ended.
-        while any(each.state == "live" for each in await read_active(app, "main")):  # noqa: ASYNC110
+        while await read_active(app, "main"):  # noqa: ASYNC110 - the event is in the database
             await asyncio.sleep(0.02)
     inventory = await read_inventory(app)
     trigger = next(each for each in inventory.triggers if each.name == "effect")
