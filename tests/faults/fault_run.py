@@ -475,7 +475,7 @@ async def _nodes(scene: NodeScene, folder: Path, seed: int) -> AsyncIterator[_No
     server = await asyncio.start_unix_server(nodes.accept, scene.socket)
     try:
         nodes.fill()
-        async with asyncio.timeout(REACHED_SECONDS):
+        async with asyncio.timeout(REACHED_SECONDS), nodes.unfailing():
             await nodes.streaming()
         yield nodes
     finally:
