@@ -125,11 +125,11 @@ def pace(settings: Settings) -> Pace:
 @asynccontextmanager
 async def source_and_store(settings: Settings) -> AsyncGenerator[tuple[Database, Database]]:
     """Connections to both databases; the same one twice where they are one."""
-    async with connect(settings.dsn) as source:
+    async with connect(settings.dsn, guarded=True) as source:
         if settings.one_database:
             yield source, source
         else:
-            async with connect(settings.store, application_name="afterwrite store") as store:
+            async with connect(settings.store, application_name="afterwrite store", guarded=True) as store:
                 yield source, store
 
 
@@ -309,7 +309,7 @@ async def maintain_store(
     wait_seconds: float = 0.0,
 ) -> maintenance.Report:
     """Do what the store needs. Raises AnotherMaintainer while one is at work for longer than ``wait_seconds``."""
-    async with connect(settings.dsn) as source:
+    async with connect(settings.dsn, guarded=True) as source:
         reader = await _read_reader(settings, source)
     async with connect(settings.store, application_name="afterwrite maintain", options=maintenance.SESSION) as store:
         await require_store(store)
@@ -343,7 +343,7 @@ async def run_capture(
     Where another worker is active, this one stands by and takes over when that one is gone; without ``stand_by`` it
     raises Refused. Raises Refused when going on would lose changes, and when the slot was given up by policy.
     """
-    async with connect(settings.dsn) as database:
+    async with connect(settings.dsn, guarded=True) as database:
         await require_store(database)
     source = Source(
         dsn=settings.dsn,
@@ -356,7 +356,7 @@ async def run_capture(
     @asynccontextmanager
     async def open_duty() -> AsyncGenerator[Duty]:
         # Scanned when it becomes active, not when it began to stand by.
-        async with connect(settings.dsn) as database:
+        async with connect(settings.dsn, guarded=True) as database:
             found = await survey(database)
         legacy = frozenset(capture_setup(found, settings).legacy_tables)
         async with Prover(settings.dsn, found.judgements, found.bodies, folder=settings.spill_dir) as prover:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.postgres import LockTimeout, connect, describe_dsn, parse_dsn, quoted
 from afterwrite.postgres.embedded import Server
+from afterwrite.scan.catalog import read_inventory
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -98,6 +99,27 @@ def test_a_script_is_whole_or_nothing(dsn: str) -> None:
             with pytest.raises(DatabaseError):
                 await db.script("create table t (); select 1 / 0")
             assert await db.value(b"select to_regclass('t')") is None
+
+    asyncio.run(scenario())
+
+
+def test_a_guarded_session_calls_no_function_that_somebody_put_on_the_path(dsn: str) -> None:
+    async def scenario() -> None:
+        async with connect(dsn) as db:
+            await db.script(
+                "create function public.upper(varchar) returns text language sql as $$ select 'planted' $$;"
+                "do $$ begin execute format('alter database %I set search_path = public, pg_catalog',"
+                " current_database()); end $$"
+            )
+        call = b"select upper('a'::varchar)"
+        async with connect(dsn) as db:
+            assert await db.value(call) == "planted"
+        async with connect(dsn, guarded=True) as db:
+            assert await db.value(call) == "A"
+            reset = b"select reset_val from pg_settings where name = 'search_path'"
+            assert await db.value(reset) == "public, pg_catalog"
+            assert (await read_inventory(db)).search_path == ("public", "pg_catalog")
+            assert await db.value(call) == "A"
 
     asyncio.run(scenario())
 

@@ -65,7 +65,7 @@ def plan(
 
 async def make(found: Survey, given: Settings, dsn: str | None) -> Plan:
     """The plan for what a survey found, with the thresholds of the settings."""
-    async with connect(dsn) as database:
+    async with connect(dsn, guarded=True) as database:
         figures = await read_table_figures(database)
     thresholds = Thresholds(proof_transactions=given.proof_transactions, proof_seconds=given.proof_seconds)
     return make_plan(found.judgements, figures, thresholds=thresholds, soak_seconds=given.soak_seconds)
@@ -83,14 +83,14 @@ def load(file: Path) -> Plan:
 
 
 async def _make(given: Settings) -> Plan:
-    async with connect(given.dsn) as database:
+    async with connect(given.dsn, guarded=True) as database:
         found = await survey(database)
     return await make(found, given, given.dsn)
 
 
 async def _check(given: Settings, file: Path, *, json: bool) -> int:
     made = load(file)
-    async with connect(given.dsn) as database:
+    async with connect(given.dsn, guarded=True) as database:
         found = await survey(database)
     drift = check_plan(made, found.judgements)
     if json:

@@ -32,7 +32,7 @@ def prove(
 
 
 async def _prove(given: Settings, *, examples: bool, mapping: bool, reset: bool, json: bool) -> int:
-    async with connect(given.dsn) as database:
+    async with connect(given.dsn, guarded=True) as database:
         if reset:
             await begin_window(database)
             say("The shadow window begins anew.")

@@ -45,7 +45,7 @@ def scan(
 
 
 async def _survey(dsn: str | None, schemas: list[str] | None) -> Survey:
-    async with connect(dsn, application_name="afterwrite scan") as database:
+    async with connect(dsn, application_name="afterwrite scan", guarded=True) as database:
         return await survey(database, schemas)
 
 

@@ -45,7 +45,7 @@ def tail(
 
 
 async def _tail(given: Settings, wanted: Wanted, *, count: int, follow: bool, json: bool) -> None:
-    async with connect(given.store, application_name="afterwrite tail") as store:
+    async with connect(given.store, application_name="afterwrite tail", guarded=True) as store:
         # Read before the newest are: what comes in between is then among them, and what they skip lies behind us.
         position = await read_position(store)
         found = await read_tail(store, limit=count, wanted=wanted)

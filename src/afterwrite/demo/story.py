@@ -111,7 +111,7 @@ async def tell_story(server: Server, folder: Path, script: Script, tell: Tell) -
     narrator.open("the legacy application: 18 tables, 86 triggers")
     async with connect(server.dsn()) as admin:
         await admin.run(b"create database legacy")
-    async with connect(settings.dsn) as database:
+    async with connect(settings.dsn, guarded=True) as database:
         await database.run(b"create extension if not exists pg_stat_statements with schema public")
         await create_legacy_application(database, seed=script.seed)
         ledger = folder / "workload.jsonl"

@@ -124,12 +124,18 @@ class Database:
 
 @asynccontextmanager
 async def connect(
-    dsn: str | None, *, application_name: str = "afterwrite", options: Mapping[str, str] | None = None
+    dsn: str | None,
+    *,
+    application_name: str = "afterwrite",
+    options: Mapping[str, str] | None = None,
+    guarded: bool = False,
 ) -> AsyncGenerator[Database]:
     """Open a connection and close it at the end.
 
     ``dsn`` is a URL, key=value words, ``service=name``, or None for PG* variables. ``options`` are server settings of
-    the session. Raises DatabaseError with a remedy when the server cannot be reached or refuses us.
+    the session. ``guarded`` looks for names in pg_catalog alone: a function in a schema that anybody may create in can
+    be a better match than the server's own, and would run as us. The path of the role stays the session's reset value,
+    for those who want to know it. Raises DatabaseError with a remedy when the server cannot be reached or refuses us.
     """
     words = parse_dsn(dsn)
     words["application_name"] = application_name
@@ -143,6 +149,8 @@ async def connect(
         connection = await psycopg.AsyncConnection.connect(conninfo.make_conninfo("", **words), autocommit=True)
     database = Database(connection)
     try:
+        if guarded:
+            await database.run("set search_path to pg_catalog")
         await _make_readable(database)
         yield database
     finally:

@@ -256,6 +256,7 @@ async def read_inventory(db: Database, *, schemas: Sequence[str] | None = None) 
     wanted = list(schemas) if schemas is not None else None
     async with db.transaction():
         await db.run(statement("scan.begin_reading"))
+        await db.run(statement("scan.look_as_they_do"))
         (server,) = await _read(db, statement("scan.read_server"))
         await db.run(statement("scan.qualify_everything"))
         triggers = await _read(db, statement("scan.read_triggers"), schemas=wanted)

@@ -2,6 +2,10 @@
 -- Hold one snapshot for the whole inventory, and promise to write nothing.
 set transaction isolation level repeatable read, read only;
 
+-- name: look_as_they_do
+-- Look for unqualified names where a session of this role would, until the transaction ends.
+select pg_catalog.set_config('search_path', s.reset_val, true) from pg_catalog.pg_settings s where s.name = 'search_path';
+
 -- name: read_server
 -- Which server and database this is, and where unqualified names are looked for.
 select pg_catalog.current_setting('server_version_num')::integer as server_version,
