@@ -34,6 +34,7 @@ PACE = Pace(
     linger_ms=5,
     pulse_seconds=0.1,
     heartbeat_seconds=0.2,
+    settle_seconds=0.1,
     first_pause_ms=10,
     longest_pause_ms=200,
     transaction_bytes=64 << 10,  # so that the application's big transactions are put aside
