@@ -299,9 +299,10 @@ on conflict (slot, name) do update set oid = excluded.oid, options = excluded.op
  where (b.oid, b.options) is distinct from (excluded.oid, excluded.options);
 
 -- name: forget_published
--- Forget the tables that are no longer listed.
+-- Forget the tables that are no longer listed; one that was dropped is still needed to read its last rows.
 delete from afterwrite.published t
  where t.slot = :slot
+   and exists (select from pg_catalog.pg_class c where c.oid = t.relation)
    and not exists (
            select from pg_catalog.pg_publication_rel r
              join pg_catalog.pg_publication p on p.oid = r.prpubid
