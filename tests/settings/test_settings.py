@@ -133,6 +133,27 @@ def test_a_file_that_is_named_and_not_there_is_a_usage_error(tmp_path: Path, mon
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [("8GB", 8 << 30), ("8 GiB", 8 << 30), ("512mb", 512 << 20), ("1.5TB", 3 << 39), ("2097152", 2 << 20)],
+)
+def test_the_wal_budget_is_given_as_postgresqls_own_sizes_are(
+    monkeypatch: pytest.MonkeyPatch, words: str, size: int
+) -> None:
+    assert load_settings().wal_budget == 8 << 30
+    monkeypatch.setenv("AFTERWRITE_WAL_BUDGET", words)
+    assert load_settings().wal_budget == size
+
+
+@pytest.mark.parametrize(
+    "text", ['wal_budget = "8 sheep"', 'wal_budget = "1kB"', 'over_budget = "drop"', "wal_warn_share = 50"]
+)
+def test_a_budget_that_cannot_be_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "afterwrite.toml").write_text(f"{text}\n")
+    with pytest.raises(UsageError, match=f"{text.partition(' ')[0]} in afterwrite.toml cannot be"):
+        load_settings()
+
+
 def test_settings_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().slot = "other"
