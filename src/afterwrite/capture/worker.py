@@ -452,17 +452,20 @@ class _Session:
                     group.create_task(self._settle_regularly()),
                     group.create_task(self._close_when(stopping)),
                 ]
-                while (take := await self._backlog.take()) is not None:
-                    try:
-                        await self._store(take)
-                    finally:
-                        for transaction in take.transactions:
-                            transaction.close()
-                    if not take.transactions:  # the server waits to hear that all is stored
-                        await self._settle()
-                for helper in helpers:
-                    helper.cancel()
-                await self._settle()
+                try:
+                    while (take := await self._backlog.take()) is not None:
+                        try:
+                            await self._store(take)
+                        finally:
+                            for transaction in take.transactions:
+                                transaction.close()
+                        if not take.transactions:  # the server waits to hear that all is stored
+                            await self._settle()
+                    await asyncio.gather(*map(end_task, helpers))
+                    await self._settle()
+                finally:
+                    if stopping.is_set():  # a group tells its tasks once, which beside a server that hangs is not enough
+                        await asyncio.gather(*map(end_task, helpers))
         except BaseExceptionGroup as group:
             raise _worst(group) from group
         finally:
