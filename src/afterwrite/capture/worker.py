@@ -464,7 +464,8 @@ class _Session:
                     await asyncio.gather(*map(end_task, helpers))
                     await self._settle()
                 finally:
-                    if stopping.is_set():  # a group tells its tasks once, which beside a server that hangs is not enough
+                    # A group tells its tasks once, which beside a server that hangs is not enough.
+                    if stopping.is_set():
                         await asyncio.gather(*map(end_task, helpers))
         except BaseExceptionGroup as group:
             raise _worst(group) from group
