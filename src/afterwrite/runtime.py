@@ -341,10 +341,9 @@ async def run_capture(
     """Capture, prove, defer and maintain until ``stop`` is set; the batch in flight is finished first.
 
     Where another worker is active, this one stands by and takes over when that one is gone; without ``stand_by`` it
-    raises Refused. Raises Refused when going on would lose changes, and when the slot was given up by policy.
+    raises Refused. A source or a store that cannot be reached is waited for, also at the start. Raises Refused when
+    going on would lose changes, and when the slot was given up by policy.
     """
-    async with connect(settings.dsn, guarded=True) as database:
-        await require_store(database)
     source = Source(
         dsn=settings.dsn,
         name=settings.source,
@@ -357,6 +356,7 @@ async def run_capture(
     async def open_duty() -> AsyncGenerator[Duty]:
         # Scanned when it becomes active, not when it began to stand by.
         async with connect(settings.dsn, guarded=True) as database:
+            await require_store(database)
             found = await survey(database)
         legacy = frozenset(capture_setup(found, settings).legacy_tables)
         async with Prover(settings.dsn, found.judgements, found.bodies, folder=settings.spill_dir) as prover:

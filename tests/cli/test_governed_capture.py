@@ -163,17 +163,18 @@ def test_another_store_is_refused_and_may_take_over_with_a_word(dsn: str, apart:
 
 
 def test_a_second_worker_stands_by_and_takes_over(dsn: str, apart: str) -> None:
-    with running("capture", "--json") as first, running("capture") as second:
+    with running("capture", "--json") as first:
         lines_until(first, "streaming")
-        assert second.stderr is not None
-        assert "standing by: pid" in second.stderr.readline()
-        first.kill()
-        killed = time.monotonic()
-        assert "taking over" in second.stderr.readline()
-        run_sql(dsn, "insert into public.orders values (1, 1)")
-        wait_for(lambda: run_sql(apart, "select count(*) from afterwrite.activity") == [(1,)])
-        assert time.monotonic() - killed < 5
-        second.send_signal(signal.SIGTERM)
-        second.communicate(timeout=10)
+        with running("capture") as second:
+            assert second.stderr is not None
+            assert "standing by: pid" in second.stderr.readline()
+            first.kill()
+            killed = time.monotonic()
+            assert "taking over" in second.stderr.readline()
+            run_sql(dsn, "insert into public.orders values (1, 1)")
+            wait_for(lambda: run_sql(apart, "select count(*) from afterwrite.activity") == [(1,)])
+            assert time.monotonic() - killed < 5
+            second.send_signal(signal.SIGTERM)
+            second.communicate(timeout=10)
         first.communicate()
     assert second.returncode == 0

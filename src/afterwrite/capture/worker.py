@@ -286,10 +286,12 @@ class Worker:
             )
             watch = Watch(control, watched, self._policy, self._account.pulse)
             try:
-                async with self._open_duty() as duty, asyncio.TaskGroup() as group:
+                async with asyncio.TaskGroup() as group:
+                    # The pulse first: to scan a large database takes longer than a silence that others wait out.
                     pulse = group.create_task(watch.run())
                     try:
-                        await self._persist(lambda: self._session(watch, duty))
+                        async with self._open_duty() as duty:
+                            await self._persist(lambda: self._session(watch, duty))
                     finally:
                         await end_task(pulse)  # a group tells its tasks once
             except BaseExceptionGroup as group:
