@@ -349,6 +349,40 @@ def test_a_slot_ahead_of_the_store_is_adopted_where_it_is(dsn: str) -> None:
     assert [change.key for change in changes_of(drain(dsn, setup, restored))] == ["2"]
 
 
+def test_a_source_whose_disk_was_set_back_is_not_stepped_over_and_goes_on_without_its_checkpoint(dsn: str) -> None:
+    setup, sink = laid(dsn)
+    first = sink.checkpoint
+    assert first is not None
+    # As a snapshot of the disk comes back: same cluster, same timeline, and the store is further than its WAL.
+    sink.checkpoint = msgspec.structs.replace(first, lsn=Lsn(first.lsn + (1 << 24)))
+    run_sql(dsn, "insert into t values (1, 1)")
+    with pytest.raises(Refused, match="it was set back to an earlier state"):
+        capturing(dsn, setup, sink)
+    for word in (False, True):
+        with pytest.raises(Refused, match="it was set back") as refused:
+            accept(dsn, setup, sink, word=word)
+    assert "delete the row of this source from afterwrite.checkpoint" in (refused.value.remedy or "")
+    assert "slot.continuity" in {finding.rule for finding in examined(dsn, setup, sink)}
+    sink.checkpoint = None
+    accept(dsn, setup, sink, word=False)
+    capturing(dsn, setup, sink, body=lambda _: until(lambda: len(sink.activities) == 1))
+
+
+def test_a_source_name_that_another_slot_stores_is_refused_and_with_a_word_the_other_worker_is(dsn: str) -> None:
+    setup, sink = laid(dsn)
+    capturing(dsn, setup, sink, body=lambda _: asyncio.sleep(0.1))
+    other = msgspec.structs.replace(setup, slot=f"{setup.slot}_b")
+    with pytest.raises(Refused, match=f"stored from slot {setup.slot}, .* this is slot {other.slot}") as refused:
+        accept(dsn, other, sink, word=False)
+    assert "AFTERWRITE_SOURCE" in (refused.value.remedy or "")
+    assert len(accept(dsn, other, sink).gaps) == 1
+    # Where it went on from the other's checkpoint, what it had not stored by then would be lost unseen.
+    with pytest.raises(Refused, match=f"is stored from slot {other.slot}"):
+        capturing(dsn, setup, sink)
+    run_sql(dsn, "insert into t values (1, 1)")
+    capturing(dsn, other, sink, body=lambda _: until(lambda: len(sink.activities) == 1))
+
+
 def test_taking_capture_back_forgets_whose_the_slot_was(dsn: str) -> None:
     setup, _ = laid(dsn)
 

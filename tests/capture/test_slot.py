@@ -249,6 +249,7 @@ def test_a_slot_at_or_behind_the_checkpoint_continues() -> None:
         ),
         (msgspec.structs.replace(SLOT, wal_status="lost"), System(system_id="7", timeline=1), "has lost its WAL"),
         (msgspec.structs.replace(SLOT, plugin="test_decoding"), System(system_id="7", timeline=1), "something else"),
+        (SLOT, System(system_id="7", timeline=1, wal="0/63"), "up to 0/64, but its WAL ends at 0/63: it was set back"),
     ],
 )
 def test_what_cannot_be_continued_is_refused_with_what_is_lost(

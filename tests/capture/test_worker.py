@@ -674,3 +674,55 @@ def test_a_worker_that_only_waits_can_be_stopped(dsn: str) -> None:
     began = time.monotonic()
     run_worker(dsn, setup, _never, body, pace=msgspec.structs.replace(QUICK, first_pause_ms=30_000))
     assert time.monotonic() - began < 5
+
+
+class Forgetful:
+    """An observer that loses its connection once, and with it what it counted and had not settled."""
+
+    def __init__(self) -> None:
+        self.counted: list[Transaction] = []
+        self.settled: list[Transaction] = []
+        self.first: Lsn | None = None
+        self.fails = True
+
+    async def begin(self, at: Lsn) -> Lsn:
+        self.counted = []
+        self.first = self.first or at
+        return self.settled[-1].end_lsn if self.settled else self.first
+
+    async def observe(self, transactions: Sequence[Transaction]) -> None:
+        for transaction in transactions:
+            if self.counted and self.fails and transaction.changes:
+                self.fails, self.counted = False, []
+                raise ConnectionLost("cut")
+            known = {each.commit_lsn for each in self.settled}
+            if transaction.changes and transaction.commit_lsn not in known:
+                self.counted.append(transaction)
+
+    async def settle(self) -> None:
+        self.settled += self.counted
+        self.counted = []
+
+
+class LongSink(MemorySink):
+    """Takes longer for a batch than it is until the next settling."""
+
+    async def write(self, batch: Batch) -> Receipt:
+        await asyncio.sleep(0.4 if len(batch.activities) else 0)
+        return await super().write(batch)
+
+
+def test_what_an_observer_forgot_is_not_acknowledged_while_the_batch_in_flight_is_stored(dsn: str) -> None:
+    run_sql(dsn, "create table t (id int primary key, a int)")
+    setup, sink, observer = setup_of("t"), LongSink(), Forgetful()
+    install(dsn, setup, sink)
+
+    async def body(_: Worker) -> None:
+        for number in (1, 2, 3):
+            await write(dsn, f"insert into t values ({number}, 1)")
+            await until(lambda number=number: len(sink.activities) == number)
+
+    pace = msgspec.structs.replace(QUICK, settle_seconds=0.5)
+    run_worker(dsn, setup, sink.opened, body, observers=(observer,), pace=pace)
+    assert not observer.fails
+    assert [change.key for each in observer.settled for change in each.changes] == ["1", "2", "3"]

@@ -63,10 +63,11 @@ class ClaimHolder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):
-    """Which cluster, and on which timeline: what an LSN means nothing without."""
+    """Which cluster, and on which timeline: what an LSN means nothing without. ``wal`` is how far it is written."""
 
     system_id: str
     timeline: int
+    wal: str | None = None
 
 
 class StepKind(StrEnum):
@@ -133,6 +134,7 @@ def check_continuity(checkpoint: Checkpoint, slot: SlotState | None, system: Sys
             f" {system.timeline}: after a failover or a restore, commits near {lsn} may have been undone or be missing",
             remedy=f"compare what was lost in the failover; then {begin_anew}",
         )
+    _check_history(checkpoint, system)
     if slot is None:
         raise Refused(
             f"slot {name} is gone: every change committed after {lsn} until now is missing from the store",
@@ -158,6 +160,33 @@ def check_continuity(checkpoint: Checkpoint, slot: SlotState | None, system: Sys
         )
 
 
+def _check_history(checkpoint: Checkpoint, system: System) -> None:
+    """Refuse a cluster whose WAL ends before what was stored of it: its disk was set back, and writes another history.
+
+    What it writes from here on would be taken for what is stored already, until its positions are beyond the store's.
+    No word steps over that: the slot went back too, and nothing need be lost.
+    """
+    same = (checkpoint.system_id, checkpoint.timeline) == (system.system_id, system.timeline)
+    if same and system.wal is not None and checkpoint.lsn > Lsn.parse(system.wal):
+        raise Refused(
+            f"the store has this cluster up to {checkpoint.lsn}, but its WAL ends at {system.wal}: it was set back to"
+            " an earlier state (a snapshot of its disk?), and what it writes now has positions that are stored already",
+            remedy="compare what was undone; then delete the row of this source from afterwrite.checkpoint in the store"
+            " and run `afterwrite install --apply`: capture goes on where the slot stands, and stores nothing twice",
+        )
+
+
+def check_slot(checkpoint: Checkpoint, slot: str) -> None:
+    """Refuse a store's source that is stored from another slot: each of the two would step over what the other has."""
+    if checkpoint.slot != slot:
+        raise Refused(
+            f"source {checkpoint.source!r} is stored from slot {checkpoint.slot}, up to {checkpoint.lsn}, and this is"
+            f" slot {slot}",
+            remedy="give this database a source name of its own (AFTERWRITE_SOURCE); only if nothing captures the other"
+            " slot any more, run `afterwrite install --apply --accept-gap`, which goes on with this one and records the gap",
+        )
+
+
 async def examine(
     database: Database, setup: CaptureSetup, checkpoint: Checkpoint | None, store: str | None = None
 ) -> list[Finding]:
@@ -180,6 +209,7 @@ async def examine(
         return found
     gap = memory.gap(*_WHOLE)
     try:
+        check_slot(checkpoint, setup.slot)
         _check_publications(seen, setup, checkpoint)
         check_continuity(checkpoint, seen.slot, await read_system(database))
     except Refused as error:
@@ -258,6 +288,7 @@ async def check_memory(
             f"nothing is known in {database.where} of slot {slot}: capture was not set up here to its end",
             remedy="run `afterwrite install --apply`",
         )
+    check_slot(checkpoint, slot)
     gap = memory.gap(*_WHOLE)
     try:
         check_departures(slot, memory.departures, memory.owner.intact_lsn)
@@ -343,13 +374,15 @@ def resume(
         again = again if whole else Again.REPLACE
     if checkpoint is None:
         return Resumption(again=again, losses=tuple(losses))
+    _check_history(checkpoint, system)
     try:
+        check_slot(checkpoint, setup.slot)
         _check_publications(seen, setup, checkpoint)
         check_continuity(checkpoint, seen.slot, system)
     except Refused as error:
         if not (accept_gap or noted):
             raise
-        again = Again.ADOPT if whole and same else Again.REPLACE
+        again = Again.ADOPT if whole and same and checkpoint.slot == setup.slot else Again.REPLACE
         if noted is None and not any(loss.kind in _WHOLE for loss in losses):
             losses.append(Loss(kind=GapKind.BEGUN_ANEW, after=checkpoint.lsn, reason=str(error)))
     return Resumption(again=again, losses=tuple(losses))

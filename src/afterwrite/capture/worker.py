@@ -441,6 +441,7 @@ class _Session:
         self._sink = sink
         self._checkpoint = checkpoint
         self._settled = self._shown = stream.acknowledged
+        self._forgot = False
         self._backlog = Backlog(job.pace)
         self._assembler = Assembler(legacy=job.source.legacy_tables, folder=job.pace.spill_dir)
 
@@ -553,8 +554,12 @@ class _Session:
 
     async def _observe(self, transactions: Sequence[Transaction]) -> None:
         failpoint("worker.before_observe")
-        for observer in self._observers if transactions else ():
-            await observer.observe(transactions)
+        try:
+            for observer in self._observers if transactions else ():
+                await observer.observe(transactions)
+        except Exception:
+            self._forgot = True
+            raise
         failpoint("worker.after_observe")
 
     async def _write(self, batch: Batch) -> None:
@@ -571,14 +576,24 @@ class _Session:
             await self._settle()
 
     async def _settle(self) -> None:
-        """Have the observers keep what they saw; then the server may forget what is stored."""
+        """Have the observers keep what they saw; then the server may forget what is stored.
+
+        One that failed has forgotten what it saw and not settled, and nothing to settle is no settling: from then on
+        nothing is acknowledged, although the session goes on until the batch in flight is stored.
+        """
         reached = min(self._checkpoint.lsn, self._shown)
-        if reached <= self._settled:
+        if reached <= self._settled or self._forgot:
             return
         failpoint("worker.before_settle")
-        for observer in self._observers:
-            await observer.settle()
+        try:
+            for observer in self._observers:
+                await observer.settle()
+        except Exception:
+            self._forgot = True
+            raise
         failpoint("worker.after_settle")
+        if self._forgot:
+            return
         self._settled = max(self._settled, reached)
         failpoint("worker.before_acknowledge")
         self._stream.acknowledge(self._settled)

@@ -3,9 +3,10 @@
 select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout';
 
 -- name: read_system
--- Which cluster this is and on which timeline it writes now.
+-- Which cluster this is, on which timeline it writes now, and how far.
 select (select system_identifier::text from pg_catalog.pg_control_system()) as system_id,
-       ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::int as timeline;
+       ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::int as timeline,
+       pg_catalog.pg_current_wal_insert_lsn()::text as wal;
 
 -- name: read_slot
 -- The slot as it is, with columns that only some versions have.

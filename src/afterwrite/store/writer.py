@@ -337,7 +337,9 @@ async def _open(db: Database, batch: Batch) -> _Opened:
     stored = _checkpoint(source, opened)
     if batch.checkpoint and stored:
         beaten = stored.lsn > batch.checkpoint.lsn
-        if beaten or stored.system_id != batch.checkpoint.system_id:
+        # Only an installation moves a source to another slot, and that brings no rows.
+        foreign = bool(batch.activities) and stored.slot != batch.checkpoint.slot
+        if beaten or foreign or stored.system_id != batch.checkpoint.system_id:
             raise _refusal(batch.checkpoint, stored)
     return opened
 
@@ -405,6 +407,11 @@ def _refusal(wanted: Checkpoint, stored: Checkpoint | None) -> Refused:
         return Refused(
             f"source {wanted.source!r} was stored from database cluster {stored.system_id}; this is {wanted.system_id}",
             remedy="give this cluster a source name of its own: --source or AFTERWRITE_SOURCE",
+        )
+    if stored and stored.slot != wanted.slot:
+        return Refused(
+            f"source {wanted.source!r} is stored to {stored.lsn} from slot {stored.slot}; this is slot {wanted.slot}",
+            remedy="give this database a source name of its own: AFTERWRITE_SOURCE",
         )
     where = f" to {stored.lsn}" if stored else ""
     return Refused(
