@@ -206,12 +206,14 @@ def from_pg_microseconds(microseconds: int) -> datetime:
     return _UNIX_EPOCH + timedelta(microseconds=microseconds + _PG_EPOCH_MICROSECONDS)
 
 
-def change_id(system_id: str, timeline: int, commit_lsn: Lsn, ordinal: int, committed_at: datetime) -> str:
+def change_id(
+    system_id: str, timeline: int, commit_lsn: Lsn, ordinal: int, committed_at: datetime, *, source: str = ""
+) -> str:
     """The id of a change: a UUIDv8 (RFC 9562) that a replay of the same WAL makes again. See ``change_prefix``."""
-    return f"{change_prefix(system_id, timeline, commit_lsn, committed_at)}{ordinal:08x}"
+    return f"{change_prefix(system_id, timeline, commit_lsn, committed_at, source=source)}{ordinal:08x}"
 
 
-def change_prefix(system_id: str, timeline: int, commit_lsn: Lsn, committed_at: datetime) -> str:
+def change_prefix(system_id: str, timeline: int, commit_lsn: Lsn, committed_at: datetime, *, source: str = "") -> str:
     """What the ids of one transaction begin with; each ends in its ordinal, ``f"{ordinal:08x}"``.
 
     ::
@@ -220,11 +222,12 @@ def change_prefix(system_id: str, timeline: int, commit_lsn: Lsn, committed_at: 
 
     So ids sort by commit time like a UUIDv7's, within a transaction by the order of its writes, and a batch goes to the
     right end of an index. The place is the commit LSN (commit records are eight bytes aligned), moved by a hash of
-    system and timeline: two transactions of one cluster differ within 32 GiB of WAL, those of two clusters by chance
-    only, and only where they committed in the same microsecond.
+    system, timeline and source: two transactions of one cluster differ within 32 GiB of WAL, those of two clusters by
+    chance only, and only where they committed in the same microsecond. So does one transaction that two sources of the
+    same database see, each with ordinals of its own: what the one stored must not keep the other's out.
     """
     since = committed_at - _UNIX_EPOCH
-    place = ((commit_lsn >> 3) + _cluster_hash(system_id, timeline)) & 0xFFFFFFFF
+    place = ((commit_lsn >> 3) + _source_hash(system_id, timeline, source)) & 0xFFFFFFFF
     milliseconds, microseconds = divmod(since.microseconds, 1000)
     milliseconds += (since.days * 86_400 + since.seconds) * 1000
     custom = microseconds << 2 | place >> 30
@@ -234,5 +237,6 @@ def change_prefix(system_id: str, timeline: int, commit_lsn: Lsn, committed_at: 
 
 
 @lru_cache(maxsize=64)
-def _cluster_hash(system_id: str, timeline: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{system_id}/{timeline}".encode(), digest_size=4).digest(), "big")
+def _source_hash(system_id: str, timeline: int, source: str) -> int:
+    words = f"{system_id}/{timeline}/{source}".encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(words, digest_size=4).digest(), "big")

@@ -101,6 +101,11 @@ DEPARTURES = [
     ),
     ("alter publication afterwrite set (publish = 'insert')", "publication afterwrite now publishes insert, via root"),
     ("alter publication afterwrite set (publish_via_partition_root = false)", "publication afterwrite now publishes"),
+    (
+        "alter publication afterwrite set (publish = 'insert');"
+        " alter publication afterwrite set (publish = 'insert, update, delete, truncate')",
+        "publication afterwrite was altered, and set back to insert, update",
+    ),
     ("drop publication afterwrite", "publication afterwrite was dropped"),
     (
         "drop publication afterwrite;"
@@ -142,7 +147,7 @@ def test_what_leaves_a_publication_is_refused_and_the_gap_has_its_bounds(
     assert accept(dsn, setup, sink, word=False).steps == []
 
 
-@pytest.mark.parametrize("script", [DEPARTURES[0][0], DEPARTURES[1][0], DEPARTURES[4][0]])
+@pytest.mark.parametrize("script", [DEPARTURES[0][0], DEPARTURES[1][0], DEPARTURES[4][0], DEPARTURES[5][0]])
 def test_a_worker_notices_within_a_pulse_and_bounds_the_gap_by_it(dsn: str, script: str) -> None:
     setup, sink = laid(dsn)
     seen: list[Lsn] = []

@@ -21,6 +21,7 @@ from capture_rig import MemorySink, install, setup_of
 from afterwrite.activity import Batch, Lsn, Receipt, Sink
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.preflight import CaptureSetup
+from afterwrite.capture.slot import prepare
 from afterwrite.capture.stream import SlotHeld, open_stream
 from afterwrite.capture.transaction import Transaction
 from afterwrite.capture.worker import Source, Worker, WorkerState, WorkerStatus
@@ -523,8 +524,6 @@ def stored(dsn: str) -> list[tuple[str, str]]:
 
 
 def prepare_store(dsn: str, setup: CaptureSetup) -> None:
-    from afterwrite.capture.slot import prepare
-
     async def run() -> None:
         async with connect(dsn) as database, open_sink(dsn) as sink:
             await prepare(database, sink, setup)
@@ -726,3 +725,38 @@ def test_what_an_observer_forgot_is_not_acknowledged_while_the_batch_in_flight_i
     run_worker(dsn, setup, sink.opened, body, observers=(observer,), pace=pace)
     assert not observer.fails
     assert [change.key for each in observer.settled for change in each.changes] == ["1", "2", "3"]
+
+
+def test_two_sources_that_see_the_same_transactions_keep_none_of_each_others_out(installed_dsn: str) -> None:
+    dsn = installed_dsn
+    run_sql(dsn, "create table public.t (id int primary key, a int)")
+    run_sql(dsn, "create table public.u (id int primary key)")
+    first, second = setup_of("t"), setup_of("t", "u")
+    second = msgspec.structs.replace(second, source="second", publication="two", legacy_publication="two_legacy")
+
+    async def run() -> None:
+        for setup in (first, second):
+            async with connect(dsn) as database, open_sink(dsn) as sink:
+                await prepare(database, sink, setup)
+        # Another row comes first for each, so that their ordinals tell different rows.
+        await write(dsn, "with u as (insert into public.u values (7)) insert into public.t values (1, 1)")
+        for setup in (first, second):
+            source = Source(
+                dsn=dsn,
+                name=setup.source,
+                slot=setup.slot,
+                publications=setup.publications,
+                legacy_publication=setup.legacy_publication,
+            )
+            worker = Worker(source, lambda: open_sink(dsn), pace=QUICK)
+            task = asyncio.create_task(worker.run())
+            await until(lambda worker=worker, setup=setup: worker.status().rows == len(setup.tables))
+            worker.stop()
+            await task
+
+    asyncio.run(run())
+    assert run_sql(dsn, "select source, relation, entity_id from afterwrite.activity order by 1, 2, 3") == [
+        ("main", "public.t", "1"),
+        ("second", "public.t", "1"),
+        ("second", "public.u", "7"),
+    ]

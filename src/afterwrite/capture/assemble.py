@@ -504,7 +504,7 @@ def to_activities(transaction: Transaction, *, source: str, system_id: str, time
 
     The same transaction always gives the same activities, ids included.
     """
-    prefix = change_prefix(system_id, timeline, transaction.commit_lsn, transaction.committed_at)
+    prefix = change_prefix(system_id, timeline, transaction.commit_lsn, transaction.committed_at, source=source)
     context = transaction.context or _NOBODY
     events = iter(transaction.events)
     event = next(events, None)

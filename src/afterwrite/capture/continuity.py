@@ -54,6 +54,8 @@ class Departure(msgspec.Struct, frozen=True, kw_only=True):
                 return f"publication {name} was dropped"
             case "publication replaced":
                 return f"publication {name} was dropped and created again"
+            case "publication altered" if self.found == self.expected:
+                return f"publication {name} was altered, and set back to {self.expected}"
             case "publication altered":
                 return f"publication {name} now publishes {self.found or 'nothing'}, where it was {self.expected}"
             case "table missing":

@@ -183,7 +183,7 @@ def check_slot(checkpoint: Checkpoint, slot: str) -> None:
             f"source {checkpoint.source!r} is stored from slot {checkpoint.slot}, up to {checkpoint.lsn}, and this is"
             f" slot {slot}",
             remedy="give this database a source name of its own (AFTERWRITE_SOURCE); only if nothing captures the other"
-            " slot any more, run `afterwrite install --apply --accept-gap`, which goes on with this one and records the gap",
+            " slot any more, run `afterwrite install --apply --accept-gap`, which takes this one and records the gap",
         )
 
 

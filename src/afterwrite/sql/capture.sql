@@ -292,12 +292,12 @@ delete from afterwrite.capture where slot = :slot;
 
 -- name: remember_publications
 -- Take these publications as they are now for as they should be.
-insert into afterwrite.publication as b (slot, name, oid, options)
-select :slot, p.pubname, p.oid, afterwrite.publication_options(p.oid)
+insert into afterwrite.publication as b (slot, name, oid, version, options)
+select :slot, p.pubname, p.oid, p.xmin::text, afterwrite.publication_options(p.oid)
   from pg_catalog.pg_publication p
  where p.pubname = any (:publications::text[])
-on conflict (slot, name) do update set oid = excluded.oid, options = excluded.options
- where (b.oid, b.options) is distinct from (excluded.oid, excluded.options);
+on conflict (slot, name) do update set oid = excluded.oid, version = excluded.version, options = excluded.options
+ where (b.oid, b.version, b.options) is distinct from (excluded.oid, excluded.version, excluded.options);
 
 -- name: forget_published
 -- Forget the tables that are no longer listed; one that was dropped is still needed to read its last rows.

@@ -30,12 +30,15 @@ create table afterwrite.publication (
     slot    text not null,
     name    text not null,
     oid     oid  not null,
+    version text not null,
     options text not null,
     constraint publication_pkey primary key (slot, name),
     constraint publication_slot foreign key (slot) references afterwrite.capture (slot) on delete cascade
 );
 comment on table afterwrite.publication is 'The publications of a slot, as `afterwrite install` left them.';
 comment on column afterwrite.publication.oid is 'One that was dropped and made again has another.';
+comment on column afterwrite.publication.version is
+    'Its row version in pg_publication: one whose options were altered and set back has another, and what was written between may be missing.';
 
 create table afterwrite.published (
     slot        text   not null,
@@ -103,6 +106,7 @@ select b.slot, b.name as publication, null::text as relation,
   from afterwrite.publication b
   left join pg_catalog.pg_publication now on now.pubname = b.name
  where now.oid is distinct from b.oid
+    or now.xmin::text is distinct from b.version
     or afterwrite.publication_options(now.oid) is distinct from b.options
  union all
 select t.slot, t.publication, pg_catalog.format('%I.%I', coalesce(n.nspname, t.schema), coalesce(c.relname, t.name)),
