@@ -512,3 +512,24 @@ def test_an_unlogged_log_is_explained(shop: Scene) -> None:
     proof = shop.prove(shop.read(), found)
     assert of(proof, "orders_bulk").operations[0].explained == {Reason.UNLOGGED: 1}
     assert proof.unexplained == 0
+
+
+def test_a_window_of_another_history_begins_anew_instead_of_counting_nothing(shop: Scene) -> None:
+    # A dump restored into a younger cluster: its positions are far behind those that the window remembers.
+    found = shop.survey()
+    say(shop, "insert into customer values (1, 'Ann')")
+    assert of(shop.prove(shop.read(), found), "customer_audit").operations[0].matched == 1
+    shop.ddl("update afterwrite.proof_window set through_lsn = 'FF/0', started_lsn = 'F0/0'")
+
+    async def story() -> None:
+        async with connect(shop.dsn) as database, Prover(shop.dsn, found.judgements, found.bodies) as prover:
+            at = Lsn.parse(await database.value(b"select pg_current_wal_insert_lsn()::text"))
+            assert await prover.begin(at) == at
+            say(shop, "insert into customer values (2, 'Bob')")
+            await prover.observe(shop_read := await shop._read())
+            assert shop_read
+            await prover.settle()
+            assert of(await read_proof(database), "customer_audit").operations[0].matched == 1
+            assert await prover.begin(at) == shop_read[-1].commit_lsn
+
+    asyncio.run(story())

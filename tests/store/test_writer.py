@@ -836,3 +836,20 @@ def test_the_seal_does_not_depend_on_the_session_that_reads_it(installed_dsn: st
             assert (await verify_feed(db)).first_break is None
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("s" * 60 + "1", "s" * 60 + "2"), ("läden", "lüden")])
+def test_a_sole_sink_ends_no_session_of_a_source_whose_name_only_begins_alike(
+    installed_dsn: str, ours: str, theirs: str
+) -> None:
+    async def run() -> None:
+        async with (
+            open_sink(installed_dsn, application_name=f"afterwrite sink {theirs}", sole=True) as other,
+            open_sink(installed_dsn, application_name=f"afterwrite sink {ours}", sole=True) as frozen,
+            open_sink(installed_dsn, application_name=f"afterwrite sink {ours}", sole=True),
+        ):
+            await other.read_checkpoint("main")
+            with pytest.raises(ConnectionLost):
+                await frozen.read_checkpoint("main")
+
+    asyncio.run(run())

@@ -163,6 +163,9 @@ class Prover:
         async with self._turn:
             await self.close()
             database, _, state = await self._ready()
+            if await _forget_other_history(database):
+                await self.close()
+                database, _, state = await self._ready()
             if state.through_lsn is None:
                 # Written down at once: after a crash the store would be further than what was counted. A commit record
                 # may begin where the one before it ends, so that the place itself is not behind us.
@@ -429,6 +432,17 @@ async def begin_window(database: Database) -> None:
         await database.run(statement("prove.begin_window"))
         await database.run(statement("prove.forget_proof"))
         await database.run(statement("prove.forget_residuals"))
+
+
+async def _forget_other_history(database: Database) -> bool:
+    """Begin anew where the watermark is beyond the end of the WAL: what is written until then would not be counted."""
+    async with database.transaction():
+        if not await database.run(statement("prove.forget_other_history")):
+            return False
+        await database.run(statement("prove.forget_proof"))
+        await database.run(statement("prove.forget_residuals"))
+    log.warning("the proof in %s spoke of another history of this cluster: it begins anew", database.where)
+    return True
 
 
 def _steady(state: _State, first: Lsn) -> frozenset[tuple[str, Operation]]:

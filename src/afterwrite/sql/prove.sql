@@ -123,6 +123,18 @@ delete from afterwrite.proof;
 -- Drop the examples too.
 delete from afterwrite.residual;
 
+-- name: forget_other_history
+-- Begin anew where the window speaks of positions that this cluster has not come to: a restored dump, a disk set back.
+update afterwrite.proof_window
+   set number = number + 1,
+       started_lsn = pg_catalog.pg_current_wal_insert_lsn(),
+       started_at = null,
+       through_lsn = null,
+       through_at = null,
+       observed = 0,
+       transactions = 0
+ where greatest(started_lsn, through_lsn) > pg_catalog.pg_current_wal_insert_lsn();
+
 -- name: begin_window
 -- Count anew, from transactions that commit from now on.
 update afterwrite.proof_window

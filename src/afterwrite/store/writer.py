@@ -13,6 +13,7 @@ The seal is the sha256 of the very bytes that COPY was sent (see lines.py).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -151,7 +152,7 @@ class PostgresSink:
 
     def __init__(self, dsn: str | None, *, application_name: str = "afterwrite sink", sole: bool = False) -> None:
         self._dsn = dsn
-        self._application_name = application_name
+        self._application_name = _whole_name(application_name) if sole else application_name
         self._sole = sole
         self._db: Database | None = None
         self._opened = AsyncExitStack()
@@ -296,6 +297,17 @@ class PostgresSink:
         except AfterwriteError as error:
             self._days_again_at = time.monotonic() + _PARTITION_PAUSE_SECONDS
             log.warning("no partition could be made for %s, its rows go to the default one: %s", sorted(near), error)
+
+
+def _whole_name(name: str) -> str:
+    """The name, or one that is as much its own where the server would cut it at 63 bytes or replace what is not ASCII.
+
+    Who ends the sessions of a name must not find another source's behind the same beginning.
+    """
+    if name.isascii() and len(name) < 64:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    return f"{name.encode('ascii', 'replace').decode()[:40]} {digest[:20]}"
 
 
 class _DetourError(Exception):
