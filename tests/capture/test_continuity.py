@@ -170,7 +170,8 @@ def test_a_worker_notices_within_a_pulse_and_bounds_the_gap_by_it(dsn: str, scri
     assert start.lsn < gap.after <= seen[0] < gap.until
 
 
-def test_a_table_that_is_dropped_or_renamed_is_no_loss(dsn: str) -> None:
+def test_a_table_that_is_dropped_or_renamed_is_no_loss(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afterwrite.capture.watch._FORGET_SECONDS", 0.0)
     setup, sink = laid(dsn)
 
     async def body(worker: Worker) -> None:
@@ -192,7 +193,9 @@ def test_a_table_that_is_dropped_and_created_again_is_told_of_until_it_is_publis
 
     async def body(worker: Worker) -> None:
         await until(lambda: worker.status().state is WorkerState.STREAMING)
-        run_sql(dsn, "drop table u; create table u (id int primary key)")
+        run_sql(dsn, "drop table u")
+        await asyncio.sleep(0.5)  # a migration takes its time between the two
+        run_sql(dsn, "create table u (id int primary key)")
         await until(lambda: [finding.rule for finding in worker.status().findings] == ["table.replaced"])
         (finding,) = worker.status().findings
         assert "public.u was dropped and created again" in finding.text
@@ -221,6 +224,32 @@ def test_a_table_added_by_hand_is_kept_in_mind_and_one_of_the_store_refused(dsn:
     with pytest.raises(Refused, match=r"lists afterwrite\.open_gap.*without end") as refused:
         capturing(dsn, setup, sink)
     assert "DROP TABLE afterwrite.open_gap" in (refused.value.remedy or "")
+
+
+def test_a_publication_that_lists_the_schema_of_the_store_is_refused(dsn: str, server: Server) -> None:
+    if server.version < 15:
+        pytest.skip("schemas in publications came with PostgreSQL 15")
+    setup, sink = laid(dsn)
+    run_sql(dsn, "alter publication afterwrite add tables in schema afterwrite")
+    with pytest.raises(Refused, match=r"lists schema afterwrite.*without end") as refused:
+        capturing(dsn, setup, sink)
+    assert "DROP TABLES IN SCHEMA afterwrite" in (refused.value.remedy or "")
+
+
+def test_a_partition_that_is_not_in_the_wal_is_told_of(dsn: str) -> None:
+    run_sql(dsn, "create table p (id int primary key) partition by range (id)")
+    run_sql(dsn, "create table p1 partition of p for values from (0) to (10) partition by range (id)")
+    setup = setup_of("p")
+    sink, _ = install(dsn, setup)
+
+    async def body(worker: Worker) -> None:
+        await until(lambda: worker.status().state is WorkerState.STREAMING)
+        run_sql(dsn, "create unlogged table p11 partition of p1 for values from (0) to (10)")
+        await until(lambda: [finding.rule for finding in worker.status().findings] == ["table.unlogged"])
+        assert "partition public.p11" in worker.status().findings[0].text
+
+    capturing(dsn, setup, sink, body)
+    assert [finding.where for finding in examined(dsn, setup, sink) if finding.severity == "error"] == ["public.p11"]
 
 
 def test_a_writer_that_was_at_work_when_its_table_was_added_is_captured_whole_or_not_at_all(dsn: str) -> None:

@@ -38,7 +38,13 @@ class Departure(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def loses(self) -> bool:
         """Whether rows may be missing from the stream because of it, or would be."""
-        return self.kind not in ("table dropped", "table replaced", "table without identity", "store listed")
+        return self.kind not in (
+            "table dropped",
+            "table replaced",
+            "table without identity",
+            "partition not logged",
+            "store listed",
+        )
 
     @property
     def breaks_the_slot(self) -> bool:
@@ -70,6 +76,10 @@ class Departure(msgspec.Struct, frozen=True, kw_only=True):
                 return f"table {table} was dropped and created again, and publication {name} does not list the new one"
             case "table without identity":
                 return f"table {table} has no replica identity any more"
+            case "partition not logged":
+                return f"partition {table} of a table in publication {name} is unlogged or foreign"
+            case "store listed" if self.relation is None:
+                return f"publication {name} lists schema afterwrite, the tables of the store"
             case "store listed":
                 return f"publication {name} lists {table}, a table of the store"
             case _:
@@ -253,7 +263,8 @@ def _joined(departures: Sequence[Departure]) -> str:
 
 
 def _take_out(departure: Departure) -> str:
-    return f"ALTER PUBLICATION {quoted(departure.publication)} DROP TABLE {departure.relation}"
+    what = "TABLES IN SCHEMA afterwrite" if departure.relation is None else f"TABLE {departure.relation}"
+    return f"ALTER PUBLICATION {quoted(departure.publication)} DROP {what}"
 
 
 def find_departures(memory: Memory) -> list[Finding]:
@@ -295,6 +306,16 @@ def judge_departure(departure: Departure) -> list[Finding]:
                 where=where,
                 text=f"{departure.words}: the application's UPDATEs and DELETEs of it fail",
                 remedy=f"run ALTER TABLE {departure.relation} REPLICA IDENTITY FULL, or add a primary key",
+            )
+        ]
+    if departure.kind == "partition not logged":
+        return [
+            Finding(
+                rule="table.unlogged",
+                severity=Severity.ERROR,
+                where=where,
+                text=f"{departure.words}: its changes are not in the WAL, and not captured",
+                remedy=f"run ALTER TABLE {departure.relation} SET LOGGED, or detach it",
             )
         ]
     if departure.kind == "store listed":

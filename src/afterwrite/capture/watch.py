@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 _STAND_BY_SECONDS = 0.5
 _NOTE_SECONDS = 60.0
+# For so long a dropped table is kept in mind, so that another of its name is told of: migrations drop and create.
+_FORGET_SECONDS = 3600.0
 _DROP_TRIES = 40
 _DROP_PAUSE_SECONDS = 0.25
 
@@ -222,6 +224,7 @@ class Watch:
         self._confirmed = Lsn(0)
         self._dropped: frozenset[str | None] = frozenset()
         self._dropped_before = Lsn(0)
+        self._dropped_at = 0.0
         # A session compares in a transaction of its own, over the connection that pulses meanwhile.
         self._turn = asyncio.Lock()
 
@@ -325,10 +328,11 @@ class Watch:
         return wal
 
     async def _forget(self, dropped: frozenset[str | None], wal: Lsn) -> None:
-        """Forget tables that were dropped, once their last rows are stored: those are read with the keys remembered."""
+        """Forget tables dropped a while ago, once their last rows, read with the keys remembered, are stored."""
         if not dropped <= self._dropped:
-            self._dropped, self._dropped_before = dropped, wal
-        if dropped and self.stored_through >= self._dropped_before:
+            self._dropped, self._dropped_before, self._dropped_at = dropped, wal, time.monotonic()
+        late = time.monotonic() - self._dropped_at >= _FORGET_SECONDS
+        if dropped and late and self.stored_through >= self._dropped_before:
             count = await self._control.run(statement("capture.forget_dropped"), slot=self._watched.slot)
             log.info("%d tables of slot %s were dropped; nothing of them is lost", count, self._watched.slot)
 

@@ -94,6 +94,18 @@ create function afterwrite.publication_options(publication oid) returns text lan
 $$;
 comment on function afterwrite.publication_options(oid) is 'What a publication publishes, in words that can be compared.';
 
+create function afterwrite.lists_us(publication oid) returns boolean language plpgsql stable set search_path = pg_catalog as $$
+begin
+    -- Before PostgreSQL 15 there is no such catalog; what is not run is not looked up.
+    return current_setting('server_version_num')::int >= 150000
+       and exists (select
+                     from pg_publication_namespace s
+                     join pg_namespace n on n.oid = s.pnnspid
+                    where s.pnpubid = publication and n.nspname = 'afterwrite');
+end
+$$;
+comment on function afterwrite.lists_us(oid) is 'Whether a publication lists our schema as a whole.';
+
 create view afterwrite.departure as
 select b.slot, b.name as publication, null::text as relation,
        case
@@ -145,6 +157,28 @@ select t.slot, t.publication, pg_catalog.format('%I.%I', n.nspname, c.relname), 
  where not exists (select from pg_catalog.pg_index i
                     where i.indrelid = c.oid
                       and (c.relreplident = 'd' and i.indisprimary or c.relreplident = 'i' and i.indisreplident))
+ union all
+select t.slot, t.publication, pg_catalog.format('%I.%I', n.nspname, c.relname), 'partition not logged', null, null
+  from (
+       -- From the few that are so up to their roots, and not down from each root.
+       with recursive up (leaf, oid) as (
+           select l.oid, i.inhparent
+             from pg_catalog.pg_class l
+             join pg_catalog.pg_inherits i on i.inhrelid = l.oid
+            where l.relispartition and (l.relpersistence = 'u' or l.relkind = 'f')
+            union all
+           select u.leaf, i.inhparent from up u join pg_catalog.pg_inherits i on i.inhrelid = u.oid
+       )
+       select leaf, oid from up
+       ) u
+  join afterwrite.published t on t.relation = u.oid
+  join pg_catalog.pg_class c on c.oid = u.leaf
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ union all
+select b.slot, b.name, null, 'store listed', null, null
+  from afterwrite.publication b
+  join pg_catalog.pg_publication p on p.pubname = b.name
+ where afterwrite.lists_us(p.oid)
  union all
 select b.slot, b.name, pg_catalog.format('afterwrite.%I', c.relname), 'store listed', null, null
   from afterwrite.publication b
