@@ -24,6 +24,11 @@ _PREFIX = "AFTERWRITE_"
 _SECRETS = ("dsn", "store_dsn")
 
 
+# What a value has to be, where pydantic's words are not an operator's.
+_WANTED = {
+    "wal_budget": "it should be a size of at least 1MB, written as PostgreSQL's own are (8GB, 512MB)",
+    "slot": "it should be at most 63 lower-case letters, digits and underscores",
+}
 _UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
 
 
@@ -80,6 +85,13 @@ class Settings(BaseSettings):
     # Who acts, for the ledger; None means the operating system's user.
     operator: str | None = None
 
+    @pydantic.field_validator("wal_alarm_share")
+    @classmethod
+    def _alarm_after_warning(cls, share: float, told: pydantic.ValidationInfo) -> float:
+        if share < told.data.get("wal_warn_share", 0):
+            raise ValueError("it should not be less than wal_warn_share")
+        return share
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -128,7 +140,8 @@ def load_settings(*, folder: Path | None = None, **flags: object) -> Settings:
                 f"{where} has a key that does not exist: {name}",
                 remedy=f"the keys are {', '.join(sorted(Settings.model_fields))}",
             ) from error
-        raise UsageError(f"{name} in {where} cannot be: {first['msg'].lower()}", remedy="mend that value") from error
+        said = _WANTED.get(name, first["msg"].lower().removeprefix("value error, "))
+        raise UsageError(f"{name} in {where} cannot be: {said}", remedy="mend that value") from error
 
 
 def _read_file(named: Path | None, folder: Path) -> tuple[dict[str, Any], str]:

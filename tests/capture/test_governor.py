@@ -68,7 +68,7 @@ def test_what_is_told_says_how_much_and_what_will_happen() -> None:
     (server,) = judge(seen(45, safe_wal_size=5 * MB), ALARM).findings
     assert "90 % of the server's max_slot_wal_keep_size of 50 MiB, at which the server gives it up" in server.text
     (held,) = judge(seen(90, lag_bytes=0), ALARM).findings
-    assert "an old transaction that is still open holds the rest" in held.text
+    assert "frees the rest within a minute or so, unless an old transaction that is still open holds it" in held.text
 
 
 @pytest.mark.parametrize(

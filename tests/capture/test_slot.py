@@ -338,6 +338,7 @@ def test_a_role_without_rights_is_told_which(dsn: str) -> None:
         found = errors(dsn.replace("user=postgres", f"user={role}"), setup)
         assert set(found) == {"role.replication", "role.create", "table.owner"}
         assert found["role.replication"].remedy == f"as a superuser, run ALTER ROLE {role} REPLICATION"
+        assert found["table.owner"].remedy == f"connect as postgres, or run GRANT postgres TO {role}"
         with pytest.raises(Refused, match=f"role {role} may not read the WAL"):
             asyncio.run(prepared_by(dsn.replace("user=postgres", f"user={role}"), setup))
     finally:

@@ -412,7 +412,7 @@ def test_unreadable_contexts_are_counted(dsn: str) -> None:
             await database.run("select pg_logical_emit_message(true, 'afterwrite.context', '{nonsense')")
             await database.run("insert into t values (1, 1)")
         await until(lambda: len(sink.activities) == 1)
-        assert worker.status().undecodable_contexts == 1
+        await until(lambda: worker.status().undecodable_contexts == 1)  # told a moment after it is stored
 
     run_worker(dsn, setup, sink.opened, body)
     assert sink.activities[0].actor_id is None

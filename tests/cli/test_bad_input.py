@@ -321,3 +321,12 @@ def test_what_a_killed_demo_left_goes_with_the_next_start(own_tmp: Path) -> None
     assert "1 demo server removed" in result.stdout
     assert [str(path) for root in own_tmp.iterdir() for path in root.iterdir()] == []
     assert processes_of(own_tmp) == []
+
+
+def test_help_is_folded_by_the_terminals_width_alone() -> None:
+    for words in (["capture"], ["maintain"], ["bench"], ["migrate", "run"]):
+        said = afterwrite(*words, "--help").stdout
+        prose, _, _ = said.partition("╭")
+        paragraphs = [line for line in prose.splitlines() if line.strip() and "Usage:" not in line]
+        # Each paragraph is shorter than two lines of 200 columns, so that a third line could only be the source's.
+        assert all(len(line.rstrip()) > 100 or line.rstrip().endswith((".", ":")) for line in paragraphs), said

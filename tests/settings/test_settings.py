@@ -154,6 +154,15 @@ def test_a_budget_that_cannot_be_is_named(tmp_path: Path, text: str) -> None:
         load_settings()
 
 
+def test_what_a_budget_has_to_be_is_said_in_an_operators_words(tmp_path: Path) -> None:
+    (tmp_path / "afterwrite.toml").write_text('wal_budget = "8 gigs"\n')
+    with pytest.raises(UsageError, match=r"at least 1MB, written as PostgreSQL's own are \(8GB, 512MB\)"):
+        load_settings()
+    (tmp_path / "afterwrite.toml").write_text("wal_warn_share = 0.9\nwal_alarm_share = 0.5\n")
+    with pytest.raises(UsageError, match=r"wal_alarm_share in .* should not be less than wal_warn_share"):
+        load_settings()
+
+
 def test_settings_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().slot = "other"

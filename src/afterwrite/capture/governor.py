@@ -153,8 +153,14 @@ def _retained(observed: Observed, policy: Policy, budget: int, health: Health) -
         f" {share:.0f} % of {whose} of {human_bytes(budget)}"
     )
     if observed.lag_bytes is not None and observed.lag_bytes < min(_LITTLE_LAG, observed.retained_bytes // 2):
-        text += "; the store has all but the newest of it, so an old transaction that is still open holds the rest"
-        remedy = "end that transaction: select pid, xact_start from pg_stat_activity order by xact_start limit 3"
+        text += (
+            "; the store has all but the newest of it: the server frees the rest within a minute or so, unless an old"
+            " transaction that is still open holds it"
+        )
+        remedy = (
+            "look for that transaction, and end it: select pid, xact_start from pg_stat_activity"
+            " order by xact_start limit 3"
+        )
     else:
         remedy = "see why the store does not take it: the worker's status says what it waits for"
     match policy.over_budget:

@@ -378,7 +378,7 @@ def _judge_tables(seen: Survey, setup: CaptureSetup) -> Iterator[Finding]:
             yield _missing(member)
             continue
         root = roots[member.wanted]
-        yield from _judge_kind(member)
+        yield from _judge_kind(member, seen.server)
         if member.kind not in ("r", "p"):
             continue
         full = member.wanted in setup.full_identity
@@ -424,7 +424,7 @@ def _judge_full(member: Member, seen: Survey, setup: CaptureSetup) -> Iterator[F
         )
 
 
-def _judge_kind(member: Member) -> Iterator[Finding]:
+def _judge_kind(member: Member, server: SourceServer) -> Iterator[Finding]:
     if member.kind not in ("r", "p"):
         yield _error(
             "table.kind",
@@ -446,7 +446,7 @@ def _judge_kind(member: Member) -> Iterator[Finding]:
             "table.owner",
             member.name,
             f"only its owner {member.owner} may publish {member.name}",
-            f"connect as {member.owner}, or run GRANT {quoted(member.owner)} TO the role of the DSN",
+            f"connect as {member.owner}, or run GRANT {quoted(member.owner)} TO {quoted(server.role)}",
         )
     elif member.top and member.is_partition:
         yield Finding(
@@ -501,7 +501,7 @@ def _judge_columns(member: Member, server: SourceServer, setup: CaptureSetup, fu
 def _judge_legacy(seen: Survey) -> Iterator[Finding]:
     for member in seen.legacy:
         if member.found:
-            yield from _judge_kind(member)
+            yield from _judge_kind(member, seen.server)
         else:
             yield _missing(member)
 

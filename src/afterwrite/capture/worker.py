@@ -400,7 +400,7 @@ class _Account:
         then, rows = self._rows_then
         self._rows_then = (now, status.rows)
         self.note(
-            lag_bytes=max(0, reading.wal - (status.position or reading.wal)),
+            lag_bytes=None if status.position is None else max(0, reading.wal - status.position),
             lag_seconds=observed.lag_seconds,
             retained_bytes=observed.retained_bytes,
             budget_bytes=reading.budget_bytes,

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from afterwrite import __version__
 from afterwrite.cli import bench, capture, demo, doctor, install, maintain, migrate, plan, prove, scan, tail
-from afterwrite.cli.face import say, show_error
+from afterwrite.cli.face import prose, say, show_error
 from afterwrite.errors import AfterwriteError, ExitCode
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -63,6 +63,8 @@ app.add_typer(migrate.app, name="migrate")
 app.command("tail")(tail.tail)
 app.command("maintain")(maintain.maintain)
 app.command("bench")(bench.bench)
+for each in (*app.registered_commands, *migrate.app.registered_commands):
+    each.help = prose(each.callback.__doc__ or "")
 
 
 def main() -> NoReturn:

@@ -18,10 +18,12 @@ from afterwrite import runtime
 from afterwrite.capture.governor import human_bytes
 from afterwrite.capture.worker import WorkerState, WorkerStatus
 from afterwrite.cli.face import Dsn, Json, StoreDsn, emit, say, settings, talk
+from afterwrite.defer.replay import ReplayState
 from afterwrite.errors import ExitCode
 from afterwrite.settings import Settings
 
 _TELL_SECONDS = 0.5
+_LATE_SECONDS = 15.0  # longer than a heartbeat takes to come
 
 
 def capture(
@@ -127,14 +129,16 @@ def _line(status: runtime.RuntimeStatus) -> str:
     if capture.position is not None:
         words.append(f"at {capture.position}")
     if capture.lag_bytes is not None:
-        seconds = f", {capture.lag_seconds:,.0f} s" if capture.lag_seconds else ""
-        words.append(f"{capture.lag_bytes / 1024:,.0f} KiB{seconds} behind")
+        # What a quiet database writes by itself waits for the next heartbeat, and is nothing to speak of.
+        late = capture.lag_seconds is not None and capture.lag_seconds >= _LATE_SECONDS
+        seconds = f", {capture.lag_seconds:,.0f} s" if late else ""
+        words.append(f"{human_bytes(capture.lag_bytes)}{seconds} behind")
     if capture.retained_bytes is not None and capture.health not in (None, "well"):
         words.append(
             f"{human_bytes(capture.retained_bytes)} of {human_bytes(capture.budget_bytes)} WAL kept ({capture.health})"
         )
     words.append(f"{capture.rows:,} changes stored, {capture.rows_per_second:,.0f}/s")
-    if status.deferral is not None:
+    if status.deferral is not None and status.deferral.state is not ReplayState.IDLE:
         words.append(f"deferral {status.deferral.state.value}")
     if capture.trouble:
         words.append(capture.trouble)

@@ -84,6 +84,11 @@ def say(text: str) -> None:
     talk.print(text, soft_wrap=not talk.is_terminal)
 
 
+def prose(text: str) -> str:
+    """A docstring's paragraphs, each on one line: the terminal's width folds them, not the source's."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
 def counted(count: int, noun: str) -> str:
     """``1 trigger``, ``2 triggers``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -147,11 +147,11 @@ def _table_findings(atlas: Atlas, table: Table, moving: Sequence[Judgement]) -> 
     if without_key:
         yield Finding(
             rule="no-replica-identity",
-            severity=Severity.ERROR,
+            severity=Severity.WARNING,
             where=table.full_name,
             text=f"{table.full_name} has {count} and no replica identity: its UPDATEs and DELETEs would fail once "
             "published",
-            remedy=f"ALTER TABLE {name} REPLICA IDENTITY FULL, or add a primary key",
+            remedy=f"ALTER TABLE {name} REPLICA IDENTITY FULL (afterwrite install does it), or add a primary key",
         )
     elif needing and any(leaf.replica_identity != "f" for leaf in leaves):
         columns = sorted({column for each in needing for column in each.needs.old_columns})
