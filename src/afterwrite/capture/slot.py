@@ -455,7 +455,7 @@ def _publish(
             Step(
                 kind=StepKind.PUBLICATION,
                 where=name,
-                text=f"publish {len(tables)} tables as {name}",
+                text=f"publish {_counted(tables)} as {name}",
                 sql=f"create publication {quoted(name)}{f' for table {listed}' if listed else ''} with ({words})",
                 undo=f"drop publication if exists {quoted(name)}",
                 relations=tuple(quoted(*table) for table in tables),
@@ -499,7 +499,7 @@ def _publish(
             Step(
                 kind=StepKind.PUBLICATION,
                 where=name,
-                text=f"add {len(missing)} tables to {name}",
+                text=f"add {_counted(missing)} to {name}",
                 # The lock waits for writers: every transaction is captured with all its rows of these tables, or none.
                 sql=f"lock table {listed} in share mode; alter publication {quoted(name)} add table {only}",
                 undo=f"alter publication {quoted(name)} drop table {only}",
@@ -507,6 +507,10 @@ def _publish(
             )
         )
     return steps
+
+
+def _counted(tables: Sequence[Table]) -> str:
+    return f"{len(tables)} table{'' if len(tables) == 1 else 's'}"
 
 
 def _only(tables: Iterable[str]) -> str:
