@@ -46,7 +46,7 @@ _POLL_SECONDS = 0.02
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How much, how often. ``changes`` is the stretch that is drained, ``rates`` are changes a second."""
 
-    rounds: int = 5
+    rounds: int = 3
     changes: int = 200_000
     rates: tuple[int, ...] = (500, 2_000, 5_000)
     lag_seconds: float = 10.0
