@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -83,12 +82,8 @@ class Stage:
     @asynccontextmanager
     async def capturing(self) -> AsyncGenerator[Process]:
         """``afterwrite capture`` in a process of its own, inside the block."""
-        environment = dict(os.environ)
-        if self.settings.store_dsn is not None:
-            environment["AFTERWRITE_STORE_DSN"] = self.settings.store_dsn
-        async with capture_worker(
-            self.server.dsn(DATABASE), self.folder / "capture.log", environment=environment
-        ) as worker:
+        log = self.folder / "capture.log"
+        async with capture_worker(self.server.dsn(DATABASE), log, store_dsn=self.settings.store_dsn) as worker:
             yield worker
 
     async def bill(self, load: Load, worker: Process | None) -> Bill:

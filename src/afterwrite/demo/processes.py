@@ -7,6 +7,7 @@ Both watch their stdin: when we die without a word, they end by themselves.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -110,12 +111,18 @@ async def application(
 
 
 @asynccontextmanager
-async def capture_worker(
-    dsn: str, log: Path, *, environment: Mapping[str, str] | None = None
-) -> AsyncGenerator[Process]:
-    """``afterwrite capture`` in a process of its own; ``latest`` is its status line."""
+async def capture_worker(dsn: str, log: Path, *, store_dsn: str | None = None) -> AsyncGenerator[Process]:
+    """``afterwrite capture`` in a process of its own; ``latest`` is its status line.
+
+    It reads neither the variables nor the afterwrite.toml of whoever runs us: those are for databases of his own.
+    """
     words = ["-m", "afterwrite", "capture", "--dsn", dsn, "--json", "--end-with-stdin"]
-    async with _process("capture worker", words, log, spontaneous=None, environment=environment) as process:
+    if store_dsn is not None:
+        words += ["--store-dsn", store_dsn]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AFTERWRITE_")}
+    async with _process(
+        "capture worker", words, log, spontaneous=None, environment=environment, cwd=log.parent
+    ) as process:
         yield process
 
 
@@ -137,6 +144,7 @@ async def _process(
     *,
     spontaneous: str | None,
     environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> AsyncGenerator[Process]:
     with log.open("ab") as errors:
         child = await asyncio.create_subprocess_exec(
@@ -148,6 +156,7 @@ async def _process(
             start_new_session=True,
             limit=_LINE_LIMIT,
             env=dict(environment) if environment is not None else None,
+            cwd=cwd,
         )
     process = Process(name, child, log, spontaneous)
     try:
