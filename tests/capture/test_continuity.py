@@ -417,6 +417,16 @@ def test_a_source_name_that_another_slot_stores_is_refused_and_with_a_word_the_o
     capturing(dsn, other, sink, body=lambda _: until(lambda: len(sink.activities) == 1))
 
 
+def test_a_source_gets_another_name_only_with_a_word(dsn: str) -> None:
+    setup, sink = laid(dsn)
+    run_sql(dsn, "insert into t values (1, 1)")
+    renamed, sink.checkpoint = msgspec.structs.replace(setup, source="other"), None
+    with pytest.raises(Refused, match="is captured as source 'main', and this is 'other'"):
+        accept(dsn, renamed, sink, word=False)
+    assert [step.kind for step in accept(dsn, renamed, sink).steps] == [StepKind.CHECKPOINT]
+    assert [change.key for change in changes_of(drain(dsn, renamed, sink))] == ["1"]
+
+
 def test_taking_capture_back_forgets_whose_the_slot_was(dsn: str) -> None:
     setup, _ = laid(dsn)
 

@@ -361,6 +361,13 @@ def resume(
     again = Again.CONTINUE
     same = checkpoint is not None and (checkpoint.system_id, checkpoint.timeline) == (system.system_id, system.timeline)
     whole = seen.slot is not None and not seen.slot.lost and not any(each.breaks_the_slot for each in departures)
+    if owner is not None and owner.source != setup.source and checkpoint is None and not accept_gap:
+        raise Refused(
+            f"slot {setup.slot} on {where} is captured as source {owner.source!r}, and this is {setup.source!r}: what"
+            " the one has stored and not acknowledged yet, the other would store again",
+            remedy=f"name it as before (AFTERWRITE_SOURCE={owner.source}), or give this source a slot and publications"
+            " of its own; to go on under the new name for good, run `afterwrite install --apply --accept-gap`",
+        )
     if owner is not None and owner.store != store:
         if not accept_gap:
             check_owner(setup.slot, owner, store, where)
