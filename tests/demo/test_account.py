@@ -138,7 +138,8 @@ BROKEN = {
     "wrong_values": """
         update afterwrite.activity set after = (after::jsonb || '{"amount": 0.01}')::json
          where id = (select id from afterwrite.activity
-                      where relation = 'public.subscriptions' and operation = 'insert' and after::jsonb ? 'amount' limit 1)
+                      where relation = 'public.subscriptions' and operation = 'insert'
+                        and after::jsonb ? 'amount' limit 1)
         """,
     "unexpected": """
         insert into afterwrite.activity
