@@ -252,6 +252,25 @@ def test_a_partition_that_is_not_in_the_wal_is_told_of(dsn: str) -> None:
     assert [finding.where for finding in examined(dsn, setup, sink) if finding.severity == "error"] == ["public.p11"]
 
 
+def test_a_partition_that_is_born_without_its_roots_identity_is_told_of(dsn: str) -> None:
+    run_sql(dsn, "create table p (id int primary key) partition by range (id)")
+    run_sql(dsn, "create table p1 partition of p for values from (0) to (10)")
+    setup = setup_of("p", full=["p"])
+    sink, _ = install(dsn, setup)
+
+    async def body(worker: Worker) -> None:
+        await until(lambda: worker.status().state is WorkerState.STREAMING)
+        assert worker.status().findings == ()
+        run_sql(dsn, "create table p2 partition of p for values from (10) to (20)")
+        await until(lambda: [finding.rule for finding in worker.status().findings] == ["table.not_full"])
+        (finding,) = worker.status().findings
+        assert "partition public.p2" in finding.text
+        run_sql(dsn, finding.remedy.removeprefix("run ").partition(",")[0])
+        await until(lambda: worker.status().findings == ())
+
+    capturing(dsn, setup, sink, body)
+
+
 def test_a_writer_that_was_at_work_when_its_table_was_added_is_captured_whole_or_not_at_all(dsn: str) -> None:
     setup, sink = laid(dsn)
     run_sql(dsn, "create table w (id int primary key)")

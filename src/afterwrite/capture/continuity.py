@@ -43,6 +43,7 @@ class Departure(msgspec.Struct, frozen=True, kw_only=True):
             "table replaced",
             "table without identity",
             "partition not logged",
+            "partition not whole",
             "store listed",
         )
 
@@ -78,6 +79,8 @@ class Departure(msgspec.Struct, frozen=True, kw_only=True):
                 return f"table {table} has no replica identity any more"
             case "partition not logged":
                 return f"partition {table} of a table in publication {name} is unlogged or foreign"
+            case "partition not whole":
+                return f"partition {table} has not the REPLICA IDENTITY FULL of its root"
             case "store listed" if self.relation is None:
                 return f"publication {name} lists schema afterwrite, the tables of the store"
             case "store listed":
@@ -316,6 +319,16 @@ def judge_departure(departure: Departure) -> list[Finding]:
                 where=where,
                 text=f"{departure.words}: its changes are not in the WAL, and not captured",
                 remedy=f"run ALTER TABLE {departure.relation} SET LOGGED, or detach it",
+            )
+        ]
+    if departure.kind == "partition not whole":
+        return [
+            Finding(
+                rule="table.not_full",
+                severity=Severity.WARNING,
+                where=where,
+                text=f"{departure.words}: its old rows are not in the WAL, so `before` holds no more than the key",
+                remedy=f"run ALTER TABLE {departure.relation} REPLICA IDENTITY FULL, or `afterwrite install --apply`",
             )
         ]
     if departure.kind == "store listed":

@@ -175,6 +175,21 @@ select t.slot, t.publication, pg_catalog.format('%I.%I', n.nspname, c.relname), 
   join pg_catalog.pg_class c on c.oid = u.leaf
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  union all
+select d.slot, d.publication, pg_catalog.format('%I.%I', n.nspname, c.relname), 'partition not whole', null, null
+  from (
+       -- A partition is born with its own replica identity, whatever its root's is.
+       with recursive down (slot, publication, oid) as (
+           select t.slot, t.publication, t.relation
+             from afterwrite.published t
+             join pg_catalog.pg_class r on r.oid = t.relation and r.relkind = 'p' and r.relreplident = 'f'
+            union all
+           select d.slot, d.publication, i.inhrelid from down d join pg_catalog.pg_inherits i on i.inhparent = d.oid
+       )
+       select slot, publication, oid from down
+       ) d
+  join pg_catalog.pg_class c on c.oid = d.oid and c.relkind = 'r' and c.relreplident <> 'f'
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ union all
 select b.slot, b.name, null, 'store listed', null, null
   from afterwrite.publication b
   join pg_catalog.pg_publication p on p.pubname = b.name
