@@ -435,7 +435,10 @@ def test_whoever_alters_a_table_does_not_hold_up_capture(dsn: str) -> None:
         assert (activity.entity_id, read(activity.after)) == ("1", {"id": 1})
 
 
-def test_a_worker_that_was_away_while_a_table_was_dropped_still_knows_its_key(dsn: str) -> None:
+def test_a_worker_that_was_away_while_a_table_was_dropped_still_knows_its_key(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afterwrite.capture.watch._FORGET_SECONDS", 0.0)
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("create table t (a int, b text, primary key (b, a)); create table u (id int primary key)")
     setup = setup_of("t", "u", full=["t"])
