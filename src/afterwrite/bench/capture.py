@@ -119,55 +119,17 @@ def _bill_claims(bills: dict[Variant, list[Bill]], rate: float) -> list[Claim]:
 
     at = f"{rate:g} tx/s"
     triggers, ours, apart = Variant.TRIGGERS, Variant.AFTERWRITE, Variant.APART
+
+    def bill(claim: str, unit: str, baseline: list[float], measured: list[float]) -> Claim:
+        return compare(f"{claim}, {at}", unit, baseline, measured, target=0.4, at_most=True)
+
     return [
-        compare(
-            f"database CPU for keeping activity, {at}",
-            "µs/write",
-            beyond(triggers, cpu),
-            beyond(ours, cpu),
-            target=0.4,
-            at_most=True,
-        ),
-        compare(
-            f"WAL for keeping activity, {at}",
-            "B/write",
-            beyond(triggers, wal),
-            beyond(ours, wal),
-            target=0.4,
-            at_most=True,
-        ),
-        compare(
-            f"database CPU of the whole work, {at}",
-            "µs/write",
-            each(triggers, cpu),
-            each(ours, cpu),
-            target=0.4,
-            at_most=True,
-        ),
-        compare(
-            f"WAL of the whole work, {at}",
-            "B/write",
-            each(triggers, wal),
-            each(ours, wal),
-            target=0.4,
-            at_most=True,
-        ),
-        compare(
-            f"store apart: source CPU for activity, {at}",
-            "µs/write",
-            beyond(triggers, cpu),
-            beyond(apart, cpu),
-            target=0.4,
-            at_most=True,
-        ),
-        compare(
-            f"store apart: source WAL for activity, {at}",
-            "B/write",
-            beyond(triggers, wal),
-            beyond(apart, wal),
-            target=0.4,
-            at_most=True,
-        ),
+        bill("database CPU for keeping activity", "µs/write", beyond(triggers, cpu), beyond(ours, cpu)),
+        bill("WAL for keeping activity", "B/write", beyond(triggers, wal), beyond(ours, wal)),
+        bill("database CPU of the whole work", "µs/write", each(triggers, cpu), each(ours, cpu)),
+        bill("WAL of the whole work", "B/write", each(triggers, wal), each(ours, wal)),
+        bill("store apart: source CPU for activity", "µs/write", beyond(triggers, cpu), beyond(apart, cpu)),
+        bill("store apart: source WAL for activity", "B/write", beyond(triggers, wal), beyond(apart, wal)),
         note(f"database CPU, nobody keeps activity, {at}", "µs/write", each(Variant.NOBODY, cpu)),
         note(f"WAL, nobody keeps activity, {at}", "B/write", each(Variant.NOBODY, wal)),
         note(f"the worker's own CPU, {at}", "µs/write", each(ours, lambda bill: bill.worker_cpu * 1e6)),
