@@ -291,54 +291,28 @@ def judge_departure(departure: Departure) -> list[Finding]:
                 remedy=ACCEPT_GAP,
             )
         ]
-    if departure.kind == "table replaced":
-        return [
-            Finding(
-                rule="table.replaced",
-                severity=Severity.WARNING,
-                where=where,
-                text=f"{departure.words}: its changes are not captured",
-                remedy="run `afterwrite install --apply`, which publishes it from then on",
-            )
-        ]
-    if departure.kind == "table without identity":
-        return [
-            Finding(
-                rule="table.identity",
-                severity=Severity.ERROR,
-                where=where,
-                text=f"{departure.words}: the application's UPDATEs and DELETEs of it fail",
-                remedy=f"run ALTER TABLE {departure.relation} REPLICA IDENTITY FULL, or add a primary key",
-            )
-        ]
-    if departure.kind == "partition not logged":
-        return [
-            Finding(
-                rule="table.unlogged",
-                severity=Severity.ERROR,
-                where=where,
-                text=f"{departure.words}: its changes are not in the WAL, and not captured",
-                remedy=f"run ALTER TABLE {departure.relation} SET LOGGED, or detach it",
-            )
-        ]
-    if departure.kind == "partition not whole":
-        return [
-            Finding(
-                rule="table.not_full",
-                severity=Severity.WARNING,
-                where=where,
-                text=f"{departure.words}: its old rows are not in the WAL, so `before` holds no more than the key",
-                remedy=f"run ALTER TABLE {departure.relation} REPLICA IDENTITY FULL, or `afterwrite install --apply`",
-            )
-        ]
-    if departure.kind == "store listed":
-        return [
-            Finding(
-                rule="publication.ours",
-                severity=Severity.ERROR,
-                where=where,
-                text=f"{departure.words}: capture would store its own writes without end",
-                remedy=f"run {_take_out(departure)}",
-            )
-        ]
-    return []
+    table = departure.relation
+    match departure.kind:
+        case "table replaced":
+            rule, severity = "table.replaced", Severity.WARNING
+            harm = "its changes are not captured"
+            remedy = "run `afterwrite install --apply`, which publishes it from then on"
+        case "table without identity":
+            rule, severity = "table.identity", Severity.ERROR
+            harm = "the application's UPDATEs and DELETEs of it fail"
+            remedy = f"run ALTER TABLE {table} REPLICA IDENTITY FULL, or add a primary key"
+        case "partition not logged":
+            rule, severity = "table.unlogged", Severity.ERROR
+            harm = "its changes are not in the WAL, and not captured"
+            remedy = f"run ALTER TABLE {table} SET LOGGED, or detach it"
+        case "partition not whole":
+            rule, severity = "table.not_full", Severity.WARNING
+            harm = "its old rows are not in the WAL, so `before` holds no more than the key"
+            remedy = f"run ALTER TABLE {table} REPLICA IDENTITY FULL, or `afterwrite install --apply`"
+        case "store listed":
+            rule, severity = "publication.ours", Severity.ERROR
+            harm = "capture would store its own writes without end"
+            remedy = f"run {_take_out(departure)}"
+        case _:
+            return []
+    return [Finding(rule=rule, severity=severity, where=where, text=f"{departure.words}: {harm}", remedy=remedy)]

@@ -54,8 +54,6 @@ OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
 _FEW_MESSAGES, _GATHER_SECONDS = 200, 0.004
 _HELD_PAUSE_SECONDS = 0.25
 _INSIST_SECONDS = 0.15
-# A function in a schema that anybody may create in can be a better match than pg_catalog's own, and would run as us.
-_SESSION = {"search_path": "pg_catalog"}
 # How old may be what is known of composites; tables without any do not ask.
 _LOOK_SECONDS = 0.1
 
@@ -259,7 +257,7 @@ class Worker:
         """Become active, and watch over the slot for as long as sessions come and go."""
         source, pace = self._source, self._pace
         name = f"afterwrite worker {source.slot}"
-        async with connect(source.dsn, application_name=name, options=_SESSION) as control:
+        async with connect(source.dsn, application_name=name, guarded=True) as control:
             if await control.value(statement("capture.read_in_recovery")):
                 raise Refused(
                     f"{control.where} is a standby: nothing can be captured from it", remedy="connect to the primary"
@@ -515,8 +513,7 @@ class _Session:
         # Those that only an observer had not settled are stored already.
         fresh = [each for each in transactions if each.end_lsn > self._checkpoint.lsn]
         if not fresh and through <= self._checkpoint.lsn:
-            await self._observe(transactions)
-            self._shown = max(self._shown, through)
+            await self._observe(transactions, through)
             return
         kept = [each for each in fresh if each.changes or each.events]
         told = Told(
@@ -540,19 +537,18 @@ class _Session:
             moments=frozenset(transaction.committed_at for transaction in kept),
         )
         # Neither waits for the other: what is acknowledged, and where a session begins, waits for both.
-        observing = asyncio.create_task(self._observe(transactions))
+        observing = asyncio.create_task(self._observe(transactions, through))
         try:
             await self._write(batch)
             await observing
         finally:
             await end_task(observing)
         self._checkpoint = checkpoint
-        self._shown = max(self._shown, through)
         self._account.stored(kept, len(told), checkpoint.lsn)
         if heard := self._watch.stored(checkpoint, transactions):
             self._account.note(heartbeat_at=heard[0], heartbeat_ms=heard[1])
 
-    async def _observe(self, transactions: Sequence[Transaction]) -> None:
+    async def _observe(self, transactions: Sequence[Transaction], through: Lsn) -> None:
         failpoint("worker.before_observe")
         try:
             for observer in self._observers if transactions else ():
@@ -560,6 +556,7 @@ class _Session:
         except Exception:
             self._forgot = True
             raise
+        self._shown = max(self._shown, through)
         failpoint("worker.after_observe")
 
     async def _write(self, batch: Batch) -> None:
