@@ -64,7 +64,8 @@ class Case:
         """A sentence with its line in the trigger's own body, and the functions through which it came there."""
         through = f" (through {' and '.join(fact.via)})" if fact is not None and fact.via else ""
         line = fact.line or None if fact is not None else None
-        return Reason(rule=rule_name(rule), line=line, text=f"{text}{through}")
+        via = fact.via if fact is not None else ()
+        return Reason(rule=rule_name(rule), line=line, text=f"{text}{through}", via=via)
 
 
 Rule = Callable[[Case], Iterator[Reason]]
@@ -264,7 +265,7 @@ def unreadable(case: Case) -> Iterator[Reason]:
         if is_known and fact.rule == "other-language" and not fact.via:
             continue
         reason = case.reason(unreadable, fact, fact.text)
-        yield Reason(rule=fact.rule, line=reason.line, text=reason.text)
+        yield Reason(rule=fact.rule, line=reason.line, text=reason.text, via=reason.via)
 
 
 def sets_session_state(case: Case) -> Iterator[Reason]:

@@ -19,11 +19,15 @@ class Verdict(StrEnum):
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """A rule that applied: its name, the line of the trigger's own body (None where none decides), and a sentence."""
+    """A rule that applied: its name, the line of the trigger's own body (None where none decides), and a sentence.
+
+    ``via`` is the way there from that line: ``WHEN``, or ``schema.function:line`` for each function that is called.
+    """
 
     rule: str
     line: int | None
     text: str
+    via: tuple[str, ...] = ()
 
 
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
