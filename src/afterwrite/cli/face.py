@@ -62,13 +62,17 @@ def settings(dsn: str | None, store_dsn: str | None = None) -> Settings:
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine. Ctrl-C and SIGTERM cancel it, so that whatever is open closes in order."""
 
-    async def guarded() -> T:
+    answers: list[T] = []
+
+    async def guarded() -> None:
         task = asyncio.ensure_future(work)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await task
+        # Not as this task's own result: asyncio.run prints that one, in full, when it asks who handles Ctrl-C.
+        answers.append(await task)
 
     try:
-        return asyncio.run(guarded())
+        asyncio.run(guarded())
+        return answers[0]
     except asyncio.CancelledError as error:
         raise SystemExit(128 + signal.SIGTERM) from error
 
