@@ -27,7 +27,7 @@ import psycopg
 
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import embedded_server
-from afterwrite.scan.survey import survey
+from afterwrite.scan.survey import Survey, survey
 
 SCHEMAS = ("shop", "billing", "crm", "stock", "hr", "content", "public", "archive")
 
@@ -143,7 +143,8 @@ end""",
   return null;
 end""",
     _DECLARE
-    + """  execute format('insert into %I.audit_log (table_name, op, after) values ($1, $2, $3)', tg_table_schema)
+    + """  execute format('insert into %I.audit_log (table_name, op, after)'
+    ' values ($1, $2, $3)', tg_table_schema)
     using tg_table_name, tg_op, to_jsonb(new);
   return null;
 end""",
@@ -219,12 +220,11 @@ def main() -> None:
         taken = sorted(measure(server.dsn()) for _ in range(rounds))
         seconds, size_in_bytes = taken[len(taken) // 2]
         print(f"afterwrite scan --json: {seconds:.1f} s (middle of {rounds}), {size_in_bytes / 1e6:.1f} MB of JSON")
-        print(
-            f"PostgreSQL {server.version}, Python {platform.python_version()}, {os.cpu_count()} {platform.machine()} cores"
-        )
+        machine = f"{os.cpu_count()} {platform.machine()} cores"
+        print(f"PostgreSQL {server.version}, Python {platform.python_version()}, {machine}")
 
 
-async def _survey(dsn: str):  # noqa: ANN202 - a Survey
+async def _survey(dsn: str) -> Survey:
     async with connect(dsn) as db:
         return await survey(db)
 

@@ -343,6 +343,19 @@ FACT_FIELDS = _fact_fields()
 """The fields of Body that hold facts, and which kind each holds."""
 
 
+def shared(body: Body) -> Body:
+    """The same body, where facts under the same conditions hold one and the same tuple of them."""
+    seen: dict[tuple[Guard, ...], tuple[Guard, ...]] = {}
+    changes: dict[str, Any] = {}
+    for field in FACT_FIELDS:
+        facts: tuple[Fact, ...] = getattr(body, field)
+        if facts:
+            changes[field] = tuple(
+                msgspec.structs.replace(fact, guards=seen.setdefault(fact.guards, fact.guards)) for fact in facts
+            )
+    return msgspec.structs.replace(body, **changes)
+
+
 def assemble(facts: Mapping[type[Fact], Sequence[Fact]], **more: Any) -> Body:
     """A Body of facts sorted by kind; each kind keeps its order."""
     return Body(**{field: tuple(facts.get(kind, ())) for field, kind in FACT_FIELDS.items()}, **more)

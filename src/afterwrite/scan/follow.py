@@ -193,13 +193,18 @@ class _Follower:
             return
         if frame.line is None:
             self.loops, self.exception_blocks = body.loops, body.exception_blocks
+        # Facts under the same conditions share one tuple of them (the parser sees to that).
+        reached: dict[int, tuple[Surroundings, ...]] = {}
         for field in FACT_FIELDS:
             for fact in getattr(body, field):
-                if any(feasible(fact.guards, around) for around in frame.arounds):
-                    self._take(fact, frame)
+                arounds = reached.get(id(fact.guards))
+                if arounds is None:
+                    arounds = tuple(around for around in frame.arounds if feasible(fact.guards, around))
+                    reached[id(fact.guards)] = arounds
+                if arounds:
+                    self._take(fact, frame, arounds)
 
-    def _take(self, fact: Fact, frame: _Frame) -> None:
-        arounds = tuple(around for around in frame.arounds if feasible(fact.guards, around))
+    def _take(self, fact: Fact, frame: _Frame, arounds: tuple[Surroundings, ...]) -> None:
         seen = self._seen(fact, frame)
         if isinstance(fact, OnTable) and isinstance(seen, OnTable):
             self._on_table(seen, frame)

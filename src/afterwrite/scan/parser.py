@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from afterwrite.errors import AfterwriteError
-from afterwrite.scan.facts import Body, Source, Unknown
+from afterwrite.scan.facts import Body, Source, Unknown, shared
 
 _LINE_BYTES = 256 * 1024 * 1024
 _SECONDS = 20.0
@@ -60,7 +60,7 @@ class Parser:
         if not answer.endswith(b"\n"):
             return await self._bury("the parser gave up its process on this text")
         try:
-            return _bodies.decode(answer)
+            return shared(_bodies.decode(answer))
         except (msgspec.DecodeError, RecursionError):
             return _unreadable("the text is nested too deeply")
 
