@@ -13,8 +13,10 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from afterwrite.errors import DatabaseError
 from afterwrite.postgres import Database, Query, statement
-from afterwrite.scan.tokens import tokens
+from afterwrite.scan.sight import Sight, read_sight
+from afterwrite.scan.tokens import split_names, tokens
 
 
 class Timing(StrEnum):
@@ -226,7 +228,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
 
     ``tables`` and ``functions`` are those of all schemas, whichever were asked for: a trigger may reach any of them.
     ``views`` says which views (by oid) look at which tables, ``publications`` which tables are published by name to
-    other subscribers than us, ``builtins`` whether pg_catalog's function of a name is volatile.
+    other subscribers than us, ``builtins`` whether pg_catalog's function of a name is volatile. ``vanished`` are
+    triggers and functions that were dropped while they were read, ``sight`` is what the role could see.
     """
 
     server_version: int
@@ -242,47 +245,87 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     publications: tuple[tuple[int, str], ...] = ()
     builtins: Mapping[str, bool] = {}
     aggregates: tuple[str, ...] = ()
+    vanished: tuple[str, ...] = ()
+    sight: Sight | None = None
 
 
 S = TypeVar("S", bound=msgspec.Struct)
 Row = dict[str, Any]
 
 
+_ATTEMPTS = 4
+# What the server's printing functions say of a thing that was dropped under them: internal error, or "no such thing".
+_VANISHED = ("XX000", "42P01", "42703", "42704", "42883", "3F000")
+
+
 async def read_inventory(db: Database, *, schemas: Sequence[str] | None = None) -> Inventory:
     """Read the catalog in one read-only snapshot: triggers of these schemas (all by default) and what they may reach.
 
-    Our own schema is left out. Fast for thousands of triggers: one query a kind of thing.
+    Our own schema is left out. Fast for thousands of triggers: one query a kind of thing. Nothing outlives the
+    transaction, so that a pooler may stand between; tables that are dropped meanwhile do no harm.
     """
     wanted = list(schemas) if schemas is not None else None
-    async with db.transaction():
-        await db.run(statement("scan.begin_reading"))
-        await db.run(statement("scan.look_as_they_do"))
-        (server,) = await _read(db, statement("scan.read_server"))
-        await db.run(statement("scan.qualify_everything"))
-        triggers = await _read(db, statement("scan.read_triggers"), schemas=wanted)
-        clones = await _read(db, statement("scan.read_clones"), schemas=wanted)
-        tables = await _read_tables(db)
-        functions = await _read(db, statement("scan.read_functions"))
-        builtins = await _read(db, statement("scan.read_builtins"))
-        aggregates = await _read(db, statement("scan.read_aggregates"))
-        views = await _read(db, statement("scan.read_views"))
-        policies = await _read(db, statement("scan.read_policies"))
-        publications = await _read(db, statement("scan.read_publications"))
+    attempt = 1
+    while True:
+        try:
+            async with db.transaction():
+                await db.run(statement("scan.begin_reading"))
+                await db.run(statement("scan.qualify_everything"))
+                await db.run(statement("scan.bound_waiting"))
+                return await _read_inventory(db, wanted)
+        except DatabaseError as error:
+            if error.sqlstate not in _VANISHED or attempt == _ATTEMPTS:
+                raise
+            attempt += 1
+
+
+async def _read_inventory(db: Database, wanted: list[str] | None) -> Inventory:
+    (server,) = await _read(db, statement("scan.read_server"))
+    triggers = await _read(db, statement("scan.read_triggers"), schemas=wanted)
+    clones = await _read(db, statement("scan.read_clones"), schemas=wanted)
+    tables = await _read_tables(db)
+    functions = await _read(db, statement("scan.read_functions"))
+    builtins = await _read(db, statement("scan.read_builtins"))
+    aggregates = await _read(db, statement("scan.read_aggregates"))
+    views = await _read(db, statement("scan.read_views"))
+    policies = await _read(db, statement("scan.read_policies"))
+    publications = await _read(db, statement("scan.read_publications"))
+    gone = [f"{row['schema']}.{row['table']}.{row['name']}" for row in triggers if _is_gone_trigger(row)]
+    gone += [f"{row['schema']}.{row['name']}()" for row in functions if _is_gone_function(row)]
     return Inventory(
         server_version=server["server_version"],
         database=server["database"],
-        search_path=tuple(server["search_path"]),
+        search_path=_search_path(server),
         statistics_since=server["statistics_since"],
-        triggers=tuple(_trigger(row) for row in triggers if row["parent_oid"] is None),
+        triggers=tuple(_trigger(row) for row in triggers if row["parent_oid"] is None and not _is_gone_trigger(row)),
         clones=_structs(Clone, clones),
         tables=tables,
-        functions=_structs(Function, functions),
+        functions=_structs(Function, (row for row in functions if not _is_gone_function(row))),
         views=tuple((row["view_oid"], row["table_oid"]) for row in views),
         policies=_structs(Policy, policies),
         publications=tuple((row["table_oid"], row["publication"]) for row in publications),
         builtins={row["name"]: row["volatile"] for row in builtins},
         aggregates=tuple(f"{row['schema']}.{row['name']}" for row in aggregates),
+        vanished=tuple(gone),
+        sight=await read_sight(db),
     )
+
+
+def _is_gone_trigger(row: Row) -> bool:
+    """Whether a trigger was dropped after the snapshot was taken: its row is there, and nothing prints its text."""
+    return row["create"] is None or row["definition"] is None
+
+
+def _is_gone_function(row: Row) -> bool:
+    if row["standard"]:
+        return row["sql_body"] is None
+    return row["language"] == "plpgsql" and row["definition"] is None
+
+
+def _search_path(server: Row) -> tuple[str, ...]:
+    """Where a session of this role looks, also for what it may not use: the writers that fire the triggers may."""
+    path = (server["role"] if name == "$user" else name for name in split_names(server["search_path"]))
+    return tuple(name for name in path if name in server["schemas"])
 
 
 async def _read(db: Database, query: Query, **params: object) -> list[Row]:
@@ -294,7 +337,7 @@ async def _read_tables(db: Database) -> tuple[Table, ...]:
     columns = _by_table(await _read(db, statement("scan.read_columns")))
     uniques = _by_table(await _read(db, statement("scan.read_unique_indexes")))
     constraints = await _read(db, statement("scan.read_constraints"))
-    checks = _by_table(row for row in constraints if row["kind"] == "c")
+    checks = _by_table(row for row in constraints if row["kind"] == "c" and row["definition"] is not None)
     exclusions = _by_table({**row, "exclusion": True} for row in constraints if row["kind"] == "x")
     outgoing: defaultdict[int, list[ForeignKey]] = defaultdict(list)
     incoming: defaultdict[int, list[ForeignKey]] = defaultdict(list)

@@ -2,21 +2,26 @@
 -- Hold one snapshot for the whole inventory, and promise to write nothing.
 set transaction isolation level repeatable read, read only;
 
--- name: look_as_they_do
--- Look for unqualified names where a session of this role would, until the transaction ends.
-select pg_catalog.set_config('search_path', s.reset_val, true) from pg_catalog.pg_settings s where s.name = 'search_path';
+-- name: qualify_everything
+-- Look for names in pg_catalog alone, and let the server print every name with its schema, until the transaction ends.
+set local search_path to '';
+
+-- name: bound_waiting
+-- Wait for nobody for long, and let no limit that was meant for short statements end the reading.
+select pg_catalog.set_config(
+           s.name, case s.name when 'lock_timeout' then '5s' when 'transaction_timeout' then '10min' else '1min' end, true)
+  from pg_catalog.pg_settings s
+ where s.name in ('lock_timeout', 'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout');
 
 -- name: read_server
--- Which server and database this is, and where unqualified names are looked for.
+-- Which server and database this is, and where a session of this role looks for unqualified names.
 select pg_catalog.current_setting('server_version_num')::integer as server_version,
        pg_catalog.current_database() as database,
-       pg_catalog.current_schemas(false)::text[] as search_path,
+       current_user as role,
+       (select s.reset_val from pg_catalog.pg_settings s where s.name = 'search_path') as search_path,
+       array(select n.nspname::text from pg_catalog.pg_namespace n) as schemas,
        (select d.stats_reset from pg_catalog.pg_stat_database d
          where d.datname = pg_catalog.current_database()) as statistics_since;
-
--- name: qualify_everything
--- Let the server print every name with its schema, until the transaction ends.
-select pg_catalog.set_config('search_path', '', true);
 
 -- name: read_triggers
 -- Every trigger that a person made, clones on partitions included, with the function that it calls.
@@ -189,6 +194,7 @@ select p.oid::bigint as oid,
        p.prosecdef as security_definer,
        coalesce(p.prosrc, '') as source,
        case when l.lanname = 'plpgsql' then pg_catalog.pg_get_functiondef(p.oid) end as definition,
+       p.prosqlbody is not null as standard,
        pg_catalog.pg_get_function_sqlbody(p.oid) as sql_body,
        coalesce(p.proconfig, '{}') as config,
        (select e.extname from pg_catalog.pg_depend d
