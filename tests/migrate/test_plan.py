@@ -251,3 +251,48 @@ def test_turning_off_what_may_change_the_row_is_warned_of() -> None:
     before = judgement("users", "b", timing=Timing.BEFORE)
     plan = make_plan([before])
     assert [finding.rule for finding in check_plan(plan, [before])] == ["plan.not_after"]
+
+
+def test_drift_says_whether_the_trigger_or_its_function_was_changed() -> None:
+    def said(**changes: object) -> list[str]:
+        now = [judgement("users", **changes)]
+        return [finding.text.partition(" changed")[0] for finding in check_plan(make_plan([judgement("users")]), now)]
+
+    assert said() == []
+    assert said(create="CREATE TRIGGER log BEFORE UPDATE ON users") == ["the trigger was"]
+    assert said(definition="CREATE FUNCTION public.log() -- more") == ["its function public.log() was"]
+    assert said(function_owner="eve") == ["its function public.log() was"]
+    assert said(create="", definition="") == ["the trigger and its function public.log() were"]
+
+
+def test_a_trigger_that_is_off_is_drift_unless_the_ledger_says_that_it_was_us() -> None:
+    plan = make_plan([judgement("users"), judgement("users", "guard", Verdict.KEEP)])
+    off = [
+        judgement("users", enabled=Enabled.DISABLED),
+        judgement("users", "guard", Verdict.KEEP, enabled=Enabled.DISABLED),
+    ]
+    everything = {"public.users.log", "public.users.guard"}
+
+    def said(silenced: set[str] | None) -> list[tuple[str, str]]:
+        return [(finding.where, finding.text) for finding in check_plan(plan, off, silenced=silenced)]
+
+    usual = "disabled by somebody else than afterwrite; it fired as usual when the plan was written"
+    assert said(set()) == [("public.users.log", usual), ("public.users.guard", usual)]
+    # What stays is never turned off by us, whatever the ledger says.
+    assert said(everything) == [("public.users.guard", usual)]
+    assert said(None) == [
+        ("public.users.log", "disabled, and whether by afterwrite cannot be read"),
+        ("public.users.guard", usual),
+    ]
+
+
+def test_a_trigger_that_was_off_and_fires_again_is_drift() -> None:
+    plan = make_plan([judgement("users", enabled=Enabled.DISABLED)])
+    assert 'enabled = "never"' in write_plan(plan)
+    assert read_plan(write_plan(plan)) == plan
+    assert check_plan(plan, [judgement("users", enabled=Enabled.DISABLED)]) == []
+    for enabled, text in (
+        (Enabled.ORIGIN, "fires as usual now; it was disabled when the plan was written"),
+        (Enabled.ALWAYS, "fires always now; it was disabled when the plan was written"),
+    ):
+        assert [finding.text for finding in check_plan(plan, [judgement("users", enabled=enabled)])] == [text]

@@ -12,7 +12,8 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from typing import Any, cast
 
 import msgspec
@@ -52,10 +53,22 @@ _MEANING = {
 }
 
 
+class Fires(StrEnum):
+    """For which sessions a trigger was enabled when the plan was written, where not for all usual ones."""
+
+    NEVER = "never"
+    IN_REPLICA_ROLE = "in replica role"
+    ALWAYS = "always"
+
+
+_FIRES = {Enabled.DISABLED: Fires.NEVER, Enabled.REPLICA: Fires.IN_REPLICA_ROLE, Enabled.ALWAYS: Fires.ALWAYS}
+
+
 class PlannedTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A trigger that moves. ``verdict`` and ``because`` are scan's; ``mode`` is the decision, ``reason`` a person's.
 
-    ``rare`` are operations that the operator says need not be seen in shadow. ``fingerprint`` tells its definition.
+    ``rare`` are operations that the operator says need not be seen in shadow. ``enabled`` is left out for a trigger
+    that fires as usual. ``fingerprint`` tells its definition.
     """
 
     trigger: str
@@ -64,6 +77,7 @@ class PlannedTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     because: str
     fires: tuple[Event, ...]
     rare: tuple[Event, ...] = ()
+    enabled: Fires | None = None
     fingerprint: str
     reason: str | None = None
 
@@ -75,6 +89,7 @@ class LeftTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     verdict: Verdict
     because: str
     fires: tuple[Event, ...]
+    enabled: Fires | None = None
     fingerprint: str
     reason: str | None = None
 
@@ -118,16 +133,21 @@ class TableFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 def fingerprint(trigger: Trigger) -> str:
     """A short text that changes when the trigger's or its function's definition does (not with its enabled state)."""
-    return _digest(trigger.create, trigger.definition, trigger.function_owner)
+    return _fingerprint(trigger.create, trigger.definition, trigger.function_owner)
 
 
 def backup_fingerprint(backup: TriggerBackup) -> str:
     """The same of a trigger as ``read_backup`` gives it."""
-    return _digest(backup.create, backup.function.definition, backup.function.owner)
+    return _fingerprint(backup.create, backup.function.definition, backup.function.owner)
+
+
+def _fingerprint(create: str, *function: str) -> str:
+    """One half is the trigger's, the other its function's, so that drift can say which of the two was changed."""
+    return f"sha256:{_digest(create)}{_digest(*function)}"
 
 
 def _digest(*parts: str) -> str:
-    return f"sha256:{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}"
+    return hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]
 
 
 TITLES = {
@@ -240,6 +260,7 @@ def _planned(judgement: Judgement) -> PlannedTrigger:
         mode=Mode.DEFER if judgement.verdict is Verdict.DEFER else Mode.RETIRE,
         because=_because(judgement),
         fires=trigger.events,
+        enabled=_FIRES.get(trigger.enabled),
         fingerprint=fingerprint(trigger),
     )
 
@@ -251,6 +272,7 @@ def _left(judgement: Judgement) -> LeftTrigger:
         verdict=judgement.verdict,
         because=_because(judgement),
         fires=trigger.events,
+        enabled=_FIRES.get(trigger.enabled),
         fingerprint=fingerprint(trigger),
     )
 
@@ -440,28 +462,31 @@ def _as_scan_said(where: str, entry: PlannedTrigger | LeftTrigger) -> bool:
     return entry.verdict.value == where
 
 
-def check_plan(plan: Plan, judgements: Sequence[Judgement]) -> list[Finding]:
+def check_plan(
+    plan: Plan, judgements: Sequence[Judgement], *, silenced: Collection[str] | None = frozenset()
+) -> list[Finding]:
     """Where the database has moved away from the plan since it was written: drift, in the plan's order.
 
-    A definition that changed, a trigger that is gone, new or judged otherwise is an error; a trigger that is already
-    disabled is worth knowing.
+    A definition that changed, a trigger that is gone, new, judged otherwise or enabled otherwise is an error. What the
+    ledger says that we silenced (``silenced``; None when the ledger may not be read) is off as planned.
     """
     findings: list[Finding] = []
     now = {judgement.trigger.identity: judgement for judgement in judgements if judgement.trigger.parent_oid is None}
-    again = "run `afterwrite plan` again and review the difference"
     for where, entry in entries(plan):
         judgement = now.pop(entry.trigger, None)
         if judgement is None:
-            findings.append(_drift("plan.gone", entry.trigger, f"in the plan ({where}), not in the database", again))
+            findings.append(_drift("plan.gone", entry.trigger, f"in the plan ({where}), not in the database"))
             continue
-        if fingerprint(judgement.trigger) != entry.fingerprint:
-            text = "the trigger or its function was changed after the plan was written"
-            findings.append(_drift("plan.changed", entry.trigger, text, again))
-        elif judgement.verdict is not entry.verdict:
+        trigger = judgement.trigger
+        if changed := _changed(entry, trigger):
+            findings.append(_drift("plan.changed", entry.trigger, f"{changed} changed after the plan was written"))
+        if judgement.verdict is not entry.verdict:
             text = f"the plan says that scan's verdict is {entry.verdict.value}; it is {judgement.verdict.value}"
-            findings.append(_drift("plan.verdict", entry.trigger, text, again))
-        if isinstance(entry, PlannedTrigger) and judgement.trigger.timing is not Timing.AFTER:
-            text = f"a {judgement.trigger.timing.value} trigger may change the row itself, and the plan turns it off"
+            findings.append(_drift("plan.verdict", entry.trigger, text))
+        if _FIRES.get(trigger.enabled) is not entry.enabled:
+            findings += _enabled_otherwise(entry, trigger, silenced)
+        if isinstance(entry, PlannedTrigger) and trigger.timing is not Timing.AFTER:
+            text = f"a {trigger.timing.value} trigger may change the row itself, and the plan turns it off"
             findings.append(
                 Finding(
                     rule="plan.not_after",
@@ -473,9 +498,51 @@ def check_plan(plan: Plan, judgements: Sequence[Judgement]) -> list[Finding]:
             )
     for identity, judgement in sorted(now.items()):
         text = f"not in the plan (scan says {judgement.verdict.value})"
-        findings.append(_drift("plan.new", identity, text, again))
+        findings.append(_drift("plan.new", identity, text))
     return findings
 
 
-def _drift(rule: str, where: str, text: str, remedy: str) -> Finding:
-    return Finding(rule=rule, severity=Severity.ERROR, where=where, text=text, remedy=remedy)
+def _changed(entry: PlannedTrigger | LeftTrigger, trigger: Trigger) -> str:
+    """What was changed, as the beginning of a sentence; empty when nothing was."""
+    found, planned = fingerprint(trigger), entry.fingerprint
+    if found == planned:
+        return ""
+    function = f"its function {trigger.function_schema}.{trigger.function}()"
+    half = len(found) - len(_digest(""))
+    if len(planned) != len(found) or (found[:half] != planned[:half] and found[half:] != planned[half:]):
+        return f"the trigger and {function} were"
+    return "the trigger was" if found[half:] == planned[half:] else f"{function} was"
+
+
+def _enabled_otherwise(
+    entry: PlannedTrigger | LeftTrigger, trigger: Trigger, silenced: Collection[str] | None
+) -> Iterator[Finding]:
+    match entry.enabled:
+        case None:
+            was = "it fired as usual when the plan was written"
+        case Fires.NEVER:
+            was = "it was disabled when the plan was written"
+        case _:
+            was = f"it fired {entry.enabled.value} when the plan was written"
+    match trigger.enabled:
+        case Enabled.DISABLED if isinstance(entry, PlannedTrigger) and silenced is None:
+            yield Finding(
+                rule="plan.enabled",
+                severity=Severity.ERROR,
+                where=entry.trigger,
+                text="disabled, and whether by afterwrite cannot be read",
+                remedy="GRANT USAGE ON SCHEMA afterwrite and SELECT ON its tables to the role that checks",
+            )
+        case Enabled.DISABLED if isinstance(entry, PlannedTrigger) and silenced and entry.trigger in silenced:
+            return
+        case Enabled.DISABLED:
+            yield _drift("plan.enabled", entry.trigger, f"disabled by somebody else than afterwrite; {was}")
+        case Enabled.ORIGIN:
+            yield _drift("plan.enabled", entry.trigger, f"fires as usual now; {was}")
+        case Enabled.REPLICA | Enabled.ALWAYS:
+            yield _drift("plan.enabled", entry.trigger, f"fires {_FIRES[trigger.enabled].value} now; {was}")
+
+
+def _drift(rule: str, where: str, text: str) -> Finding:
+    again = "run `afterwrite plan` again and review the difference"
+    return Finding(rule=rule, severity=Severity.ERROR, where=where, text=text, remedy=again)
