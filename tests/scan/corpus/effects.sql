@@ -1,6 +1,7 @@
 -- Effects outside the row: some may follow after the commit, some somebody depends on at once.
 
 -- Counters. ------------------------------------------------------------------------------------------------------------
+create schema ext;
 create schema cnt;
 create table cnt.post (id int primary key, comments_count int not null default 0, likes int not null default 0 check (likes >= 0));
 create table cnt.comment (id int primary key, post_id int references cnt.post, body text);

@@ -1,5 +1,6 @@
 -- Business logic in the database, and what nobody can know.
 
+create schema ext;
 create extension moddatetime schema ext;
 create language plv8 handler plpgsql_call_handler;
 

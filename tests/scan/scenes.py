@@ -1,0 +1,94 @@
+"""The corpus: databases in the styles seen in the wild, and the verdict that was meant for each of their triggers.
+
+    -- = keep: enforced-target            the verdict, and the rule (or one|another) that must be among the reasons
+    -- Because: the log's unique key …    what a careful DBA says
+    -- Wrong: scan says retire, as …      scan is known to be wrong here: a strict xfail
+    create trigger …                      or, where a function makes it:  -- = retire: appends-to-log @ public.t.name
+
+A scene is one file of ``corpus/`` and is laid into a database of its own, so that names mean what they mean there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+
+from afterwrite.postgres.embedded import Server
+from afterwrite.scan.classify import Verdict
+
+CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.sql"))
+_MARK = re.compile(r"^-- = (?P<verdict>\w+)(?:: (?P<rules>[a-z|-]+))?(?: @ (?P<name>\S+))?$")
+_TRIGGER = re.compile(
+    r"create (?:or replace )?(?:constraint )?trigger (?P<name>\"[^\"]+\"|\w+)\s.*?\son "
+    r"(?:(?P<schema>\w+)\.)?(?P<table>\"[^\"]+\"|\w+)",
+    re.DOTALL,
+)
+
+
+class Intention(NamedTuple):
+    """What a careful DBA says of a trigger (``schema.table.name``); ``rules``: one of them must be among the reasons."""
+
+    scene: str
+    trigger: str
+    verdict: Verdict
+    rules: tuple[str, ...]
+    because: str
+    wrong: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.scene}:{self.trigger}"
+
+
+def intentions(path: Path) -> Iterator[Intention]:
+    """The intentions that stand in a scene's file."""
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    place = 0
+    for number, line in enumerate(lines):
+        place += len(line)
+        mark = _MARK.match(line.rstrip("\n"))
+        if mark is None:
+            continue
+        notes = {"Because": "", "Wrong": ""}
+        for note in lines[number + 1 :]:
+            kind, _, said = note.removeprefix("-- ").partition(": ")
+            if not note.startswith("-- ") or kind not in notes:
+                break
+            notes[kind] = said.strip()
+        yield Intention(
+            scene=path.stem,
+            trigger=mark["name"] or _next_trigger(text, place),
+            verdict=Verdict(mark["verdict"]),
+            rules=tuple(mark["rules"].split("|")) if mark["rules"] else (),
+            because=notes["Because"],
+            wrong=notes["Wrong"],
+        )
+
+
+def _next_trigger(text: str, place: int) -> str:
+    found = _TRIGGER.search(text, place)
+    assert found is not None, text[place : place + 80]
+    return f"{found['schema'] or 'public'}.{found['table']}.{found['name']}".replace('"', "")
+
+
+@contextmanager
+def laid(server: Server, path: Path, prefix: str) -> Iterator[str]:
+    """A database with a scene in it, dropped afterwards; gives its DSN."""
+    name = f"{prefix}_{path.stem}"
+    strategy = "strategy file_copy" if server.version >= 15 else ""
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f"drop database if exists {name} with (force)")
+        admin.execute(f"create database {name} template template1 {strategy}")
+    try:
+        with psycopg.connect(server.dsn(name), autocommit=True) as scene:
+            scene.execute(path.read_text())  # type: ignore[arg-type]
+        yield server.dsn(name)
+    finally:
+        with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            admin.execute(f"drop database {name} with (force)")
