@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
-from typing import Protocol, Self
+from operator import attrgetter
+from typing import Protocol, Self, runtime_checkable
 
 import msgspec
 
@@ -149,6 +150,96 @@ class Activities(Protocol):
     def __iter__(self) -> Iterator[Activity]: ...
 
     def __len__(self) -> int: ...
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the activities of a transaction share: when, who, what led to it, and where it is in the WAL."""
+
+    occurred_at: datetime
+    source: str
+    actor_id: str | None = None
+    actor_type: str | None = None
+    tenant_id: str | None = None
+    session_id: str | None = None
+    request_id: str | None = None
+    trace_id: str | None = None
+    ip: str | None = None
+    user_agent: str | None = None
+    caused_by: str | None = None
+    xid: int | None = None
+    commit_lsn: Lsn | None = None
+
+
+class Sort(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=True):
+    """What activities of one sort share, those of a table and an operation for instance."""
+
+    kind: Kind
+    category: str
+    action: str
+    outcome: Outcome = Outcome.SUCCESS
+    severity: Level = Level.INFO
+    entity_type: str | None = None
+    relation: str | None = None
+    operation: Operation | None = None
+
+
+Json = bytes | msgspec.Raw
+Entry = tuple[
+    Origin, Sort, str, int | None, str | None, str | None, float | None, tuple[str, ...] | None,
+    Json | None, Json | None, Json | None,
+]  # fmt: skip
+"""An activity in parts, for whoever has many to write: what it shares, then what is its own.
+
+That is ``id, ordinal, entity_id, summary, duration_ms, changed, before, after, metadata``. One that shares with its
+neighbour has the same Origin and the same Sort, as objects.
+"""
+
+
+@runtime_checkable
+class Entries(Activities, Protocol):
+    """Activities that can also be had in parts."""
+
+    def entries(self) -> Iterator[Entry]: ...
+
+
+_of_origin = attrgetter(*Origin.__struct_fields__)
+_of_sort = attrgetter(*Sort.__struct_fields__)
+
+
+def to_entries(activities: Iterable[Activity]) -> Iterator[Entry]:
+    """These activities in parts."""
+    last: tuple[object, ...] = ()
+    origin: Origin | None = None
+    sorts: dict[tuple[object, ...], Sort] = {}
+    for a in activities:
+        of_origin, of_sort = _of_origin(a), _of_sort(a)
+        if origin is None or of_origin != last:
+            origin, last = Origin(**dict(zip(Origin.__struct_fields__, of_origin, strict=True))), of_origin
+        sort = sorts.get(of_sort)
+        if sort is None:
+            sort = sorts[of_sort] = Sort(**dict(zip(Sort.__struct_fields__, of_sort, strict=True)))
+        yield (
+            origin, sort, a.id, a.ordinal, a.entity_id, a.summary, a.duration_ms, a.changed, a.before, a.after,
+            a.metadata,
+        )  # fmt: skip
+
+
+def to_activity(entry: Entry) -> Activity:
+    """The activity whose parts these are."""
+    origin, sort, id, ordinal, entity_id, summary, duration_ms, changed, before, after, metadata = entry
+    return Activity(
+        id=id,
+        **{name: getattr(origin, name) for name in Origin.__struct_fields__},
+        **{name: getattr(sort, name) for name in Sort.__struct_fields__},
+        ordinal=ordinal,
+        entity_id=entity_id,
+        summary=summary,
+        duration_ms=duration_ms,
+        changed=changed,
+        before=None if before is None else msgspec.Raw(before),
+        after=None if after is None else msgspec.Raw(after),
+        metadata=None if metadata is None else msgspec.Raw(metadata),
+    )
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

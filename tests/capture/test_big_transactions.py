@@ -18,9 +18,10 @@ from test_worker import QUICK, run_sql, run_worker, until, write
 
 import big_transaction
 from afterwrite.activity import Batch, Kind, Lsn, Operation, Receipt
-from afterwrite.capture.assemble import Assembler, Told, to_activities
+from afterwrite.capture.assemble import Assembler
 from afterwrite.capture.backlog import Backlog, Pace
 from afterwrite.capture.spill import NoRoom, Spill
+from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Transaction
 from afterwrite.capture.worker import Worker, WorkerState
 from afterwrite.errors import AfterwriteError, ConnectionLost
@@ -49,7 +50,7 @@ def assembled(messages: Sequence[bytes], *, aside_every: int | None = None, fold
 
 
 def activities_of(transaction: Transaction) -> list:
-    return list(to_activities(transaction, source="main", system_id="7", timeline=1))
+    return list(Told([transaction], source="main", system_id="7", timeline=1))
 
 
 MANY = [

@@ -25,9 +25,9 @@ from capture_rig import MemorySink, drain, setup_of
 from psycopg import sql
 
 from afterwrite.activity import Batch, Checkpoint, Lsn, TransactionContext
-from afterwrite.capture.assemble import Told
 from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.slot import prepare
+from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Transaction
 from afterwrite.postgres import connect
 from afterwrite.store.reader import verify_feed

@@ -9,7 +9,7 @@ import pytest
 from capture_rig import capture, changes_of, drain, install, parsed, setup_of
 
 from afterwrite.activity import Kind, Level, Operation
-from afterwrite.capture.assemble import to_activities
+from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Transaction
 
 LONG = "md5(random()::text) || (select string_agg(md5(g::text), '') from generate_series(1, 400) g)"
@@ -24,7 +24,7 @@ def activities_of(transactions: list[Transaction]) -> list:
     return [
         activity
         for transaction in transactions
-        for activity in to_activities(transaction, source="main", system_id="7", timeline=1)
+        for activity in Told([transaction], source="main", system_id="7", timeline=1)
     ]
 
 

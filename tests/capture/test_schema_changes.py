@@ -13,9 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from afterwrite.activity import Activity
-from afterwrite.capture.assemble import TableFacts, to_activities
+from afterwrite.capture.assemble import TableFacts
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.lookup import Attribute, Remembered, Standing, find_key, state_facts
+from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Column, Relation, Transaction
 from afterwrite.capture.values import PgType, TypeCatalog, TypeKind, is_after
 from afterwrite.capture.worker import Source, Worker
@@ -37,7 +38,7 @@ def activities_of(transactions: list[Transaction]) -> list[Activity]:
     return [
         activity
         for transaction in transactions
-        for activity in to_activities(transaction, source="main", system_id="7", timeline=1)
+        for activity in Told([transaction], source="main", system_id="7", timeline=1)
     ]
 
 

@@ -10,7 +10,7 @@ from capture_rig import capture, changes_of, drain, install, parsed, setup_of
 from psycopg import sql
 
 from afterwrite.activity import Activity
-from afterwrite.capture.assemble import to_activities
+from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Change, Transaction
 
 
@@ -38,7 +38,7 @@ def activities_of(transactions: list[Transaction]) -> list[Activity]:
     return [
         activity
         for transaction in transactions
-        for activity in to_activities(transaction, source="main", system_id="7", timeline=1)
+        for activity in Told([transaction], source="main", system_id="7", timeline=1)
     ]
 
 

@@ -1,8 +1,8 @@
-"""Messages to whole transactions, and transactions to activities. Pure: what the catalog knows is told beforehand.
+"""Messages to whole transactions. Pure: what the catalog knows is told beforehand.
 
 ::
 
-    Begin ▸ Relation ▸ Insert ▸ Update ▸ Message ▸ … ▸ Commit ──▶ Transaction ──to_activities──▶ Activity, Activity, …
+    Begin ▸ Relation ▸ Insert ▸ Update ▸ Message ▸ … ▸ Commit ──▶ Transaction ──tell.py──▶ Activity, Activity, …
 
 Each Relation message compiles one ``_Table``: the encoders of its columns, where its key lies, and a template that
 makes a row's JSON in one formatting step. Rows wait for their commit as the stream brought them, because their context
@@ -12,11 +12,10 @@ ever holds all of it, and nothing stands still meanwhile.
 
 from __future__ import annotations
 
-import functools
-import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from copy import copy
+from enum import StrEnum
 from itertools import compress
 from operator import ne
 from pathlib import Path
@@ -24,17 +23,11 @@ from struct import error
 from typing import Generic, TypeVar
 
 import msgspec
-from msgspec.structs import force_setattr
 
 from afterwrite.activity import (
     CONTEXT_PREFIX,
     EVENT_PREFIX,
-    Activity,
-    Emitted,
-    Kind,
-    Level,
     Operation,
-    change_prefix,
     from_pg_microseconds,
 )
 from afterwrite.capture.pgoutput import (
@@ -52,7 +45,7 @@ from afterwrite.capture.pgoutput import (
     read_update,
     relation_key,
 )
-from afterwrite.capture.spill import Pile, Spill, cost
+from afterwrite.capture.spill import ENTRY_BYTES, Pile, Spill
 from afterwrite.capture.transaction import Change, Many, Message, Relation, Transaction
 from afterwrite.capture.values import PgType, TypeCatalog, encode_text, is_after, json_string
 from afterwrite.context import Context, decode_context
@@ -63,6 +56,9 @@ from afterwrite.postgres import quoted
 _AT_ONCE = 2_000
 # What is put aside at a time, once it has begun.
 _ASIDE_BYTES = 1 << 20
+
+Item = TypeVar("Item")
+_Read = Callable[["Pile[_Table | None]"], Iterator[Item]]
 
 
 class TableFacts(msgspec.Struct, frozen=True):
@@ -148,7 +144,7 @@ class Assembler:
     def feed(self, payload: bytes) -> Transaction | None:
         """One message in; the transaction that it ends, if it ends one. Raises AfterwriteError for a broken stream."""
         if payload and payload[0] in ROW_TAGS:
-            self._unended(payload).add_row(self._table(relation_key(payload)), payload)
+            (self._open or self._unended(payload)).add_row(self._table(relation_key(payload)), payload)
             return None
         message = decode(payload)
         match message:
@@ -205,47 +201,55 @@ class Assembler:
         return self._open
 
 
+class _Part(StrEnum):
+    """What a transaction's entries are kept apart by."""
+
+    CHANGES = "changes"
+    LEGACY = "legacy"
+    EVENTS = "events"
+    MESSAGES = "messages"
+
+
 class _Open:
     """The transaction whose commit has not come yet."""
 
-    __slots__ = ("_changes", "_events", "_legacy", "_messages", "_ordinal", "_stamp", "begin", "held", "size", "spill")
+    __slots__ = ("_aside", "_ordinal", "_piles", "_stamp", "begin", "size", "spill")
 
     def __init__(self, begin: Begin, size: int) -> None:
         self.begin = begin
         self.size = size
-        self.held = 0
         self.spill: Spill | None = None
-        self._changes: Pile[_Table] = Pile()
-        self._legacy: Pile[_Table] = Pile()
-        self._events: Pile[None] = Pile()
-        self._messages: Pile[None] = Pile()
+        self._piles: defaultdict[_Part, Pile[_Table | None]] = defaultdict(Pile)
         self._stamp: bytes | None = None
         self._ordinal = 0
+        self._aside = (0, 0)
+
+    @property
+    def held(self) -> int:
+        """About how much memory its entries take."""
+        size, ordinal = self._aside
+        return self.size - size + (self._ordinal - ordinal) * ENTRY_BYTES
 
     def add_row(self, table: _Table, payload: bytes) -> None:
-        (self._legacy if table.legacy else self._changes).held.append((self._ordinal, table, payload))
-        self._count(payload)
-
-    def add_message(self, message: LogicalMessage, payload: bytes) -> None:
-        if message.prefix == CONTEXT_PREFIX:
-            self._stamp = message.content
-            self.size += len(payload)
-            return
-        pile = self._events if message.prefix == EVENT_PREFIX else self._messages
-        pile.held.append((self._ordinal, None, payload))
-        self._count(payload)
-
-    def _count(self, payload: bytes) -> None:
+        self._piles[table.part].held.append((self._ordinal, table, payload))
         self._ordinal += 1
         self.size += len(payload)
-        self.held += cost(payload)
+
+    def add_message(self, message: LogicalMessage, payload: bytes) -> None:
+        self.size += len(payload)
+        if message.prefix == CONTEXT_PREFIX:
+            self._stamp = message.content
+            return
+        part = _Part.EVENTS if message.prefix == EVENT_PREFIX else _Part.MESSAGES
+        self._piles[part].held.append((self._ordinal, None, payload))
+        self._ordinal += 1
 
     def put_aside(self, folder: Path | None) -> None:
         if self.spill is None:
             self.spill = Spill(folder)
-        for pile in (self._changes, self._legacy, self._events, self._messages):
+        for pile in self._piles.values():
             pile.move(self.spill)
-        self.held = 0
+        self._aside = self.size, self._ordinal
 
     def end(self, commit: Commit, size: int) -> Transaction:
         context, misread = _read_stamp(self._stamp)
@@ -255,14 +259,20 @@ class _Open:
             end_lsn=commit.end_lsn,
             committed_at=from_pg_microseconds(commit.committed_at),
             context=context,
-            changes=_reading(self._changes, _read_row),
-            legacy=_reading(self._legacy, _read_row),
-            events=_reading(self._events, _read_message),
-            messages=_reading(self._messages, _read_message),
+            changes=self._reading(_Part.CHANGES, _read_rows),
+            legacy=self._reading(_Part.LEGACY, _read_rows),
+            events=self._reading(_Part.EVENTS, _read_messages),
+            messages=self._reading(_Part.MESSAGES, _read_messages),
             size=self.size + size,
             misread=misread,
             spill=self.spill,
         )
+
+    def _reading(self, part: _Part, read: _Read[Item]) -> Many[Item]:
+        pile = self._piles.get(part)
+        if pile is None:
+            return ()
+        return list(read(pile)) if len(pile) <= _AT_ONCE else _Reading(pile, read)
 
 
 def _read_stamp(stamp: bytes | None) -> tuple[Context | None, bool]:
@@ -275,14 +285,10 @@ def _read_stamp(stamp: bytes | None) -> tuple[Context | None, bool]:
         return None, True
 
 
-Key = TypeVar("Key")
-Item = TypeVar("Item")
-
-
-class _Reading(Generic[Key, Item]):
+class _Reading(Generic[Item]):
     """The entries of a pile, decoded as they are read."""
 
-    def __init__(self, pile: Pile[Key], read: Callable[[int, Key, bytes], Item]) -> None:
+    def __init__(self, pile: Pile[_Table | None], read: _Read[Item]) -> None:
         self._pile = pile
         self._read = read
 
@@ -290,26 +296,20 @@ class _Reading(Generic[Key, Item]):
         return len(self._pile)
 
     def __iter__(self) -> Iterator[Item]:
-        read = self._read
-        for ordinal, key, payload in self._pile:
-            yield read(ordinal, key, payload)
+        return self._read(self._pile)
 
 
-def _reading(pile: Pile[Key], read: Callable[[int, Key, bytes], Item]) -> Many[Item]:
-    count = len(pile)
-    if count == 0:
-        return ()
-    return [read(*entry) for entry in pile] if count <= _AT_ONCE else _Reading(pile, read)
+def _read_rows(entries: Pile[_Table | None]) -> Iterator[Change]:
+    for ordinal, table, payload in entries:
+        assert table is not None
+        yield table.read(payload, ordinal)
 
 
-def _read_row(ordinal: int, table: _Table, payload: bytes) -> Change:
-    return table.read(payload, ordinal)
-
-
-def _read_message(ordinal: int, _: None, payload: bytes) -> Message:
-    message = decode(payload)
-    assert isinstance(message, LogicalMessage)
-    return Message(message.prefix, message.content, ordinal)
+def _read_messages(entries: Pile[_Table | None]) -> Iterator[Message]:
+    for ordinal, _, payload in entries:
+        message = decode(payload)
+        assert isinstance(message, LogicalMessage)
+        yield Message(message.prefix, message.content, ordinal)
 
 
 class _Table:
@@ -332,7 +332,8 @@ class _Table:
         if self.unsettled or facts.unsure:
             relation = msgspec.structs.replace(relation, unsure_key=since or facts.unsure, as_text=as_text)
         self.relation = relation
-        self.legacy = facts.legacy or (relation.schema, relation.table) in legacy
+        is_legacy = facts.legacy or (relation.schema, relation.table) in legacy
+        self.part = _Part.LEGACY if is_legacy else _Part.CHANGES
         self.names = tuple(column.name for column in relation.columns)
         self.width = len(self.names)
         self.encoders = tuple(
@@ -462,7 +463,10 @@ class _Table:
         return self.identity
 
     def _key(self, values: Sequence[Value]) -> str | None:
-        if not self.key:
+        key = self.key
+        if len(key) == 1 and (value := values[key[0]]) is not None and value is not UNCHANGED:
+            return str(value, "utf-8", "backslashreplace")
+        if not key:
             return None
         parts: list[str] = []
         for index in self.key:
@@ -471,213 +475,5 @@ class _Table:
             if value is None or value is UNCHANGED:
                 return None
             parts.append(value.decode(errors="backslashreplace"))
-        if len(parts) == 1:
-            return parts[0]
         # Two keys never look the same: ('a,b', 'c') is a\,b,c and ('a', 'b,c') is a,b\,c.
         return ",".join([part.replace("\\", "\\\\").replace(",", "\\,") for part in parts])
-
-
-_encode = msgspec.json.Encoder().encode
-_SUMMARY_COLUMNS = 8
-_NOBODY = Context()
-
-
-class Told:
-    """What the store keeps of some transactions, in commit order: ``Activities`` that are made as they are read."""
-
-    def __init__(self, transactions: Sequence[Transaction], *, source: str, system_id: str, timeline: int) -> None:
-        self._transactions = transactions
-        self._source, self._system_id, self._timeline = source, system_id, timeline
-
-    def __len__(self) -> int:
-        return sum(len(each.changes) + len(each.events) for each in self._transactions)
-
-    def __iter__(self) -> Iterator[Activity]:
-        for transaction in self._transactions:
-            yield from to_activities(
-                transaction, source=self._source, system_id=self._system_id, timeline=self._timeline
-            )
-
-
-def to_activities(transaction: Transaction, *, source: str, system_id: str, timeline: int) -> Iterator[Activity]:
-    """What the store keeps of a transaction: its changes and emitted events in the order of their ordinals.
-
-    The same transaction always gives the same activities, ids included.
-    """
-    prefix = change_prefix(system_id, timeline, transaction.commit_lsn, transaction.committed_at, source=source)
-    context = transaction.context or _NOBODY
-    events = iter(transaction.events)
-    event = next(events, None)
-    # An event explains the changes after it, and the first event also those before it.
-    cause = context.caused_by or (None if event is None else f"{prefix}{event.ordinal:08x}")
-    writer = _Writer(transaction, source)
-    for change in transaction.changes:
-        while event is not None and event.ordinal < change.ordinal:
-            uuid = f"{prefix}{event.ordinal:08x}"
-            yield writer.event(event, uuid)
-            cause = context.caused_by or uuid
-            event = next(events, None)
-        yield writer.change(change, f"{prefix}{change.ordinal:08x}", cause)
-    while event is not None:
-        yield writer.event(event, f"{prefix}{event.ordinal:08x}")
-        event = next(events, None)
-
-
-class _Writer:
-    """Makes the activities of one transaction."""
-
-    def __init__(self, transaction: Transaction, source: str) -> None:
-        context = transaction.context or _NOBODY
-        self.context = context
-        self.metadata = None if context.reason is None else msgspec.Raw(_encode({"reason": context.reason}))
-        self._changes: dict[tuple[int, Operation], tuple[Relation, Activity, str]] = {}
-        self._base = Activity(
-            id="",
-            occurred_at=transaction.committed_at,
-            source=source,
-            kind=Kind.EVENT,
-            category="",
-            action="",
-            actor_id=context.actor_id,
-            actor_type=context.actor_type,
-            tenant_id=context.tenant_id,
-            session_id=context.session_id,
-            request_id=context.request_id,
-            trace_id=context.trace_id,
-            ip=context.ip,
-            user_agent=context.user_agent,
-            metadata=self.metadata,
-            caused_by=context.caused_by,
-            xid=transaction.xid,
-            commit_lsn=transaction.commit_lsn,
-        )
-
-    def change(self, change: Change, uuid: str, cause: str | None) -> Activity:
-        # A copy in which a few fields are set, before anybody sees it, costs a sixth of making all thirty-one.
-        _, pattern, words = self._changes.get((id(change.relation), change.operation)) or self._pattern(change)
-        activity = copy(pattern)
-        force_setattr(activity, "id", uuid)
-        force_setattr(activity, "entity_id", change.key)
-        force_setattr(activity, "summary", _summary(words, change.key, change.changed))
-        force_setattr(activity, "changed", change.changed)
-        force_setattr(activity, "ordinal", change.ordinal)
-        if change.before is not None:
-            force_setattr(activity, "before", msgspec.Raw(change.before))
-        if change.after is not None:
-            force_setattr(activity, "after", msgspec.Raw(change.after))
-        if cause is not None:
-            force_setattr(activity, "caused_by", cause)
-        if change.unchanged or change.options:
-            force_setattr(activity, "metadata", self._metadata(change))
-        return activity
-
-    def _metadata(self, change: Change) -> msgspec.Raw | None:
-        """What is to be said beside the change itself; the context's reason is said of each."""
-        relation = change.relation
-        told: dict[str, object] = {}
-        if change.options:
-            told["truncate"] = change.options
-        if change.unchanged:
-            told["unchanged"] = change.unchanged
-        if relation.unsure_key and change.operation is not Operation.TRUNCATE:
-            told["unsure"] = ("entity_id",)
-        if relation.as_text and change.operation is not Operation.TRUNCATE:
-            told["as_text"] = relation.as_text
-        if not told:
-            return self.metadata
-        if self.context.reason is not None:
-            told["reason"] = self.context.reason
-        return msgspec.Raw(_encode(told))
-
-    def event(self, message: Message, uuid: str) -> Activity:
-        emitted = _read_emitted(message.content)
-        return msgspec.structs.replace(
-            self._base,
-            id=uuid,
-            category=emitted.category,
-            action=emitted.action,
-            outcome=emitted.outcome,
-            severity=emitted.severity,
-            entity_type=emitted.entity_type,
-            entity_id=emitted.entity_id,
-            summary=emitted.summary,
-            metadata=self.metadata if bytes(emitted.metadata) == b"null" else _merged(emitted.metadata, self.context),
-            ordinal=message.ordinal,
-        )
-
-    def _pattern(self, change: Change) -> tuple[Relation, Activity, str]:
-        """What all changes of this kind to this table have in common."""
-        relation, operation = change.relation, change.operation
-        naming = _naming(relation.schema, relation.table)
-        pattern = msgspec.structs.replace(
-            self._base,
-            kind=Kind.CHANGE,
-            category="data",
-            action=f"{relation.table}.{operation.value}",
-            entity_type=naming.entity_type,
-            relation=naming.relation,
-            operation=operation,
-            metadata=self._metadata(msgspec.structs.replace(change, unchanged=(), options=())),
-        )
-        # The relation is kept with it, so that no other can take its address.
-        found = relation, pattern, f"{operation.value} {naming.entity_type}"
-        self._changes[id(relation), operation] = found
-        return found
-
-
-class _Naming(msgspec.Struct, frozen=True):
-    relation: str
-    entity_type: str
-
-
-@functools.lru_cache(maxsize=4096)
-def _naming(schema: str, table: str) -> _Naming:
-    return _Naming(quoted(schema, table), table if schema == "public" else f"{schema}.{table}")
-
-
-def _summary(words: str, key: str | None, changed: Sequence[str] | None) -> str:
-    text = words if key is None else f"{words} {key if len(key) < _UUID_LENGTH else _shorten(key)}"
-    if not changed:
-        return text
-    if len(changed) > _SUMMARY_COLUMNS:
-        return f"{text}: {', '.join(changed[:_SUMMARY_COLUMNS])} and {len(changed) - _SUMMARY_COLUMNS} more"
-    return f"{text}: {', '.join(changed)}"
-
-
-def _shorten(key: str) -> str:
-    if len(key) == _UUID_LENGTH:
-        return f"{key[:8]}…" if _UUID.fullmatch(key) else key
-    return _UUID.sub(_UUID_BRIEFLY, key)
-
-
-# Nobody reads a UUID to its end, and full text would keep each of its groups as a word.
-_UUID = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_UUID_BRIEFLY, _UUID_LENGTH = r"\1…", 36
-
-_emitted = msgspec.json.Decoder(Emitted)
-
-
-def _read_emitted(content: bytes) -> Emitted:
-    """The event, or, when it cannot be read, an event that says so and holds its text: it did happen."""
-    try:
-        return _emitted.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        text = content.decode(errors="backslashreplace")
-        return Emitted(
-            category="unreadable",
-            action="event.unreadable",
-            severity=Level.WARNING,
-            summary="an emitted event that could not be read",
-            metadata=msgspec.Raw(_encode({"content": text})),
-        )
-
-
-def _merged(metadata: msgspec.Raw, context: Context) -> msgspec.Raw:
-    """The event's own metadata, with the reason of its context where it does not bring one."""
-    if context.reason is None or not bytes(metadata).lstrip().startswith(b"{"):
-        return metadata
-    try:
-        own = msgspec.json.decode(metadata, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return metadata
-    return msgspec.Raw(_encode({"reason": context.reason, **own}))

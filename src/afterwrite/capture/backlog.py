@@ -66,7 +66,8 @@ class Backlog:
 
     async def put(self, transaction: Transaction) -> None:
         """Add it, waiting while the backlog is full."""
-        await self._room.wait()
+        if not self._room.is_set():
+            await self._room.wait()
         self._through = transaction.end_lsn
         rows = transaction.rows
         # PostgreSQL 14 also sends transactions without anything of ours, those of our own store among them. They move

@@ -30,7 +30,7 @@ Kind = TypeVar("Kind", bound=Hashable)
 _PIECE_BYTES = 1 << 18
 _HEAD = Struct("!IIQ")  # length of the payload, number of the kind, ordinal
 # What an entry costs in memory beside its payload: the tuple, the ordinal, the bytes object, its place in the list.
-_ENTRY_BYTES = 150
+ENTRY_BYTES = 150
 
 
 class NoRoom(AfterwriteError):  # noqa: N818 - the sentence that it says
@@ -155,4 +155,4 @@ class _Aside(Generic[Kind]):
 
 def cost(payload: bytes) -> int:
     """About how much memory an entry takes."""
-    return len(payload) + _ENTRY_BYTES
+    return len(payload) + ENTRY_BYTES

@@ -26,7 +26,7 @@ from typing import Protocol, cast
 import msgspec
 
 from afterwrite.activity import Batch, Checkpoint, Lsn, Sink, TransactionContext
-from afterwrite.capture.assemble import Assembler, Told
+from afterwrite.capture.assemble import Assembler
 from afterwrite.capture.backlog import Backlog, Pace, Take
 from afterwrite.capture.governor import Policy
 from afterwrite.capture.lookup import Publications, refresh_types, teach
@@ -34,6 +34,7 @@ from afterwrite.capture.pgoutput import RELATION_TAG, decode
 from afterwrite.capture.preflight import Table, read_slot
 from afterwrite.capture.spill import NoRoom
 from afterwrite.capture.stream import SlotHeld, Stream, open_stream
+from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Relation, Transaction
 from afterwrite.capture.watch import (
     BudgetSpent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -42,8 +43,16 @@ def capture(
     flight is finished within five seconds of being told to stop. With --json it prints a status line twice a second.
     Exit 5 where going on would lose changes, and when the slot was given up by policy (over_budget).
     """
+    _collect_seldom()
     asyncio.run(_capture(settings(dsn, store_dsn), json=json, stand_by=not no_standby, end_with_stdin=end_with_stdin))
     return ExitCode.OK
+
+
+def _collect_seldom() -> None:
+    """Look for cycles a hundred times less often: captured rows form none, and the search takes a tenth of all time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(70_000, 20, 20)
 
 
 async def _capture(given: Settings, *, json: bool, stand_by: bool, end_with_stdin: bool) -> None:

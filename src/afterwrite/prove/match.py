@@ -250,6 +250,8 @@ class Matcher:
                     if (mapping, role) not in writers:
                         writers.append((mapping, role))
         self._rules: dict[int, tuple[Relation, list[tuple[Rule, Role]]]] = {}
+        self._firing: dict[tuple[int, Operation, bool], Sequence[tuple[Rule, Role, bool]]] = {}
+        self._silenced: Mapping[str, str | None] = _NOTHING
         self._stand_ins: dict[str, Rule] = {}
         self._slots = Slots()
         self._templates: dict[int, tuple[Relation, dict[tuple[str, Operation, int], dict[str, Landed] | None]]] = {}
@@ -265,7 +267,8 @@ class Matcher:
     ) -> None:
         """Add what one transaction comes to.
 
-        ``silenced`` are triggers that are off, with the mode in which they were silenced. ``steady`` are those that
+        ``silenced`` are triggers that are off, with the mode in which they were silenced: a mapping that stays as it
+        is, since what follows from it is kept for the next transaction. ``steady`` are those that
         certainly were on when the transaction wrote, and that have been seen to work: where none of a change's triggers
         wrote, the writer's role kept them from it.
         """
@@ -277,7 +280,7 @@ class Matcher:
     ) -> list[tuple[tuple[str, str], set[str]]]:
         """By legacy log that must hold a row for this change: its columns that hold the change's key there."""
         trial = _Match(self, transaction, Account(), silenced, frozenset())
-        trial.fire(change, self.rules(change.relation))
+        trial.fire(change, self.firing(change, silenced, legacy=bool(transaction.legacy)))
         found: list[tuple[tuple[str, str], set[str]]] = []
         for firing in trial.firings:
             for each in firing.expected:
@@ -297,7 +300,29 @@ class Matcher:
         self._shapes += 1
         rules = [(Rule(mapping, relation, shape, self._slots, self._shapes), role) for mapping, role in found]
         self._rules[relation.oid] = relation, rules
+        self._firing.clear()
         return rules
+
+    def firing(
+        self, change: Change, silenced: Mapping[str, str | None], *, legacy: bool
+    ) -> Sequence[tuple[Rule, Role, bool]]:
+        """The rules to look at for a change, and whether each is silenced; ``legacy`` where there are legacy rows."""
+        rules = self.rules(change.relation)
+        if silenced is not self._silenced:
+            self._silenced = silenced
+            self._firing.clear()
+        key = change.relation.oid, change.operation, legacy
+        found = self._firing.get(key)
+        if found is None:
+            found = self._firing[key] = [
+                (rule, role, off)
+                for rule, role in rules
+                if change.operation in rule.operations
+                for off in [rule.identity in silenced]
+                # One that is off writes nothing, and whose a row is only matters where there are rows.
+                if not (off and role is Role.COVERED) and (legacy or not (off or role is Role.OTHER))
+            ]
+        return found
 
     def writers(self, relation: Relation) -> list[tuple[LegacyMapping, Role]]:
         """The mappings that write to a legacy table."""
@@ -351,10 +376,13 @@ class _Match:
 
     def run(self) -> bool:
         """Whether there was anything to compare or to count."""
+        firing, legacy = self.matcher.firing, bool(self.transaction.legacy)
         for change in self.transaction.changes:
-            rules = self.matcher.rules(change.relation)
+            rules = firing(change, self.silenced, legacy=legacy)
             if rules:
                 self.fire(change, rules)
+        if not (legacy or self.firings):
+            return self.counted
         tables: dict[tuple[str, str], list[Change]] = {}
         for change in self.transaction.legacy:
             tables.setdefault((change.relation.schema, change.relation.table), []).append(change)
@@ -372,14 +400,9 @@ class _Match:
 
     # --- what should have been written --------------------------------------------------------------------------------
 
-    def fire(self, change: Change, rules: Sequence[tuple[Rule, Role]]) -> None:
+    def fire(self, change: Change, rules: Sequence[tuple[Rule, Role, bool]]) -> None:
         row: Row | None = None
-        for rule, role in rules:
-            if change.operation not in rule.operations:
-                continue
-            off = rule.identity in self.silenced
-            if (off and role is Role.COVERED) or ((off or role is Role.OTHER) and not self.transaction.legacy):
-                continue
+        for rule, role, off in rules:
             if role is Role.COVERED and not rule.conditional(change.operation):
                 self.cover(rule, change, None)
                 continue

@@ -310,7 +310,7 @@ class Prover:
         for transaction in transactions:
             size = len(transaction.changes) + len(transaction.legacy)
             if transaction.commit_lsn >= state.started_lsn:
-                known: dict[str, Any] = {"silenced": dict(silenced), "steady": steady}
+                known: dict[str, Any] = {"silenced": silenced, "steady": steady}
                 # So long that the stream must answer its keepalives meanwhile.
                 if is_large(transaction):
                     await self._match_large(matcher, transaction, account, known)
@@ -320,7 +320,7 @@ class Prover:
                     matcher.match(transaction, account, **known)
             for mark in marks:
                 if mark.lsn == transaction.commit_lsn:
-                    silenced.pop(mark.trigger, None)
+                    silenced = {name: mode for name, mode in silenced.items() if name != mark.trigger}
                     if mark.silenced:
                         silenced[mark.trigger] = mark.mode
             changes += size

@@ -29,22 +29,28 @@ from functools import lru_cache
 from itertools import islice
 from math import inf, isinf, isnan, nextafter
 from operator import attrgetter
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
-from afterwrite.activity import Activities, Activity, Kind
+from afterwrite.activity import (
+    Activities,
+    Activity,
+    Entries,
+    Entry,
+    Json,
+    Kind,
+    Origin,
+    Sort,
+    to_activity,
+    to_entries,
+)
 from afterwrite.jsonb import fits_jsonb, may_hold_large_numbers, measure_depth, with_jsonb_characters
 
 # The order in which the fields of a line stand: what a row has for itself, then what it shares with the others of its
 # transaction, then what it shares with the others of its table and operation. Shared parts are made once a chunk.
 _OWN = ("id", "ordinal", "entity_id", "summary", "duration_ms", "changed", "before", "after", "metadata")
-_OF_TRANSACTION = (
-    "occurred_at", "source", "actor_id", "actor_type", "tenant_id", "session_id", "request_id", "trace_id", "ip",
-    "user_agent", "caused_by", "xid", "commit_lsn",
-)  # fmt: skip
-_OF_KIND = ("kind", "category", "action", "outcome", "severity", "entity_type", "relation", "operation")
-COLUMNS = (*_OWN, "batch_id", *_OF_TRANSACTION, *_OF_KIND)
+COLUMNS = (*_OWN, "batch_id", *Origin.__struct_fields__, *Sort.__struct_fields__)
 TEXTS = (
     "source", "category", "action", "entity_type", "entity_id", "actor_id", "actor_type", "tenant_id", "session_id",
     "request_id", "trace_id", "user_agent", "summary", "relation",
@@ -65,6 +71,8 @@ _DOUBTED_BYTES = 16 * 1024 * 1024
 
 # Bytes that UTF-8 never uses hold the places of separators and nulls while a whole chunk is escaped at once.
 _FIELD, _ROW, _NULL = b"\xfe", b"\xfd", b"\xff"
+_SEPARATORS = bytes.maketrans(_FIELD + _ROW, b"\t\n")
+_of_origin, _of_sort = attrgetter(*Origin.__struct_fields__), attrgetter(*Sort.__struct_fields__)
 _RELATION, _BATCH = COLUMNS.index("relation"), COLUMNS.index("batch_id")
 
 
@@ -124,8 +132,8 @@ class CopyLines:
     is brought into the order of the seal; for what is read as it goes, and does not come so, ``seal()`` is None.
     """
 
-    def __init__(self, activities: Activities, batch_id: int, *, doubting: bool = True) -> None:
-        self._activities, self._certain = _by_seal(activities)
+    def __init__(self, activities: Activities | Entries, batch_id: int, *, doubting: bool = True) -> None:
+        self._entries = _by_seal(activities)
         self._ordered = True
         self._batch = b"%d" % batch_id
         self._doubting = doubting
@@ -133,15 +141,14 @@ class CopyLines:
         self._hash = hashlib.sha256()
 
     def __iter__(self) -> Iterator[bytes]:
-        remaining = iter(self._activities)
-        last: Activity | None = None
+        remaining = iter(self._entries)
+        last: tuple[Entry, ...] = ()
         rows = _FIRST_ROWS
         while chunk := tuple(islice(remaining, rows)):
             lines = self._lines(chunk)
-            if not self._certain:
-                self._ordered = self._ordered and _is_ordered(chunk if last is None else (last, *chunk))
-                last = chunk[-1]
-            self._tables.update([activity.relation for activity in chunk])
+            self._ordered = self._ordered and _is_ordered((*last, *chunk))
+            last = chunk[-1:]
+            self._tables.update([entry[1].relation for entry in chunk])
             self._hash.update(lines)
             yield lines
             rows = max(1, min(_MOST_ROWS, _CHUNK_BYTES * len(chunk) // len(lines)))
@@ -152,78 +159,82 @@ class CopyLines:
         tables = {relation or "": count for relation, count in self._tables.items()}
         return Seal(self._tables.total(), tables, self._hash.digest())
 
-    def _lines(self, chunk: Sequence[Activity]) -> bytes:
+    def _lines(self, chunk: Sequence[Entry]) -> bytes:
         try:
             lines = _join(chunk, self._batch, doubting=self._doubting)
         except UnicodeEncodeError:
             lines = None
         if lines is None:
-            lines = _join([storable(activity) for activity in chunk], self._batch, doubting=self._doubting)
+            kept = [storable(to_activity(entry)) for entry in chunk]
+            lines = _join(to_entries(kept), self._batch, doubting=self._doubting)
         if lines is None:
             raise ValueError("an activity's JSON is not UTF-8")
         return lines
 
 
-def _by_seal(activities: Activities) -> tuple[Iterable[Activity], bool]:
-    """The activities, in the order of the seal where they are all at hand; and whether they certainly are."""
-    if not isinstance(activities, (list, tuple)):
-        return activities, False
-    listed = cast("Sequence[Activity]", activities)
-    return (listed if _is_ordered(listed) else sorted(listed, key=_place)), True
+def _by_seal(activities: Activities | Entries) -> Iterable[Entry]:
+    """The activities in parts, in the order of the seal where they are all at hand."""
+    if isinstance(activities, (list, tuple)):
+        listed = list(to_entries(cast("Sequence[Activity]", activities)))
+        return listed if _is_ordered(listed) else sorted(listed, key=_place)
+    return activities.entries() if isinstance(activities, Entries) else to_entries(activities)
 
 
-def _place(a: Activity) -> tuple[object, ...]:
-    return (
-        a.commit_lsn is not None, a.commit_lsn or 0, a.ordinal is None, a.ordinal or 0, a.occurred_at, a.id.lower()
-    )  # fmt: skip
+def _place(entry: Entry) -> tuple[object, ...]:
+    origin, _, id, ordinal, *_ = entry
+    lsn = origin.commit_lsn
+    return lsn is not None, lsn or 0, ordinal is None, ordinal or 0, origin.occurred_at, id.lower()
 
 
-def _is_ordered(activities: Sequence[Activity]) -> bool:
+def _is_ordered(entries: Sequence[Entry]) -> bool:
+    origin: Origin | None = None
     lsn = ordinal = -1
-    for activity in activities:
-        at, number = activity.commit_lsn, activity.ordinal
+    for entry in entries:
+        number = entry[3]
+        if entry[0] is origin and number is not None and number > ordinal:
+            ordinal = number
+            continue
+        origin = entry[0]
+        at = origin.commit_lsn
         if at is None or number is None or at < lsn or (at == lsn and number <= ordinal):
-            places = [_place(activity) for activity in activities]
+            places = [_place(entry) for entry in entries]
             return places == sorted(places)
         lsn, ordinal = at, number
     return True
 
 
-_of_transaction = attrgetter(*_OF_TRANSACTION)
-_of_kind = attrgetter(*_OF_KIND)
-
-
-def _join(activities: Sequence[Activity], batch: bytes, *, doubting: bool) -> bytes | None:
+def _join(entries: Iterable[Entry], batch: bytes, *, doubting: bool) -> bytes | None:
     """The chunk's lines, or None when some value in it may not be kept as it is."""
     null = _NULL
-    change = Kind.CHANGE
-    last: tuple[object, ...] = ()
-    shared: bytes | None = None
-    kinds: dict[tuple[str | None, ...], bytes] = {}
+    last: Origin | None = None
+    shared = b""
+    kinds: dict[Sort, bytes] = {}
     rows: list[bytes] = []
-    jsons: list[msgspec.Raw] = []
-    foreign: list[msgspec.Raw] = []
-    for a in activities:
-        of_transaction = _of_transaction(a)
-        if of_transaction != last:
-            shared = _join_transaction(of_transaction, batch)
-            last = of_transaction
-        if shared is None:
-            return None
-        of_kind = _of_kind(a)
-        kind = kinds.get(of_kind)
+    ids: list[str] = []
+    jsons: list[Json] = []
+    foreign: list[Json] = []
+    for origin, sort, id, ordinal, entity_id, summary, duration, changed, before, after, metadata in entries:
+        if origin is not last:
+            joined = _join_origin(origin, batch)
+            if joined is None:
+                return None
+            shared, last = joined, origin
+        kind = kinds.get(sort)
         if kind is None:
-            kind = kinds[of_kind] = _FIELD.join([null if text is None else text.encode() for text in of_kind])
-        before, after, metadata = a.before, a.after, a.metadata
-        given = [raw for raw in (before, after, metadata) if raw is not None]
-        jsons += given
-        if a.kind is not change:
-            foreign += given
-        ordinal, entity_id, summary, duration, changed = a.ordinal, a.entity_id, a.summary, a.duration_ms, a.changed
+            kind = kinds[sort] = _FIELD.join([null if text is None else text.encode() for text in _of_sort(sort)])
+        ids.append(id)
+        if before is not None:
+            jsons.append(before)
+        if after is not None:
+            jsons.append(after)
+        if metadata is not None:
+            jsons.append(metadata)
+        if sort.kind is not Kind.CHANGE:
+            foreign += [raw for raw in (before, after, metadata) if raw is not None]
         rows.append(
             _FIELD.join(
                 (
-                    a.id.encode(),
+                    id.encode(),
                     null if ordinal is None else b"%d" % ordinal,
                     null if entity_id is None else entity_id.encode(),
                     null if summary is None else summary.encode(),
@@ -238,18 +249,18 @@ def _join(activities: Sequence[Activity], batch: bytes, *, doubting: bool) -> by
             )
         )
     data = _ROW.join(rows)
-    if b"\0" in data or not _are_canonical([a.id for a in activities]) or not _are_plain(jsons, foreign):
+    if b"\0" in data or not _are_canonical(ids) or not _are_plain(jsons, foreign):
         return None
     if doubting and len(data) > _DOUBTED_BYTES and _are_doubtful(jsons):
         raise DoubtError
-    return _escape(data).replace(_NULL, b"\\N").replace(_FIELD, b"\t").replace(_ROW, b"\n") + b"\n"
+    return _escape(data).translate(_SEPARATORS).replace(_NULL, b"\\N") + b"\n"
 
 
-def _join_transaction(values: tuple[Any, ...], batch: bytes) -> bytes | None:
+def _join_origin(origin: Origin, batch: bytes) -> bytes | None:
     """What the rows of a transaction have in common, with the batch; None when it may not be kept as it is."""
     null = _NULL
     at, source, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent, cause, xid, lsn = (
-        values
+        _of_origin(origin)
     )
     address = null if ip is None else _address(ip)
     caused_by = null if cause is None else _identity(cause)
@@ -301,7 +312,7 @@ def _are_canonical(ids: Sequence[str]) -> bool:
     return "".join(ids).encode().translate(_SHAPE) == _UUID * len(ids)
 
 
-def _are_plain(jsons: Sequence[msgspec.Raw], foreign: Sequence[msgspec.Raw]) -> bool:
+def _are_plain(jsons: Sequence[Json], foreign: Sequence[Json]) -> bool:
     """Whether these JSON texts are UTF-8 (so that no byte is a separator of ours) and nothing that jsonb refuses.
 
     The numbers of a change come from columns of PostgreSQL's, and fit. Those of the ``foreign`` may be anybody's.
@@ -323,7 +334,7 @@ def _is_deep(text: bytes) -> bool:
     return text.count(b"[") + text.count(b"{") > _DEEPEST and measure_depth(text) > _DEEPEST
 
 
-def _are_doubtful(jsons: Sequence[msgspec.Raw]) -> bool:
+def _are_doubtful(jsons: Sequence[Json]) -> bool:
     return any(memoryview(raw).nbytes > _DOUBTED_BYTES for raw in jsons)
 
 
