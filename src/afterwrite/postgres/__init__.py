@@ -1,6 +1,7 @@
 """The door to PostgreSQL: connecting, named statements, careful DDL, and a server of our own."""
 
 from afterwrite.postgres.connect import (
+    Complaint,
     Database,
     LockTimeout,
     Query,
@@ -18,6 +19,7 @@ from afterwrite.postgres.statements import script, statement, statements
 
 __all__ = [
     "Blocker",
+    "Complaint",
     "Database",
     "LockPolicy",
     "LockTimeout",

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString, TypeVar
 
+import msgspec
 import psycopg
 from psycopg import conninfo, errors, sql
 from psycopg.rows import kwargs_row, scalar_row
@@ -23,6 +24,13 @@ Query = LiteralString | bytes | sql.SQL | sql.Composed
 # What goes wrong with a connection reaches the caller as our errors; an application that wants the driver's own words
 # configures logging, and until then they do not spill onto its stderr.
 logging.getLogger("psycopg").addHandler(logging.NullHandler())
+
+
+class Complaint(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server said when it did not take a statement."""
+
+    sqlstate: str
+    message: str
 
 
 class Database:
@@ -105,6 +113,20 @@ class Database:
                     for chunk in chunks:
                         await copy.write(chunk)
                 return cursor.rowcount
+
+    async def attempt(self, text: str) -> Complaint | None:
+        """Run one statement of somebody else's making; what the server says when it refuses it, or None.
+
+        The text goes by the extended protocol, which takes exactly one statement. Raises only when the session ends.
+        """
+        try:
+            await self.connection.execute(text.encode(), binary=True)
+        except psycopg.Error as error:
+            if self.connection.broken:
+                raise translate(error, self.where) from error
+            said = error.diag.message_primary or str(error)
+            return Complaint(sqlstate=error.sqlstate or "", message=" ".join(said.split()))
+        return None
 
     async def script(self, text: str) -> None:
         """Run a whole script without parameters, as one implicit transaction."""

@@ -1,0 +1,195 @@
+"""What became of a dump's statements: loaded, left out, refused or failed, counted by kind and with their lines."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from afterwrite.errors import Finding, Severity
+from afterwrite.scan.dump.sorting import Deed
+
+_LINES_SHOWN = 5
+_SHOWN = 8
+
+
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """Statements of a kind that were not run, and the lines of the first few.
+
+    ``deed`` is ``needless`` (no verdict hangs on it), ``refused`` (it may do more than define a schema) or
+    ``unreadable``; ``why`` is said of the first one.
+    """
+
+    deed: Deed
+    kind: str
+    count: int
+    lines: tuple[int, ...]
+    why: str = ""
+
+
+class Tally:
+    """Counts what is left out, as it is met."""
+
+    def __init__(self) -> None:
+        self._lines: defaultdict[tuple[Deed, str], list[int]] = defaultdict(list)
+        self._counts: Counter[tuple[Deed, str]] = Counter()
+        self._why: dict[tuple[Deed, str], str] = {}
+
+    def add(self, line: int, kind: str, deed: Deed, why: str = "") -> None:
+        """One more, at this line."""
+        key = deed, kind
+        self._counts[key] += 1
+        self._why.setdefault(key, why)
+        if len(self._lines[key]) < _LINES_SHOWN:
+            self._lines[key].append(line)
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """All of it: refused first, then unreadable, then needless; the most frequent kinds first."""
+        order = [Deed.REFUSED, Deed.UNREADABLE, Deed.NEEDLESS]
+        keys = sorted(self._counts, key=lambda key: (order.index(key[0]), -self._counts[key], key[1]))
+        return tuple(
+            LeftOut(
+                deed=key[0], kind=key[1], count=self._counts[key], lines=tuple(self._lines[key]), why=self._why[key]
+            )
+            for key in keys
+        )
+
+
+class Unloaded(msgspec.Struct, frozen=True, kw_only=True):
+    """A definition that the server did not take; ``refused`` when it was our bounds that stopped it."""
+
+    line: int
+    kind: str
+    text: str
+    why: str
+    refused: bool = False
+
+
+class DumpReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The account of a load. ``loaded`` counts statements by kind.
+
+    ``missing_extensions`` were not to be had here (or never are, because they reach files or networks). ``stand_ins``
+    are parts that the dump only names. ``bare_tables`` were loaded without defaults and checks. ``stubbed_languages``
+    counts functions that are kept as text.
+    """
+
+    file: str
+    loaded: Mapping[str, int]
+    left_out: tuple[LeftOut, ...] = ()
+    not_loaded: tuple[Unloaded, ...] = ()
+    extensions: tuple[str, ...] = ()
+    missing_extensions: tuple[str, ...] = ()
+    missing_roles: tuple[str, ...] = ()
+    stubbed_languages: Mapping[str, int] = {}
+    stand_ins: tuple[str, ...] = ()
+    bare_tables: tuple[str, ...] = ()
+    databases: tuple[str, ...] = ()
+    out_of_time: bool = False
+
+    def of(self, deed: Deed) -> list[LeftOut]:
+        """What was left out for this reason."""
+        return [each for each in self.left_out if each.deed is deed]
+
+    def findings(self) -> Iterator[Finding]:
+        """What a reader of the verdicts should know of it, in sentences."""
+        yield self._finding(
+            "dump-without-statistics",
+            Severity.INFO,
+            "no statistics: a dump has none. Whether a log is only appended to in practice, and what a trigger costs, "
+            "only the live database tells",
+            "scan the live database, or use --rehearse for costs on made-up rows",
+        )
+        yield from self._whole_findings()
+        yield from self._parts_findings()
+
+    def _whole_findings(self) -> Iterator[Finding]:
+        if self.out_of_time:
+            yield self._finding(
+                "dump-too-slow",
+                Severity.WARNING,
+                "the dump took too long to load, and a part of it was not tried",
+                "dump fewer schemas at a time: pg_dump --schema-only -n SCHEMA",
+            )
+        if len(self.databases) > 1:
+            yield self._finding(
+                "dump-of-several-databases",
+                Severity.WARNING,
+                f"it holds {len(self.databases)} databases ({_listed(self.databases)}), and all were loaded into one: "
+                "what has the same name in two of them was taken from the first",
+                "scan a dump of each: pg_dump --schema-only DATABASE",
+            )
+        refused = self.of(Deed.REFUSED)
+        if refused:
+            shown = ", ".join(f"{each.count:,} {each.kind} ({_lines(each)})" for each in refused[:_SHOWN])
+            more = f", and {len(refused) - _SHOWN} kinds more" if len(refused) > _SHOWN else ""
+            text = f"statements that are no plain definitions were not run: {shown}{more}"
+            yield self._finding("dump-statements-refused", Severity.WARNING, text)
+        for each in self.of(Deed.UNREADABLE):
+            text = f"{each.count:,} {each.kind} could not be read ({_lines(each)}: {each.why})"
+            yield self._finding("dump-statement-unreadable", Severity.WARNING, text)
+
+    def _parts_findings(self) -> Iterator[Finding]:
+        if self.missing_extensions:
+            yield self._finding(
+                "dump-missing-extension",
+                Severity.INFO,
+                f"not created here: {_listed(self.missing_extensions)}. Their types hold text, and their functions are "
+                "there by name alone",
+            )
+        if self.missing_roles:
+            text = f"roles that the dump only names: {_listed(self.missing_roles)}"
+            yield self._finding("dump-missing-role", Severity.INFO, text)
+        if self.stand_ins:
+            yield self._finding(
+                "dump-stand-in", Severity.INFO, f"parts that the dump only names: {_listed(self.stand_ins)}"
+            )
+        for language, count in self.stubbed_languages.items():
+            yield self._finding(
+                "dump-language",
+                Severity.INFO,
+                f"{_times(count, 'function')} in {language}, which is not here: kept as text and never run; triggers "
+                "that call them are judged as on the live database",
+            )
+        if self.bare_tables:
+            yield self._finding(
+                "dump-bare-table",
+                Severity.WARNING,
+                f"{_times(len(self.bare_tables), 'table')} loaded without defaults, checks and references: "
+                f"{_listed(self.bare_tables)}",
+            )
+        for each in sorted(self.not_loaded, key=lambda each: (_weight(each), each.line)):
+            yield self._finding(
+                f"dump-not-loaded-{each.kind.lower().replace(' ', '-')}",
+                Severity.WARNING if _weight(each) == 0 else Severity.INFO,
+                f"line {each.line}, {each.kind} not loaded: {each.why}  [{each.text}]",
+            )
+
+    def _finding(self, rule: str, severity: Severity, text: str, remedy: str | None = None) -> Finding:
+        return Finding(rule=rule, severity=severity, where=self.file, text=text, remedy=remedy)
+
+
+def _weight(each: Unloaded) -> int:
+    """Triggers and what they stand on first."""
+    return 0 if each.kind in ("CREATE TRIGGER", "CREATE TABLE", "CREATE FUNCTION", "CREATE FOREIGN TABLE") else 1
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _lines(each: LeftOut) -> str:
+    more = ", …" if each.count > len(each.lines) else ""
+    return f"line{'s' if each.count > 1 else ''} {', '.join(map(str, each.lines))}{more}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = list(names)
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN + 1 else ""
+    return ", ".join(shown[: _SHOWN if more else None]) + more
+
+
+def shortened(text: str) -> str:
+    """The beginning of a statement on one line, without what could move a terminal's cursor."""
+    flat = " ".join("".join(letter if letter.isprintable() else " " for letter in text[:400]).split())
+    return flat if len(flat) <= 90 else f"{flat[:87]}..."

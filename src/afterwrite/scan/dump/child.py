@@ -1,0 +1,130 @@
+"""Sorting in a process of its own: a statement that brings the parser down is refused, and the next one is read.
+
+    Question ─JSON line─▶ child: parse, sort ─JSON line─▶ Sorted
+
+Questions go in bundles; a child that dies is missing answers from the statement on that killed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from afterwrite.errors import AfterwriteError
+from afterwrite.scan.dump.sorting import Deed, Question, Sorted, answer
+
+_BUNDLE = 200
+_LINE_BYTES = 256 * 1024 * 1024
+_SECONDS = 30.0
+_MEMORY = 3 * 1024 * 1024 * 1024
+_encoder = msgspec.json.Encoder()
+_answers = msgspec.json.Decoder(Sorted)
+_questions = msgspec.json.Decoder(Question)
+
+
+class Sorter:
+    """Asks a child process; made by ``open_sorter``."""
+
+    def __init__(self) -> None:
+        self.deaths = 0
+        self._child: asyncio.subprocess.Process | None = None
+
+    async def sort(self, questions: Sequence[Question]) -> list[Sorted]:
+        """An answer to each question, in order. Never raises for a text."""
+        found: list[Sorted] = []
+        while len(found) < len(questions):
+            bundle = questions[len(found) : len(found) + _BUNDLE]
+            answers = await self._ask(bundle)
+            found += answers
+            if len(answers) < len(bundle):
+                await self.close()
+                self.deaths += 1
+                why = "the parser gave up its process on this text"
+                found.append(Sorted(deed=Deed.UNREADABLE, kind="unknown", why=why))
+        return found
+
+    async def _ask(self, bundle: Sequence[Question]) -> list[Sorted]:
+        """The answers that came before the child died or fell silent."""
+        child = await self._living()
+        if child.stdin is None or child.stdout is None:
+            raise AfterwriteError("the parser's process has no pipes")
+        found: list[Sorted] = []
+        with contextlib.suppress(TimeoutError, ConnectionError, ValueError, msgspec.DecodeError):
+            child.stdin.write(b"".join(_encoder.encode(question) + b"\n" for question in bundle))
+            async with asyncio.timeout(_SECONDS):
+                for _ in bundle:
+                    found.append(_answers.decode(await child.stdout.readline()))
+        return found
+
+    async def _living(self) -> asyncio.subprocess.Process:
+        if self._child is not None and self._child.returncode is None:
+            return self._child
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "afterwrite.scan.dump.child",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            limit=_LINE_BYTES,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        hello = await self._child.stdout.readline() if self._child.stdout else b""
+        if hello != b"ready\n":
+            await self.close()
+            raise AfterwriteError(
+                "the parser's process does not start",
+                remedy=f"look at what `{sys.executable} -m afterwrite.scan.dump.child` says",
+            )
+        return self._child
+
+    async def close(self) -> None:
+        """End the child, if there is one."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if child.stdin is not None:
+            child.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+@asynccontextmanager
+async def open_sorter() -> AsyncGenerator[Sorter]:
+    """A sorter for the length of the block."""
+    sorter = Sorter()
+    try:
+        yield sorter
+    finally:
+        await sorter.close()
+
+
+def main() -> None:
+    """The child: a Question a line in, a Sorted a line out, until the input ends."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    answers = sys.stdout.buffer
+    answers.write(b"ready\n")
+    answers.flush()
+    for line in sys.stdin.buffer:
+        try:
+            said = answer(_questions.decode(line))
+        except Exception as error:  # any text may bring the walk down, and only it may suffer
+            said = Sorted(deed=Deed.UNREADABLE, kind="unknown", why=f"it could not be read ({type(error).__name__})")
+        answers.write(_encoder.encode(said) + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
