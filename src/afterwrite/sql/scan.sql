@@ -188,7 +188,7 @@ select p.oid::bigint as oid,
        (p.pronargs - p.pronargdefaults)::integer as required_arguments,
        p.provariadic <> 0 as variadic,
        case when p.proargmodes is null then coalesce(p.proargnames, '{}')
-            else array(select m.name from unnest(p.proargnames, p.proargmodes) as m (name, mode)
+            else array(select coalesce(m.name, '') from unnest(p.proargnames, p.proargmodes) as m (name, mode)
                         where m.mode in ('i', 'b', 'v')) end as arguments,
        p.prorettype = 'pg_catalog.trigger'::regtype as returns_trigger,
        p.prosecdef as security_definer,
