@@ -340,6 +340,25 @@ def test_a_second_worker_is_refused_and_told_who_is_first(dsn: str) -> None:
     run_worker(dsn, setup, sink.opened, body)
 
 
+def test_a_stream_that_came_to_another_server_than_the_control_connection_is_not_read(dsn: str) -> None:
+    setup, sink = laid(dsn)
+    checkpoint = sink.checkpoint
+    assert checkpoint is not None
+    here = checkpoint.system_id, checkpoint.timeline
+
+    async def opened(system: tuple[str, int]) -> None:
+        async with open_stream(
+            dsn, slot=setup.slot, publications=setup.publications, start=checkpoint.lsn, system=system
+        ):
+            pass
+
+    asyncio.run(opened(here))
+    # A failed-over cluster has the same identifier and the next timeline; another cluster has neither.
+    for other in ((here[0], here[1] + 1), ("7", here[1])):
+        with pytest.raises(ConnectionLost, match="another server than the one before it"):
+            asyncio.run(opened(other))
+
+
 def test_a_slot_that_something_else_reads_is_refused_with_its_pid(dsn: str) -> None:
     setup, sink = laid(dsn)
     assert sink.checkpoint is not None

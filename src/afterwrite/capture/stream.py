@@ -231,20 +231,43 @@ def _wake(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
+class _Server(msgspec.Struct, frozen=True):
+    """What IDENTIFY_SYSTEM answers."""
+
+    systemid: str
+    timeline: int
+    xlogpos: str
+    dbname: str | None
+
+
 @asynccontextmanager
 async def open_stream(
-    dsn: str | None, *, slot: str, publications: Sequence[str], start: Lsn, application_name: str = "afterwrite capture"
+    dsn: str | None,
+    *,
+    slot: str,
+    publications: Sequence[str],
+    start: Lsn,
+    system: tuple[str, int] | None = None,
+    application_name: str = "afterwrite capture",
 ) -> AsyncGenerator[Stream]:
     """Stream a slot's changes from ``start`` (exclusive: transactions that commit after it), and end it properly.
 
     Starting before the slot's confirmed position does not bring the past back: compare them first
     (``slot.check_continuity``). Raises SlotHeld when another session streams, Refused when slot, WAL or right is
-    missing, ConnectionLost when the server cannot be reached.
+    missing, ConnectionLost when the server cannot be reached, or is not that of ``system`` (identifier and timeline).
     """
     where = describe_dsn(dsn)
     words = parse_dsn(dsn) | {"replication": "database", "client_encoding": "UTF8"}
     async with _connect_walsender(conninfo.make_conninfo("", **words), application_name, where) as database:
         # SQL before the stream begins: a walsender of a database answers the simple protocol.
+        server = await database.one(_Server, b"IDENTIFY_SYSTEM")
+        if system is not None and (server.systemid, server.timeline) != system:
+            # In the middle of a failover one name can lead to two servers, from one connection to the next.
+            raise ConnectionLost(
+                f"the stream's connection to {where} came to another server than the one before it: system"
+                f" {server.systemid} on timeline {server.timeline}, and not {system[0]} on timeline {system[1]}",
+                remedy="nothing during a failover: it is tried again; else name one host in the DSN",
+            )
         timeout = int(await database.value(statement("capture.read_wal_sender_timeout")) or 0) / 1000
         interval = min(_STATUS_SECONDS, timeout * _STATUS_SHARE) if timeout else _STATUS_SECONDS
         stream = Stream(database, slot, start, where, interval)

@@ -317,6 +317,7 @@ class Worker:
                 publications=source.publications,
                 # What is confirmed does not come again, and to confirm less would be a step back.
                 start=max(start, slot.confirmed if slot else start),
+                system=(checkpoint.system_id, checkpoint.timeline),
                 application_name=stream_name(source.slot),
             ) as stream:
                 failpoint("worker.after_stream")
