@@ -382,7 +382,6 @@ def _is_halfway(text: str, number: float) -> bool:
     return any(2 * Fraction(text) == Fraction(number) + Fraction(other) for other in beyond)
 
 
-@lru_cache(maxsize=4_096)
 def _lsn(lsn: int) -> bytes:
     return b"%X/%X" % (lsn >> 32, lsn & 0xFFFFFFFF)
 
