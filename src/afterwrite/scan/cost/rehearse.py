@@ -183,8 +183,9 @@ class _Rehearsal:
                 self._note("rehearsal-refused", table.full_name, f"refused every {event.value.upper()}: {why}")
                 return
             cost = await self._take(bench, deed, triggers)
-            if cost is not None:
-                self.statements.append(cost)
+            if cost is None:
+                return
+            self.statements.append(cost)
             for trigger in triggers:
                 if (trigger.identity, event) not in self.units:
                     await self._coax(bench, table, event, trigger, triggers)
