@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from afterwrite.scan.catalog import Function, Inventory, Kind, Table, Trigger
+from afterwrite.scan.catalog import Check, Domain, Function, Inventory, Kind, Policy, RewriteRule, Table, Trigger
 from afterwrite.scan.tokens import split_names
 
 SYSTEM_SCHEMAS = ("pg_catalog", "information_schema", "pg_toast")
@@ -27,7 +27,31 @@ class Atlas:
                 self._leaves[table.partition_of].append(table)
         for function in inventory.functions:
             self._named_functions[function.name].append(function)
-        self._aggregates = {name.rpartition(".")[2] for name in inventory.aggregates}
+        self._triggers: defaultdict[int, list[Trigger]] = defaultdict(list)
+        for trigger in inventory.triggers:
+            self._triggers[trigger.table_oid].append(trigger)
+        self._aggregates: defaultdict[str, list[Function]] = defaultdict(list)
+        for aggregate in inventory.aggregates:
+            parts = [self.functions[oid] for oid in aggregate.functions if oid in self.functions]
+            self._aggregates[aggregate.name] += parts
+        self.operators: defaultdict[str, list[Function]] = defaultdict(list)
+        for operator in inventory.operators:
+            if operator.function_oid in self.functions:
+                self.operators[operator.name].append(self.functions[operator.function_oid])
+        self._domains: defaultdict[str, list[Domain]] = defaultdict(list)
+        for domain in inventory.domains:
+            self._domains[domain.short].append(domain)
+        self.domains = {domain.name: domain for domain in inventory.domains}
+        self._heirs: defaultdict[int, list[Table]] = defaultdict(list)
+        for child, parent in inventory.inherits:
+            if child in self.tables:
+                self._heirs[parent].append(self.tables[child])
+        self.rules: defaultdict[int, list[RewriteRule]] = defaultdict(list)
+        for rule in inventory.rules:
+            self.rules[rule.table_oid].append(rule)
+        self.policies: defaultdict[int, list[Policy]] = defaultdict(list)
+        for policy in inventory.policies:
+            self.policies[policy.table_oid].append(policy)
 
     def table_of(self, trigger: Trigger) -> Table | None:
         """The table that a trigger is on."""
@@ -44,6 +68,15 @@ class Atlas:
                     return table
         return named[0] if len(named) == 1 else None
 
+    def are_twins(self, one: Table, other: Table) -> bool:
+        """Whether two tables are alike in all that a verdict looks at, as those of two tenants are."""
+        return self._likeness(one) == self._likeness(other)
+
+    def _likeness(self, table: Table) -> tuple[object, ...]:
+        triggers = sorted((each.name, each.function) for each in self._triggers[table.oid])
+        checks = sorted(check.name for check in table.checks)
+        return (table.kind, tuple(column.name for column in table.columns), checks, len(table.uniques), triggers)
+
     def root(self, table: Table) -> Table:
         """The partitioned table at the top of a partition, or the table itself."""
         while table.partition_of is not None and table.partition_of in self.tables:
@@ -55,6 +88,39 @@ class Atlas:
         if table.kind is not Kind.PARTITIONED:
             return [table]
         return [leaf for child in self._leaves[table.oid] for leaf in self.leaves(child)]
+
+    def heirs(self, table: Table) -> list[Table]:
+        """The tables that inherit from it, at any depth: what is done to its rows is done to theirs."""
+        found: dict[int, Table] = {}
+        waiting = [table]
+        while waiting:
+            for child in self._heirs[waiting.pop().oid]:
+                if child.oid not in found:
+                    found[child.oid] = child
+                    waiting.append(child)
+        return list(found.values())
+
+    def find_domains(self, schema: str | None, name: str) -> list[Domain]:
+        """The domains that a type's name may mean."""
+        return [domain for domain in self._domains.get(name, ()) if schema in (None, domain.schema)]
+
+    def domain_line(self, name: str) -> list[Domain]:
+        """The domain of this name (as format_type() prints it) and those that it is made of; empty for other types."""
+        found: list[Domain] = []
+        domain = self.domains.get(name.removesuffix("[]"))
+        while domain is not None and domain not in found:
+            found.append(domain)
+            domain = self.domains.get(domain.base.partition("(")[0])
+        return found
+
+    def checks(self, table: Table) -> list[Check]:
+        """A table's CHECK constraints, and those of its columns' domains."""
+        found = list(table.checks)
+        for column in table.columns:
+            for domain in self.domain_line(column.type):
+                for name, text in zip(domain.constraints, domain.checks, strict=True):
+                    found.append(Check(name=name, columns=(column.name,), definition=text, expression=condition(text)))
+        return found
 
     def find_functions(self, schema: str | None, name: str, count: int, path: Sequence[str]) -> list[Function]:
         """The functions that a call may mean: overloads that take so many arguments (all, when none does)."""
@@ -78,13 +144,28 @@ class Atlas:
     def is_volatile_builtin(self, name: str) -> bool:
         return self.inventory.builtins.get(name, True)
 
-    def is_aggregate(self, name: str) -> bool:
-        return name in self._aggregates
+    def aggregate_parts(self, name: str) -> list[Function] | None:
+        """The functions that people's aggregates of a name run; None when there is no such aggregate."""
+        return self._aggregates.get(name)
 
     def search_path(self, config: Sequence[str]) -> tuple[str, ...]:
         """Where a function looks for unqualified names: its own SET search_path, else the database's."""
-        for setting in config:
-            key, _, value = setting.partition("=")
-            if key.strip().lower() == "search_path":
-                return tuple(name for name in split_names(value) if name and name != "$user")
-        return self.inventory.search_path
+        own = fixed_path(config)
+        return self.inventory.search_path if own is None else own
+
+
+def fixed_path(config: Sequence[str]) -> tuple[str, ...] | None:
+    """The search path that a function sets for itself; None when it has its caller's."""
+    for setting in config:
+        key, _, value = setting.partition("=")
+        if key.strip().lower() == "search_path":
+            return tuple(name for name in split_names(value) if name and name != "$user")
+    return None
+
+
+def condition(constraint: str) -> str:
+    """The condition of a CHECK as pg_get_constraintdef() prints it."""
+    inner = constraint.strip().removeprefix("CHECK").strip()
+    for suffix in ("NOT VALID", "NO INHERIT", "NOT ENFORCED"):
+        inner = inner.removesuffix(suffix).strip()
+    return inner

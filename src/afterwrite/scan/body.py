@@ -17,7 +17,9 @@ import pgparse
 from afterwrite.scan.facts import (
     Assignment,
     Body,
+    Cast,
     Command,
+    Discard,
     Dynamic,
     Guard,
     Language,
@@ -33,8 +35,8 @@ from afterwrite.scan.facts import (
 )
 from afterwrite.scan.notebook import Notebook
 from afterwrite.scan.query import Query
-from afterwrite.scan.terms import Node, choice, unknown
-from afterwrite.scan.tokens import tokens, unquote
+from afterwrite.scan.terms import Node, as_type, choice, unknown
+from afterwrite.scan.tokens import split_names, tokens, unquote
 
 _parse_plpgsql = cast("Callable[[str], list[Node]]", pgparse.parse_pgsql)  # type: ignore[reportUnknownMemberType]
 _ParseError = cast("type[Exception]", pgparse.PGQueryError)  # type: ignore[reportUnknownMemberType]
@@ -51,6 +53,7 @@ _UNKNOWN_FIELD = re.compile(r'"(?P<variable>[^".]+)\.[^"]*" is not a known varia
 def read_body(source: Source) -> Body:
     """The facts of a text."""
     notebook = Notebook(trigger=source.trigger)
+    notebook.parameters = frozenset(source.parameters)
     notebook.values.update({name: Term(kind=TermKind.NAME, text=name) for name in source.parameters if name})
     try:
         match source.language:
@@ -108,6 +111,16 @@ class _Walker:
         ]
         self.loops: list[int] = []
         self.exception_blocks: list[int] = []
+        self.types: dict[str, str] = {}
+        self.hidden: set[str] = set()
+        self.never_null: set[str] = set()
+        for datum in self._variables():
+            name = str(datum.get("refname", "")).lower()
+            if name in self.types:  # an inner block declares it again: what either holds cannot be told by the name
+                self.hidden.add(name)
+            if datum.get("notnull"):
+                self.never_null.add(name)
+            self.types[name] = str(datum.get("datatype", {}).get("PLpgSQL_type", {}).get("typname", "")).strip()
         for alias, name in _ALIAS.findall(text):
             rows, values = notebook.rows, notebook.values
             if name.lower() in rows:
@@ -149,6 +162,8 @@ class _Walker:
                 return self._exit(node, line)
             case "return":
                 return self._return(node, line)
+            case "return_query" if "dynquery" in node:
+                self._dynamic(node, node["dynquery"], line, ("result",))
             case "return_next" | "return_query":
                 self._expressions(node, line, into=("result",))
             case "raise":
@@ -159,6 +174,7 @@ class _Walker:
                 self._sql(node, line)
             case "perform":
                 self._query(node.get("expr"), line, into=("found",))
+                self.notebook.add(Discard, line, text=_text(node.get("expr")).strip()[6:].strip())
             case "call":
                 self._call(node, line)
             case "dynexecute":
@@ -185,7 +201,13 @@ class _Walker:
         before = dict(self.notebook.values)
         if handlers:
             self.exception_blocks.append(line)
+        caught = _catches(handlers, "others")
+        raises = caught or _catches(handlers, "raise_exception")
+        self.notebook.caught += caught
+        self.notebook.caught_raises += raises
         ended = self.statements(node.get("body", ()))
+        self.notebook.caught -= caught
+        self.notebook.caught_raises -= raises
         outcomes = [] if ended else [self.notebook.values]
         for each in handlers:
             self.notebook.values = dict(before)
@@ -206,7 +228,7 @@ class _Walker:
             if "default_val" in datum:
                 query = self._query(datum["default_val"], at, into=(name,))
                 if query is not None:
-                    self.notebook.values[name] = query.terms.term(query.expression)
+                    self._hold(name, query.terms.term(query.expression))
                     self._note(name, at, _text(datum["default_val"]), tuple(query.names))
             else:
                 self._query(datum["cursor_explicit_expr"], at, into=(name,))
@@ -256,7 +278,7 @@ class _Walker:
             all_ended = all_ended and ended
         notebook.values = dict(before)
         if [each for each in otherwise if "afterwrite_case_not_found" in each]:
-            notebook.add(Raise, branches[0][1] if branches else 0, level="exception", form="case")
+            self._fails(branches[0][1] if branches else 0, "case")
             else_ended = True
         else:
             else_ended = self.statements(otherwise) if otherwise else False
@@ -324,8 +346,15 @@ class _Walker:
         self._expressions({"params": node.get("params", ()), "options": node.get("options", ())}, line)
         bare = not any(key in node for key in ("message", "condname", "options"))
         form = "reraise" if bare and self.notebook.handler else "raise"
+        plain = not any(key in node for key in ("condname", "options"))
+        caught = self.notebook.caught_raises if plain else self.notebook.caught
+        level = "caught" if level == "exception" and caught else level
         self.notebook.add(Raise, line, level=level, form=form, message=node.get("message", node.get("condname", "")))
-        return level == "exception"
+        return level in ("exception", "caught")
+
+    def _fails(self, line: int, form: str, message: str = "") -> None:
+        level = "caught" if self.notebook.caught else "exception"
+        self.notebook.add(Raise, line, level=level, form=form, message=message)
 
     def _assert(self, node: Node, line: int) -> None:
         guard = _condition(self.notebook, _text(node.get("cond")), line)
@@ -354,7 +383,7 @@ class _Walker:
         plain = query is not None and target == text[: operator.start].strip().lower()
         known = query.terms.term(query.expression) if query is not None and plain else unknown()
         self._note(target, line, value, names)
-        self.notebook.values[target] = known
+        self._hold(target, known)
 
     def _sql(self, node: Node, line: int) -> None:
         targets = self._into(node.get("target"))
@@ -371,7 +400,7 @@ class _Walker:
                 names=(*names, question),
             )
             self.notebook.guards.append(guard)
-            self.notebook.add(Raise, line, level="exception", form="strict")
+            self._fails(line, "strict")
             self.notebook.guards.pop()
         self._store(targets, line, text, names)
 
@@ -398,9 +427,7 @@ class _Walker:
 
     def _call(self, node: Node, line: int) -> None:
         query = self._query(node.get("expr"), line)
-        if query is not None and any(name.startswith("new.") for name in query.names):
-            # An INOUT parameter may set it, and the tree does not say which are.
-            self.notebook.add(Unknown, line, rule="unknown-function", text=f"may set NEW: {_text(node.get('expr'))}")
+        self._forget(*(query.names if query else ()))  # an INOUT parameter may set it: the tree does not say which are
 
     def _open(self, node: Node, line: int) -> None:
         cursor = self._variable(node.get("curvar", -1))
@@ -494,6 +521,22 @@ class _Walker:
     def _note(self, variable: str, line: int, text: str, names: tuple[str, ...], *, selected: bool = False) -> None:
         fields = {"variable": variable, "text": text.strip(), "names": names, "selected": selected}
         self.notebook.add(Assignment, line, **fields)
+        schema, kind = split_type(self.types.get(variable, ""))
+        if kind:
+            constant = not names and not selected
+            self.notebook.add(Cast, line, schema=schema, type=kind, names=names, constant=constant)
+        if variable in self.never_null and any(name.startswith(("new.", "old.")) for name in names):
+            guard = Guard(text=f"({text.strip()}) is null", line=line, names=names)
+            self.notebook.guards.append(guard)
+            self._fails(line, "not null", variable)
+            self.notebook.guards.pop()
+
+    def _hold(self, variable: str, term: Term) -> None:
+        """What a variable holds from here on, as far as its type lets it through unchanged."""
+        declared = self.types.get(variable)
+        if variable in self.hidden:
+            term = unknown()
+        self.notebook.values[variable] = as_type(term, declared) if declared else term
 
     def _forget(self, *variables: str) -> None:
         self.notebook.values.update({variable: unknown() for variable in variables})
@@ -515,6 +558,45 @@ class _Walker:
                         found.update(self._into(below[key]))
                 stack += below.values()
         return found
+
+
+def _catches(handlers: Iterable[Node], condition_name: str) -> bool:
+    """Whether an error of this kind ends with its block: a handler for it, and none that raises another."""
+    exceptions = [each["PLpgSQL_exception"] for each in handlers]
+    names = {
+        condition["PLpgSQL_condition"].get("condname", "")
+        for exception in exceptions
+        for condition in exception.get("conditions", ())
+    }
+    return condition_name in {name.lower() for name in names} and not any(
+        _raises(exception.get("action", ())) for exception in exceptions
+    )
+
+
+def _raises(node: Any) -> bool:
+    """Whether there is a RAISE EXCEPTION anywhere below a node."""
+    stack = [node]
+    while stack:
+        each = stack.pop()
+        if isinstance(each, list):
+            stack += cast("list[Any]", each)
+        elif isinstance(each, dict):
+            below = cast("Node", each)
+            if "PLpgSQL_stmt_raise" in below and below["PLpgSQL_stmt_raise"].get("elog_level", 21) == 21:
+                return True
+            stack += below.values()
+    return False
+
+
+def split_type(name: str) -> tuple[str | None, str]:
+    """Schema (where given) and name of a declared type; a column's type stays written as ``table.column%type``."""
+    text = " ".join(name.split())
+    if text.lower().endswith("%type") or text.lower().endswith("%rowtype"):
+        return None, text.lower()
+    parts = split_names(text.partition("(")[0].partition("[")[0])
+    if not parts:
+        return None, ""
+    return (parts[-2], parts[-1]) if len(parts) > 1 and "." in text else (None, parts[0] if len(parts) == 1 else text)
 
 
 def _condition(notebook: Notebook, text: str, line: int) -> Guard:

@@ -6,7 +6,8 @@ Needs no privilege beyond CONNECT: the system catalogs tell every role how table
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar, cast
@@ -14,7 +15,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from afterwrite.errors import DatabaseError
-from afterwrite.postgres import Database, Query, statement
+from afterwrite.postgres import Database, LockTimeout, Query, statement
 from afterwrite.scan.sight import Sight, read_sight
 from afterwrite.scan.tokens import split_names, tokens
 
@@ -102,36 +103,42 @@ class Kind(StrEnum):
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """A column; ``type`` as format_type() prints it, ``default`` as SQL (None for generated columns)."""
+    """A column; ``type`` as format_type() prints it, ``default`` as SQL, ``expression`` that of a generated column."""
 
     name: str
     type: str
     not_null: bool = False
     default: str | None = None
+    expression: str | None = None
     identity: bool = False
     generated: bool = False
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """A CHECK constraint and the columns it looks at."""
+    """A CHECK constraint (of the table, or of a column's domain), the columns it looks at, and its condition."""
 
     name: str
     columns: tuple[str, ...]
     definition: str
+    expression: str = ""
 
 
 class Unique(msgspec.Struct, frozen=True, kw_only=True):
-    """A unique index or an exclusion constraint; ``columns`` are the plain ones where it also holds expressions."""
+    """A unique index or an exclusion constraint; ``columns`` are the plain ones where it also holds ``expressions``."""
 
     name: str
     columns: tuple[str, ...]
     primary: bool = False
     partial: bool = False
     exclusion: bool = False
+    expressions: str | None = None
 
 
 class ForeignKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A reference from ``table_oid``.columns to ``referenced_oid``.referenced_columns; ``on_delete``: a, r, c, n, d."""
+    """A reference from ``table_oid``.columns to ``referenced_oid``.referenced_columns.
+
+    ``on_delete`` and ``on_update`` are pg_constraint's letters: a and r refuse, c cascades, n and d set the columns.
+    """
 
     name: str
     table_oid: int
@@ -139,12 +146,14 @@ class ForeignKey(msgspec.Struct, frozen=True, kw_only=True):
     referenced_oid: int
     referenced_columns: tuple[str, ...]
     on_delete: str
+    on_update: str = "a"
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
     """A table or view. Statistics count rows since the server's last reset; of a partitioned table, its leaves' sum.
 
     ``foreign_keys`` go out from it, ``referenced_by`` point at it. ``collected`` is false when nothing was counted yet.
+    ``definition`` is a view's query. ``computed`` is what its indexes compute whenever a row is written.
     """
 
     oid: int
@@ -160,9 +169,12 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
+    scans: int = 0
     collected: bool = False
     extension: str | None = None
+    definition: str | None = None
     columns: tuple[Column, ...] = ()
+    computed: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     uniques: tuple[Unique, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
@@ -179,7 +191,10 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Function(msgspec.Struct, frozen=True, kw_only=True):
-    """A function or procedure. ``sql_body`` is the printed body of a SQL-standard one, whose ``source`` is empty."""
+    """A function or procedure. ``sql_body`` is the printed body of a SQL-standard one, whose ``source`` is empty.
+
+    ``defaults`` are the SQL of its last parameters' defaults, as one list. ``sets_arguments``: it has INOUT ones.
+    """
 
     oid: int
     schema: str
@@ -197,6 +212,10 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     sql_body: str | None
     config: tuple[str, ...]
     extension: str | None
+    argument_types: tuple[str, ...] = ()
+    result_type: str = ""
+    defaults: str | None = None
+    sets_arguments: bool = False
 
     @property
     def full_name(self) -> str:
@@ -204,12 +223,86 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """A row security policy and the oids of the tables and functions that it looks at."""
+    """A row security policy, its conditions, and the oids of the tables and functions that it looks at."""
 
     table_oid: int
     name: str
     reads: tuple[int, ...]
     functions: tuple[int, ...]
+    using_expression: str | None = None
+    check_expression: str | None = None
+
+
+class Domain(msgspec.Struct, frozen=True, kw_only=True):
+    """A domain: ``name`` and ``base`` as format_type() prints them, and what a value must satisfy (CHECK …)."""
+
+    name: str
+    schema: str
+    short: str
+    base: str
+    not_null: bool
+    default: str | None
+    constraints: tuple[str, ...]
+    checks: tuple[str, ...]
+
+
+class Operator(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator's name and a function that it may run."""
+
+    name: str
+    function_oid: int
+
+
+class Cast(msgspec.Struct, frozen=True, kw_only=True):
+    """A cast from one type to another (as format_type() prints them) and the function that does it."""
+
+    source: str
+    target: str
+    function_oid: int
+
+
+class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
+    """An aggregate and the oids of the functions that it runs."""
+
+    schema: str
+    name: str
+    functions: tuple[int, ...]
+
+
+class RewriteRule(msgspec.Struct, frozen=True, kw_only=True):
+    """A rewrite rule of a table: what it does instead of, or besides, a statement of its event."""
+
+    table_oid: int
+    name: str
+    event: Event
+    definition: str
+
+    @property
+    def action(self) -> str:
+        """Its statements, separated by semicolons; empty for NOTHING."""
+        listed = list(tokens(self.definition))
+        start = next((token.end for token in listed if token.kind == "word" and token.text == "DO"), 0)
+        text = self.definition[start:].strip().removesuffix(";").strip()
+        for word in ("ALSO", "INSTEAD"):
+            text = text.removeprefix(word).strip()
+        if text.startswith("(") and text.endswith(")"):
+            text = text[1:-1].strip()
+        return "" if text == "NOTHING" else text.removesuffix(";").strip()
+
+
+class Enforcing(msgspec.Struct, frozen=True, kw_only=True):
+    """A function (by oid) and what calls it whenever a row is written: a constraint, a default, an index."""
+
+    function_oid: int
+    what: str
+
+
+class EventTrigger(msgspec.Struct, frozen=True, kw_only=True):
+    """A trigger on commands, such as ``ddl_command_end``, and its function."""
+
+    name: str
+    event: str
+    function: str
 
 
 class Clone(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,8 +321,9 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
 
     ``tables`` and ``functions`` are those of all schemas, whichever were asked for: a trigger may reach any of them.
     ``views`` says which views (by oid) look at which tables, ``publications`` which tables are published by name to
-    other subscribers than us, ``builtins`` whether pg_catalog's function of a name is volatile. ``vanished`` are
-    triggers and functions that were dropped while they were read, ``sight`` is what the role could see.
+    other subscribers than us, ``builtins`` whether pg_catalog's function of a name is volatile. ``inherits`` are pairs
+    of (child, parent), ``search_paths`` those that other roles have. ``vanished`` are triggers and functions that were
+    dropped while they were read, ``sight`` is what the role could see.
     """
 
     server_version: int
@@ -244,7 +338,15 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     policies: tuple[Policy, ...] = ()
     publications: tuple[tuple[int, str], ...] = ()
     builtins: Mapping[str, bool] = {}
-    aggregates: tuple[str, ...] = ()
+    aggregates: tuple[Aggregate, ...] = ()
+    domains: tuple[Domain, ...] = ()
+    operators: tuple[Operator, ...] = ()
+    casts: tuple[Cast, ...] = ()
+    inherits: tuple[tuple[int, int], ...] = ()
+    enforcing: tuple[Enforcing, ...] = ()
+    rules: tuple[RewriteRule, ...] = ()
+    search_paths: tuple[tuple[str, ...], ...] = ()
+    event_triggers: tuple[EventTrigger, ...] = ()
     vanished: tuple[str, ...] = ()
     sight: Sight | None = None
 
@@ -268,15 +370,41 @@ async def read_inventory(db: Database, *, schemas: Sequence[str] | None = None) 
     attempt = 1
     while True:
         try:
-            async with db.transaction():
-                await db.run(statement("scan.begin_reading"))
-                await db.run(statement("scan.qualify_everything"))
-                await db.run(statement("scan.bound_waiting"))
+            async with reading(db):
                 return await _read_inventory(db, wanted)
+        except LockTimeout as error:
+            raise await _held(db, error) from error
         except DatabaseError as error:
             if error.sqlstate not in _VANISHED or attempt == _ATTEMPTS:
                 raise
             attempt += 1
+
+
+async def _held(db: Database, error: LockTimeout) -> LockTimeout:
+    """The same, with the tables that cannot be looked at and who holds them, as far as that can still be told."""
+    async with reading(db):
+        holders = await _read(db, statement("scan.read_holders"))
+    if not holders:
+        return error
+    said = "; ".join(f"{', '.join(row['tables'])} by session {row['session']}" for row in holders)
+    return LockTimeout(
+        f"tables of {db.where} are held so that nobody may look at them: {said}",
+        remedy="scan again when that session has ended (pg_stat_activity says what it does)",
+        sqlstate=error.sqlstate,
+    )
+
+
+@asynccontextmanager
+async def reading(db: Database) -> AsyncGenerator[None]:
+    """A transaction that writes nothing and shows one moment; no name is found outside pg_catalog, waits are short.
+
+    What it sets ends with it, so that a pooler may stand between.
+    """
+    async with db.transaction():
+        await db.run(statement("scan.begin_reading"))
+        await db.run(statement("scan.qualify_everything"))
+        await db.run(statement("scan.bound_waiting"))
+        yield
 
 
 async def _read_inventory(db: Database, wanted: list[str] | None) -> Inventory:
@@ -290,6 +418,14 @@ async def _read_inventory(db: Database, wanted: list[str] | None) -> Inventory:
     views = await _read(db, statement("scan.read_views"))
     policies = await _read(db, statement("scan.read_policies"))
     publications = await _read(db, statement("scan.read_publications"))
+    domains = await _read(db, statement("scan.read_domains"))
+    operators = await _read(db, statement("scan.read_operators"))
+    casts = await _read(db, statement("scan.read_casts"))
+    inherits = await _read(db, statement("scan.read_inheritance"))
+    enforcing = await _read(db, statement("scan.read_enforcing"))
+    rules = await _read(db, statement("scan.read_rules"))
+    paths = await _read(db, statement("scan.read_search_paths"))
+    event_triggers = await _read(db, statement("scan.read_event_triggers"))
     gone = [f"{row['schema']}.{row['table']}.{row['name']}" for row in triggers if _is_gone_trigger(row)]
     gone += [f"{row['schema']}.{row['name']}()" for row in functions if _is_gone_function(row)]
     return Inventory(
@@ -305,7 +441,15 @@ async def _read_inventory(db: Database, wanted: list[str] | None) -> Inventory:
         policies=_structs(Policy, policies),
         publications=tuple((row["table_oid"], row["publication"]) for row in publications),
         builtins={row["name"]: row["volatile"] for row in builtins},
-        aggregates=tuple(f"{row['schema']}.{row['name']}" for row in aggregates),
+        aggregates=_structs(Aggregate, aggregates),
+        domains=_structs(Domain, domains),
+        operators=_structs(Operator, operators),
+        casts=_structs(Cast, casts),
+        inherits=tuple((row["child_oid"], row["parent_oid"]) for row in inherits),
+        enforcing=_structs(Enforcing, enforcing),
+        rules=_structs(RewriteRule, (row for row in rules if row["definition"] is not None)),
+        search_paths=tuple(split_names(row["path"]) for row in paths),
+        event_triggers=_structs(EventTrigger, event_triggers),
         vanished=tuple(gone),
         sight=await read_sight(db),
     )
@@ -337,6 +481,9 @@ async def _read_tables(db: Database) -> tuple[Table, ...]:
     columns = _by_table(await _read(db, statement("scan.read_columns")))
     uniques = _by_table(await _read(db, statement("scan.read_unique_indexes")))
     constraints = await _read(db, statement("scan.read_constraints"))
+    computed: defaultdict[int, list[str]] = defaultdict(list)
+    for row in await _read(db, statement("scan.read_index_expressions")):
+        computed[row["table_oid"]] += [text for text in (row["expressions"], row["condition"]) if text]
     checks = _by_table(row for row in constraints if row["kind"] == "c" and row["definition"] is not None)
     exclusions = _by_table({**row, "exclusion": True} for row in constraints if row["kind"] == "x")
     outgoing: defaultdict[int, list[ForeignKey]] = defaultdict(list)
@@ -351,6 +498,7 @@ async def _read_tables(db: Database) -> tuple[Table, ...]:
                 **row,
                 **counted[row["oid"]],
                 "columns": columns[row["oid"]],
+                "computed": computed[row["oid"]],
                 "checks": checks[row["oid"]],
                 "uniques": uniques[row["oid"]] + exclusions[row["oid"]],
                 "foreign_keys": outgoing[row["oid"]],

@@ -37,10 +37,13 @@ _KEPT_FOR_EFFECT = frozenset(
         rules.extension_owned,
         rules.instead_of,
         rules.constraint_trigger,
+        rules.feeds_a_setting,
+        rules.sets_sequence,
         rules.writes_own_table,
         rules.enforced_target,
         rules.feeds_a_foreign_key,
         rules.feeds_a_policy,
+        rules.feeds_a_constraint,
         rules.reads_own_write,
     )
 )

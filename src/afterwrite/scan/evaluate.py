@@ -22,7 +22,12 @@ PLACEHOLDER = "afterwrite?"
 
 _MOST = 16
 _FORMAT = re.compile(r"%(?:(?P<position>\d+)\$)?(?P<kind>[sIL%])")
-_SAME = frozenset({"text", "varchar", "bpchar", "name", "regclass", "regtype", "unknown", "int4", "int8", "bool"})
+_SAME = frozenset({"text", "varchar", "name", "unknown"})
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+_TRUTHS = {
+    **dict.fromkeys(("t", "true", "y", "yes", "on", "1"), "true"),
+    **dict.fromkeys(("f", "false", "n", "no", "off", "0"), "false"),
+}
 
 
 class Hole(msgspec.Struct, frozen=True):
@@ -30,6 +35,12 @@ class Hole(msgspec.Struct, frozen=True):
 
     sql: str = ""
     bare: bool = False
+
+
+class Spelling(str):
+    """A text that names something and may be written otherwise (``t`` or ``public.t``): equal to no text for sure."""
+
+    __slots__ = ()
 
 
 Value: TypeAlias = str | Hole | None
@@ -46,6 +57,7 @@ def surroundings(
     """
     fired_for = tables or ((trigger.schema, trigger.table),)
     names = _few(name for _, name in fired_for)
+    relations = (f"{quote_identifier(schema)}.{quote_identifier(name)}" for schema, name in fired_for)
     known: dict[str, tuple[Value, ...]] = {
         "tg_op": (event.value.upper(),),
         "tg_name": (trigger.name,),
@@ -54,7 +66,7 @@ def surroundings(
         "tg_table_name": names,
         "tg_relname": names,
         "tg_table_schema": _few(schema for schema, _ in fired_for),
-        "tg_relid": _few(f"{quote_identifier(schema)}.{quote_identifier(name)}" for schema, name in fired_for),
+        "tg_relid": _few(Spelling(relation) for relation in relations),
         "tg_nargs": (str(len(trigger.arguments)),),
     }
     known |= {f"tg_argv[{place}]": (argument,) for place, argument in enumerate(trigger.arguments)}
@@ -81,7 +93,7 @@ def values(term: Term, around: Surroundings) -> tuple[Value, ...]:
             return (Hole(term.text),)
         case TermKind.CALL:
             combinations = product(*(values(part, around) for part in term.parts))
-            return _few(_called(term, combination) for combination in combinations)
+            return _few(_spelled(_called(term, combination), combination) for combination in combinations)
         case _:
             assert_never(term.kind)
 
@@ -103,6 +115,12 @@ def _few(found: Iterable[Value]) -> tuple[Value, ...]:
         if len(distinct) > _MOST:
             return (Hole(),)
     return tuple(distinct)
+
+
+def _spelled(value: Value, given: Sequence[Value]) -> Value:
+    """What is made of a spelling is one."""
+    made = isinstance(value, str) and any(isinstance(part, Spelling) for part in given)
+    return Spelling(value) if made and isinstance(value, str) else value
 
 
 def _called(term: Term, given: Sequence[Value]) -> Value:
@@ -130,10 +148,43 @@ def _called(term: Term, given: Sequence[Value]) -> Value:
         case "replace" if len(given) == 3 and all(isinstance(value, str) for value in given):
             text, old, new = (str(value) for value in given)
             return text.replace(old, new)
-        case _ if term.text.startswith("cast:") and term.text[5:] in _SAME:
-            return first
+        case _ if term.text.startswith("cast:"):
+            return _cast(term.text[5:], first, hole)
         case _:
             return hole
+
+
+def _cast(kind: str, value: Value, hole: Hole) -> Value:
+    if value is None or kind in _SAME:
+        return value
+    if isinstance(value, Hole):
+        if kind in ("int4", "int8") and value.sql:
+            return Hole(value.sql, bare=True)  # a number can be cited as it is
+        return value if kind in ("regclass", "bool") else hole
+    match kind:
+        case "regclass" | "regtype" | "regproc" | "oid":
+            return Spelling(value)
+        case "bool":
+            return _TRUTHS.get(value.strip().lower(), hole)
+        case "int4" | "int8":
+            return str(int(value)) if re.fullmatch(r"\s*[-+]?\d+\s*", value) else hole
+        case _:
+            return hole
+
+
+def as_argument(value: Value, kind: str) -> Value:
+    """A value as a parameter of this type (as format_type() prints it) holds it."""
+    match kind:
+        case "" | "text" | "character varying" | "name" | "anyelement" | "anycompatible":
+            return value
+        case "integer" | "bigint":
+            return _cast("int8", value, Hole())
+        case "boolean":
+            return _cast("bool", value, Hole())
+        case "regclass" | "oid":
+            return _cast("regclass", value, Hole())
+        case _:
+            return None if value is None else Hole(value.sql, value.bare) if isinstance(value, Hole) else Hole()
 
 
 def _joined(given: Sequence[Value], *, null: str | None) -> Value:
@@ -244,11 +295,23 @@ def _equal(premise: Premise, around: Surroundings) -> bool | None:
         if not isinstance(left, str):
             return None
         verdicts: list[bool | None] = [
-            _all_same(left == right if isinstance(right, str) else None for right in several) for several in rights
+            _all_same(_same(left, right) if isinstance(right, str) else None for right in several) for several in rights
         ]
         return True if True in verdicts else None if None in verdicts else False
 
     return _all_same(compare(left) for left in _left(premise, around))
+
+
+def _same(left: str, right: str) -> bool | None:
+    """Whether two texts are equal; None where they are not but may stand for one thing (``1`` and ``01``)."""
+    if left == right:
+        return True
+    if isinstance(left, Spelling) or isinstance(right, Spelling) or left.rstrip() == right.rstrip():
+        return None
+    if _NUMBER.fullmatch(left) and _NUMBER.fullmatch(right):
+        return None
+    truths = (_TRUTHS.get(left.lower()), _TRUTHS.get(right.lower()))
+    return None if None not in truths and truths[0] == truths[1] else False
 
 
 def _all_same(verdicts: Iterable[bool | None]) -> bool | None:

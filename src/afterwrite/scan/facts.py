@@ -93,13 +93,17 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where something happens. ``handler`` is true inside an EXCEPTION handler, ``loop`` inside a loop."""
+    """Where something happens. ``handler`` is true inside an EXCEPTION handler, ``loop`` inside a loop.
+
+    ``caught``: an error here goes no further, because WHEN OTHERS of its block takes it and raises none.
+    """
 
     line: int = 0
     guards: tuple[Guard, ...] = ()
     via: tuple[str, ...] = ()
     handler: bool = False
     loop: bool = False
+    caught: bool = False
 
     @property
     def condition(self) -> str:
@@ -199,9 +203,11 @@ class Assignment(Fact, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Raise(Fact, frozen=True, kw_only=True, omit_defaults=True):
-    """RAISE and what amounts to it. ``level`` is exception, warning, notice, info, log or debug.
+    """RAISE and what amounts to it. ``level`` is exception, warning, notice, info, log or debug, or ``caught``: an
+    exception that its own block takes and passes on to nobody.
 
-    ``form`` is raise, reraise (a bare RAISE in a handler), assert, strict (INTO STRICT) or case (CASE without ELSE).
+    ``form`` is raise, reraise (a bare RAISE in a handler), assert, strict (INTO STRICT), case (CASE without ELSE) or
+    not null (a variable that may not be NULL).
     """
 
     level: str
@@ -217,7 +223,11 @@ class Return(Fact, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Call(Fact, frozen=True, kw_only=True, omit_defaults=True):
-    """A function call (operators are not looked at); ``into`` are the variables that the answer flows into."""
+    """A function call; ``into`` are the variables that the answer flows into.
+
+    ``field`` is a call only if no column is so named: ``(row).name`` and ``table.name`` may mean ``name(row)``.
+    ``procedure`` is a CALL: what is given for its INOUT parameters may be set.
+    """
 
     schema: str | None = None
     name: str
@@ -226,10 +236,42 @@ class Call(Fact, frozen=True, kw_only=True, omit_defaults=True):
     argument_names: tuple[str | None, ...] = ()
     names: tuple[str, ...] = ()
     into: tuple[str, ...] = ()
+    field: bool = False
+    procedure: bool = False
 
     @property
     def full_name(self) -> str:
         return f"{self.schema}.{self.name}" if self.schema else self.name
+
+
+class Operator(Fact, frozen=True, kw_only=True, omit_defaults=True):
+    """An operator that is used: it may run a function of somebody's own."""
+
+    name: str
+
+
+class Cast(Fact, frozen=True, kw_only=True, omit_defaults=True):
+    """A value made into another type, by a cast or by a variable of that type: it may fail, or run a function.
+
+    ``type`` is the name as written, ``schema`` apart; ``table%type`` is written out. ``names`` are what it looks at.
+    """
+
+    schema: str | None = None
+    type: str
+    names: tuple[str, ...] = ()
+    constant: bool = False
+
+
+class Division(Fact, frozen=True, kw_only=True, omit_defaults=True):
+    """A division by something that may be zero."""
+
+    text: str
+
+
+class Discard(Fact, frozen=True, kw_only=True, omit_defaults=True):
+    """A PERFORM: what it computes is thrown away, so that its point is what it does on the way."""
+
+    text: str
 
 
 class Notify(Fact, frozen=True, kw_only=True, omit_defaults=True):
@@ -240,10 +282,14 @@ class Notify(Fact, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Setting(Fact, frozen=True, kw_only=True, omit_defaults=True):
-    """A session setting read (current_setting) or written (set_config, SET); ``name`` is None when it is computed."""
+    """A session setting read (current_setting) or written (set_config, SET); ``name`` is None when it is computed.
+
+    ``strict``: reading it fails where nobody set it.
+    """
 
     name: str | None
     written: bool = False
+    strict: bool = False
 
 
 class Session(Fact, frozen=True, kw_only=True, omit_defaults=True):
@@ -303,6 +349,10 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     raises: tuple[Raise, ...] = ()
     returns: tuple[Return, ...] = ()
     calls: tuple[Call, ...] = ()
+    operators: tuple[Operator, ...] = ()
+    casts: tuple[Cast, ...] = ()
+    divisions: tuple[Division, ...] = ()
+    discards: tuple[Discard, ...] = ()
     notifies: tuple[Notify, ...] = ()
     settings: tuple[Setting, ...] = ()
     sessions: tuple[Session, ...] = ()

@@ -9,19 +9,22 @@ Pure. Texts that are needed and not yet read are handed back as ``missing``: the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
-from afterwrite.scan.atlas import SYSTEM_SCHEMAS, Atlas
-from afterwrite.scan.catalog import Event, Function, Table, Trigger
+from afterwrite.scan.atlas import SYSTEM_SCHEMAS, Atlas, fixed_path
+from afterwrite.scan.catalog import Event, Function, Kind, Table, Timing, Trigger
 from afterwrite.scan.evaluate import (
     PLACEHOLDER,
     Surroundings,
     Value,
+    as_argument,
     feasible,
     in_callers_words,
+    quote_identifier,
     surroundings,
     values,
 )
@@ -29,15 +32,26 @@ from afterwrite.scan.facts import (
     FACT_FIELDS,
     Body,
     Call,
+    Cast,
+    Command,
     Delete,
     Dynamic,
     Fact,
     Guard,
     Insert,
     Language,
+    Lock,
+    NewAssignment,
+    Notify,
     OnTable,
+    Operator,
+    Outside,
+    Raise,
     Read,
+    Refresh,
+    Return,
     RowRead,
+    Setting,
     Source,
     Unknown,
     Update,
@@ -58,6 +72,17 @@ _DEEPEST = 12
 _MOST_VISITS = 400
 _NUMBERS = ("smallint", "integer", "bigint", "numeric", "real", "double precision", "boolean")
 _WRITES = (Insert, Update, Delete)
+# What a check, a view or a cast may do that matters: what it reads is its own business.
+_EFFECTS: frozenset[type[Fact]] = frozenset(
+    {Insert, Update, Delete, Refresh, Raise, Notify, Setting, Lock, Outside, Command, Dynamic, Unknown}
+)
+# Whether an expression can run anything at all: a call, a query, or an operator of somebody's own.
+_RUNS = re.compile(r"\(|[^\w\s.,:'\"]")
+DEFAULT_OF = "the default of "
+"""How ``via`` begins where something is run because a column was not given."""
+_ANY = ("anyelement", "anycompatible", "record")
+# Any value can be made one of these, or nearly.
+_SAFE_TYPES = frozenset({"text", "varchar", "bpchar", "name", "unknown", "record", "regclass", "?"})
 
 
 class Reach(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +143,7 @@ def follow(trigger: Trigger, atlas: Atlas, bodies: Bodies) -> Reach:
         condition = Source(language=Language.CONDITION, text=trigger.when, trigger=True)
         body = follower.body_of(condition)
         if body is not None:
-            frame = _Frame(arounds=tuple(arounds.values()), path=(), line=0, via=("WHEN",))
+            frame = _Frame(arounds=tuple(arounds.values()), path=(), fixed=True, line=0, via=("WHEN",))
             follower.visit(body, frame)
     source = trigger_source(trigger)
     if source is None:
@@ -127,8 +152,13 @@ def follow(trigger: Trigger, atlas: Atlas, bodies: Bodies) -> Reach:
     else:
         body = follower.body_of(source)
         if body is not None:
-            path = atlas.search_path(trigger.config)
-            follower.visit(body, _Frame(arounds=tuple(arounds.values()), path=path, stack=(trigger.function_oid,)))
+            frame = _Frame(
+                arounds=tuple(arounds.values()),
+                path=atlas.search_path(trigger.config),
+                fixed=fixed_path(trigger.config) is not None,
+                stack=(trigger.function_oid,),
+            )
+            follower.visit(body, frame)
     return follower.reach()
 
 
@@ -138,20 +168,29 @@ def follow_function(function: Function, atlas: Atlas, bodies: Bodies) -> Reach:
     source = source_of(function)
     body = follower.body_of(source) if source is not None else None
     if body is not None:
-        follower.visit(body, _Frame(arounds=({},), path=atlas.search_path(function.config), stack=(function.oid,)))
+        fixed = fixed_path(function.config) is not None
+        frame = _Frame(arounds=({},), path=atlas.search_path(function.config), fixed=fixed, stack=(function.oid,))
+        follower.visit(body, frame)
     return follower.reach()
 
 
 class _Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """Where in the chain of calls a body is visited. ``line`` is the calling line of the trigger's own body."""
+    """Where in the chain of calls a body is visited. ``line`` is the calling line of the trigger's own body.
+
+    ``fixed``: the path is set by a function on the way, whatever the writer's is. ``takes`` are the kinds of facts that
+    matter here; None for all.
+    """
 
     arounds: tuple[Surroundings, ...]
     path: tuple[str, ...]
+    fixed: bool = False
+    takes: frozenset[type[Fact]] | None = None
     line: int | None = None
     via: tuple[str, ...] = ()
     guards: tuple[Guard, ...] = ()
     handler: bool = False
     loop: bool = False
+    caught: bool = False
     stack: tuple[int, ...] = ()
     label: str = ""
     substitution: Mapping[str, str] = {}
@@ -168,6 +207,7 @@ class _Follower:
         self.missing: set[Source] = set()
         self.functions: set[int] = set()
         self.visits = 0
+        self.dressed: set[tuple[int, str]] = set()
         self.loops: tuple[int, ...] = ()
         self.exception_blocks: tuple[int, ...] = ()
 
@@ -206,16 +246,25 @@ class _Follower:
 
     def _take(self, fact: Fact, frame: _Frame, arounds: tuple[Surroundings, ...]) -> None:
         seen = self._seen(fact, frame)
+        taken = frame.takes is None or type(fact) in frame.takes
         if isinstance(fact, OnTable) and isinstance(seen, OnTable):
-            self._on_table(seen, frame)
-            return
-        if frame.label and field_of(fact) in ("returns", "new_assignments", "row_reads"):
-            return
-        self.add(seen)
-        if isinstance(fact, Call) and isinstance(seen, Call):
+            self._on_table(seen, frame, taken=taken)
+        elif isinstance(fact, Operator):
+            self._operator(fact, seen, frame, arounds)
+        elif isinstance(fact, Call) and isinstance(seen, Call):
+            if taken and not fact.field:
+                self.add(seen)
             self._call(fact, seen, frame, arounds)
-        elif isinstance(fact, Dynamic) and isinstance(seen, Dynamic):
-            self._execute(fact, seen, frame, arounds)
+        elif isinstance(fact, Cast) and isinstance(seen, Cast):
+            self._cast(seen, frame, taken=taken)
+        elif isinstance(fact, Outside) and self._is_own(fact, frame):
+            return
+        elif taken and not (frame.label and isinstance(fact, Return | NewAssignment | RowRead)):
+            if isinstance(fact, Setting) and frame.takes is not None and not fact.written:
+                return
+            self.add(seen)
+            if isinstance(fact, Dynamic) and isinstance(seen, Dynamic):
+                self._execute(fact, seen, frame, arounds)
 
     # Facts in the trigger's words ------------------------------------------------------------------------------------
 
@@ -229,7 +278,10 @@ class _Follower:
             "guards": (*frame.guards, *(self._guard(guard, frame) for guard in fact.guards)),
             "handler": fact.handler or frame.handler,
             "loop": fact.loop or frame.loop,
+            "caught": fact.caught or frame.caught,
         }
+        if frame.caught and isinstance(fact, Raise) and fact.level == "exception" and fact.form != "assert":
+            changes["level"] = "caught"
         for name in ("names", "into"):
             given = getattr(fact, name, ())
             if given:
@@ -270,7 +322,7 @@ class _Follower:
 
     # Tables ----------------------------------------------------------------------------------------------------------
 
-    def _on_table(self, fact: OnTable, frame: _Frame) -> None:
+    def _on_table(self, fact: OnTable, frame: _Frame, *, taken: bool = True) -> None:
         if PLACEHOLDER in (fact.table, fact.schema):
             text = "the table's name is only known when it runs"
             self.add(Unknown(line=fact.line, via=fact.via, guards=fact.guards, rule="dynamic-sql", text=text))
@@ -278,20 +330,195 @@ class _Follower:
         if fact.schema is None and not frame.label and self._transition(fact):
             return
         near = self.trigger.schema if self.trigger else ""
+        named = fact.schema is not None
         table = self.atlas.find_table(fact.schema, fact.table, frame.path, near)
         if table is not None:
             fact = msgspec.structs.replace(fact, schema=table.schema, table=table.name)
+            plain = isinstance(fact, Insert) and not fact.columns
             if isinstance(fact, Insert):
                 fact = self._laid_out(fact, table)
-            self.add(fact)
+            if taken:
+                self.add(fact)
+            if isinstance(fact, _WRITES) and not named:
+                self._whose(fact, table, frame)
+            self._dress(fact, table, frame, plain=plain)
             return
         system = fact.schema in SYSTEM_SCHEMAS or (fact.schema is None and fact.table.startswith("pg_"))
         if isinstance(fact, _WRITES):
             text = f"it writes {fact.relation}, which is not a table that can be seen here"
             rule = "writes-system-catalog" if system else "unknown-table"
             self.add(Unknown(line=fact.line, via=fact.via, guards=fact.guards, rule=rule, text=text))
+        elif taken:
+            self.add(fact)
+
+    def _whose(self, fact: OnTable, table: Table, frame: _Frame) -> None:
+        """Where another role's search path (or the trigger's own schema) has another table of that name: say so."""
+        if frame.fixed:
             return
-        self.add(fact)
+        near = (self.trigger.schema,) if self.trigger is not None else ()
+        for path in (*self.atlas.inventory.search_paths, near):
+            other = self.atlas.find_table(None, fact.table, path)
+            on_path = other is not None and other.schema in path
+            if other is not None and on_path and other.oid != table.oid and not self.atlas.are_twins(table, other):
+                text = f"it writes {fact.table} without a schema: {table.full_name}, or {other.full_name} for others"
+                self._unknown(fact, "depends-on-search-path", text)
+                return
+
+    def _dress(self, fact: OnTable, table: Table, frame: _Frame, *, plain: bool) -> None:
+        """What the server runs by itself where a table is written or a view is read."""
+        events: dict[type[Fact], Event] = {Insert: Event.INSERT, Update: Event.UPDATE, Delete: Event.DELETE}
+        for rule in self.atlas.rules[table.oid]:
+            if events.get(type(fact)) is rule.event and rule.action and table.kind is not Kind.VIEW:
+                label = f"the rule {rule.name} on {table.full_name}"
+                self._run(fact, table, rule.action, label, frame, whole=True)
+        match fact:
+            case Insert():
+                given = dict(zip(fact.columns, fact.values, strict=False))
+                for column in table.columns:
+                    named = column.name in fact.columns and given.get(column.name, "").strip().lower() != "default"
+                    if not named or (plain and not fact.values):
+                        default = column.default or next(
+                            (each.default for each in self.atlas.domain_line(column.type) if each.default), None
+                        )
+                        if default:
+                            self._run(fact, table, default, f"{DEFAULT_OF}{table.full_name}.{column.name}", frame)
+                self._run_checks(fact, table, frame)
+            case Update():
+                self._run_checks(fact, table, frame)
+            case Refresh():
+                if table.definition:
+                    self._run(fact, table, table.definition, table.full_name, frame, _EFFECTS, whole=True)
+            case Read():
+                if table.kind is Kind.VIEW and table.definition:
+                    label = f"the view {table.full_name}"
+                    self._run(fact, table, table.definition, label, frame, _EFFECTS, whole=True)
+                self._fields(fact, table, frame)
+            case _:
+                pass
+
+    def _run_checks(self, fact: OnTable, table: Table, frame: _Frame) -> None:
+        for check in self.atlas.checks(table):
+            if check.expression:
+                self._run(fact, table, check.expression, f"{check.name} on {table.full_name}", frame, _EFFECTS)
+        for column in table.columns:
+            if column.expression:
+                self._run(fact, table, column.expression, f"{table.full_name}.{column.name}", frame, _EFFECTS)
+        for text in table.computed:
+            self._run(fact, table, text, f"an index of {table.full_name}", frame, _EFFECTS)
+        if table.row_security:
+            for policy in self.atlas.policies[table.oid]:
+                for text in (policy.using_expression, policy.check_expression):
+                    if text:
+                        label = f"policy {policy.name} on {table.full_name}"
+                        self._run(fact, table, text, label, frame, _EFFECTS - {Raise})
+        columns = (*table.columns, *(self.table.columns if self.table else ()))
+        self._convert(fact, {column.type for column in columns}, frame)
+
+    def _run(
+        self,
+        fact: OnTable,
+        table: Table,
+        text: str,
+        label: str,
+        frame: _Frame,
+        takes: frozenset[type[Fact]] | None = None,
+        *,
+        whole: bool = False,
+    ) -> None:
+        """An expression (or a view's query) that is run because of a fact; once, whatever the conditions."""
+        if (table.oid, text) in self.dressed or not _RUNS.search(text):
+            return
+        query = text if whole else f"select {text}"
+        source = Source(language=Language.STATEMENT, text=query)
+        body = self.body_of(source)
+        if body is None:
+            return
+        self.dressed.add((table.oid, text))
+        inner = _Frame(
+            arounds=({},),
+            path=(),
+            fixed=True,
+            takes=frame.takes if takes is None else takes,
+            line=fact.line,
+            via=fact.via,
+            handler=fact.handler,
+            caught=fact.caught,
+            stack=frame.stack,
+            label=label,
+        )
+        self.visit(body, inner)
+
+    def _fields(self, fact: Read, table: Table, frame: _Frame) -> None:
+        """Functions called as if they were columns: ``t.name`` means ``name(t)`` where t has no such column."""
+        known = {column.name for column in table.columns}
+        row = (table.full_name, f"{quote_identifier(table.schema)}.{quote_identifier(table.name)}")
+        for column in fact.columns:
+            if column == "*" or column in known:
+                continue
+            for function in self._find_functions(None, column, 1, frame):
+                if function.argument_types[:1] and function.argument_types[0] in (*row, *_ANY):
+                    self._run_function(function, fact, frame)
+
+    def _convert(self, fact: Fact, types: set[str], frame: _Frame) -> None:
+        """Casts of somebody's own that may be applied to values of these types."""
+        for cast in self.atlas.inventory.casts:
+            function = self.atlas.functions.get(cast.function_oid)
+            if function is not None and (cast.source in types or cast.target in types):
+                inner = _Frame(arounds=({},), path=(), fixed=True, takes=_EFFECTS, stack=frame.stack)
+                self._run_function(function, fact, inner)
+
+    def _run_function(self, function: Function, fact: Fact, frame: _Frame) -> None:
+        """A function that is run without being called by its name."""
+        if function.extension is not None:
+            return
+        call = Call(schema=function.schema, name=function.name)
+        seen = Call(
+            line=fact.line,
+            via=fact.via,
+            guards=fact.guards,
+            handler=fact.handler,
+            caught=fact.caught,
+            schema=function.schema,
+            name=function.name,
+        )
+        self._into(function, call, seen, frame, ({},))
+
+    def _operator(self, fact: Operator, seen: Fact, frame: _Frame, arounds: tuple[Surroundings, ...]) -> None:
+        for function in self.atlas.operators.get(fact.name, ()):
+            self._run_function(function, seen, frame)
+
+    def _cast(self, seen: Cast, frame: _Frame, *, taken: bool) -> None:
+        """A cast that may refuse its value is kept; one that runs somebody's function is followed."""
+        schema, name = seen.schema, seen.type
+        if name.endswith("%type"):
+            schema, name = self._type_of(name.removesuffix("%type"), frame)
+        domains = self.atlas.find_domains(None if schema == "pg_catalog" else schema, name)
+        guarded = [d for d in domains if any(each.checks or each.not_null for each in self.atlas.domain_line(d.name))]
+        if taken and guarded and not seen.constant and not self._has_type(seen.names, guarded[0].name):
+            self.add(msgspec.structs.replace(seen, schema=guarded[0].schema, type=guarded[0].short))
+        elif taken and name not in _SAFE_TYPES and not seen.constant and not guarded and not seen.type.endswith("type"):
+            self.add(seen)
+        short = name.partition("(")[0].rpartition(".")[2]
+        self._convert(seen, {each.target for each in self.atlas.inventory.casts if _last(each.target) == short}, frame)
+
+    def _type_of(self, written: str, frame: _Frame) -> tuple[str | None, str]:
+        """The type behind ``table.column%type``."""
+        parts = split_names(written)
+        if len(parts) < 2:
+            return None, written
+        table = self.atlas.find_table(parts[-3] if len(parts) > 2 else None, parts[-2], frame.path)
+        column = next((each for each in table.columns if each.name == parts[-1]), None) if table else None
+        if column is None:
+            return None, written
+        line = self.atlas.domain_line(column.type)
+        return (line[0].schema, line[0].short) if line else (None, column.type)
+
+    def _has_type(self, names: Sequence[str], kind: str) -> bool:
+        """Whether these are columns of the trigger's own row that are of this type already."""
+        types = {column.name: column.type for column in self.table.columns} if self.table is not None else {}
+        columns = [name.partition(".")[2] for name in names if name.startswith(("new.", "old."))]
+        others = [name for name in names if not name.startswith(("new", "old"))]
+        return bool(columns) and not others and all(types.get(column) == kind for column in columns)
 
     def _transition(self, fact: OnTable) -> bool:
         """Whether the name is a transition table, whose columns are those of the trigger's rows."""
@@ -329,33 +556,57 @@ class _Follower:
     # Calls -----------------------------------------------------------------------------------------------------------
 
     def _call(self, fact: Call, seen: Call, frame: _Frame, arounds: tuple[Surroundings, ...]) -> None:
-        if PLACEHOLDER in (fact.name, fact.schema):
+        if PLACEHOLDER in (fact.name, fact.schema) and not fact.field:
             self._unknown(seen, "dynamic-sql", "the function's name is only known when it runs")
             return
-        found = self.atlas.find_functions(fact.schema, fact.name, len(fact.arguments), frame.path)
+        if fact.field:
+            if self.table is None or fact.name not in {column.name for column in self.table.columns}:
+                for function in self._find_functions(None, fact.name, 1, frame):
+                    if function.argument_count and function.required_arguments <= 1:
+                        self._run_function(function, seen, frame)
+            return
+        found = self._find_functions(fact.schema, fact.name, len(fact.arguments), frame)
+        parts = self.atlas.aggregate_parts(fact.name)
+        for part in parts or ():
+            self._run_function(part, seen, frame)
         if self.atlas.is_builtin(fact.schema, fact.name):
             known = fact.name in HARMLESS_BUILTINS or self._goes_outside(fact)
             if self.atlas.is_volatile_builtin(fact.name) and not known:
                 self._unknown(seen, "unknown-function", f"{fact.name}() may do anything")
             if fact.schema is not None:
                 return
-            found = [function for function in found if function.schema in frame.path]
+            found = [function for function in found if function.schema in self._path(frame)]
         elif not found:
-            if not self.atlas.is_aggregate(fact.name) and not self._goes_outside(seen):
+            if parts is None and not self._goes_outside(seen):
                 self._unknown(seen, "unknown-function", f"the function {fact.full_name}() is not in this database")
             return
         for function in found:
             self._into(function, fact, seen, frame, arounds)
 
+    def _path(self, frame: _Frame) -> tuple[str, ...]:
+        """Where a function may be found: along the path, and along everybody else's where none is set."""
+        if frame.fixed:
+            return frame.path
+        others = (schema for path in self.atlas.inventory.search_paths for schema in path)
+        near = (self.trigger.schema,) if self.trigger is not None else ()
+        return (*frame.path, *others, *near)
+
+    def _find_functions(self, schema: str | None, name: str, count: int, frame: _Frame) -> list[Function]:
+        return self.atlas.find_functions(schema, name, count, self._path(frame))
+
     def _into(
         self, function: Function, fact: Call, seen: Call, frame: _Frame, arounds: tuple[Surroundings, ...]
     ) -> None:
         self.functions.add(function.oid)
+        before = self.trigger is not None and self.trigger.timing is Timing.BEFORE
+        if fact.procedure and function.sets_arguments and before and any(n.startswith("new.") for n in seen.names):
+            self._unknown(seen, "unknown-function", f"{function.full_name}() may set NEW")
         source = source_of(function)
         if source is None:
-            self._foreign(function, seen)
+            if frame.takes is None or function.extension is None:
+                self._foreign(function, seen)
             return
-        if self._goes_outside(seen) or function.oid in frame.stack:
+        if function.oid in frame.stack or (self._goes_outside(seen) and function.extension is not None):
             return
         if len(frame.stack) > _DEEPEST:
             self._unknown(seen, "unknown-function", f"the calls go deeper than {_DEEPEST} functions")
@@ -363,33 +614,85 @@ class _Follower:
         body = self.body_of(source)
         if body is None:
             return
+        if function.defaults and len(fact.arguments) < function.argument_count:
+            self._default_arguments(function, seen, frame)
+        for kind in (*function.argument_types, function.result_type):
+            line = self.atlas.domain_line(kind)
+            if line and frame.takes is None:
+                self._cast(
+                    Cast(
+                        line=seen.line,
+                        via=seen.via,
+                        guards=seen.guards,
+                        schema=line[0].schema,
+                        type=line[0].short,
+                        names=seen.names,
+                        constant=not seen.names,
+                    ),
+                    frame,
+                    taken=True,
+                )
         parameters = _bound(function, fact)
         # Locals of the callee get names of their own, so that they cannot be taken for the trigger's variables.
         local = {each.variable for each in body.assignments if "." not in each.variable}
         substitution = {name: f'"{function.full_name}.{name}"' for name in local}
         substitution |= {name: substitute(text, frame.substitution) for name, (_, text) in parameters.items() if text}
         names = dict.fromkeys(parameters, seen.names) | {"result": seen.into}
+        types = dict(zip(function.arguments, function.argument_types, strict=False))
+        types |= {f"${place}": kind for place, kind in enumerate(function.argument_types, 1)}
         inner = tuple(
             {
-                name: tuple(in_callers_words(value, frame.substitution) for value in values(term, around))
+                name: tuple(
+                    in_callers_words(as_argument(value, types.get(name, "")), frame.substitution)
+                    for value in values(term, around)
+                )
                 for name, (term, _) in parameters.items()
             }
             for around in arounds
         )
+        own = fixed_path(function.config)
         inner_frame = _Frame(
             arounds=inner,
-            path=self.atlas.search_path(function.config) if function.config else frame.path,
+            path=frame.path if own is None else own,
+            fixed=frame.fixed or own is not None,
+            takes=frame.takes,
             line=seen.line,
             via=seen.via,
             guards=seen.guards,
             handler=seen.handler,
             loop=seen.loop,
+            caught=seen.caught,
             stack=(*frame.stack, function.oid),
             label=function.full_name,
             substitution=substitution,
             names=names,
         )
         self.visit(body, inner_frame)
+
+    def _default_arguments(self, function: Function, seen: Call, frame: _Frame) -> None:
+        source = Source(language=Language.STATEMENT, text=f"select {function.defaults}")
+        body = self.body_of(source)
+        if body is not None:
+            inner = _Frame(
+                arounds=({},),
+                path=(),
+                fixed=True,
+                takes=frame.takes,
+                line=seen.line,
+                via=seen.via,
+                guards=seen.guards,
+                handler=seen.handler,
+                caught=seen.caught,
+                stack=(*frame.stack, function.oid),
+                label=f"the default arguments of {function.full_name}",
+            )
+            self.visit(body, inner)
+
+    def _is_own(self, fact: Outside, frame: _Frame) -> bool:
+        """Whether what is named like a call to the outside is a function of their own, which is read instead."""
+        schema, _, name = fact.function.rpartition(".")
+        found = self._find_functions(schema or None, name, 1, frame)
+        return bool(found) and all(f.extension is None and source_of(f) is not None for f in found)
 
     def _foreign(self, function: Function, seen: Call) -> None:
         """A function that cannot be followed: harmless when it only computes, unknown otherwise."""
@@ -413,7 +716,7 @@ class _Follower:
 
     def _execute(self, fact: Dynamic, seen: Dynamic, frame: _Frame, arounds: tuple[Surroundings, ...]) -> None:
         found = {value: None for around in arounds for value in values(fact.term, around)}
-        texts = [value for value in found if isinstance(value, str)]
+        texts = [str(value) for value in found if isinstance(value, str)]
         facts = self.facts[Dynamic]
         facts[-1] = msgspec.structs.replace(seen, texts=tuple(texts))
         if len(texts) < len(found):
@@ -436,11 +739,14 @@ class _Follower:
             inner_frame = _Frame(
                 arounds=tuple(inner),
                 path=frame.path,
+                fixed=frame.fixed,
+                takes=frame.takes,
                 line=seen.line,
                 via=seen.via,
                 guards=seen.guards,
                 handler=seen.handler,
                 loop=seen.loop,
+                caught=seen.caught,
                 stack=frame.stack,
                 substitution=using,
                 names={**names, "result": seen.into},
@@ -472,6 +778,10 @@ def _bound(function: Function, call: Call) -> dict[str, tuple[Any, str]]:
         if place < len(function.arguments) and function.arguments[place]:
             bound[function.arguments[place]] = (term, text)
     return bound
+
+
+def _last(name: str) -> str:
+    return split_names(name)[-1] if split_names(name) else name
 
 
 def _short(text: str) -> str:

@@ -24,7 +24,17 @@ SESSION_FUNCTIONS = frozenset(
 # Volatile, and yet they change nothing that anybody could see: or what they change has a fact of its own.
 HARMLESS_BUILTINS = frozenset(
     {
-        *("random", "random_normal", "nextval", "currval", "lastval", "clock_timestamp", "timeofday", "setseed"),
+        *(
+            "random",
+            "random_normal",
+            "nextval",
+            "setval",
+            "currval",
+            "lastval",
+            "clock_timestamp",
+            "timeofday",
+            "setseed",
+        ),
         *("gen_random_uuid", "uuidv4", "uuidv7", "pg_notify", "set_config", "current_query", "pg_sleep"),
         *("pg_column_size", "pg_relation_size", "pg_table_size", "pg_total_relation_size"),
         *("pg_advisory_lock", "pg_advisory_xact_lock", "pg_try_advisory_lock", "pg_try_advisory_xact_lock"),

@@ -13,21 +13,30 @@ class Notebook:
     """The facts found so far, and the state of the walk.
 
     ``rows`` are the names under which the trigger's rows go (``{"new": "new", "o": "old"}``), ``values`` what the
-    variables may hold at this place.
+    variables may hold at this place, ``parameters`` the function's own.
     """
 
     def __init__(self, *, trigger: bool) -> None:
         self.facts: dict[type[Fact], list[Fact]] = {}
         self.guards: list[Guard] = []
         self.handler = False
+        self.caught = 0
+        self.caught_raises = 0
         self.loop = 0
         self.rows = {"new": "new", "old": "old"} if trigger else {}
         self.values: dict[str, Term] = {}
+        self.parameters: frozenset[str] = frozenset()
         self._questions = 0
 
     def add(self, kind: type[F], line: int, **fields: Any) -> F:
         """Write down a fact of this kind, under the guards of the moment."""
-        fact = kind(line=line, guards=tuple(self.guards), handler=self.handler, loop=self.loop > 0, **fields)
+        state = {
+            "guards": tuple(self.guards),
+            "handler": self.handler,
+            "loop": self.loop > 0,
+            "caught": self.caught > 0,
+        }
+        fact = kind(line=line, **state, **fields)
         self.facts.setdefault(kind, []).append(fact)
         return fact
 

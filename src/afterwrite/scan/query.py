@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import pgparse
 
 from afterwrite.scan.facts import (
     Call,
+    Cast,
     Command,
     Delete,
+    Division,
     Fact,
     Insert,
     Lock,
     Notify,
     OnConflict,
+    Operator,
     Outside,
     Read,
     Refresh,
@@ -27,7 +31,7 @@ from afterwrite.scan.facts import (
 )
 from afterwrite.scan.known import OUTSIDE, OUTSIDE_SCHEMAS, SESSION_FUNCTIONS
 from afterwrite.scan.notebook import Notebook
-from afterwrite.scan.terms import Node, Terms, field_name, function_name, operator_name
+from afterwrite.scan.terms import Node, Terms, constant, field_name, function_name, operator_name
 from afterwrite.scan.tokens import after_keyword, arguments, character_offset, items, tokens
 
 F = TypeVar("F", bound=Fact)
@@ -41,6 +45,7 @@ _END_OF_LIST = frozenset(
     }
 )
 _NEVER: frozenset[str] = frozenset()
+_BETWEEN = (">=", "<=")
 
 
 class Scope:
@@ -65,7 +70,8 @@ class Query:
         self.scopes: list[Scope] = []
         self.terms = Terms(notebook, self.sql)
         self.statements: list[Node] = [each["stmt"] for each in _parse(self.sql) if each.get("stmt")]
-        self.ctes = {name.lower() for name in _cte_names(self.statements)}
+        self.ctes: list[set[str]] = []
+        self.used: set[str] = set()
 
     def read(self) -> Query:
         """Record the facts of every statement in the text."""
@@ -92,7 +98,7 @@ class Query:
             case "SelectStmt" | "InsertStmt" | "UpdateStmt" | "DeleteStmt" | "MergeStmt":
                 self.walk({kind: node})
             case "CallStmt":
-                self._function_call(node["funccall"])
+                self._function_call(node["funccall"], procedure=True)
             case "NotifyStmt":
                 payload = f"'{node['payload']}'" if "payload" in node else ""
                 self._add(Notify, node, channel=f"'{node['conditionname']}'", payload=payload)
@@ -106,7 +112,7 @@ class Query:
             case "RefreshMatViewStmt":
                 self._add_on(Refresh, node["relation"])
             case "CopyStmt" if node.get("is_program"):
-                self._add(Outside, node, function="copy program")
+                self._add(Command, node, what="copy program")
             case _:
                 self._add(Command, node, what=_words(kind))
 
@@ -131,6 +137,12 @@ class Query:
                 self._operator(node)
             case "FuncCall":
                 self._function_call(node)
+            case "TypeCast":
+                self._cast(node)
+            case "CaseExpr":
+                if "arg" in node:
+                    self._uses("=")
+                self.walk(node)
             case "SQLValueFunction":
                 what = node["op"].removeprefix("SVFOP_").lower()
                 if what in ("current_user", "session_user", "user", "current_role", "current_catalog"):
@@ -151,21 +163,37 @@ class Query:
                 self.walk(node)
 
     def _select(self, node: Node) -> None:
-        with self._scope(locks="lockingClause" in node):
-            self.walk(node.get("withClause"))
+        with self._with(node), self._scope(locks="lockingClause" in node):
             self.walk(node.get("fromClause"))
-            self.walk({key: below for key, below in node.items() if key not in ("withClause", "fromClause")})
+            self.walk(_without(node, "withClause", "fromClause"))
+
+    @contextmanager
+    def _with(self, node: Node) -> Generator[None]:
+        """Its WITH is read first; the names are then those of its queries, and of no table, while the rest is read."""
+        clause = node.get("withClause", {})
+        listed: list[Node] = [each["CommonTableExpr"] for each in clause.get("ctes", ())]
+        names = {each["ctename"] for each in listed} if clause.get("recursive") else set[str]()
+        self.ctes.append(names)
+        for each in listed:
+            self.walk(each.get("ctequery"))
+            names.add(each["ctename"])
+        yield
+        self.ctes.pop()
 
     def _insert(self, node: Node) -> None:
+        before, self.names = self.names, {}
+        with self._with(node):
+            self._insert_rows(node)
+        self.names |= before
+
+    def _insert_rows(self, node: Node) -> None:
         relation = node["relation"]
         select: Node = node.get("selectStmt", {}).get("SelectStmt", {})
         conflict: Node = node.get("onConflictClause", {})
         rows = select.get("valuesLists", ())
         values, source = self._inserted(relation, select)
-        before = dict(self.names)
-        self.names.clear()
         with self._scope():
-            self.walk({key: below for key, below in node.items() if key != "relation"})
+            self.walk(_without(node, "relation", "withClause"))
         match conflict.get("action"):
             case "ONCONFLICT_UPDATE":
                 on_conflict = OnConflict.UPDATE
@@ -187,7 +215,6 @@ class Query:
             names=tuple(self.names),
             text=self.sql,
         )
-        self.names |= before
 
     def _inserted(self, relation: Node, select: Node) -> tuple[tuple[str, ...], str]:
         found = after_keyword(self.sql, self._place(relation), frozenset({"values", "select", "with", "default"}))
@@ -229,8 +256,8 @@ class Query:
     def _update(self, node: Node) -> None:
         relation = node["relation"]
         self.names, before = {}, self.names
-        with self._scope():
-            self.walk({key: below for key, below in node.items() if key != "relation"})
+        with self._with(node), self._scope():
+            self.walk(_without(node, "relation", "withClause"))
         columns = _targets(node.get("targetList", ()))
         found = after_keyword(self.sql, self._place(relation), frozenset({"set"}))
         listed = items(self.sql, found[1], until=_END_OF_LIST)[0] if found else []
@@ -247,8 +274,8 @@ class Query:
         self.names |= before
 
     def _delete(self, node: Node) -> None:
-        with self._scope():
-            self.walk({key: below for key, below in node.items() if key != "relation"})
+        with self._with(node), self._scope():
+            self.walk(_without(node, "relation", "withClause"))
         self._add_on(Delete, node["relation"], where=self._where(node["relation"]), text=self.sql)
 
     def _where(self, relation: Node) -> str:
@@ -261,8 +288,8 @@ class Query:
 
     def _merge(self, node: Node) -> None:
         relation = node["relation"]
-        with self._scope():
-            self.walk({key: below for key, below in node.items() if key != "relation"})
+        with self._with(node), self._scope():
+            self.walk(_without(node, "relation", "withClause"))
         for each in node.get("mergeWhenClauses", ()):
             clause = each["MergeWhenClause"]
             columns = _targets(clause.get("targetList", ()))
@@ -292,7 +319,7 @@ class Query:
 
     def _table(self, node: Node) -> None:
         schema, name = node.get("schemaname"), node["relname"]
-        if schema is None and name.lower() in self.ctes:
+        if schema is None and any(name in names for names in self.ctes):
             return
         alias = node.get("alias", {}).get("aliasname", name)
         if self.scopes:
@@ -331,12 +358,37 @@ class Query:
         if row and steps and ("String" in steps[0] or "A_Star" in steps[0]):
             column = field_name(steps[0])
             self._row(node["arg"]["ColumnRef"], row, column)
+            self._add(Call, node["arg"]["ColumnRef"], name=column, into=self.into, field=True)
             self.walk(steps[1:])
             return
         self.walk(node.get("arg"))
+        for each in steps:
+            if "String" in each:
+                self.notebook.add(Call, self.line, name=field_name(each), into=self.into, field=True)
         self.walk([each for each in steps if "A_Indices" in each])
 
+    def _cast(self, node: Node) -> None:
+        names = [field_name(each) for each in node.get("typeName", {}).get("names", ())]
+        before, self.names = self.names, {}
+        self.walk(node.get("arg"))
+        schema = names[-2] if len(names) > 1 else None
+        constant = "A_Const" in node.get("arg", {})
+        if names and not constant:
+            self._add(Cast, node, schema=schema, type=names[-1], names=tuple(self.names))
+        self.names |= before
+
+    def _uses(self, operator: str) -> None:
+        """An operator, once for a piece of SQL."""
+        if operator not in self.used:
+            self.used.add(operator)
+            self.notebook.add(Operator, self.line, name=operator)
+
     def _operator(self, node: Node) -> None:
+        name = operator_name(node)
+        for each in _BETWEEN if "BETWEEN" in name else (name,):
+            self._uses(each)
+        if name in ("/", "%") and not _is_number(node.get("rexpr", {})):
+            self._add(Division, node, text=name)
         key = node.get("rexpr", {}).get("A_Const", {}).get("sval", {}).get("sval")
         call = node.get("lexpr", {}).get("FuncCall", {})
         if operator_name(node) in ("->", "->>") and key and function_name(call)[1] in _ROW_AS_JSON:
@@ -355,7 +407,7 @@ class Query:
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
-    def _function_call(self, node: Node) -> None:
+    def _function_call(self, node: Node, *, procedure: bool = False) -> None:
         schema, name = function_name(node)
         given: list[Node] = node.get("args", [])
         self.names, before = {}, self.names
@@ -372,6 +424,7 @@ class Query:
             argument_names=labels if any(labels) else (),
             names=tuple(self.names),
             into=self.into,
+            procedure=procedure,
         )
         if schema in (None, "pg_catalog"):
             self._known_call(node, name, given, texts)
@@ -390,7 +443,7 @@ class Query:
             case "pg_notify":
                 self._add(Notify, node, channel=texts[0] if texts else "", payload=texts[1] if len(texts) > 1 else "")
             case "current_setting":
-                self._add(Setting, node, name=literal(0))
+                self._add(Setting, node, name=literal(0), strict=len(given) < 2 or literal(1) in ("false", "f"))
             case "set_config":
                 self._add(Setting, node, name=literal(0), written=True)
             case _ if name.startswith(("pg_advisory", "pg_try_advisory")):
@@ -429,6 +482,16 @@ class _Scoped:
         self.query.close_scope(self.scope, locks=self.locks)
 
 
+def _is_number(node: Node) -> bool:
+    """Whether a divisor is a literal other than zero."""
+    term = constant(node.get("A_Const"))
+    return term.kind is TermKind.LITERAL and bool(term.text.strip("0."))
+
+
+def _without(node: Node, *keys: str) -> Node:
+    return {key: below for key, below in node.items() if key not in keys}
+
+
 def _targets(nodes: Any) -> tuple[str, ...]:
     return tuple(each["ResTarget"].get("name", "") for each in nodes)
 
@@ -446,15 +509,3 @@ def _without_alias(text: str, target: Node) -> str:
 def _words(kind: str) -> str:
     """``CreateTableAsStmt`` as people say it."""
     return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in kind.removesuffix("Stmt")).strip()
-
-
-def _cte_names(node: Any) -> Iterator[str]:
-    stack = [node]
-    while stack:
-        each = stack.pop()
-        if isinstance(each, list):
-            stack += each
-        elif isinstance(each, dict):
-            if "ctename" in each:
-                yield str(each["ctename"])  # type: ignore[reportUnknownArgumentType]
-            stack += each.values()

@@ -9,10 +9,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
-from afterwrite.scan.catalog import Event, Function, Kind, Table, Timing, Trigger, TriggerLevel
-from afterwrite.scan.facts import Body, Delete, Fact, Guard, Insert, OnConflict, Refresh, Update
-from afterwrite.scan.follow import events_of
+from afterwrite.scan.catalog import Enabled, Event, ForeignKey, Function, Kind, Table, Timing, Trigger, TriggerLevel
+from afterwrite.scan.facts import (
+    FACT_FIELDS,
+    Body,
+    Call,
+    Delete,
+    Discard,
+    Fact,
+    Guard,
+    Insert,
+    OnConflict,
+    Refresh,
+    Update,
+)
+from afterwrite.scan.follow import DEFAULT_OF, events_of
 from afterwrite.scan.known import CANCELS_ROW, CHANGES_ROW, FORBIDS, NOTIFIES
+from afterwrite.scan.tokens import tokens, unquote
 from afterwrite.scan.verdicts import Reason
 from afterwrite.scan.world import World, Write
 
@@ -56,6 +69,29 @@ class Case:
         """Its writes to anything else; pruning a log that it appends to is none."""
         logs = {table.oid for table, _ in self.appends}
         return [(table, write) for table, write in self.writes if table.oid not in logs]
+
+    @cached_property
+    def pointless(self) -> list[Discard]:
+        """Its PERFORMs that do nothing, and of which not even FOUND is looked at."""
+        body = self.body
+        looked_at = any(
+            name.rpartition(".")[2] == "found" for fact in (*body.assignments, *body.returns) for name in fact.names
+        ) or any(
+            name.rpartition(".")[2] == "found"
+            for field in FACT_FIELDS
+            for fact in getattr(body, field)
+            for guard in fact.guards
+            for name in guard.names
+        )
+        if looked_at:
+            return []
+        deeds: list[Fact] = [
+            *(*body.inserts, *body.updates, *body.deletes, *body.refreshes, *body.notifies, *body.locks, *body.outside),
+            *(*body.commands, *body.dynamics, *body.unknowns, *body.raises, *(s for s in body.settings if s.written)),
+            *(read for read in body.reads if read.locks),
+            *(call for call in body.calls if call.name in ("nextval", "setval") or call.name.startswith("pg_sleep")),
+        ]
+        return [fact for fact in body.discards if not any(_within(deed, fact) for deed in deeds)]
 
     def is_own(self, table: Table) -> bool:
         return self.home is not None and self.home.oid == table.oid
@@ -105,6 +141,9 @@ def not_in_wal(case: Case) -> Iterator[Reason]:
         yield case.reason(
             not_in_wal, None, f"{case.home.full_name} is a foreign table: its changes are not in this WAL"
         )
+    elif case.home.kind is Kind.VIEW and case.trigger.timing is not Timing.INSTEAD:
+        text = f"{case.home.full_name} is a view: the WAL knows only the tables underneath"
+        yield case.reason(not_in_wal, None, text)
     elif any(leaf.persistence == "u" for leaf in case.world.atlas.leaves(case.home)):
         yield case.reason(not_in_wal, None, f"{case.home.full_name} is unlogged: its changes are not in the WAL")
 
@@ -160,6 +199,10 @@ def raises(case: Case) -> Iterator[Reason]:
                 text = "has a CASE without ELSE, which fails for every other value"
             case "assert":
                 text = f"asserts {_short(fact.message)}"
+            case "not null":
+                if _never_null(case, fact):
+                    continue
+                text = f"fails where its variable {fact.message} would become NULL"
             case _:
                 text = f"raises {_short(fact.message) or 'an error'}{_when(fact.guards)}"
         yield case.reason(raises, fact, text)
@@ -167,11 +210,53 @@ def raises(case: Case) -> Iterator[Reason]:
         yield case.reason(raises, None, f"{case.trigger.function}() refuses rows")
 
 
+def checks_a_domain(case: Case) -> Iterator[Reason]:
+    """It makes a value one of a domain, whose CHECK refuses what is not."""
+    for fact in case.body.casts:
+        domain = next(iter(case.world.atlas.find_domains(fact.schema, fact.type)), None)
+        if domain is not None and not fact.caught:
+            yield case.reason(checks_a_domain, fact, f"fails for a value that is no {domain.name}")
+
+
+def demands_a_setting(case: Case) -> Iterator[Reason]:
+    """It fails where the writer did not set what it asks for: nobody writes without saying who he is."""
+    for fact in case.body.settings:
+        names_a_table = any(each.why and _within(each, fact) for each in case.body.dynamics)
+        missed = fact.strict and not fact.written and not fact.caught
+        if missed and "." in (fact.name or "") and not names_a_table:
+            yield case.reason(demands_a_setting, fact, f"fails where nobody has set {fact.name}")
+
+
+def fails_on_purpose(case: Case) -> Iterator[Reason]:
+    """It computes something that may fail, and throws the answer away: it is there for its error."""
+    for fact in case.pointless:
+        risky = [each for each in (*case.body.casts, *case.body.divisions) if _within(each, fact)]
+        if risky and not fact.caught:
+            yield case.reason(fails_on_purpose, fact, f"computes {_short(fact.text)} only to see whether that fails")
+
+
+def sets_sequence(case: Case) -> Iterator[Reason]:
+    """It sets a sequence, from which the next default is drawn."""
+    for fact in case.body.calls:
+        if fact.name == "setval" and fact.schema in (None, "pg_catalog"):
+            yield case.reason(sets_sequence, fact, f"sets the sequence {_short(', '.join(fact.texts))}")
+
+
+def feeds_a_setting(case: Case) -> Iterator[Reason]:
+    """It sets what a policy or another trigger asks for in the same session."""
+    for fact in case.body.settings:
+        if fact.written and fact.name:
+            for reader in dict.fromkeys(case.world.setting_readers(fact.name, case.trigger)):
+                yield case.reason(feeds_a_setting, fact, f"sets {fact.name}, which {reader} looks at")
+
+
 def writes_own_table(case: Case) -> Iterator[Reason]:
     """It changes other rows (or the same one again) of the table that it is on: part of the write."""
     for table, write in case.writes:
-        if case.is_own(table):
-            yield case.reason(writes_own_table, write, f"{_deed(write)} its own table {table.full_name}")
+        if case.home is not None and case.world.reaches(table, write, case.home):
+            whose = "its own table" if case.is_own(table) else f"its own rows through {table.full_name}, from which"
+            inherits = "" if case.is_own(table) else " inherits"
+            yield case.reason(writes_own_table, write, f"{_deed(write)} {whose} {case.home.full_name}{inherits}")
 
 
 def enforced_target(case: Case) -> Iterator[Reason]:
@@ -226,6 +311,14 @@ def feeds_a_policy(case: Case) -> Iterator[Reason]:
             yield case.reason(feeds_a_policy, write, f"{_deed(write)} {table.full_name}, which policy {policy} reads")
 
 
+def feeds_a_constraint(case: Case) -> Iterator[Reason]:
+    """What it writes is read by a constraint, a default or an index, through a function: it must be there at once."""
+    for table, write in case.writes:
+        for function, what in case.world.enforced_by(table):
+            text = f"{_deed(write)} {table.full_name}, which {what} reads through {function.full_name}()"
+            yield case.reason(feeds_a_constraint, write, text)
+
+
 def reads_own_write(case: Case) -> Iterator[Reason]:
     """A function writes this trigger's table and then reads what the trigger wrote, in the same transaction."""
     if case.home is None:
@@ -244,12 +337,10 @@ def reads_own_write(case: Case) -> Iterator[Reason]:
 
 def sets_off_a_keeper(case: Case) -> Iterator[Reason]:
     """Its write fires a trigger whose effect must be there at once, or may be refused: both must stay together."""
-    events = {Insert: Event.INSERT, Update: Event.UPDATE, Delete: Event.DELETE}
     for table, write in case.writes:
-        if isinstance(write, Refresh) or case.is_own(table):
+        if case.is_own(table):
             continue
-        columns = _columns_written(write)
-        for trigger in case.world.effective_keepers(table, events[type(write)], columns):
+        for trigger in case.world.effective_keepers(table, write):
             text = f"{_deed(write)} {table.full_name}, which sets off trigger {trigger.name}, and that must stay"
             yield case.reason(sets_off_a_keeper, write, text)
 
@@ -266,6 +357,40 @@ def unreadable(case: Case) -> Iterator[Reason]:
             continue
         reason = case.reason(unreadable, fact, fact.text)
         yield Reason(rule=fact.rule, line=reason.line, text=reason.text, via=reason.via)
+
+
+def sets_off_the_unread(case: Case) -> Iterator[Reason]:
+    """Its write fires a trigger of which a part cannot be read: that one may refuse it, and the writer with it."""
+    for table, write in case.writes:
+        if case.is_own(table):
+            continue
+        for trigger in case.world.unread(table, write):
+            text = f"{_deed(write)} {table.full_name}, which sets off {trigger.identity}, and that cannot be read"
+            yield case.reason(sets_off_the_unread, write, text)
+
+
+def fires_only_as_replica(case: Case) -> Iterator[Reason]:
+    """It fires only for writes that a replica applies, which look like all others in the WAL."""
+    if case.trigger.enabled is Enabled.REPLICA:
+        yield case.reason(fires_only_as_replica, None, "fires only with session_replication_role = replica")
+
+
+def waits(case: Case) -> Iterator[Reason]:
+    """It makes its writer wait, perhaps on purpose."""
+    for fact in case.body.calls:
+        if fact.name.startswith("pg_sleep") and fact.schema in (None, "pg_catalog"):
+            yield case.reason(waits, fact, "makes the writer wait (pg_sleep)")
+
+
+def throws_away(case: Case) -> Iterator[Reason]:
+    """It computes or looks up something and throws the answer away: why, its text does not say."""
+    for fact in case.pointless:
+        used = any(_within(each, fact) for each in (*case.body.calls, *case.body.reads))
+        # What a function that calls itself does is told where it is called first.
+        around = {step.rpartition(":")[0].rpartition(".")[2] for step in fact.via} | {case.trigger.function}
+        again = any(call.name in around for call in case.body.calls if _within(call, fact))
+        if used and not again and not fact.caught:
+            yield case.reason(throws_away, fact, f"throws away what it asks for: {_short(fact.text)}")
 
 
 def sets_session_state(case: Case) -> Iterator[Reason]:
@@ -343,6 +468,14 @@ def calls_out(case: Case) -> Iterator[Reason]:
             yield case.reason(calls_out, fact, f"calls out with {fact.function}()")
 
 
+def advances_sequence(case: Case) -> Iterator[Reason]:
+    """It draws from a sequence that is not the key of a log: whoever looks at the sequence sees it move."""
+    for fact in case.body.calls:
+        if fact.name == "nextval" and fact.schema in (None, "pg_catalog") and not _numbers_a_row(case, fact):
+            text = f"draws from the sequence {_short(', '.join(fact.texts))}"
+            yield case.reason(advances_sequence, fact, text)
+
+
 def writes_server_log(case: Case) -> Iterator[Reason]:
     """Its messages go to the server's log, where somebody may collect them."""
     for fact in case.body.raises:
@@ -365,7 +498,10 @@ def has_no_effect(case: Case) -> Iterator[Reason]:
     """It does nothing that anybody could see."""
     body = case.body
     serious = [fact for fact in body.raises if fact.level not in ("notice", "info", "debug") and not fact.handler]
-    if not (case.writes or body.unknowns or body.notifies or body.outside or serious):
+    # What is computed for nothing may be there to fail, and what is called or looked up may matter in other ways.
+    risky = [fact for fact in (*body.casts, *body.divisions) if not fact.caught]
+    asked = [fact for fact in body.calls if not case.world.atlas.is_builtin(fact.schema, fact.name)]
+    if not (case.writes or body.unknowns or body.notifies or body.outside or serious or risky or asked or body.reads):
         yield case.reason(has_no_effect, None, "does nothing that anybody could rely on")
 
 
@@ -378,15 +514,25 @@ KEEP: tuple[Rule, ...] = (
     returns_another_row,
     cancels_row,
     raises,
+    checks_a_domain,
+    demands_a_setting,
+    fails_on_purpose,
+    sets_sequence,
+    feeds_a_setting,
     writes_own_table,
     enforced_target,
     feeds_a_foreign_key,
     feeds_a_policy,
+    feeds_a_constraint,
     reads_own_write,
 )
 LATE_KEEP: tuple[Rule, ...] = (feeds_a_keeper, sets_off_a_keeper)
 REVIEW: tuple[Rule, ...] = (
     unreadable,
+    sets_off_the_unread,
+    fires_only_as_replica,
+    waits,
+    throws_away,
     sets_session_state,
     runs_commands,
     takes_lock,
@@ -394,7 +540,7 @@ REVIEW: tuple[Rule, ...] = (
     writes_through_a_view,
     writes_on_its_own_connection,
 )
-DEFER: tuple[Rule, ...] = (writes_other_table, notifies, calls_out, writes_server_log)
+DEFER: tuple[Rule, ...] = (writes_other_table, notifies, calls_out, advances_sequence, writes_server_log)
 RETIRE: tuple[Rule, ...] = (appends_to_log, has_no_effect)
 
 
@@ -405,23 +551,25 @@ def _enforced(case: Case, table: Table, write: Write) -> Iterator[str]:
     match write:
         case Update():
             yield from _enforced_update(case, table, frozenset(write.columns), dict(_laid(write)))
+            yield from _refused(case, table, write)
         case Insert():
             if write.on_conflict is OnConflict.UPDATE:
                 yield from _enforced_update(case, table, frozenset(write.updates), {})
             yield from _enforced_insert(case, table, write)
         case Delete():
-            for trigger in case.world.refusers(table, Event.DELETE, None):
-                yield f"deletes from {table.full_name}, where trigger {trigger.name} may refuse it"
-            for key in table.referenced_by:
-                if key.on_delete in ("a", "r") and key.table_oid != table.oid:
-                    yield f"deletes from {table.full_name}, which the foreign key {key.name} may refuse"
+            yield from _refused(case, table, write)
+            for deed in case.world.set_off(table, write):
+                for key in deed.table.referenced_by:
+                    refuses = key.on_delete in ("a", "r") and deed.event is Event.DELETE
+                    if refuses and key.table_oid not in (table.oid, deed.table.oid):
+                        yield f"deletes from {table.full_name}, which the foreign key {key.name} may refuse"
         case Refresh():
             return
 
 
 def _enforced_update(case: Case, table: Table, columns: frozenset[str], given: dict[str, str]) -> Iterator[str]:
     computed = frozenset(column for column in columns if not _LITERAL.fullmatch(given.get(column, "?").strip()))
-    for check in table.checks:
+    for check in case.world.atlas.checks(table):
         if computed.intersection(check.columns):
             named = _list(computed.intersection(check.columns))
             yield f"updates {table.full_name} ({named}), which {check.name} {_short(check.definition)} guards"
@@ -430,8 +578,33 @@ def _enforced_update(case: Case, table: Table, columns: frozenset[str], given: d
             named = _list(computed.intersection(unique.columns))
             kind = "exclusion constraint" if unique.exclusion else "unique index"
             yield f"updates {table.full_name} ({named}), under the {kind} {unique.name}"
-    for trigger in case.world.refusers(table, Event.UPDATE, columns):
-        yield f"updates {table.full_name} ({_list(columns)}), where trigger {trigger.name} may refuse it"
+    for key in table.foreign_keys:
+        if computed.intersection(key.columns) and any(_FROM_ROW.search(given.get(name, "")) for name in key.columns):
+            yield from _unguarded(case, table, key, given)
+
+
+def _refused(case: Case, table: Table, write: Write) -> Iterator[str]:
+    for trigger, where in case.world.refusers(table, write):
+        place = "where" if where.oid == table.oid else f"and through it changes {where.full_name}, where"
+        columns = _columns_written(write)
+        what = f"{table.full_name} ({_list(columns)})" if columns else table.full_name
+        yield f"{_deed(write)} {what}, {place} trigger {trigger.name} may refuse it"
+
+
+def _unguarded(case: Case, table: Table, key: ForeignKey, given: dict[str, str]) -> Iterator[str]:
+    """A foreign key that refuses values which the trigger's own table lets through."""
+    home = case.home
+    if home is None or key.referenced_oid == table.oid:
+        return
+    if key.referenced_oid == home.oid:  # the row that is being written is there, unless it is being deleted
+        return
+    columns = [_column_of(given.get(name, "")) for name in key.columns]
+    for own in home.foreign_keys:
+        if own.referenced_oid == key.referenced_oid and set(columns) <= set(own.columns):
+            return
+    owner = case.world.atlas.tables.get(key.referenced_oid)
+    there = owner.full_name if owner is not None else "another table"
+    yield f"writes {table.full_name} ({_list(key.columns)}), which {key.name} allows only for rows of {there}"
 
 
 def _enforced_insert(case: Case, table: Table, write: Insert) -> Iterator[str]:
@@ -439,26 +612,37 @@ def _enforced_insert(case: Case, table: Table, write: Insert) -> Iterator[str]:
     given = dict(_laid(write))
     is_log = case.world.log(table).is_log
     own_key = case.home.primary_key if case.home is not None else ()
+    # A row is inserted once, but updated often: only then can a copy of its key come again.
+    once = len([event for event in events_of(case.trigger, write) if event is not Event.TRUNCATE]) == 1
+    once = once and Event.UPDATE not in events_of(case.trigger, write)
     for unique in table.uniques:
-        if not columns.issuperset(unique.columns) or not unique.columns:
+        named = _named_in(unique.expressions, table) if unique.expressions else ()
+        guarded = (*unique.columns, *named)
+        if not columns.issuperset(guarded) or not guarded:
             continue
         if unique.exclusion:
             yield f"inserts into {table.full_name}, under the exclusion constraint {unique.name}"
-        elif not is_log and write.on_conflict is OnConflict.NONE and given:
-            values = [given[column] for column in unique.columns]
+        elif write.on_conflict is OnConflict.NONE and given:
+            values = [given[column] for column in guarded]
             generated = any(_GENERATED.search(value) or "clock_timestamp" in value for value in values)
+            generated |= is_log and any(_is_time(table, column) for column in guarded)
             # A copy of the row's own key cannot collide: the key itself is unique already.
             copied = own_key and all(any(_is_column(value, name) for value in values) for name in own_key)
+            copied = copied and (once or not is_log)
             if not generated and not copied and any(_FROM_ROW.search(value) for value in values):
-                yield f"inserts into {table.full_name}, where {unique.name} allows {_list(unique.columns)} once"
+                yield f"inserts into {table.full_name}, where {unique.name} allows {_list(guarded)} once"
+    same = {_plain(check.definition) for check in case.world.atlas.checks(case.home)} if case.home is not None else ()
+    for check in case.world.atlas.checks(table):
+        compares = re.search(r"[<>](?!>)", check.definition) and "ANY" not in check.definition
+        derived = [column for column in check.columns if _FROM_ROW.search(given.get(column, ""))]
+        copied = all(_is_column(given.get(column, ""), column) for column in check.columns)
+        if compares and derived and not (copied and _plain(check.definition) in same):
+            yield f"inserts into {table.full_name} ({_list(derived)}), which {check.name} guards"
     if not is_log:
-        for check in table.checks:
-            compares = re.search(r"[<>](?!>)", check.definition) and "ANY" not in check.definition
-            derived = [column for column in check.columns if _FROM_ROW.search(given.get(column, ""))]
-            if compares and derived:
-                yield f"inserts into {table.full_name} ({_list(derived)}), which {check.name} guards"
-    for trigger in case.world.refusers(table, Event.INSERT, None):
-        yield f"inserts into {table.full_name}, where trigger {trigger.name} may refuse it"
+        for key in table.foreign_keys:
+            if any(_FROM_ROW.search(given.get(column, "")) for column in key.columns):
+                yield from _unguarded(case, table, key, given)
+    yield from _refused(case, table, write)
 
 
 def _makes_key(write: Insert, key: Iterable[str]) -> bool:
@@ -496,7 +680,61 @@ def _laid(write: Insert | Update) -> Iterator[tuple[str, str]]:
 
 
 def _is_column(value: str, column: str) -> bool:
-    return re.fullmatch(rf"\(*(new|old)\)*\.{re.escape(column)}(::[\w ]+)?", value.strip(), re.IGNORECASE) is not None
+    return _column_of(value) == column
+
+
+def _column_of(value: str) -> str | None:
+    """The column of the trigger's row that an expression is, cast or not; None for anything else."""
+    found = re.fullmatch(r'\(*(new|old)\)*\.("(?:[^"]|"")+"|[\w$]+)\)*(::[\w ]+)?', value.strip(), re.IGNORECASE)
+    return unquote(found[2]) if found else None
+
+
+def _named_in(expression: str, table: Table) -> tuple[str, ...]:
+    """The table's columns that an expression names."""
+    words = {unquote(token.text) for token in tokens(expression) if token.kind in ("word", "quoted")}
+    return tuple(column.name for column in table.columns if column.name in words)
+
+
+def _is_time(table: Table, name: str) -> bool:
+    return any(column.name == name and column.type.startswith(("timestamp", "tstz", "ts")) for column in table.columns)
+
+
+def _plain(definition: str) -> str:
+    return re.sub(r"[\s()]", "", definition).lower()
+
+
+def _never_null(case: Case, fact: Fact) -> bool:
+    """Whether all columns that a NOT NULL variable is filled from are NOT NULL themselves."""
+    columns = {column.name: column.not_null for column in case.home.columns} if case.home is not None else {}
+    names = [
+        name.partition(".")[2]
+        for guard in fact.guards[-1:]
+        for name in guard.names
+        if name.startswith(("new.", "old."))
+    ]
+    return bool(names) and all(columns.get(name, False) for name in names)
+
+
+def _within(fact: Fact, outer: Fact) -> bool:
+    """Whether something happens in the statement of another: on its line, and as deep or deeper."""
+    return fact.line == outer.line and fact.via[: len(outer.via)] == outer.via
+
+
+def _numbers_a_row(case: Case, fact: Call) -> bool:
+    """Whether what is drawn from a sequence becomes a value of a row that is written for it."""
+    if any(step.startswith(DEFAULT_OF) for step in fact.via):
+        return True
+    text = f"nextval({', '.join(fact.texts)})"
+    used = {name.partition(".")[0] for name in fact.into}
+    for each in case.body.assignments:
+        if used.intersection(each.names):
+            used.add(each.variable.partition(".")[0])
+    for _, write in case.writes:
+        if isinstance(write, Insert | Update) and (
+            used.intersection(write.names) or _plain(text) in _plain(write.text)
+        ):
+            return True
+    return False
 
 
 def _columns_written(write: Write) -> frozenset[str] | None:

@@ -1,13 +1,13 @@
 """Scan, whole: read the catalog, read every body that matters, judge, and say what else was noticed.
 
-catalog ─▶ inventory ─▶ parser ⇄ follow (until nothing is missing) ─▶ judge ─▶ Survey ─▶ JSON
+catalog ─▶ inventory ─▶ parser ⇄ follow (until nothing is missing) ─▶ judge ─▶ Survey
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -20,7 +20,6 @@ from afterwrite.scan.facts import Body, Source, Unknown
 from afterwrite.scan.follow import Reach, follow, follow_function, source_of
 from afterwrite.scan.parser import Parser, open_parser
 
-SCHEMA_VERSION = 1
 _ROUNDS = 30
 Followed = TypeVar("Followed", Trigger, Function)
 
@@ -38,20 +37,33 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(judgement for judgement in self.judgements if judgement.verdict is verdict)
 
 
-async def survey(db: Database, schemas: Sequence[str] | None = None) -> Survey:
-    """Scan a database: a verdict for every trigger of these schemas (all by default). Reads only."""
+Tell = Callable[[str], None]
+
+
+def _say_nothing(said: str) -> None:
+    """Nobody asked what goes on."""
+
+
+async def survey(db: Database, schemas: Sequence[str] | None = None, *, tell: Tell = _say_nothing) -> Survey:
+    """Scan a database: a verdict for every trigger of these schemas (all by default). Reads only.
+
+    ``tell`` hears what is being done, for people who wait.
+    """
+    tell(f"reading the catalog of {db.where}")
     inventory = await read_inventory(db, schemas=schemas)
     async with open_parser() as parser:
-        return await judge_inventory(inventory, parser)
+        return await judge_inventory(inventory, parser, tell=tell)
 
 
-async def judge_inventory(inventory: Inventory, parser: Parser) -> Survey:
+async def judge_inventory(inventory: Inventory, parser: Parser, *, tell: Tell = _say_nothing) -> Survey:
     """The same for an inventory that is at hand."""
     atlas = Atlas(inventory)
+    tell(f"reading what {len(inventory.triggers):,} triggers do")
     read: dict[Source, Body] = {}
     bodies = await _follow_all(inventory.triggers, lambda trigger: follow(trigger, atlas, read), parser, read)
     others = _functions_that_matter(atlas, bodies)
     functions = await _follow_all(others, lambda function: follow_function(function, atlas, read), parser, read)
+    tell(f"judging {len(inventory.triggers):,} triggers")
     judgements = judge(inventory, bodies, functions)
     return Survey(
         inventory=inventory,
@@ -87,18 +99,36 @@ def _closed(reach: Reach) -> Body:
 
 
 def _functions_that_matter(atlas: Atlas, bodies: Mapping[int, Body]) -> list[Function]:
-    """Functions that name a table which a trigger writes, and those of policies: evidence about that table's use."""
+    """Functions that name a table which a trigger writes, and those of policies: evidence about that table's use.
+
+    A view on the table, and a function that is wanted itself, stand for it: who names these reaches the table, too.
+    """
     tables = {fact.table for body in bodies.values() for fact in (*body.inserts, *body.updates, *body.deletes)}
-    named = re.compile(rf"\b({'|'.join(map(re.escape, sorted(tables)))})\b", re.IGNORECASE) if tables else None
+    seen = {table.oid for table in atlas.tables.values() if table.name in tables}
+    while below := {view for view, table in atlas.inventory.views if table in seen and view not in seen}:
+        seen |= below
     policed = {oid for policy in atlas.inventory.policies for oid in policy.functions}
-    wanted: list[Function] = []
+    waiting: dict[int, tuple[Function, str, set[str]]] = {}
+    wanted: dict[int, Function] = {}
     for function in atlas.functions.values():
-        text = function.source or function.sql_body or ""
+        text = (function.source or function.sql_body or "").lower()
         if function.returns_trigger or function.extension is not None or source_of(function) is None:
             continue
-        if function.oid in policed or (named is not None and named.search(text)):
-            wanted.append(function)
-    return wanted
+        waiting[function.oid] = (function, text, set(re.findall(r"[\w$]+", text)))
+        if function.oid in policed:
+            wanted[function.oid] = function
+    names = {table.name.lower() for table in atlas.tables.values() if table.oid in seen or table.name in tables}
+    names |= {function.name.lower() for function in wanted.values()}
+    while names:
+        odd = [name for name in names if not re.fullmatch(r"[\w$]+", name)]
+        found = [
+            function
+            for oid, (function, text, words) in waiting.items()
+            if oid not in wanted and (not words.isdisjoint(names) or any(name in text for name in odd))
+        ]
+        wanted |= {function.oid: function for function in found}
+        names = {function.name.lower() for function in found}
+    return list(wanted.values())
 
 
 # Findings ------------------------------------------------------------------------------------------------------------
@@ -124,6 +154,14 @@ def _findings(atlas: Atlas, judgements: Sequence[Judgement], functions: Mapping[
                 text=f"a part of {function.full_name}() cannot be read ({body.unknowns[0].text}), "
                 "so that what it does to the tables that triggers write is not known in full",
             )
+    for name in atlas.inventory.vanished:
+        yield Finding(
+            rule="vanished",
+            severity=Severity.WARNING,
+            where=name,
+            text=f"{name} was dropped while it was read, and is left out",
+            remedy="scan again when nobody alters the schema",
+        )
     logs = {name for each in judgements for name in each.log_tables}
     if logs and not any(table.collected for table in atlas.tables.values() if table.full_name in logs):
         yield Finding(
@@ -132,7 +170,9 @@ def _findings(atlas: Atlas, judgements: Sequence[Judgement], functions: Mapping[
             where=atlas.inventory.database,
             text="no write was ever counted on the log tables, so that nothing but the code says that they are "
             "only appended to",
-            remedy="scan the database that the application works on, or set track_counts = on",
+            remedy="scan the primary: a standby does not know what was written there"
+            if atlas.inventory.sight is not None and atlas.inventory.sight.standby
+            else "scan the database that the application works on, or set track_counts = on",
         )
 
 
@@ -218,47 +258,3 @@ def _clone_findings(atlas: Atlas, judgements: Sequence[Judgement]) -> Iterator[F
                 text=f"on the partition {clone.schema}.{clone.table} the trigger {clone.name} is enabled differently "
                 f"({clone.enabled.value}) than on {parent.schema}.{parent.table} ({parent.enabled.value})",
             )
-
-
-# JSON ----------------------------------------------------------------------------------------------------------------
-
-
-def to_json(found: Survey) -> dict[str, Any]:
-    """The survey as plain values for ``--json``: ``{"schema_version": 1, "triggers": […], "findings": […]}``."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "triggers": [_trigger_json(each) for each in found.judgements],
-        "findings": [msgspec.to_builtins(finding) for finding in found.findings],
-    }
-
-
-def _trigger_json(each: Judgement) -> dict[str, Any]:
-    trigger = each.trigger
-    return {
-        "schema": trigger.schema,
-        "table": trigger.table,
-        "name": trigger.name,
-        "function": f"{trigger.function_schema}.{trigger.function}",
-        "events": [event.value for event in trigger.events],
-        "level": trigger.level.value,
-        "timing": trigger.timing.value,
-        "enabled": trigger.enabled.value,
-        "verdict": each.verdict.value,
-        "reasons": _reasons_json(each.reasons),
-        "notes": _reasons_json(each.notes),
-        "when": trigger.when,
-        "columns": list(trigger.columns),
-        "arguments": list(trigger.arguments),
-        "language": trigger.language,
-        "constraint": trigger.constraint,
-        "extension": trigger.extension,
-        "comment": trigger.comment,
-        "log_tables": list(each.log_tables),
-        "effects": list(each.effects),
-        "channels": list(each.channels),
-        "needs": msgspec.to_builtins(each.needs),
-    }
-
-
-def _reasons_json(reasons: Iterable[Any]) -> list[dict[str, Any]]:
-    return [{"rule": reason.rule, "line": reason.line, "text": reason.text} for reason in reasons]

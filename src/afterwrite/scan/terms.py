@@ -14,6 +14,13 @@ from afterwrite.scan.tokens import character_offset, items
 Node: TypeAlias = dict[str, Any]
 
 _CHOICES = 8
+# Types by the names under which people declare variables, as far as they hold every text as it is (or a number).
+_SPELLINGS = {
+    **dict.fromkeys(("text", "varchar", "character varying", "name"), "text"),
+    **{name: name for name in ("regclass", "oid")},
+    **dict.fromkeys(("int", "integer", "int4", "bigint", "int8"), "int8"),
+    **dict.fromkeys(("bool", "boolean"), "bool"),
+}
 NULL = Term(kind=TermKind.NULL)
 
 
@@ -39,9 +46,7 @@ class Terms:
                 case "A_Expr" if operator_name(below) == "||" and "lexpr" in below:
                     return _call("||", self.term(below["lexpr"]), self.term(below.get("rexpr")))
                 case "TypeCast":
-                    names = below.get("typeName", {}).get("names", ())
-                    name = field_name(names[-1]) if names and "arrayBounds" not in below["typeName"] else "?"
-                    return _call(f"cast:{name}", self.term(below.get("arg")))
+                    return _call(f"cast:{cast_name(below.get('typeName', {}))}", self.term(below.get("arg")))
                 case "CoalesceExpr":
                     return _call("coalesce", *(self.term(each) for each in below.get("args", ())))
                 case "CaseExpr":
@@ -137,6 +142,20 @@ class Terms:
             right=tuple(self.term(each) for each in rights),
         )
         return Premise(kind=PremiseKind.NOT, tests=(equal,)) if different else equal
+
+
+def cast_name(type_name: Node) -> str:
+    """The type that something is cast to; ``?`` for arrays and for types that cut (``varchar(3)``)."""
+    names = type_name.get("names", ())
+    plain = names and "arrayBounds" not in type_name and "typmods" not in type_name
+    return field_name(names[-1]) if plain else "?"
+
+
+def as_type(term: Term, declared: str) -> Term:
+    """A term as a variable of this declared type holds it."""
+    name = " ".join(declared.lower().replace('"', "").split()).removeprefix("pg_catalog.")
+    kind = _SPELLINGS.get(name, "?")
+    return term if kind == "text" else _call(f"cast:{kind}", term)
 
 
 def choice(terms: list[Term]) -> Term:

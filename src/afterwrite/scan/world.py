@@ -16,10 +16,12 @@ from afterwrite.scan.atlas import Atlas
 from afterwrite.scan.catalog import Event, Function, Inventory, Kind, Table, Timing, Trigger
 from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Read, Refresh, Update
 from afterwrite.scan.flow import Decision, everything, influence, refusal
-from afterwrite.scan.follow import events_of
+from afterwrite.scan.follow import DEFAULT_OF, events_of
 
 # Named so, a table is a log unless something speaks against it.
-LOG_WORDS = frozenset({"audit", "audits", "auditing", "log", "logs", "logged", "logging", "changelog", "changelogs"})
+LOG_WORDS = frozenset(
+    {"audit", "audits", "auditing", "aud", "log", "logs", "logged", "logging", "changelog", "changelogs"}
+)
 # Named so, it may as well be what the application is about (a feed, a ledger): its rows must look like a log's, too.
 PAST_WORDS = frozenset(
     {
@@ -70,6 +72,14 @@ class Keeper(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision
     refuses: Decision | None = None
     effective: bool = False
+
+
+class Deed(msgspec.Struct, frozen=True):
+    """What happens to rows of a table; ``columns`` are those that an UPDATE sets, None for whole rows."""
+
+    table: Table
+    event: Event
+    columns: frozenset[str] | None = None
 
 
 class _Keepers:
@@ -184,6 +194,31 @@ class World:
                 found[self.atlas.root(self.atlas.tables[table]).oid].append(self.atlas.tables[view])
         return found
 
+    def enforced_by(self, table: Table) -> Iterator[tuple[Function, str]]:
+        """The constraints, defaults and indexes that read a table, each with the function through which."""
+        for function in self.function_reads[table.oid]:
+            for what in dict.fromkeys(self._enforcing[function.oid]):
+                yield function, what
+
+    @cached_property
+    def _enforcing(self) -> Mapping[int, list[str]]:
+        """By function: the constraints, defaults and indexes that call it, themselves or through other functions."""
+        found: defaultdict[int, list[str]] = defaultdict(list)
+        callers: defaultdict[str, set[int]] = defaultdict(set)
+        for function, body in self.function_bodies.items():
+            for call in body.calls:
+                callers[call.name].add(function.oid)
+        for each in self.inventory.enforcing:
+            found[each.function_oid].append(each.what)
+        for function in self.function_bodies:
+            waiting, seen = [function], {function.oid}
+            while waiting:
+                for oid in callers[waiting.pop().name] - seen:
+                    seen.add(oid)
+                    found[function.oid] += [each.what for each in self.inventory.enforcing if each.function_oid == oid]
+                    waiting.append(self.atlas.functions[oid])
+        return found
+
     @cached_property
     def policies_on(self) -> Mapping[int, list[str]]:
         """By table: row security policies (as ``name on table``) that look at it, themselves or through a function."""
@@ -232,10 +267,65 @@ class World:
         """The keepers whose decisions hang on a table, with what they read of it."""
         return self._keepers.reading[table.oid]
 
-    def refusers(self, table: Table, event: Event, columns: frozenset[str] | None) -> Iterator[Trigger]:
-        """Triggers on a table that may refuse such a write of these columns (None: of whole rows)."""
-        for keeper in self._keepers.on[table.oid]:
-            if keeper.refuses is None or not self._fires(keeper.trigger, event, columns):
+    def set_off(self, table: Table, write: Write) -> Iterator[Deed]:
+        """All that a write does to rows: its table's, its heirs', and those that foreign keys carry it to."""
+        match write:
+            case Insert():
+                yield Deed(table, Event.INSERT)
+                if write.on_conflict is OnConflict.UPDATE:
+                    yield from self._spread(table, Event.UPDATE, frozenset(write.updates))
+            case Update():
+                yield from self._spread(table, Event.UPDATE, frozenset(write.columns))
+            case Delete():
+                yield from self._spread(table, Event.TRUNCATE if write.truncate else Event.DELETE, None)
+            case Refresh():
+                return
+
+    def _spread(self, table: Table, event: Event, columns: frozenset[str] | None) -> Iterator[Deed]:
+        seen: set[tuple[int, Event, frozenset[str] | None]] = set()
+        waiting = [Deed(each, event, columns) for each in (table, *self.atlas.heirs(table))]
+        while waiting:
+            deed = waiting.pop(0)
+            if (deed.table.oid, deed.event, deed.columns) in seen:
+                continue
+            seen.add((deed.table.oid, deed.event, deed.columns))
+            yield deed
+            for key in deed.table.referenced_by:
+                child = self.atlas.tables.get(key.table_oid)
+                if child is None or deed.event is Event.TRUNCATE:
+                    continue
+                touched = deed.columns is None or deed.columns.intersection(key.referenced_columns)
+                action = key.on_delete if deed.event is Event.DELETE else key.on_update
+                if not touched or action in ("a", "r"):
+                    continue
+                gone = action == "c" and deed.event is Event.DELETE
+                root = self.atlas.root(child)
+                waiting.append(Deed(root, Event.DELETE) if gone else Deed(root, Event.UPDATE, frozenset(key.columns)))
+
+    def reaches(self, table: Table, write: Write, home: Table) -> bool:
+        """Whether a write touches rows of a table: its own, or those that its heirs inherited from it."""
+        if table.oid == home.oid:
+            return True
+        return isinstance(write, Update | Delete) and any(heir.oid == home.oid for heir in self.atlas.heirs(table))
+
+    def unread(self, table: Table, write: Write) -> Iterator[Trigger]:
+        """Triggers that a write sets off and of which a part cannot be read: they may refuse it."""
+        for deed in self.set_off(table, write):
+            for trigger in self.triggers_on[deed.table.oid]:
+                body = self.bodies[trigger.oid]
+                if body.unknowns and trigger.language not in ("c", "internal") and self._fires(trigger, deed):
+                    yield trigger
+
+    def refusers(self, table: Table, write: Write) -> Iterator[tuple[Trigger, Table]]:
+        """Triggers that a write sets off and that may refuse it, with their tables."""
+        for deed in self.set_off(table, write):
+            for trigger in self._refusers(deed):
+                yield trigger, deed.table
+
+    def _refusers(self, deed: Deed) -> Iterator[Trigger]:
+        event, columns = deed.event, deed.columns
+        for keeper in self._keepers.on[deed.table.oid]:
+            if keeper.refuses is None or not self._fires(keeper.trigger, deed):
                 continue
             raising = (fact for fact in self.bodies[keeper.trigger.oid].raises if fact.level == "exception")
             if not any(fact.via or event in events_of(keeper.trigger, fact) for fact in raising):
@@ -244,23 +334,43 @@ class World:
             if columns is None or not decides or "*" in decides or columns.intersection(decides):
                 yield keeper.trigger
 
-    def effective_keepers(self, table: Table, event: Event, columns: frozenset[str] | None) -> Iterator[Trigger]:
-        """Triggers that such a write sets off and whose effects must be there at once."""
-        for keeper in self._keepers.on[table.oid]:
-            if keeper.effective and self._fires(keeper.trigger, event, columns):
-                yield keeper.trigger
+    def effective_keepers(self, table: Table, write: Write) -> Iterator[Trigger]:
+        """Triggers that a write sets off and whose effects must be there at once."""
+        for deed in self.set_off(table, write):
+            for keeper in self._keepers.on[deed.table.oid]:
+                if keeper.effective and self._fires(keeper.trigger, deed):
+                    yield keeper.trigger
 
     @staticmethod
-    def _fires(trigger: Trigger, event: Event, columns: frozenset[str] | None) -> bool:
+    def _fires(trigger: Trigger, deed: Deed) -> bool:
         named = frozenset(trigger.columns)
-        missed = event is Event.UPDATE and columns is not None and named and not columns & named
-        return event in trigger.events and not missed
+        missed = deed.event is Event.UPDATE and deed.columns is not None and named and not deed.columns & named
+        return deed.event in trigger.events and not missed
+
+    # Settings --------------------------------------------------------------------------------------------------------
+
+    def setting_readers(self, name: str, writer: Trigger) -> Iterator[str]:
+        """Policies, and triggers that shape or refuse writes, that look at a session setting."""
+        for policy in self.inventory.policies:
+            texts = [policy.using_expression or "", policy.check_expression or ""]
+            bodies = [body for function, body in self.function_bodies.items() if function.oid in policy.functions]
+            asks = any(fact.name == name for body in bodies for fact in body.settings if not fact.written)
+            if asks or any(f"'{name}'" in text for text in texts):
+                yield f"policy {policy.name}"
+        for keeper in {keeper.trigger.oid: keeper for on in self._keepers.on.values() for keeper in on}.values():
+            body = self.bodies[keeper.trigger.oid]
+            if keeper.trigger.oid != writer.oid and any(
+                fact.name == name and not fact.written for fact in body.settings
+            ):
+                yield f"trigger {keeper.trigger.identity}"
 
     # Logs ------------------------------------------------------------------------------------------------------------
 
     def log(self, table: Table) -> LogTable:
         """Whether a table is a log, with the evidence for and against."""
         if table.oid not in self._logs:
+            # Tables may refer to one another in a ring: while one is looked at, it is no log.
+            self._logs[table.oid] = LogTable(table=table, against=("it refers to itself",))
             against = tuple(dict.fromkeys(self._against(table)))
             notes = tuple(dict.fromkeys(self._log_notes(table)))
             self._logs[table.oid] = LogTable(table=table, why=tuple(self._for(table)), against=against, notes=notes)
@@ -293,18 +403,17 @@ class World:
             yield "it has rewrite rules"
         for publication in self._publications[table.oid]:
             yield f"it is published to others ({publication})"
-        for column in table.columns:
-            for name in re.findall(r"([\w.]+)\(", column.default or ""):
-                schema, _, short = name.rpartition(".")
-                found = self.atlas.find_functions(schema or None, short, 0, self.inventory.search_path)
-                if any(function.volatility == "v" and function.language != "c" for function in found):
-                    yield f"its column {column.name} is filled by {name}()"
+        for trigger, write in self.trigger_writes[table.oid]:
+            if isinstance(write, Insert):
+                yield from self._filled_from(table, trigger)
         yield from self._state_columns(table)
+        yield from self._kinship(table)
         if table.updated > 0:
             yield f"its rows are updated ({table.updated} so far)"
         for key in table.referenced_by:
             owner = self.atlas.tables.get(key.table_oid)
-            yield f"{owner.full_name if owner else 'another table'} refers to it"
+            if owner is None or not self._is_its_own_history(table, self.atlas.root(owner)):
+                yield f"{owner.full_name if owner else 'another table'} refers to it"
         for trigger in self.triggers_on[table.oid]:
             if not self._protects(trigger):
                 yield f"it has a trigger of its own ({trigger.name})"
@@ -318,8 +427,32 @@ class World:
             body = self.function_bodies[function]
             if any(self.writes(body)) or any(fact.level == "exception" for fact in body.raises):
                 yield f"{function.full_name}() reads it and acts on it"
+        for function, what in self.enforced_by(table):
+            yield f"{what} reads it through {function.full_name}()"
         for policy in self.policies_on[table.oid]:
             yield f"policy {policy} reads it"
+
+    def _filled_from(self, table: Table, trigger: Trigger) -> Iterator[str]:
+        """What a column's default looks at: a row that is made from others is more than a line in a log."""
+        head = f"{DEFAULT_OF}{table.full_name}."
+        for read in self.bodies[trigger.oid].reads:
+            for step in read.via:
+                if step.startswith(head):
+                    column = step.removeprefix(head).partition(":")[0]
+                    yield f"its column {column} is filled from what {read.relation} holds"
+
+    def _kinship(self, table: Table) -> Iterator[str]:
+        """A log whose rows are also another table's: whoever reads that one sees them."""
+        for child, parent in self.inventory.inherits:
+            above = self.atlas.tables.get(parent)
+            if child == table.oid and above is not None and not LOG_WORDS.intersection(_words(above.name)):
+                yield f"its rows are seen in {above.full_name}, from which it inherits"
+
+    def _is_its_own_history(self, table: Table, owner: Table) -> bool:
+        """Whether a table that refers to a log is a log of the same triggers: their rows go together."""
+        writers = {trigger.oid for trigger, _ in self.trigger_writes[owner.oid]}
+        common = {trigger.oid for trigger, _ in self.trigger_writes[table.oid]}
+        return owner.oid != table.oid and bool(writers) and writers <= common and self.log(owner).is_log
 
     def _state_columns(self, table: Table) -> Iterator[str]:
         given = {

@@ -13,6 +13,21 @@ select pg_catalog.set_config(
   from pg_catalog.pg_settings s
  where s.name in ('lock_timeout', 'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout');
 
+-- name: read_holders
+-- The tables that somebody else holds so that nobody may look at them, and the sessions that do.
+select array(select distinct n.nspname || '.' || c.relname
+               from pg_catalog.unnest(array_agg(l.relation)) as u (oid)
+               join pg_catalog.pg_class c on c.oid = u.oid
+               join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+              where c.relkind in ('r', 'p', 'v', 'm', 'f') and n.nspname !~ '^pg_'
+              order by 1) as tables,
+       l.pid as session
+  from pg_catalog.pg_locks l
+ where l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.granted and l.pid <> pg_catalog.pg_backend_pid()
+   and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+ group by l.pid
+ order by l.pid;
+
 -- name: read_server
 -- Which server and database this is, and where a session of this role looks for unqualified names.
 select pg_catalog.current_setting('server_version_num')::integer as server_version,
@@ -102,7 +117,9 @@ select c.oid::bigint as oid,
        c.relreplident::text as replica_identity,
        c.relrowsecurity as row_security,
        c.relkind in ('r', 'p') and c.relhasrules as has_rules,
+       case when c.relkind in ('v', 'm') then pg_catalog.pg_get_viewdef(c.oid) end as definition,
        greatest(c.reltuples, 0)::bigint as row_estimate,
+       coalesce(s.seq_scan, 0) + coalesce(s.idx_scan, 0) as scans,
        coalesce(s.n_tup_ins, 0) as inserted,
        coalesce(s.n_tup_upd, 0) as updated,
        coalesce(s.n_tup_del, 0) as deleted,
@@ -125,6 +142,7 @@ select a.attrelid::bigint as table_oid,
        pg_catalog.format_type(a.atttypid, a.atttypmod) as type,
        a.attnotnull as not_null,
        case when a.attgenerated = '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end as "default",
+       case when a.attgenerated <> '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end as expression,
        a.attidentity <> '' as identity,
        a.attgenerated <> '' as generated
   from pg_catalog.pg_attribute a
@@ -151,7 +169,9 @@ select k.conrelid::bigint as table_oid,
                join pg_catalog.pg_attribute a on a.attrelid = k.confrelid and a.attnum = u.number
               order by u.place) as referenced_columns,
        k.confdeltype::text as on_delete,
-       pg_catalog.pg_get_constraintdef(k.oid) as definition
+       k.confupdtype::text as on_update,
+       pg_catalog.pg_get_constraintdef(k.oid) as definition,
+       pg_catalog.pg_get_expr(k.conbin, k.conrelid) as expression
   from pg_catalog.pg_constraint k
   join pg_catalog.pg_class c on c.oid = k.conrelid
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -165,6 +185,7 @@ select i.indrelid::bigint as table_oid,
        c.relname as name,
        i.indisprimary as "primary",
        i.indpred is not null or i.indexprs is not null as partial,
+       pg_catalog.pg_get_expr(i.indexprs, i.indrelid) as expressions,
        array(select a.attname::text
                from pg_catalog.unnest(i.indkey::smallint[]) with ordinality as u (number, place)
                join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.number
@@ -176,6 +197,98 @@ select i.indrelid::bigint as table_oid,
  where i.indisunique
    and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
  order by i.indrelid, c.relname;
+
+-- name: read_index_expressions
+-- What indexes of those tables compute whenever a row is written: their expressions and conditions.
+select i.indrelid::bigint as table_oid,
+       c.relname as name,
+       pg_catalog.pg_get_expr(i.indexprs, i.indrelid) as expressions,
+       pg_catalog.pg_get_expr(i.indpred, i.indrelid) as condition
+  from pg_catalog.pg_index i
+  join pg_catalog.pg_class c on c.oid = i.indexrelid
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where (i.indexprs is not null or i.indpred is not null)
+   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by i.indrelid, c.relname;
+
+-- name: read_domains
+-- People's domains: what they are made of, and what a value must satisfy.
+select pg_catalog.format_type(t.oid, null) as name,
+       n.nspname as schema,
+       t.typname as short,
+       pg_catalog.format_type(t.typbasetype, t.typtypmod) as base,
+       t.typnotnull as not_null,
+       pg_catalog.pg_get_expr(t.typdefaultbin, 0) as "default",
+       array(select k.conname::text from pg_catalog.pg_constraint k
+              where k.contypid = t.oid and k.contype = 'c' order by k.conname) as constraints,
+       array(select pg_catalog.pg_get_constraintdef(k.oid) from pg_catalog.pg_constraint k
+              where k.contypid = t.oid and k.contype = 'c' order by k.conname) as checks
+  from pg_catalog.pg_type t
+  join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+ where t.typtype = 'd'
+   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by n.nspname, t.typname;
+
+-- name: read_operators
+-- Operators that run a function of people's schemas.
+select distinct o.oprname as name, o.oprcode::oid::bigint as function_oid
+  from pg_catalog.pg_operator o
+  join pg_catalog.pg_proc p on p.oid = o.oprcode
+  join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+ where n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by 1, 2;
+
+-- name: read_casts
+-- Casts that run a function of people's schemas, and between which types.
+select pg_catalog.format_type(k.castsource, null) as source,
+       pg_catalog.format_type(k.casttarget, null) as target,
+       k.castfunc::bigint as function_oid
+  from pg_catalog.pg_cast k
+  join pg_catalog.pg_proc p on p.oid = k.castfunc
+  join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+ where n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by 3;
+
+-- name: read_inheritance
+-- Tables that inherit from others without being their partitions.
+select i.inhrelid::bigint as child_oid, i.inhparent::bigint as parent_oid
+  from pg_catalog.pg_inherits i
+  join pg_catalog.pg_class c on c.oid = i.inhrelid
+ where c.relkind in ('r', 'f') and not c.relispartition
+ order by 1, i.inhseqno;
+
+-- name: read_enforcing
+-- What calls functions of people's schemas whenever a row of its table is written: constraints, defaults, indexes.
+select distinct d.refobjid::bigint as function_oid,
+       case when d.classid = 'pg_catalog.pg_class'::regclass then 'the index ' else '' end
+         || pg_catalog.pg_describe_object(d.classid, d.objid, 0) as what
+  from pg_catalog.pg_depend d
+  join pg_catalog.pg_proc p on p.oid = d.refobjid
+  join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+ where d.refclassid = 'pg_catalog.pg_proc'::regclass
+   and (d.classid in ('pg_catalog.pg_constraint'::regclass, 'pg_catalog.pg_attrdef'::regclass)
+     or d.classid = 'pg_catalog.pg_class'::regclass
+        and exists (select from pg_catalog.pg_index i where i.indexrelid = d.objid))
+   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by 1, 2;
+
+-- name: read_search_paths
+-- Where sessions of other roles look for unqualified names, as far as somebody configured it.
+select distinct pg_catalog.substr(s.setting, 13) as path
+  from pg_catalog.pg_db_role_setting r, pg_catalog.unnest(r.setconfig) as s (setting)
+ where s.setting like 'search_path=%'
+   and r.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()))
+ order by 1;
+
+-- name: read_event_triggers
+-- Triggers on commands: what is done to tables and triggers sets them off.
+select e.evtname as name, e.evtevent as event, p.oid::regprocedure::text as function
+  from pg_catalog.pg_event_trigger e
+  join pg_catalog.pg_proc p on p.oid = e.evtfoid
+ where e.evtenabled <> 'D'
+   and not exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_event_trigger'::regclass
+                      and d.objid = e.oid and d.deptype = 'e')
+ order by e.evtname;
 
 -- name: read_functions
 -- Functions and procedures of people's schemas, with their source where their language has one.
@@ -190,6 +303,12 @@ select p.oid::bigint as oid,
        case when p.proargmodes is null then coalesce(p.proargnames, '{}')
             else array(select coalesce(m.name, '') from unnest(p.proargnames, p.proargmodes) as m (name, mode)
                         where m.mode in ('i', 'b', 'v')) end as arguments,
+       array(select pg_catalog.format_type(a.type, null)
+               from pg_catalog.unnest(p.proargtypes::oid[]) with ordinality as a (type, place)
+              order by a.place) as argument_types,
+       pg_catalog.format_type(p.prorettype, null) as result_type,
+       pg_catalog.pg_get_expr(p.proargdefaults, 0) as defaults,
+       coalesce('b' = any (p.proargmodes), false) as sets_arguments,
        p.prorettype = 'pg_catalog.trigger'::regtype as returns_trigger,
        p.prosecdef as security_definer,
        coalesce(p.prosrc, '') as source,
@@ -204,7 +323,7 @@ select p.oid::bigint as oid,
   from pg_catalog.pg_proc p
   join pg_catalog.pg_namespace n on n.oid = p.pronamespace
   join pg_catalog.pg_language l on l.oid = p.prolang
- where p.prokind in ('f', 'p')
+ where p.prokind in ('f', 'p', 'w')
    and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
  order by n.nspname, p.proname, p.oid;
 
@@ -216,12 +335,17 @@ select p.proname as name, bool_or(p.provolatile = 'v') as volatile
  group by p.proname;
 
 -- name: read_aggregates
--- Names of people's own aggregates and window functions, whose parts are not followed.
-select distinct n.nspname as schema, p.proname as name
-  from pg_catalog.pg_proc p
+-- People's own aggregates, and the functions that they run.
+select n.nspname as schema,
+       p.proname as name,
+       array(select f::oid::bigint
+               from pg_catalog.unnest(array[a.aggtransfn, a.aggfinalfn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]) as f
+              where f::oid <> 0) as functions
+  from pg_catalog.pg_aggregate a
+  join pg_catalog.pg_proc p on p.oid = a.aggfnoid
   join pg_catalog.pg_namespace n on n.oid = p.pronamespace
- where p.prokind in ('a', 'w')
-   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)';
+ where n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by n.nspname, p.proname;
 
 -- name: read_views
 -- Which views look at which tables.
@@ -232,6 +356,19 @@ select distinct r.ev_class::bigint as view_oid, d.refobjid::bigint as table_oid
   join pg_catalog.pg_namespace n on n.oid = v.relnamespace
  where d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> r.ev_class
    and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)';
+
+-- name: read_rules
+-- Rewrite rules of people's tables and views, but for those that make a view what it is.
+select r.ev_class::bigint as table_oid,
+       r.rulename as name,
+       case r.ev_type when '2' then 'update' when '3' then 'insert' when '4' then 'delete' end as event,
+       pg_catalog.pg_get_ruledef(r.oid) as definition
+  from pg_catalog.pg_rewrite r
+  join pg_catalog.pg_class c on c.oid = r.ev_class
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where r.rulename <> '_RETURN' and r.ev_type <> '1' and r.ev_enabled <> 'D'
+   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by r.ev_class, r.rulename;
 
 -- name: read_publications
 -- Tables that people publish to subscribers of their own, by name (never FOR ALL TABLES).
@@ -245,6 +382,8 @@ select r.prrelid::bigint as table_oid, p.pubname as publication
 -- Row security policies, with the other tables and the functions that they look at.
 select p.polrelid::bigint as table_oid,
        p.polname as name,
+       pg_catalog.pg_get_expr(p.polqual, p.polrelid) as using_expression,
+       pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) as check_expression,
        array(select distinct d.refobjid::bigint from pg_catalog.pg_depend d
               where d.classid = 'pg_catalog.pg_policy'::regclass and d.objid = p.oid
                 and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> p.polrelid) as reads,

@@ -210,7 +210,6 @@ begin
 end $$;
 -- = keep
 -- Because: current_setting() without missing_ok: whoever did not say who he is cannot write. That is enforcement.
--- Wrong: scan says retire; current_setting() with one argument raises where the setting is not there: LOOSE.
 create trigger with_required_setting after delete on account for each row execute function audit.with_required_setting();
 create function audit.with_explicit_requirement() returns trigger language plpgsql as $$
 declare

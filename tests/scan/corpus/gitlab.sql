@@ -113,7 +113,6 @@ begin
 end $$;
 -- = defer: writes-other-table
 -- Because: a copy for a table that will take over; it is not read before the switch.
--- Wrong: scan says keep; a copy of the row's own key cannot collide, also when it is written new."id", in quotes.
 create trigger table_sync_trigger_merge_requests after delete or insert or update on merge_requests
   for each row execute function table_sync_function_merge_requests();
 

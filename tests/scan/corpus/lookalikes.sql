@@ -12,7 +12,6 @@ begin
 end $$;
 -- = keep: enforced-target
 -- Because: the unique key of the log is what refuses the same payment twice; payment itself has no such key.
--- Wrong: scan says retire; the unique key of the log refuses a second row of the same payment: LOOSE.
 create trigger log_payment after insert on payment for each row execute function log_payment();
 
 create table transfer (id int primary key, account int, amount numeric);
@@ -24,7 +23,6 @@ begin
 end $$;
 -- = keep: enforced-target
 -- Because: the log's CHECK refuses negative amounts, and transfer has none.
--- Wrong: scan says retire; a comparing CHECK of the log on a value from the row refuses: LOOSE.
 create trigger log_transfer after insert on transfer for each row execute function log_transfer();
 
 create table booking (id int primary key, room int, during tsrange);
@@ -48,7 +46,6 @@ begin
 end $$;
 -- = keep: enforced-target
 -- Because: a unique index over an expression is a guard as well: a coupon is used once an account.
--- Wrong: scan says retire; a unique index over an expression guards as well: LOOSE.
 create trigger log_coupon after insert on coupon_use for each row execute function log_coupon();
 
 -- The log's key goes into the row. --------------------------------------------------------------------------------------
@@ -145,7 +142,6 @@ begin
 end $$;
 -- = keep
 -- Because: the stock is the sum of the log, and a CHECK of reservation looks at it.
--- Wrong: scan says retire; a CHECK of another table reads the log through a function: LOOSE.
 create trigger log_stock_move after insert on stock_move for each row execute function log_stock_move();
 create table reservation (id int primary key, item int, qty int, check (qty <= stock_of(item)));
 
@@ -195,7 +191,6 @@ begin
 end $$;
 -- = keep
 -- Because: the next quote's number is a column default that counts in the log: the second INSERT must see the first one's row.
--- Wrong: scan says retire; a column default of another table reads the log through a function: LOOSE.
 create trigger log_quote after insert on quote for each row execute function log_quote();
 
 -- The log is not what it is called. ---------------------------------------------------------------------------------------
@@ -209,7 +204,6 @@ begin
 end $$;
 -- = defer: writes-other-table
 -- Because: the log inherits from messages: whoever selects from messages sees its rows.
--- Wrong: scan says retire; the log INHERITS from messages, where its rows are seen: LOOSE.
 create trigger log_msg after insert on msg for each row execute function log_msg();
 
 create table tally (id int primary key, kind text);
@@ -346,7 +340,6 @@ begin
 end $$;
 -- = retire: appends-to-log
 -- Because: the default's function is volatile and yet only makes a word.
--- Wrong: scan says defer; the volatile default's function writes nothing and reads no table.
 create trigger log_with_code after insert on account for each row execute function log_with_code();
 
 -- Looks like business, only appends. ----------------------------------------------------------------------------------------

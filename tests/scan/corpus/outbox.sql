@@ -44,7 +44,6 @@ begin
 end $$;
 -- = defer: writes-other-table
 -- Because: a message queue.
--- Wrong: scan says retire; RETURN QUERY EXECUTE is not read at all: LOOSE.
 create trigger enqueue_order after insert on orders for each row execute function enqueue_order();
 
 create schema graphile_worker;
@@ -52,6 +51,7 @@ create table graphile_worker.jobs (id bigserial primary key, task_identifier tex
   attempts int default 0, job_key text unique);
 create function graphile_worker.add_job(identifier text, payload json default null, queue_name text default null,
   run_at timestamptz default null, job_key text default null) returns graphile_worker.jobs language plpgsql volatile as $$
+#variable_conflict use_column
 declare
   made graphile_worker.jobs;
 begin

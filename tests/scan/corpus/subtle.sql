@@ -23,7 +23,6 @@ begin
 end $$;
 -- = keep
 -- Because: the assignment to a variable of a domain fails for what is no address.
--- Wrong: scan says retire; assigning to a variable of a domain with a CHECK refuses: LOOSE.
 create trigger check_email after insert on thing for each row execute function check_email();
 create function check_payload() returns trigger language plpgsql as $$
 begin
@@ -32,7 +31,6 @@ begin
 end $$;
 -- = keep
 -- Because: a cast that is thrown away is there for its error: what is no JSON is refused.
--- Wrong: scan says retire; PERFORM of a cast (or of any expression that can fail and is thrown away) is there for its error: LOOSE.
 create trigger check_payload before insert or update on thing for each row execute function check_payload();
 create function check_divides() returns trigger language plpgsql as $$
 begin
@@ -41,7 +39,6 @@ begin
 end $$;
 -- = keep
 -- Because: an old trick: the division by zero refuses negative quantities.
--- Wrong: scan says retire; PERFORM of a division: as check_payload: LOOSE.
 create trigger check_divides before insert on thing for each row execute function check_divides();
 create function fail(message text) returns void language plpgsql as $$
 begin
@@ -100,7 +97,6 @@ begin
 end $$;
 -- = retire: appends-to-log
 -- Because: its own handler swallows the exception: nothing is refused, only the entry is taken back.
--- Wrong: scan says keep; the exception is caught by its own block, whose handler does nothing.
 create trigger swallowed after delete on thing for each row execute function swallowed();
 
 -- Effects that hide. ---------------------------------------------------------------------------------------------------------
@@ -155,7 +151,6 @@ begin
 end $$;
 -- = defer: writes-other-table
 -- Because: an operator is a function, and this one counts.
--- Wrong: scan says retire; an operator of the user's own is a function, and this one writes: LOOSE.
 create trigger counts_in_operator after insert on thing for each row execute function counts_in_operator();
 create sequence change_seq;
 create function advances_sequence() returns trigger language plpgsql as $$
@@ -165,7 +160,6 @@ begin
 end $$;
 -- = defer
 -- Because: whoever looks at the sequence sees that something changed.
--- Wrong: scan says retire; nextval() alone in a trigger is an effect: LOOSE.
 create trigger advances_sequence after insert or update on thing for each statement execute function advances_sequence();
 create sequence thing_code_seq;
 create function keeps_sequence_ahead() returns trigger language plpgsql as $$
@@ -175,7 +169,6 @@ begin
 end $$;
 -- = keep
 -- Because: the next default is drawn from the sequence, and must not collide with the id that was just given by hand.
--- Wrong: scan says review; setval() decides what the next default draws.
 create trigger keeps_sequence_ahead after insert on thing for each row execute function keeps_sequence_ahead();
 create function through_arguments(variadic what text[]) returns void language plpgsql as $$
 begin
@@ -199,7 +192,6 @@ begin
   return null;
 end $$;
 -- = retire: appends-to-log
--- Wrong: scan says review; CALL with IN parameters sets nothing, and an AFTER trigger's NEW goes nowhere.
 create trigger calls_deep after update on thing for each row execute function calls_deep();
 
 -- SQL-standard bodies. ----------------------------------------------------------------------------------------------------------
@@ -212,7 +204,6 @@ begin
   return null;
 end $$;
 -- = retire: appends-to-log
--- Wrong: scan says review; as calls_deep.
 create trigger calls_std_log after insert on thing for each row execute function calls_std_log();
 create function std_count(k text) returns int language sql begin atomic
   insert into thing_log (op) values (k);
@@ -369,7 +360,6 @@ begin
 end $$;
 -- = keep: not-in-wal
 -- Because: a statement on a view: the WAL only knows the table underneath.
--- Wrong: scan says retire; a statement trigger on a view: nothing in the WAL tells of statements on views: LOOSE.
 create trigger note_view after update on thing_view for each statement execute function note_statement();
 create foreign data wrapper far;
 create server far_away foreign data wrapper far;
@@ -424,3 +414,55 @@ end $$;
 -- = review
 -- Because: it changes the role of the rest of the transaction.
 create trigger becomes_other after insert on thing for each row execute function becomes_other();
+
+-- Next to what cannot be read. ----------------------------------------------------------------------------------------------
+create table gate (id int primary key, who text);
+create table gate_log (who text, at timestamptz default now());
+create function log_gate() returns trigger language plpgsql as $$
+begin
+  insert into gate_log (who) values (new.who);
+  return null;
+end $$;
+-- = review
+-- Because: a guard in Python names gate_log; whether it lets somebody in by it cannot be read.
+-- Wrong: scan says retire; a trigger function that cannot be read, and names the log, is no evidence that nobody relies on it: LOOSE.
+create trigger log_gate after insert on gate for each row execute function log_gate();
+create function guard_gate() returns trigger language plpython3u as $$
+seen = plpy.execute("select count(*) as n from gate_log where at > now() - interval '1 minute'")
+if seen[0]["n"] > 10:
+    raise plpy.Error("too many")
+$$;
+-- = review: other-language
+create trigger guard_gate before insert on gate for each row execute function guard_gate();
+
+create table box (id int primary key, shelf int);
+create table box_audit (box int, shelf int, op text, at timestamptz default now());
+create function log_box() returns trigger language plpgsql as $$
+begin
+  insert into box_audit (box, shelf, op) values (new.id, new.shelf, tg_op);
+  return null;
+end $$;
+-- = review
+-- Because: a function in Perl, which the application calls, names box_audit; what it does by it cannot be read.
+-- Wrong: scan says retire; the same for a function that is no trigger's: LOOSE.
+create trigger log_box after insert or update on box for each row execute function log_box();
+create function shelf_is_free(which int) returns boolean language plperl as $$
+return spi_exec_query("select 1 from box_audit where shelf = $_[0]")->{processed} == 0;
+$$;
+
+create table sale (id int primary key, item int);
+create table item (id int primary key, sold int default 0);
+create function count_sale() returns trigger language plpgsql as $$
+begin
+  update item set sold = sold + 1 where id = new.item;
+  return null;
+end $$;
+-- = review
+-- Because: the UPDATE sets off a trigger in Perl, which may refuse it: the sale hangs on that.
+create trigger count_sale after insert on sale for each row execute function count_sale();
+create function guard_item() returns trigger language plperl as $$
+elog(ERROR, "sold out") if $_TD->{new}{sold} > 100;
+return;
+$$;
+-- = review: other-language
+create trigger guard_item before update on item for each row execute function guard_item();
