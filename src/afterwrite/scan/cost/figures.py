@@ -59,7 +59,8 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
 
     ``calls`` a row as measured. ``wal`` and ``rows`` (written to any table) are a row's; ``shared_out`` when they are
     the trigger's share, by time, of what all triggers of the statement wrote together. ``statement`` triggers are
-    called once a statement, however many rows it writes.
+    called once a statement, however many rows it writes. ``apart``: the operation's usual statement did not set it off,
+    so that it was measured with another one, and its cost comes on top of that of the statement.
     """
 
     trigger: str
@@ -70,6 +71,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     rows: float | None = None
     shared_out: bool = False
     statement: bool = False
+    apart: bool = False
 
 
 class StatementCost(msgspec.Struct, frozen=True, kw_only=True):

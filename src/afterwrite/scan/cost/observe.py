@@ -17,7 +17,7 @@ import msgspec
 from afterwrite.errors import Finding, Refused, Severity, UsageError
 from afterwrite.postgres import Database, quoted, statement
 from afterwrite.scan.atlas import Atlas
-from afterwrite.scan.catalog import Enabled, Kind, Trigger
+from afterwrite.scan.catalog import Enabled, Kind, Trigger, reading
 from afterwrite.scan.cost.figures import FunctionTime, HotRow, Statements, Totals, Window, Writes
 from afterwrite.scan.facts import Body, Insert, OnConflict
 from afterwrite.scan.survey import Survey
@@ -94,7 +94,8 @@ async def observe(db: Database, survey: Survey, seconds: float, *, stop: asyncio
     atlas = Atlas(survey.inventory)
     functions = sorted({trigger.function_oid for trigger in survey.inventory.triggers})
     tables = sorted(table.oid for table in survey.inventory.tables if table.kind in (Kind.TABLE, Kind.FOREIGN))
-    extension = await _find_extension(db)
+    async with reading(db):
+        extension = await db.maybe(Extension, statement("cost.find_statement_statistics"))
     first = await _read(db, functions, tables, extension)
     if first.clock.standby:
         raise Refused(
@@ -131,25 +132,22 @@ async def observe(db: Database, survey: Survey, seconds: float, *, stop: asyncio
     return msgspec.structs.replace(window, findings=findings)
 
 
-async def _find_extension(db: Database) -> Extension | None:
-    return await db.maybe(Extension, statement("cost.find_statement_statistics"))
-
-
 async def _read(db: Database, functions: Sequence[int], tables: Sequence[int], extension: Extension | None) -> Reading:
-    clock = await db.one(Clock, statement("cost.read_clock"))
-    counted: dict[tuple[bool, str], Statements] | None = None
-    if extension is not None and extension.tells_nested and extension.reads_all:
-        # The extension may be in any schema; a named statement cannot carry an identifier as a parameter.
-        query = statement("cost.read_statements").replace(b'"{schema}"', quoted(extension.schema).encode())
-        counted = dict(await db.rows(_statements_row, query))
-    modern = db.connection.info.server_version >= 160_000
-    return Reading(
-        clock=clock,
-        functions=dict(await db.rows(_function_row, statement("cost.read_function_times"), oids=list(functions))),
-        tables=dict(await db.rows(_writes_row, statement("cost.read_writes"), oids=list(tables))),
-        statements=counted,
-        io=await db.one(ClientWrites, statement("cost.read_io")) if modern else ClientWrites(),
-    )
+    """Read all counters in one transaction, in which they stand still."""
+    async with reading(db):
+        counted: dict[tuple[bool, str], Statements] | None = None
+        if extension is not None and extension.tells_nested and extension.reads_all:
+            # The extension may be in any schema; a named statement cannot carry an identifier as a parameter.
+            query = statement("cost.read_statements").replace(b'"{schema}"', quoted(extension.schema).encode())
+            counted = dict(await db.rows(_statements_row, query))
+        modern = db.connection.info.server_version >= 160_000
+        return Reading(
+            clock=await db.one(Clock, statement("cost.read_clock")),
+            functions=dict(await db.rows(_function_row, statement("cost.read_function_times"), oids=list(functions))),
+            tables=dict(await db.rows(_writes_row, statement("cost.read_writes"), oids=list(tables))),
+            statements=counted,
+            io=await db.one(ClientWrites, statement("cost.read_io")) if modern else ClientWrites(),
+        )
 
 
 def _function_row(*, oid: int, **figures: Any) -> tuple[int, FunctionTime]:
@@ -170,7 +168,8 @@ async def _sample(db: Database, seconds: float, stop: asyncio.Event) -> list[lis
     end = time.monotonic() + seconds
     while not stop.is_set() and (left := end - time.monotonic()) > 0:
         begun = time.monotonic()
-        looks.append(await db.rows(Wait, statement("cost.read_waits")))
+        async with reading(db):
+            looks.append(await db.rows(Wait, statement("cost.read_waits")))
         pause = max(_PAUSE, (time.monotonic() - begun) / _SHARE_OF_LOOKING)
         try:
             await asyncio.wait_for(stop.wait(), min(pause, left))

@@ -16,7 +16,7 @@ from psycopg import sql
 from afterwrite.errors import ConnectionLost, Finding, Refused, Severity, UsageError
 from afterwrite.postgres import Database, identifier, names, quoted, statement
 from afterwrite.scan.atlas import Atlas
-from afterwrite.scan.catalog import Column, Enabled, Event, Kind, Table, Trigger
+from afterwrite.scan.catalog import Column, Enabled, Event, Kind, Table, Trigger, reading
 from afterwrite.scan.classify import Verdict
 from afterwrite.scan.cost.deeds import Place, acceptable_change, itself, placed, removal, said
 from afterwrite.scan.cost.figures import Measured, Origin, StatementCost, Unit
@@ -83,7 +83,8 @@ async def plan_probe(db: Database, survey: Survey, wanted: Sequence[str], anyway
     transaction, unless the table is named in ``anyway`` too.
     """
     atlas = Atlas(survey.inventory)
-    rights = await db.one(Rights, statement("cost.read_rights"))
+    async with reading(db):
+        rights = await db.one(Rights, statement("cost.read_rights"))
     if rights.standby:
         raise Refused(f"{db.where} is a standby: nothing can be written there", remedy="probe the primary")
     tables = {table.oid: table for name in (*wanted, *anyway) for table in [_find(atlas, survey, name)]}
@@ -97,7 +98,8 @@ async def plan_probe(db: Database, survey: Survey, wanted: Sequence[str], anyway
                 f"{'; '.join(reasons[:3])}{' …' if len(reasons) > 3 else ''}",
                 remedy=f"use --rehearse, or --probe-anyway {table.full_name} when you know that it does no harm",
             )
-        may = await db.one(TableRights, statement("cost.read_table_rights"), oid=table.oid)
+        async with reading(db):
+            may = await db.one(TableRights, statement("cost.read_table_rights"), oid=table.oid)
         owner = Switch.ALTER if may.owner else Switch.NONE
         switch = Switch.REPLICA if rights.replica_role else owner
         triggers = tuple(trigger for trigger in survey.inventory.triggers if _root_oid(atlas, trigger) == table.oid)

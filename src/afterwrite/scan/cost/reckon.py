@@ -21,6 +21,7 @@ from afterwrite.scan.cost.figures import (
     Measured,
     Origin,
     Saving,
+    Spread,
     StatementCost,
     Statements,
     TableCost,
@@ -81,6 +82,16 @@ class _Reckoning:
                 self.units.setdefault((unit.trigger, unit.event), (unit, each.origin))
             for cost in each.statements:
                 self.statements.setdefault((cost.table, cost.event), cost)
+        self.named = {table.full_name: table.oid for table in self.atlas.tables.values()}
+        tables = {each.trigger.identity: self._root(each) for each in survey.judgements}
+        self.apart: defaultdict[tuple[str, Event], list[Unit]] = defaultdict(list)
+        for unit, _ in self.units.values():
+            table = self.atlas.tables.get(tables.get(unit.trigger) or 0)
+            if unit.apart and table is not None:
+                self.apart[table.full_name, unit.event].append(unit)
+        self.moving = {
+            each.trigger.identity for each in survey.judgements if each.verdict in (Verdict.RETIRE, Verdict.DEFER)
+        }
         self.weights_from, self.weights = self._weigh()
         self.known = [self._expect(judgement) for judgement in survey.judgements]
 
@@ -267,10 +278,9 @@ class _Reckoning:
                     writers[name].append(each)
         without_rows = {id(each) for each in self.known if each.rows is None}
         without_wal = {id(each) for each in self.known if each.wal is None}
-        named = {table.full_name: table for table in self.atlas.tables.values()}
         for name, listed in writers.items():
             parts = _parts([each.calls or 0.0 for each in listed])
-            written = sum(self._seen(named[name]).values()) if name in named else 0.0
+            written = sum(self._seen(self.atlas.tables[self.named[name]]).values()) if name in self.named else 0.0
             nested = _nested(window.nested, name)
             for each, part in zip(listed, parts, strict=True):
                 calls = each.calls or 0.0
@@ -298,10 +308,29 @@ class _Reckoning:
         return ("the measured statements, each as often as its table is written", total) if total else ("", None)
 
     def _weighed_statements(self) -> Iterator[tuple[float, StatementCost]]:
-        named = {table.full_name: table.oid for table in self.atlas.tables.values()}
+        """Each measured statement with the rows that it stands for; what it did not set off itself comes on top."""
         for (table, event), cost in self.statements.items():
-            rows = self._rows(named.get(table, 0), event)
-            if rows:
+            rows = self._rows(self.named.get(table, 0), event)
+            apart = self.apart[table, event]
+            if rows and apart:
+                more = sum(unit.us.mid for unit in apart)
+                us = Spread(cost.us.low + more, cost.us.mid + more, cost.us.high + more)
+                wal = None if cost.wal is None else cost.wal + sum(unit.wal or 0.0 for unit in apart)
+                staying = [unit for unit in apart if unit.trigger not in self.moving]
+                stays = cost.stays_us and sum(unit.us.mid for unit in staying) + cost.stays_us.mid
+                stays_wal = cost.stays_wal and sum(unit.wal or 0.0 for unit in staying) + cost.stays_wal
+                yield (
+                    rows,
+                    msgspec.structs.replace(
+                        cost,
+                        us=us,
+                        wal=wal,
+                        rows=None if cost.rows is None else cost.rows + sum(unit.rows or 0.0 for unit in apart),
+                        stays_us=Spread(stays, stays, stays) if stays is not None else None,
+                        stays_wal=stays_wal,
+                    ),
+                )
+            elif rows:
                 yield rows, cost
 
     def _all_wal(self) -> float | None:
@@ -381,6 +410,7 @@ class _Reckoning:
     def _savings(self, time: float | None, wal: float | None, rows: float | None) -> Iterator[Saving]:
         for verdicts in ((Verdict.RETIRE,), (Verdict.RETIRE, Verdict.DEFER)):
             moving = [each for each in self.known if each.judgement.verdict in verdicts]
+            moving = [each for each in moving if each.us is not None or each.wal is not None]
             if not moving:
                 continue
             observed = any(each.us_from is Origin.OBSERVE for each in moving)

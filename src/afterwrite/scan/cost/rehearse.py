@@ -190,7 +190,9 @@ class _Rehearsal:
                 if (trigger.identity, event) not in self.units:
                     await self._coax(bench, table, event, trigger, triggers)
 
-    async def _take(self, bench: Bench, deed: Deed, triggers: Sequence[Trigger]) -> StatementCost | None:
+    async def _take(
+        self, bench: Bench, deed: Deed, triggers: Sequence[Trigger], *, apart: bool = False
+    ) -> StatementCost | None:
         staying = [trigger for trigger in triggers if trigger.identity not in self.moving]
         leaving = [self.moving[trigger.identity] for trigger in triggers if trigger.identity in self.moving]
         whole = any(each.needs.replica_identity_full for each in leaving) and deed.table.replica_identity != "f"
@@ -204,7 +206,7 @@ class _Rehearsal:
             self._note("rehearsal-refused", name, f"refused its {deed.event.value.upper()}: {said(error)}")
             return None
         for unit in units:
-            self.units.setdefault((unit.trigger, unit.event), unit)
+            self.units.setdefault((unit.trigger, unit.event), msgspec.structs.replace(unit, apart=apart))
         return cost
 
     async def _deed(self, bench: Bench, table: Table, event: Event) -> tuple[Deed | None, str]:
@@ -267,7 +269,7 @@ class _Rehearsal:
                 why = f"one was refused: {said(error)}"
                 continue
             if sample.triggers.get(trigger.name, (0.0, 0.0))[0]:
-                await self._take(bench, deed, triggers)
+                await self._take(bench, deed, triggers, apart=True)
                 return
         self._note(
             "rehearsal-not-fired",
