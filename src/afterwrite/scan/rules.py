@@ -369,6 +369,14 @@ def sets_off_the_unread(case: Case) -> Iterator[Reason]:
             yield case.reason(sets_off_the_unread, write, text)
 
 
+def feeds_the_unread(case: Case) -> Iterator[Reason]:
+    """What it writes is named by a function that cannot be read, and that may rely on it at once."""
+    for table, write in case.writes:
+        for name in case.world.named_in_the_dark(table):
+            text = f"{_deed(write)} {table.full_name}, which {name} names, and that cannot be read"
+            yield case.reason(feeds_the_unread, write, text)
+
+
 def fires_only_as_replica(case: Case) -> Iterator[Reason]:
     """It fires only for writes that a replica applies, which look like all others in the WAL."""
     if case.trigger.enabled is Enabled.REPLICA:
@@ -530,6 +538,7 @@ LATE_KEEP: tuple[Rule, ...] = (feeds_a_keeper, sets_off_a_keeper)
 REVIEW: tuple[Rule, ...] = (
     unreadable,
     sets_off_the_unread,
+    feeds_the_unread,
     fires_only_as_replica,
     waits,
     throws_away,

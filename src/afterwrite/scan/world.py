@@ -16,7 +16,7 @@ from afterwrite.scan.atlas import Atlas
 from afterwrite.scan.catalog import Event, Function, Inventory, Kind, Table, Timing, Trigger
 from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Read, Refresh, Update
 from afterwrite.scan.flow import Decision, everything, influence, refusal
-from afterwrite.scan.follow import DEFAULT_OF, events_of
+from afterwrite.scan.follow import DEFAULT_OF, events_of, source_of
 
 # Named so, a table is a log unless something speaks against it.
 LOG_WORDS = frozenset(
@@ -42,6 +42,7 @@ STATE_COLUMN = re.compile(
     r"|synced|retried|exported|done|completed)(_at|_by|_on)?|(next_)?(attempts?|attempt_at|retries|retry_count|tries)"
     r"|.*_attempts|consume_after|run_after|available_at|scheduled_at"
 )
+_APPENDS = re.compile(r"\binsert\s+into\s+[\w$.\"]+")
 _STATUS_COLUMN = re.compile(r"status|state|.*_status|.*_state")
 _SHAPE = re.compile(r"\btg_op\b|\btg_table_name\b|\btg_relname\b|\btg_relid\b", re.IGNORECASE)
 _WHOLE_ROW = re.compile(r"\b(to_jsonb?|row_to_json|hstore)\s*\(\s*(new|old|n|o)\b(?!\.\w)", re.IGNORECASE)
@@ -346,6 +347,29 @@ class World:
         named = frozenset(trigger.columns)
         missed = deed.event is Event.UPDATE and deed.columns is not None and named and not deed.columns & named
         return deed.event in trigger.events and not missed
+
+    @cached_property
+    def _dark(self) -> list[tuple[str, frozenset[str]]]:
+        """Functions of which nothing (or not all that might matter) can be read, with the words of their text."""
+        found: list[tuple[str, frozenset[str]]] = []
+        for function in self.atlas.functions.values():
+            body = self.function_bodies.get(function)
+            dark = source_of(function) is None and function.language not in ("c", "internal")
+            if body is not None:
+                rules = {fact.rule for fact in body.unknowns}
+                acts = any(self.writes(body)) or any(fact.level == "exception" for fact in body.raises)
+                dark = bool(rules & {"other-language", "unparsable"}) or ("dynamic-sql" in rules and acts)
+            if dark and function.extension is None:
+                # Who only appends to it as well does not rely on what is there.
+                text = _APPENDS.sub(" ", f"{function.source} {function.sql_body or ''}".lower())
+                found.append((f"{function.full_name}()", frozenset(re.findall(r"[\w$]+", text))))
+        return found
+
+    def named_in_the_dark(self, table: Table) -> Iterator[str]:
+        """Functions that name a table, and cannot be read: whether they rely on its rows is not known."""
+        for name, words in self._dark:
+            if table.name.lower() in words:
+                yield name
 
     # Settings --------------------------------------------------------------------------------------------------------
 

@@ -425,7 +425,6 @@ begin
 end $$;
 -- = review
 -- Because: a guard in Python names gate_log; whether it lets somebody in by it cannot be read.
--- Wrong: scan says retire; a trigger function that cannot be read, and names the log, is no evidence that nobody relies on it: LOOSE.
 create trigger log_gate after insert on gate for each row execute function log_gate();
 create function guard_gate() returns trigger language plpython3u as $$
 seen = plpy.execute("select count(*) as n from gate_log where at > now() - interval '1 minute'")
@@ -444,7 +443,6 @@ begin
 end $$;
 -- = review
 -- Because: a function in Perl, which the application calls, names box_audit; what it does by it cannot be read.
--- Wrong: scan says retire; the same for a function that is no trigger's: LOOSE.
 create trigger log_box after insert or update on box for each row execute function log_box();
 create function shelf_is_free(which int) returns boolean language plperl as $$
 return spi_exec_query("select 1 from box_audit where shelf = $_[0]")->{processed} == 0;
