@@ -11,7 +11,7 @@ from reading import surveyed
 
 from afterwrite.demo.schema import create_legacy_application
 from afterwrite.postgres import connect
-from afterwrite.scan.survey import to_json
+from afterwrite.scan.report.document import document
 
 AUTHOR = Path(__file__).parents[1] / "demo" / "verdicts.csv"
 
@@ -34,6 +34,6 @@ def test_every_trigger_is_judged_as_its_author_intended(dsn: str) -> None:
     assert wrong == {}
     assert judged == intended
     assert Counter(judged.values()) == {"retire": 46, "defer": 18, "keep": 22}
-    said = to_json(found)
-    assert said["schema_version"] == 1
-    assert len(said["triggers"]) == 86
+    said = document(found)
+    assert said.schema_version == 1
+    assert len(said.triggers) == 86

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from afterwrite.errors import AfterwriteError, Finding, Severity
+from afterwrite.scan.report.visible import visible
 from afterwrite.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -108,10 +109,15 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
+def plain(text: str) -> str:
+    """Text that is not ours, for printing: no markup of rich's, and nothing that steers a terminal."""
+    return escape(visible(text))
+
+
 def fill(made: Table, rows: Iterable[Sequence[object]]) -> Table:
     """Add rows, each cell as plain text."""
     for row in rows:
-        made.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
+        made.add_row(*(plain("" if cell is None else str(cell)) for cell in row))
     return made
 
 
@@ -119,27 +125,29 @@ _NOTES_OF_A_KIND = 2
 _MARK = {Severity.INFO: "[dim]note[/]", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]refused[/]"}
 
 
-def show_findings(findings: Sequence[Finding], console: Console | None = None) -> None:
-    """Findings as people read them: gravest first, each with its remedy; of many notes of one kind the first few."""
+def show_findings(findings: Sequence[Finding], console: Console | None = None, *, most: int | None = None) -> None:
+    """Findings as people read them: gravest first, each with its remedy; of many notes of one kind the first few.
+
+    ``most`` shortens other kinds than notes, too.
+    """
     order = [Severity.ERROR, Severity.WARNING, Severity.INFO]
     console = console or out
-    notes = Counter(finding.rule for finding in findings if finding.severity is Severity.INFO)
-    shown: Counter[str] = Counter()
+    kinds = Counter((finding.severity, finding.rule) for finding in findings)
+    shown: Counter[tuple[Severity, str]] = Counter()
     for finding in sorted(findings, key=lambda finding: order.index(finding.severity)):
-        if finding.severity is Severity.INFO and notes[finding.rule] > _NOTES_OF_A_KIND + 1:
-            shown[finding.rule] += 1
-            if shown[finding.rule] == _NOTES_OF_A_KIND + 1:
-                more = notes[finding.rule] - _NOTES_OF_A_KIND
-                console.print(
-                    f"{_MARK[Severity.INFO]}  and {more} more like it [dim]({finding.rule}; --json has all)[/]"
-                )
-            if shown[finding.rule] > _NOTES_OF_A_KIND:
+        kind = (finding.severity, finding.rule)
+        few = _NOTES_OF_A_KIND if finding.severity is Severity.INFO else most
+        if few is not None and kinds[kind] > few + 1:
+            shown[kind] += 1
+            if shown[kind] == few + 1:
+                more = kinds[kind] - few
+                mark = _MARK[finding.severity]
+                console.print(f"{mark}  and {more:,} more like it [dim]({finding.rule}; --json has all)[/]")
+            if shown[kind] > few:
                 continue
-        console.print(
-            f"{_MARK[finding.severity]}  {escape(sentence(finding))} [dim]({finding.rule})[/]", soft_wrap=True
-        )
+        console.print(f"{_MARK[finding.severity]}  {plain(sentence(finding))} [dim]({finding.rule})[/]", soft_wrap=True)
         if finding.remedy:
-            console.print(f"         [green]→[/] {escape(finding.remedy)}", soft_wrap=True)
+            console.print(f"         [green]→[/] {plain(finding.remedy)}", soft_wrap=True)
 
 
 def sentence(finding: Finding) -> str:
@@ -152,6 +160,6 @@ def sentence(finding: Finding) -> str:
 
 def show_error(error: AfterwriteError) -> None:
     """One sentence with what and where, and the mending command."""
-    talk.print(f"[red]afterwrite:[/] {escape(str(error))}", soft_wrap=True)
+    talk.print(f"[red]afterwrite:[/] {plain(str(error))}", soft_wrap=True)
     if error.remedy:
-        talk.print(f"[green]  → [/]{escape(error.remedy)}", soft_wrap=True)
+        talk.print(f"[green]  → [/]{plain(error.remedy)}", soft_wrap=True)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from afterwrite.cli.face import Dsn, Json, counted, emit, fill, out, run, say, settings, show_findings, table
-from afterwrite.errors import ExitCode, UsageError
+from afterwrite.cli.face import Dsn, Json, counted, emit, fill, out, plain, run, say, settings, show_findings, table
+from afterwrite.errors import ExitCode, Finding, Refused, Severity, UsageError
 from afterwrite.migrate.gates import read_table_figures
+from afterwrite.migrate.ledger import read_silenced_names
 from afterwrite.migrate.plan import Plan, Thresholds, check_plan, make_plan, read_plan, write_plan
-from afterwrite.postgres import connect
+from afterwrite.postgres import Database, connect
+from afterwrite.scan.catalog import reading
 from afterwrite.scan.survey import Survey, survey
+from afterwrite.scan.verdicts import Judgement
 from afterwrite.settings import Settings
+from afterwrite.store.schema import read_version
 
 PlanFile = Annotated[Path, typer.Option("--file", "-f", help="The plan file.")]
 
@@ -21,7 +26,7 @@ PlanFile = Annotated[Path, typer.Option("--file", "-f", help="The plan file.")]
 def plan(
     dsn: Dsn = None,
     file: PlanFile = Path("plan.toml"),
-    check: Annotated[
+    compare: Annotated[
         bool, typer.Option("--check", help="Compare the file with the database: exit 4 on drift.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
@@ -29,8 +34,8 @@ def plan(
 ) -> int:
     """Write the plan of the migration: which trigger moves in which phase, behind which gates."""
     given = settings(dsn)
-    if check:
-        return run(_check(given, file, json=json))
+    if compare:
+        return check(file, *run(_survey(given)), json=json)
     if file.exists() and not force and str(file) != "-":
         raise UsageError(
             f"{file} exists, and may hold decisions", remedy="compare with --check, or write over it with --force"
@@ -88,15 +93,58 @@ async def _make(given: Settings) -> Plan:
     return await make(found, given, given.dsn)
 
 
-async def _check(given: Settings, file: Path, *, json: bool) -> int:
-    made = load(file)
+async def _survey(given: Settings) -> tuple[tuple[Judgement, ...], frozenset[str] | None]:
     async with connect(given.dsn, guarded=True) as database:
         found = await survey(database)
-    drift = check_plan(made, found.judgements)
+        return found.judgements, await read_silenced_by_us(database)
+
+
+async def read_silenced_by_us(database: Database) -> frozenset[str] | None:
+    """The triggers that are off because of a migration; None when this role may not read the ledger."""
+    try:
+        async with reading(database):
+            return await read_silenced_names(database) if await read_version(database) is not None else frozenset()
+    except Refused:
+        return None
+
+
+def check(file: Path, judgements: Sequence[Judgement], silenced: Collection[str] | None, *, json: bool) -> ExitCode:
+    """Print where the database has moved away from the plan, and say so by the exit code."""
+    found = check_plan(load(file), judgements, silenced=silenced)
+    drifted = any(finding.severity is Severity.ERROR for finding in found)
     if json:
-        emit({"schema_version": 1, "drift": drift})
-    elif drift:
-        show_findings(drift)
+        emit({"schema_version": 1, "drift": found})
     else:
-        out.print(f"{file} says what the database says.")
-    return ExitCode.DRIFT if drift else ExitCode.OK
+        _show_drift(found)
+        if not drifted:
+            out.print(f"{plain(str(file))} says what the database says.")
+    return ExitCode.DRIFT if drifted else ExitCode.OK
+
+
+_DRIFT = {
+    "plan.gone": "gone",
+    "plan.new": "new",
+    "plan.changed": "changed",
+    "plan.verdict": "verdict",
+    "plan.enabled": "on or off",
+}
+
+
+def _show_drift(found: Sequence[Finding]) -> None:
+    """Each difference once, with the triggers that it is about: a function that many share was changed once."""
+    drift = [finding for finding in found if finding.rule in _DRIFT]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for finding in drift:
+        alike.setdefault((finding.rule, finding.text), []).append(finding.where)
+    made = table("drift", "trigger", "what")
+    for (rule, text), names in alike.items():
+        listed = "\n".join(names[:_NAMES]) + (f"\nand {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+        fill(made, [(_DRIFT[rule], listed, text)])
+    if drift:
+        out.print(made)
+        for remedy in dict.fromkeys(finding.remedy for finding in drift if finding.remedy):
+            out.print(f"[green]→[/] {plain(remedy)}", soft_wrap=True)
+    show_findings([finding for finding in found if finding.rule not in _DRIFT])
+
+
+_NAMES = 6

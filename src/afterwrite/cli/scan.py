@@ -2,109 +2,246 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
-from rich.markup import escape
 
-from afterwrite.cli.face import Dsn, Json, emit, fill, out, run, settings, show_findings, table
+from afterwrite.cli import costs, plan, triggers
+from afterwrite.cli.face import Dsn, Json, emit, run, say, settings, talk
 from afterwrite.errors import ExitCode, UsageError
-from afterwrite.postgres import connect
-from afterwrite.scan.classify import Judgement, Verdict
-from afterwrite.scan.survey import Survey, survey, to_json
+from afterwrite.migrate.gates import read_table_figures
+from afterwrite.migrate.phase import Mode
+from afterwrite.migrate.plan import Plan, TableFigures, make_plan
+from afterwrite.postgres import Database, connect
+from afterwrite.scan.catalog import reading
+from afterwrite.scan.cost.figures import Costs
+from afterwrite.scan.cost.observe import parse_duration
+from afterwrite.scan.dump import DumpReport, LoadedDump, loaded_dump, told_of
+from afterwrite.scan.report.document import SCHEMA_VERSION, PhaseShown, document
+from afterwrite.scan.report.explain import explain as explained
+from afterwrite.scan.report.html import html_report
+from afterwrite.scan.report.markdown import markdown_report
+from afterwrite.scan.survey import Survey, Tell, survey
+from afterwrite.scan.verdicts import Judgement
 
-_COLOUR = {Verdict.RETIRE: "green", Verdict.DEFER: "cyan", Verdict.KEEP: "yellow", Verdict.REVIEW: "red"}
-_MEANING = {
-    Verdict.RETIRE: "only log: the store replaces them",
-    Verdict.DEFER: "effects that may happen a moment after commit",
-    Verdict.KEEP: "business logic: they stay",
-    Verdict.REVIEW: "cannot be known: look at the line named",
-}
+_SHOW = "What to show"
+_COMPARE = "For CI"
+_MEASURE = "What triggers cost"
 
 
 def scan(
+    dump: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DUMP]",
+            help="A schema dump (pg_dump --schema-only, structure.sql; - for stdin) to scan in place of a database.",
+            show_default=False,
+        ),
+    ] = None,
     dsn: Dsn = None,
     schema: Annotated[list[str] | None, typer.Option("--schema", help="Only this schema; may be given again.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List every trigger, however many there are.", rich_help_panel=_SHOW)
+    ] = False,
     explain: Annotated[
-        str | None, typer.Option("--explain", help="Show a trigger's body, deciding lines marked.")
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="TRIGGER",
+            help="One trigger: its body and what it calls, with the lines that decide.",
+            rich_help_panel=_SHOW,
+        ),
     ] = None,
     json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Markdown on stdout, to paste into a ticket.", rich_help_panel=_SHOW)
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write a report with pictures: one file, to attach to a ticket.",
+            rich_help_panel=_SHOW,
+        ),
+    ] = None,
+    observe: Annotated[
+        str | None,
+        typer.Option(
+            "--observe",
+            metavar="DURATION",
+            help="Watch the server's statistics for so long (60s, 5m). Nothing is written.",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = None,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse",
+            help="Measure on a copy of the schema in a server of our own, with generated rows.",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = False,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            metavar="TABLE",
+            help="Write one row of this table and roll back, after a warning; may be given again.",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = None,
+    probe_anyway: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe-anyway",
+            metavar="TABLE",
+            help="The same for a table whose triggers may do what a rollback does not undo.",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Probe without asking.", rich_help_panel=_MEASURE)
+    ] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            metavar="PLAN",
+            help="Compare with a saved plan.toml: what is new, gone, changed, judged or enabled otherwise. "
+            "Exit 4 when anything is.",
+            rich_help_panel=_COMPARE,
+        ),
+    ] = None,
 ) -> int:
     """Tell audit triggers from business logic: a verdict for every trigger, with the rule and the line that decided.
 
-    Reads the catalog only; nothing is installed or changed.
+    Reads the catalog only; nothing is installed or changed, but for --probe. CONNECT is all that verdicts need.
     """
-    found = run(_survey(settings(dsn).dsn, schema))
+    given = Source(dump=dump) if dump is not None else Source(dsn=settings(dsn).dsn)
+    if dump is not None and dsn is not None:
+        raise UsageError("a dump and --dsn are two sources", remedy="scan one of them at a time")
+    if sum((json, markdown, explain is not None and not json)) > 1:
+        raise UsageError("--json, --markdown and --explain print different things", remedy="ask for one of them")
+    if check is not None:
+        return plan.check(check, *run(_for_check(given)), json=json)
+    wanted = costs.Wanted(
+        observe=parse_duration(observe) if observe is not None else None,
+        probe=tuple(probe or ()),
+        anyway=tuple(probe_anyway or ()),
+        yes=yes,
+        rehearse=rehearse,
+    )
+    found, figures, loaded, measured = run(_look(given, schema, wanted))
+    if explain is not None:
+        return _explain(found, explain, json=json)
+    shown = document(found, costs=measured, phases=phases(make_plan(found.judgements, figures)), dump=loaded)
+    if html is not None:
+        _write(html, html_report(shown, datetime.now(UTC)))
     if json:
-        emit(to_json(found))
-    elif explain:
-        _explain(found, explain)
-    else:
-        _show(found)
+        emit(shown)
+    elif markdown:
+        typer.echo(markdown_report(shown), nl=False)
+    elif html is None:
+        triggers.show(shown, everything=everything)
     return ExitCode.OK
 
 
-async def _survey(dsn: str | None, schemas: list[str] | None) -> Survey:
-    async with connect(dsn, application_name="afterwrite scan", guarded=True) as database:
-        return await survey(database, schemas)
-
-
-def _show(found: Survey) -> None:
-    judgements = sorted(found.judgements, key=lambda each: (each.trigger.schema, each.trigger.table, each.trigger.name))
-    if not judgements:
-        out.print("There is no user trigger in this database.")
-    made = table("table and trigger", "verdict", "why")
-    last = ""
-    for judgement in judgements:
-        trigger = judgement.trigger
-        name = trigger.table if trigger.schema == "public" else f"{trigger.schema}.{trigger.table}"
-        colour = _COLOUR[judgement.verdict]
-        if name != last:
-            made.add_row(f"[bold]{escape(name)}[/]")
-        made.add_row(
-            f"  {escape(trigger.name)}",
-            f"[{colour}]{judgement.verdict.value}[/]",
-            escape(_why(judgement)),
+def phases(made: Plan) -> list[PhaseShown]:
+    """The phases of a plan as a report shows them."""
+    return [
+        PhaseShown(
+            number=phase.number,
+            title=phase.title,
+            retire=tuple(each.trigger for each in phase.triggers if each.mode is Mode.RETIRE),
+            defer=tuple(each.trigger for each in phase.triggers if each.mode is Mode.DEFER),
         )
-        last = name
-    if judgements:
-        out.print(made)
-    show_findings(found.findings)
-    for verdict in Verdict:
-        count = sum(judgement.verdict is verdict for judgement in judgements)
-        if count:
-            out.print(f"[{_COLOUR[verdict]}]{count:>4} {verdict.value:<7}[/] {_MEANING[verdict]}")
-    if judgements:
-        out.print("[dim]afterwrite scan --explain TABLE.TRIGGER shows a body with its deciding lines.[/]")
+        for phase in made.phases
+    ]
 
 
-def _why(judgement: Judgement) -> str:
-    if not judgement.reasons:
-        return ""
-    reason = judgement.reasons[0]
-    return reason.rule if reason.line is None else f"{reason.rule}, line {reason.line}"
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What is scanned: a database, or the file of a dump."""
+
+    dsn: str | None = None
+    dump: str | None = None
 
 
-def _explain(found: Survey, name: str) -> None:
+@asynccontextmanager
+async def _opened(source: Source, tell: Tell) -> AsyncGenerator[tuple[Database, LoadedDump | None]]:
+    """A connection to the source; a dump stands in a server of our own meanwhile, and comes beside it."""
+    async with AsyncExitStack() as stack:
+        loaded = None
+        dsn = source.dsn
+        if source.dump is not None:
+            tell(f"loading {source.dump}")
+            loaded = await stack.enter_async_context(loaded_dump(source.dump))
+            dsn = loaded.dsn
+        opening = connect(dsn, application_name="afterwrite scan", guarded=loaded is not None)
+        yield await stack.enter_async_context(opening), loaded
+
+
+async def _look(
+    source: Source, schemas: list[str] | None, wanted: costs.Wanted
+) -> tuple[Survey, list[TableFigures], DumpReport | None, Costs | None]:
+    async with AsyncExitStack() as stack:
+        with _progress() as tell:
+            database, loaded = await stack.enter_async_context(_opened(source, tell))
+            found = await survey(database, schemas, tell=tell)
+            found = found if loaded is None else told_of(found, loaded.report)
+            async with reading(database):
+                figures = await read_table_figures(database)
+        measured = await costs.costs_of(source.dsn, found, wanted, dump=loaded)
+        return found, figures, loaded.report if loaded is not None else None, measured
+
+
+async def _for_check(source: Source) -> tuple[tuple[Judgement, ...], frozenset[str] | None]:
+    with _progress() as tell:
+        async with _opened(source, tell) as (database, loaded):
+            found = await survey(database, tell=tell)
+            # A dump may say anything of a migration's ledger.
+            silenced = await plan.read_silenced_by_us(database) if loaded is None else None
+            return found.judgements, silenced
+
+
+@contextmanager
+def _progress() -> Generator[Tell]:
+    """What goes on, on the last line of a terminal while it goes on; nothing in a pipe or a log."""
+    with talk.status("connecting") as status:
+        yield status.update
+
+
+def _explain(found: Survey, name: str, *, json: bool) -> int:
     matching = [
         each for each in found.judgements if each.trigger.identity == name or each.trigger.identity.endswith(f".{name}")
     ]
     if len(matching) != 1:
         raise UsageError(
             f"{len(matching)} triggers are called {name}",
-            remedy="name it as table.trigger or schema.table.trigger"
+            remedy=f"name one: {', '.join(each.trigger.identity for each in matching[:5])}"
             if matching
             else "run `afterwrite scan` for their names",
         )
-    [judgement] = matching
-    trigger = judgement.trigger
-    out.print(f"[bold]{escape(trigger.identity)}[/]: [{_COLOUR[judgement.verdict]}]{judgement.verdict.value}[/]")
-    out.print(f"[dim]{escape(trigger.create)}[/]", soft_wrap=True)
-    marked = {reason.line: reason for reason in judgement.reasons if reason.line is not None}
-    made = table(">line", "body of " + f"{trigger.function_schema}.{trigger.function}()")
-    for number, line in enumerate(trigger.source.split("\n"), start=1):
-        reason = marked.get(number)
-        text = escape(line)
-        made.add_row(str(number), f"[bold {_COLOUR[judgement.verdict]}]{text}[/]" if reason else text)
-    out.print(made)
-    out.print(fill(table("rule", ">line", "why"), ((r.rule, r.line, r.text) for r in judgement.reasons)))
+    told = explained(found, matching[0])
+    whole = document(found)
+    [shown] = [each for each in whole.triggers if each.identity == matching[0].trigger.identity]
+    spoke = {reason.rule for reason in (*shown.reasons, *shown.notes)}
+    if json:
+        emit({"schema_version": SCHEMA_VERSION, "trigger": shown, "passages": told.passages, "needs": told.needs})
+    else:
+        rules = [(rule, sentence) for rule, sentence in whole.rules.items() if rule in spoke]
+        triggers.show_explanation(told, shown, rules)
+    return ExitCode.OK
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}", remedy="name another with --html") from error
+    say(f"written to {file}")

@@ -216,6 +216,11 @@ async def read_phase_rows(db: Database, migration: int) -> dict[tuple[int, Actio
     """When and by whom each phase was last silenced, restored, soaked and halted."""
     rows = await db.rows(_PhaseRow, statement("migrate.read_phase_rows"), migration=migration)
     return {
+async def read_silenced_names(db: Database) -> frozenset[str]:
+    """The identities of the same triggers, for those who only look."""
+    return frozenset(row.subject for row in await db.rows(_SilencedRow, statement("migrate.read_silenced")))
+
+
         (row.phase, Action(row.action)): PhaseRow(
             phase=row.phase,
             action=Action(row.action),

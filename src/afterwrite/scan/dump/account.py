@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
 
 import msgspec
 
@@ -91,15 +92,25 @@ class DumpReport(msgspec.Struct, frozen=True, kw_only=True):
         """What was left out for this reason."""
         return [each for each in self.left_out if each.deed is deed]
 
+    @property
+    def name(self) -> str:
+        """The file's name without its folders."""
+        return "standard input" if self.file == "-" else PurePath(self.file).name
+
+    @property
+    def missing(self) -> Finding:
+        """What no dump tells."""
+        return Finding(
+            rule="dump-without-statistics",
+            severity=Severity.INFO,
+            where="rows written, scans, time and WAL",
+            text="no statistics: a dump has none. Whether a log is only appended to in practice is told by the live "
+            "database alone",
+            remedy="scan the live database",
+        )
+
     def findings(self) -> Iterator[Finding]:
         """What a reader of the verdicts should know of it, in sentences."""
-        yield self._finding(
-            "dump-without-statistics",
-            Severity.INFO,
-            "no statistics: a dump has none. Whether a log is only appended to in practice, and what a trigger costs, "
-            "only the live database tells",
-            "scan the live database, or use --rehearse for costs on made-up rows",
-        )
         yield from self._whole_findings()
         yield from self._parts_findings()
 
@@ -158,20 +169,24 @@ class DumpReport(msgspec.Struct, frozen=True, kw_only=True):
                 f"{_times(len(self.bare_tables), 'table')} loaded without defaults, checks and references: "
                 f"{_listed(self.bare_tables)}",
             )
-        for each in sorted(self.not_loaded, key=lambda each: (_weight(each), each.line)):
+        kinds: defaultdict[str, list[Unloaded]] = defaultdict(list)
+        for each in self.not_loaded:
+            kinds[each.kind].append(each)
+        for kind, each in kinds.items():
+            shown = "; ".join(f"line {one.line}, {one.why}" for one in each[:_LINES_SHOWN])
+            more = f"; and {len(each) - _LINES_SHOWN} more (subject.dump.not_loaded of --json has all)"
             yield self._finding(
-                f"dump-not-loaded-{each.kind.lower().replace(' ', '-')}",
-                Severity.WARNING if _weight(each) == 0 else Severity.INFO,
-                f"line {each.line}, {each.kind} not loaded: {each.why}  [{each.text}]",
+                "dump-not-loaded",
+                Severity.WARNING if kind in _MATTER else Severity.INFO,
+                f"{len(each):,} {kind} could not be loaded: {shown}{more if len(each) > _LINES_SHOWN else ''}",
             )
 
     def _finding(self, rule: str, severity: Severity, text: str, remedy: str | None = None) -> Finding:
-        return Finding(rule=rule, severity=severity, where=self.file, text=text, remedy=remedy)
+        return Finding(rule=rule, severity=severity, where=self.name, text=text, remedy=remedy)
 
 
-def _weight(each: Unloaded) -> int:
-    """Triggers and what they stand on first."""
-    return 0 if each.kind in ("CREATE TRIGGER", "CREATE TABLE", "CREATE FUNCTION", "CREATE FOREIGN TABLE") else 1
+# Triggers, and what they stand on.
+_MATTER = ("CREATE TRIGGER", "CREATE TABLE", "CREATE FUNCTION", "CREATE FOREIGN TABLE", "CREATE VIEW")
 
 
 def _times(count: int, noun: str) -> str:

@@ -30,7 +30,7 @@ from afterwrite.scan.dump.account import DumpReport, Tally, Unloaded, shortened
 from afterwrite.scan.dump.child import Sorter, open_sorter
 from afterwrite.scan.dump.pieces import Piece, cut, open_dump
 from afterwrite.scan.dump.sorting import STUB_C, Deed, Form, Question, Sorted, first_word
-from afterwrite.scan.dump.standins import Missing, Want, mentioned, surroundings, wanted
+from afterwrite.scan.dump.standins import UNQUALIFIED, Missing, Want, mentioned, surroundings, wanted
 
 OWNER = "dump_owner"
 ABSENT = "an unknown language (the dump does not hold it)"
@@ -59,11 +59,11 @@ _SETTINGS = {
     "lc_messages": "C",
     "track_functions": "all",
 }
-_SESSION = {"statement_timeout": "10s", "lock_timeout": "5s", "check_function_bodies": "off", "work_mem": "16MB"}
-_MEMORY = 4 * 1024 * 1024 * 1024
+_SESSION = {"statement_timeout": "5s", "lock_timeout": "5s", "check_function_bodies": "off", "work_mem": "16MB"}
+_MEMORY = 2 * 1024 * 1024 * 1024
 _DISK = 4 * 1024 * 1024 * 1024
-_STATEMENT_SECONDS = 20.0
-_SECONDS = 300.0
+_STATEMENT_SECONDS = 10.0
+_SECONDS = 120.0
 _MOST_TEXT = 512 * 1024 * 1024
 _MOST_STAND_INS = 2_000
 _MOST_LANGUAGES = 20
@@ -375,6 +375,7 @@ class _Loader:
         left = list(waiting)
         while left:
             still = [index for index in left if not await self._run_one(index, self.statements[index].sorted.text)]
+            still = [index for index in still if self.failed[index].sqlstate not in _FINAL]
             if len(still) == len(left):
                 return still
             left = still
@@ -465,7 +466,7 @@ class _Loader:
             return Want(Missing.FUNCTION, want.schema, want.name, "trigger")
         if want.kind is Missing.TYPE and each.sorted.kind.startswith("DROP"):
             return None
-        if not want.schema and want.kind not in (Missing.SCHEMA, Missing.ROLE, Missing.SERVER, Missing.SETTING):
+        if not want.schema and want.kind not in UNQUALIFIED:
             return Want(want.kind, each.path[0] if each.path else "public", want.name, want.arguments)
         return want
 
@@ -488,6 +489,10 @@ class _Loader:
                 made = await self._try(sql.SQL("create server {} foreign data wrapper afterwrite_dump").format(name))
                 grant = sql.SQL("grant usage on foreign server {} to {}").format(name, sql.Identifier(OWNER))
                 return made and await self._try(grant)
+            case Missing.PUBLICATION:
+                made = await self._try(sql.SQL("create publication {}").format(name))
+                owned = sql.SQL("alter publication {} owner to {}").format(name, sql.Identifier(OWNER))
+                return made and await self._try(owned)
             case Missing.COLLATION:
                 return await self._try(sql.SQL('create collation {} from "C"').format(name))
             case Missing.CONFIGURATION:
@@ -623,7 +628,7 @@ class _Loader:
             stand_ins=tuple(
                 f"{want.kind.value} {want.full_name}"
                 for want in self.stand_ins
-                if want.kind not in (Missing.ROLE, Missing.SETTING)
+                if want.kind not in (Missing.ROLE, Missing.SETTING, Missing.SCHEMA)
             ),
             bare_tables=tuple(self.bare),
             databases=tuple(dict.fromkeys(self.databases)),
@@ -652,3 +657,5 @@ def _quoted(name: str) -> str:
 
 
 _REFUSED = "refused"
+# Trying again would take as long again: our own bounds, statement_timeout, no memory, a program limit.
+_FINAL = frozenset({_REFUSED, "57014", "53200", "54000", "54001", "54011"})

@@ -23,6 +23,7 @@ from afterwrite.errors import AfterwriteError, UsageError
 
 LONGEST_STATEMENT = 16 * 1024 * 1024
 _CHUNK = 64 * 1024 * 1024
+_PART = 1024 * 1024
 
 _ARCHIVES = (
     (b"PGDMP", "a dump in PostgreSQL's custom format", "pg_restore --schema-only -f structure.sql {path}"),
@@ -107,9 +108,14 @@ def _lines(file: io.BufferedReader) -> Iterator[bytes]:
 
 
 def _recoded(file: io.BufferedReader, encoding: str) -> Iterator[bytes]:
-    text = io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="\n")
-    while line := text.readline(_CHUNK):
-        yield line.encode()
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    rest = ""
+    while chunk := file.read(_PART):
+        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
+        for line in lines:
+            yield f"{line}\n".encode()
+    if rest:
+        yield rest.encode()
 
 
 # Cutting -------------------------------------------------------------------------------------------------------------

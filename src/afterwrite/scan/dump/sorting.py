@@ -298,7 +298,7 @@ def _alter_table(node: Node, text: str) -> Sorted:
 def _object(kind: str | None) -> str:
     """``OBJECT_MATVIEW`` in the words of SQL."""
     words = (kind or "OBJECT_TABLE").removeprefix("OBJECT_").replace("_", " ")
-    return {"MATVIEW": "MATERIALIZED VIEW", "TSCONFIGURATION": "TEXT SEARCH CONFIGURATION"}.get(words, words)
+    return {"MATVIEW": "MATERIALIZED VIEW"}.get(words, re.sub(r"^TS(?=[A-Z])", "TEXT SEARCH ", words))
 
 
 # Functions and triggers ----------------------------------------------------------------------------------------------

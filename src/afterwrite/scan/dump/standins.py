@@ -23,9 +23,14 @@ class Missing(StrEnum):
     RELATION = "table"
     ROLE = "role"
     SERVER = "foreign server"
+    PUBLICATION = "publication"
     COLLATION = "collation"
     CONFIGURATION = "text search configuration"
     SETTING = "setting"
+
+
+UNQUALIFIED = frozenset({Missing.SCHEMA, Missing.ROLE, Missing.SERVER, Missing.PUBLICATION, Missing.SETTING})
+"""What has a name of its own and no schema."""
 
 
 class Want(msgspec.Struct, frozen=True):
@@ -45,10 +50,11 @@ class Want(msgspec.Struct, frozen=True):
 _NAME = r'"?(?P<name>[^"]+?)"?'
 _COMPLAINTS = (
     (Missing.SCHEMA, re.compile(rf"^schema {_NAME} does not exist$")),
-    (Missing.TYPE, re.compile(rf"^type {_NAME}(?:\[\])* (?:does not exist|is only a shell)$")),
+    (Missing.TYPE, re.compile(r'^type "?(?P<name>[^"]+?)(?:\[\])*"? (?:does not exist|is only a shell)$')),
     (Missing.FUNCTION, re.compile(r"^function (?P<name>[^(]+)\((?P<arguments>.*)\) does not exist$")),
     (Missing.RELATION, re.compile(rf"^relation {_NAME} does not exist$")),
     (Missing.ROLE, re.compile(rf"^role {_NAME} does not exist$")),
+    (Missing.PUBLICATION, re.compile(rf"^publication {_NAME} does not exist$")),
     (Missing.SERVER, re.compile(rf"^server {_NAME} does not exist$")),
     (Missing.COLLATION, re.compile(rf'^collation {_NAME} for encoding "\w+" does not exist$')),
     (Missing.CONFIGURATION, re.compile(rf"^text search configuration {_NAME} does not exist$")),
@@ -73,7 +79,7 @@ def wanted(complaint: Complaint) -> Want | None:
         schema, _, name = found["name"].rpartition(".")
         if "." in schema or (kind is Missing.SETTING and found["name"] not in GRANTED_SETTINGS):
             return None
-        if kind in (Missing.SCHEMA, Missing.ROLE, Missing.SERVER, Missing.SETTING):
+        if kind in UNQUALIFIED:
             schema, name = "", found["name"]
         arguments = found["arguments"] if kind is Missing.FUNCTION else ""
         return Want(kind, schema.strip('"'), name.strip('"'), arguments)

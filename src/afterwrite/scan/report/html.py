@@ -1,0 +1,233 @@
+"""The answer as one HTML file with pictures: no script, nothing from elsewhere, for screen (light, dark) and paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from importlib import resources
+
+from afterwrite.errors import Finding, Severity
+from afterwrite.scan.report.document import ReasonShown, ScanDocument, TriggerShown
+from afterwrite.scan.report.elements import Markup, element, join
+from afterwrite.scan.report.pictures import ORDER, cost_by_table, phase_plan, verdict_bar, verdicts_by_table
+from afterwrite.scan.report.words import MEANING, percent, saved, server
+from afterwrite.scan.verdicts import Needs, Verdict
+
+_GRAVEST_FIRST = (Verdict.REVIEW, Verdict.DEFER, Verdict.KEEP, Verdict.RETIRE)
+_TITLES = {
+    Verdict.REVIEW: "For a person to look at",
+    Verdict.DEFER: "May run a moment after the commit",
+    Verdict.KEEP: "Stay on the write path",
+    Verdict.RETIRE: "May go",
+}
+_SEVERITY = {Severity.ERROR: "in the way", Severity.WARNING: "to mend", Severity.INFO: "to know"}
+# Nothing may be loaded or run, whatever the database's names and bodies try.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def html_report(shown: ScanDocument, at: datetime) -> str:
+    """The whole report as one file, made ``at``."""
+    title = f"Triggers of {shown.subject.name}"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("meta", name="referrer", content="no-referrer"),
+        element("title", title),
+        element("style", _style()),
+    )
+    tables = len({trigger.relation for trigger in shown.triggers})
+    header = element(
+        "header",
+        element("p", "afterwrite scan", class_="eyebrow"),
+        element("h1", title),
+        element(
+            "p",
+            f"{len(shown.triggers):,} triggers on {tables:,} tables · PostgreSQL "
+            f"{server(shown.subject.server_version)} · {at:%Y-%m-%d %H:%M %Z}",
+            class_="quiet",
+        ),
+    )
+    footer = element(
+        "footer",
+        element("p", f"Made by afterwrite {shown.afterwrite} scan, which reads the catalog and changes nothing."),
+    )
+    body = element("body", header, element("main", *_sections(shown)), footer)
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _style() -> Markup:
+    return Markup(resources.files("afterwrite.scan.report").joinpath("report.css").read_text(encoding="utf-8"))
+
+
+def _sections(shown: ScanDocument) -> Iterator[Markup]:
+    if not shown.triggers:
+        yield element("p", "There is no user trigger in this database.")
+        return
+    cards = (
+        element(
+            "li",
+            element("strong", f"{shown.counts[verdict.value]:,}"),
+            element("span", verdict.value, class_=f"badge {verdict.value}"),
+            element("span", MEANING[verdict], class_="quiet"),
+        )
+        for verdict in ORDER
+    )
+    yield element("section", element("ul", *cards, class_="cards"), verdict_bar(shown.counts), class_="summary")
+    yield from _costs(shown)
+    phases = [phase for phase in shown.phases or () if phase.retire or phase.defer]
+    if phases:
+        yield _section(
+            "The plan",
+            "All triggers of a table move together, from the least to the highest risk, and each phase waits for its "
+            "gates. A dot is a trigger.",
+            _legend(Verdict.RETIRE, Verdict.DEFER),
+            phase_plan(phases, shown.counts["keep"], shown.counts["review"]),
+        )
+    there = [verdict for verdict in ORDER if shown.counts[verdict.value]]
+    yield _section("Verdicts by table", "", _legend(*there), verdicts_by_table(shown))
+    for verdict in _GRAVEST_FIRST:
+        triggers = shown.of(verdict)
+        if triggers:
+            yield _triggers(verdict, triggers, shown)
+    yield from _findings("What was noticed", shown.findings)
+    spoke = [
+        join((element("dt", element("code", rule), id=f"rule-{rule}"), element("dd", sentence)))
+        for rule, sentence in shown.rules.items()
+    ]
+    if spoke:
+        yield _section("The rules that spoke", "", element("dl", *spoke))
+    yield from _findings("Figures that are missing", shown.missing, note="No verdict depends on them.")
+
+
+def _section(title: str, note: str, *content: Markup | None) -> Markup:
+    return element("section", element("h2", title), element("p", note, class_="quiet") if note else None, *content)
+
+
+def _legend(*verdicts: Verdict) -> Markup:
+    return element(
+        "p",
+        *(element("span", verdict.value, class_=f"key {verdict.value}") for verdict in verdicts),
+        class_="legend",
+    )
+
+
+def _costs(shown: ScanDocument) -> Iterator[Markup]:
+    costs = shown.costs
+    if costs is None:
+        return
+    said = [element("li", sentence) for sentence in saved(costs)]
+    picture = cost_by_table(costs)
+    legend = element(
+        "p",
+        element("span", "triggers", class_="key cost"),
+        element("span", "the write itself", class_="key rest"),
+        class_="legend",
+    )
+    if said or picture is not None:
+        yield _section(
+            "What writing costs",
+            costs.write_time,
+            element("ul", *said, class_="said") if said else None,
+            legend if picture is not None else None,
+            picture,
+        )
+
+
+def _findings(title: str, findings: Sequence[Finding], note: str = "") -> Iterator[Markup]:
+    if not findings:
+        return
+    listed = [
+        element(
+            "li",
+            element("span", _SEVERITY[finding.severity], class_=f"severity {finding.severity.value}"),
+            " ",
+            finding.text if finding.where in finding.text else f"{finding.where}: {finding.text}",
+            element("code", finding.remedy, class_="remedy") if finding.remedy else None,
+        )
+        for finding in findings
+    ]
+    yield _section(f"{title} ({len(findings):,})", note, element("ul", *listed, class_="findings"))
+
+
+def _triggers(verdict: Verdict, triggers: Sequence[TriggerShown], shown: ScanDocument) -> Markup:
+    shares = {each.trigger: each.time_share for each in shown.costs.triggers} if shown.costs is not None else {}
+    heads = ["table and trigger", "fires", "why"]
+    if shares:
+        heads.append("write time")
+    rows = [_row(trigger, shares) for trigger in _ordered(triggers, shares)]
+    return element(
+        "section",
+        element(
+            "h2",
+            f"{_TITLES[verdict]} ",
+            element("span", f"{len(triggers):,} {verdict.value}", class_=f"badge {verdict.value}"),
+        ),
+        element(
+            "div",
+            element(
+                "table",
+                element("thead", element("tr", *(element("th", head, scope="col") for head in heads))),
+                element("tbody", *rows),
+            ),
+            class_="wide",
+        ),
+    )
+
+
+def _ordered(triggers: Sequence[TriggerShown], shares: dict[str, float | None]) -> list[TriggerShown]:
+    return sorted(triggers, key=lambda each: (-(shares.get(each.identity) or 0.0), each.schema, each.table, each.name))
+
+
+def _row(trigger: TriggerShown, shares: dict[str, float | None]) -> Markup:
+    events = " or ".join(event.value for event in trigger.events)
+    fires = f"{trigger.timing.value} {events}, {trigger.level.value}"
+    more = [f"of {', '.join(trigger.columns)}"] if trigger.columns else []
+    more += [f"when {trigger.when}"] if trigger.when else []
+    more += ["disabled"] if trigger.enabled.value == "D" else []
+    more += [f"{trigger.partitions} partitions"] if trigger.partitions else []
+    cells = [
+        element(
+            "td",
+            element("span", trigger.table if trigger.schema == "public" else trigger.relation, class_="table"),
+            element("br"),
+            element("span", trigger.name, class_="name"),
+            element("span", f"{trigger.function}()", class_="quiet function"),
+        ),
+        element("td", fires, *(element("span", each, class_="quiet function") for each in more)),
+        element("td", *(_reason(reason) for reason in trigger.reasons), *_needs(trigger.needs, trigger.verdict)),
+    ]
+    if shares:
+        cells.append(element("td", percent(shares.get(trigger.identity)), class_="number"))
+    return element("tr", *cells)
+
+
+def _reason(reason: ReasonShown) -> Markup:
+    where = f"line {reason.line}" if reason.line is not None else None
+    return element(
+        "div",
+        reason.text,
+        " ",
+        element("span", " · ".join(filter(None, (reason.rule, where))), class_="quiet rule"),
+        element("code", reason.code, class_="line") if reason.code else None,
+        class_="reason",
+    )
+
+
+def _needs(needs: Needs, verdict: Verdict) -> Iterator[Markup]:
+    if verdict in (Verdict.KEEP, Verdict.REVIEW):
+        return
+    parts: list[str] = []
+    if needs.replica_identity_full:
+        parts.append(
+            "replica identity full" + (f" ({', '.join(needs.old_columns)})" if "*" not in needs.old_columns else "")
+        )
+    if needs.context:
+        asked = ", ".join((*needs.settings, *needs.session))
+        parts.append(f"context ({asked})")
+    if needs.lookups:
+        parts.append(f"lookups in {', '.join(needs.lookups)}")
+    if parts:
+        yield element("div", element("b", "to move it needs "), "; ".join(parts), class_="needs")

@@ -1,0 +1,53 @@
+"""What the faces of a report say alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from afterwrite.scan.cost.figures import Costs
+from afterwrite.scan.verdicts import Verdict
+
+MEANING = {
+    Verdict.RETIRE: "only log: the store replaces them",
+    Verdict.DEFER: "effects that may happen a moment after commit",
+    Verdict.REVIEW: "cannot be known: look at the line named",
+    Verdict.KEEP: "business logic: they stay",
+}
+
+
+def server(version: int) -> str:
+    """``18.1`` of server_version_num."""
+    return f"{version // 10_000}.{version % 10_000}"
+
+
+def percent(share: float | None) -> str:
+    """A share between 0 and 1 in words; an en dash where it is not known."""
+    if share is None:
+        return "–"
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    return f"{share:.1%}".replace("%", " %") if share < 0.1 else f"{share:.0%}".replace("%", " %")
+
+
+def saved(costs: Costs) -> Iterator[str]:
+    """What the write path would save, a sentence for each choice of verdicts that was reckoned."""
+    for saving in costs.savings:
+        if saving.time_low is None and saving.wal_low is None:
+            continue
+        named = " and ".join(verdict.value for verdict in saving.verdicts)
+        parts = [
+            f"{_between(low, high)} of the {what}"
+            for low, high, what in (
+                (saving.time_low, saving.time_high, "write time"),
+                (saving.wal_low, saving.wal_high, "WAL"),
+            )
+            if low is not None
+        ]
+        how = f" ({saving.how})" if saving.how else ""
+        noun = "trigger" if saving.triggers == 1 else "triggers"
+        yield f"Without the {saving.triggers:,} {noun} to {named}: saves {' and '.join(parts)}{how}"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    least, most = percent(low), percent(high)
+    return least if high is None or least == most else f"{least} to {most}"
