@@ -36,6 +36,8 @@ QUEUE_WORDS = frozenset(
         *("delivery", "deliveries", "event", "events", "todo", "work"),
     }
 )
+# What libraries' histories have in common (django-pghistory, Envers), however their tables are called.
+LOG_SHAPES = (frozenset({"pgh_label", "pgh_created_at"}), frozenset({"rev", "revtype"}))
 # Columns that somebody moves on later: a row that has one is work to do, or news to read, and no record of the past.
 STATE_COLUMN = re.compile(
     r"(is_)?(processed|sent|delivered|published|dispatched|consumed|handled|acked|acknowledged|claimed|locked|seen|read"
@@ -402,11 +404,11 @@ class World:
 
     def _for(self, table: Table) -> Iterator[str]:
         words = _words(table.name)
-        inserts = [write for _, write in self.trigger_writes[table.oid] if isinstance(write, Insert)]
-        names_origin = bool(inserts) and all(_SHAPE.search(_row_text(write)) for write in inserts)
-        copies_rows = bool(inserts) and all(_copies_row(write) for write in inserts)
+        appended = [(trigger, write) for trigger, write in self.trigger_writes[table.oid] if isinstance(write, Insert)]
+        names_origin = bool(appended) and all(_SHAPE.search(_row_text(write)) for _, write in appended)
+        copies_rows = bool(appended) and all(_copies_row(trigger, write) for trigger, write in appended)
         named = bool(LOG_WORDS.intersection((*words, *_words(table.schema))))
-        if QUEUE_WORDS.intersection(words):
+        if _queue_words(words):
             if named and names_origin:
                 yield "it is named like a log, and its rows name the operation or the table that they come from"
             return
@@ -416,12 +418,18 @@ class World:
             yield "it is named like a history, and its rows are copies or name where they come from"
         elif names_origin:
             yield "its rows name the operation or the table that they come from"
+        elif any({column.name for column in table.columns}.issuperset(shape) for shape in LOG_SHAPES):
+            yield "it has the columns of a history that a library keeps"
+        elif table.referenced_by:
+            owners = [self.atlas.tables.get(key.table_oid) for key in table.referenced_by]
+            if all(owner is not None and self._is_its_own_history(table, self.atlas.root(owner)) for owner in owners):
+                yield "only histories that the same triggers write refer to it"
 
     def _against(self, table: Table) -> Iterator[str]:
         if table.kind not in (Kind.TABLE, Kind.PARTITIONED):
             yield "it is no plain table"
         words = _words(table.name)
-        if QUEUE_WORDS.intersection(words) and words[-1] not in LOG_WORDS | PAST_WORDS:
+        if _queue_words(words) and words[-1] not in LOG_WORDS | PAST_WORDS:
             yield "it is named like a queue"
         if table.has_rules:
             yield "it has rewrite rules"
@@ -535,11 +543,27 @@ def _row_text(write: Insert) -> str:
     return " ".join((*write.values, write.source))
 
 
-def _copies_row(write: Insert) -> bool:
-    """Whether most of a row is a copy of the trigger's row: its columns under their own names, or the whole as JSON."""
+def _queue_words(words: list[str]) -> frozenset[str]:
+    """The words of a name that speak of a queue; an event of an audit is none."""
+    found = QUEUE_WORDS.intersection(words)
+    return found - {"event", "events"} if LOG_WORDS.intersection(words) else found
+
+
+def _copies_row(trigger: Trigger, write: Insert) -> bool:
+    """Whether most of a row is a copy of the trigger's row: its columns under their own names, or the whole as JSON.
+
+    The row may also come out of a transition table, or be read back from the trigger's own table.
+    """
+    rows = ["new", "old"]
+    for name in (trigger.old_table, trigger.new_table, trigger.table):
+        if name and write.from_select:
+            found = re.search(
+                rf'\bfrom\s+(\w+\.)?"?{re.escape(name)}"?(\s+(as\s+)?(?!where\b)(\w+))?', write.source, re.I
+            )
+            rows += [found[4] or name] if found else []
     same = [
         column
         for column, value in zip(write.columns, write.values, strict=False)
-        if re.fullmatch(rf"\(?(new|old)\)?\.{re.escape(column)}", value.strip(), re.IGNORECASE)
+        if re.fullmatch(rf"\(?({'|'.join(map(re.escape, rows))})\)?\.{re.escape(column)}", value.strip(), re.IGNORECASE)
     ]
     return bool(_WHOLE_ROW.search(_row_text(write))) or len(same) * 2 >= max(2, len(write.columns))

@@ -15,7 +15,6 @@ end;
 $$ language plpgsql;
 -- = retire: appends-to-log
 -- Because: an event table is a copy of the row and a label; nobody in the database does anything with it.
--- Wrong: scan says defer; blog_postevent is not taken for a log, though it holds copies of rows, with a label, and nobody reads it.
 create trigger pgtrigger_insert_insert_1a2b after insert on "blog_post"
   for each row execute procedure pgtrigger_insert_insert_1a2b();
 create or replace function pgtrigger_update_update_1a2b() returns trigger as $$
@@ -26,7 +25,6 @@ begin
 end;
 $$ language plpgsql;
 -- = retire: appends-to-log
--- Wrong: scan says defer; as pgtrigger_insert_insert_1a2b.
 create trigger pgtrigger_update_update_1a2b after update on "blog_post"
   for each row when (old.* is distinct from new.*) execute procedure pgtrigger_update_update_1a2b();
 

@@ -157,6 +157,5 @@ begin
 end $$;
 -- = retire: appends-to-log
 -- Because: named like a log and like a queue at once; what it holds is who renamed what.
--- Wrong: scan says defer; audit_events: a queue by its last word, but LOG word first, no state column, and nobody takes rows out.
 create trigger audit_project_name after update of name on projects
   for each row when (old.name is distinct from new.name) execute function audit_project_name();

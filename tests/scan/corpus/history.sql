@@ -162,7 +162,6 @@ begin
   return null;
 end $$;
 -- = retire: appends-to-log
--- Wrong: scan says defer; a copy of the row through a transition table is a copy, too.
 create trigger sensor_statement after delete on sensor
   referencing old table as deleted for each statement execute function sensor_statement();
 create function sensor_own_row() returns trigger language plpgsql as $$
@@ -172,7 +171,6 @@ begin
 end $$;
 -- = retire: appends-to-log
 -- Because: it reads the row back from its own table, which the change in the WAL holds as well.
--- Wrong: scan says defer; a copy of the row through a SELECT from its own table by its own key is a copy, too.
 create trigger sensor_own_row after insert or update on sensor for each row execute function sensor_own_row();
 
 -- The history of a partition alone, and of a partitioned table by day.
