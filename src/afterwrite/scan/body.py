@@ -52,6 +52,8 @@ _UNKNOWN_FIELD = re.compile(r'"(?P<variable>[^".]+)\.[^"]*" is not a known varia
 
 def read_body(source: Source) -> Body:
     """The facts of a text."""
+    if "\0" in source.text:  # the parser would take it for the end
+        return Body(unknowns=(Unknown(rule="unparsable", text="a zero byte"),))
     notebook = Notebook(trigger=source.trigger)
     notebook.parameters = frozenset(source.parameters)
     notebook.values.update({name: Term(kind=TermKind.NAME, text=name) for name in source.parameters if name})
@@ -91,10 +93,25 @@ def _parse_tolerantly(definition: str) -> Node:
             )
             better = declared.sub(r"\1record", text, count=1)
             better = _ROWTYPE.sub("record", text) if better == text else better
+            better = _without_comments(text) if better == text else better
             if better == text:
                 raise
             text = better
     raise _ParseError("too many variables of unknown composite types")
+
+
+def _without_comments(text: str) -> str:
+    """The text with its comments blanked out, line for line: one may stand inside a declaration."""
+    blanked = list(text)
+    head = text.find("$")  # the body begins with a dollar quote, which is one string to the tokens of the whole
+    tag = text[head : text.find("$", head + 1) + 1] if head >= 0 else ""
+    start = head + len(tag)
+    end = text.rfind(tag) if tag else len(text)
+    place = start
+    for token in tokens(text[:end], start):
+        blanked[place : token.start] = [letter if letter in "\r\n" else " " for letter in text[place : token.start]]
+        place = token.end
+    return "".join(blanked)
 
 
 class _Walker:
@@ -330,6 +347,8 @@ class _Walker:
         if "lineno" not in node:  # the one that the compiler adds at the end of every function
             return True
         if "expr" not in node:
+            if self.notebook.rows:
+                self.notebook.add(Unknown, line, rule="unparsable", text="a trigger's RETURN must name a row")
             self.notebook.add(Return, line, what="none")
             return True
         query = self._query(node["expr"], line, into=("result",))

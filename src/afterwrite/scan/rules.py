@@ -274,8 +274,10 @@ def feeds_a_foreign_key(case: Case) -> Iterator[Reason]:
             continue
         if isinstance(write, Insert):
             for key in table.referenced_by:
+                owner = case.world.atlas.tables.get(key.table_oid)
+                if owner is not None and case.world.is_own_history(table, case.world.atlas.root(owner)):
+                    continue
                 if key.table_oid != table.oid and _makes_key(write, key.referenced_columns):
-                    owner = case.world.atlas.tables.get(key.table_oid)
                     text = f"makes the row of {table.full_name} that {owner.full_name if owner else 'others'} refers to"
                     yield case.reason(feeds_a_foreign_key, write, text)
                     break
@@ -373,6 +375,8 @@ def feeds_the_unread(case: Case) -> Iterator[Reason]:
     """What it writes is named by a function that cannot be read, and that may rely on it at once."""
     for table, write in case.writes:
         for name in case.world.named_in_the_dark(table):
+            if name == f"trigger {case.trigger.identity}":
+                continue
             text = f"{_deed(write)} {table.full_name}, which {name} names, and that cannot be read"
             yield case.reason(feeds_the_unread, write, text)
 
@@ -634,6 +638,7 @@ def _enforced_insert(case: Case, table: Table, write: Insert) -> Iterator[str]:
         elif write.on_conflict is OnConflict.NONE and given:
             values = [given[column] for column in guarded]
             generated = any(_GENERATED.search(value) or "clock_timestamp" in value for value in values)
+            generated |= any(_drawn(case, value) for value in values)
             generated |= is_log and any(_is_time(table, column) for column in guarded)
             # A copy of the row's own key cannot collide: the key itself is unique already.
             copied = own_key and all(any(_is_column(value, name) for value in values) for name in own_key)
@@ -652,6 +657,14 @@ def _enforced_insert(case: Case, table: Table, write: Insert) -> Iterator[str]:
             if any(_FROM_ROW.search(given.get(column, "")) for column in key.columns):
                 yield from _unguarded(case, table, key, given)
     yield from _refused(case, table, write)
+
+
+def _drawn(case: Case, value: str) -> bool:
+    """Whether a value is a variable that holds what a generator drew, or the key of a row that was just inserted."""
+    name = value.strip().lower()
+    inserted = any(name in write.returning_into for _, write in case.writes if isinstance(write, Insert))
+    texts = [fact.text for fact in case.body.assignments if fact.variable == name and not fact.selected]
+    return inserted or (bool(texts) and all(_GENERATED.search(text) for text in texts))
 
 
 def _makes_key(write: Insert, key: Iterable[str]) -> bool:

@@ -365,6 +365,10 @@ class World:
                 # Who only appends to it as well does not rely on what is there.
                 text = _APPENDS.sub(" ", f"{function.source} {function.sql_body or ''}".lower())
                 found.append((f"{function.full_name}()", frozenset(re.findall(r"[\w$]+", text))))
+        for trigger in self.inventory.triggers:
+            if {fact.rule for fact in self.bodies[trigger.oid].unknowns} & {"other-language", "unparsable"}:
+                text = _APPENDS.sub(" ", trigger.definition.lower())
+                found.append((f"trigger {trigger.identity}", frozenset(re.findall(r"[\w$]+", text))))
         return found
 
     def named_in_the_dark(self, table: Table) -> Iterator[str]:
@@ -422,7 +426,7 @@ class World:
             yield "it has the columns of a history that a library keeps"
         elif table.referenced_by:
             owners = [self.atlas.tables.get(key.table_oid) for key in table.referenced_by]
-            if all(owner is not None and self._is_its_own_history(table, self.atlas.root(owner)) for owner in owners):
+            if all(owner is not None and self.is_own_history(table, self.atlas.root(owner)) for owner in owners):
                 yield "only histories that the same triggers write refer to it"
 
     def _against(self, table: Table) -> Iterator[str]:
@@ -444,7 +448,7 @@ class World:
             yield f"its rows are updated ({table.updated} so far)"
         for key in table.referenced_by:
             owner = self.atlas.tables.get(key.table_oid)
-            if owner is None or not self._is_its_own_history(table, self.atlas.root(owner)):
+            if owner is None or not self.is_own_history(table, self.atlas.root(owner)):
                 yield f"{owner.full_name if owner else 'another table'} refers to it"
         for trigger in self.triggers_on[table.oid]:
             if not self._protects(trigger):
@@ -480,7 +484,7 @@ class World:
             if child == table.oid and above is not None and not LOG_WORDS.intersection(_words(above.name)):
                 yield f"its rows are seen in {above.full_name}, from which it inherits"
 
-    def _is_its_own_history(self, table: Table, owner: Table) -> bool:
+    def is_own_history(self, table: Table, owner: Table) -> bool:
         """Whether a table that refers to a log is a log of the same triggers: their rows go together."""
         writers = {trigger.oid for trigger, _ in self.trigger_writes[owner.oid]}
         common = {trigger.oid for trigger, _ in self.trigger_writes[table.oid]}

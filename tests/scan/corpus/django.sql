@@ -64,7 +64,6 @@ end;
 $$ language plpgsql;
 -- = defer: writes-other-table
 -- Because: the context row is merged into, not appended, and it is the key that the events refer to.
--- Wrong: scan says keep; only the event table that the same trigger writes refers to the context row: both may follow together.
 create trigger pgtrigger_snapshot_insert_3c4d after insert on "shop_item"
   for each row execute procedure pgtrigger_snapshot_insert_3c4d();
 

@@ -150,7 +150,6 @@ begin
 end $$;
 -- = retire: appends-to-log
 -- Because: both tables are appended to by nobody else, and only the history refers to its own revision.
--- Wrong: scan says defer; revinfo is referred to by the history only, which the same trigger writes.
 create trigger product_aud after insert or update or delete on product for each row execute function product_aud_fn();
 
 -- Statement-level history, and one with its own sequence and a unique number from it.
