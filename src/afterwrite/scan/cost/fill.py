@@ -408,7 +408,8 @@ def _question(conditions: Sequence[Condition], rows: Sequence[Row], columns: Map
         for place, row in enumerate(rows)
     )
     alias = ", ".join(sql.Identifier(name).as_string() for name in ("afterwrite place", *names))
-    held = " and ".join(f"({each.expression}) is not false" for each in conditions) or "true"
+    # The first makes the server compute all values, also those that no condition looks at.
+    held = " and ".join(["candidate::text is not null", *(f"({each.expression}) is not false" for each in conditions)])
     text = f'select "afterwrite place" from (values {listed}) as candidate ({alias}) where {held}'  # noqa: S608
     return text.encode()  # conditions and types are as the server printed them
 

@@ -32,7 +32,7 @@ REFUSALS = (DatabaseError, Refused)
 _ROUNDS = 3
 _RUNS = 3
 _WARM = 2
-_WRITTEN = 3
+_WRITTEN = 2
 
 
 class Switch(Enum):
@@ -73,7 +73,6 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
 
     wal: float
     images: int
-    rows: float
 
 
 class Taken(msgspec.Struct, kw_only=True):
@@ -81,12 +80,13 @@ class Taken(msgspec.Struct, kw_only=True):
 
     samples: list[Sample] = []
     written: list[Written] = []
+    rows: list[float] = []
 
     @property
-    def usual(self) -> list[Written]:
-        """The runs with the fewest images of whole pages: what is written in the long time between checkpoints."""
+    def wal(self) -> list[float]:
+        """Of the runs with the fewest images of whole pages: what is written in the long time between checkpoints."""
         least = min((each.images for each in self.written), default=0)
-        return [each for each in self.written if each.images == least]
+        return [each.wal for each in self.written if each.images == least]
 
 
 class _Undo(Exception):  # noqa: N818 - no error: it only ends the block
@@ -210,9 +210,12 @@ class Bench:
                         sample = read_plan(await explain(self.db, deed.query))
                     if number >= _WARM:
                         taken.samples.append(sample)
+                rows = await self._rows_so_far()
                 for _ in range(_WRITTEN):
                     async with undone(self.db):
                         taken.written.append(await self._written(deed))
+                # What was undone is counted all the same.
+                taken.rows.append((await self._rows_so_far() - rows) / _WRITTEN)
         except REFUSALS:
             if way == Way():
                 raise
@@ -234,8 +237,7 @@ class Bench:
         await self.db.run(b"grant execute on function pg_temp.afterwrite_probe() to current_user")
 
     async def _written(self, deed: Deed) -> Written:
-        """WAL and rows of one run."""
-        rows = await self._rows_so_far()
+        """The WAL of one run."""
         if self.temporary:
             plan = await explain(self.db, sql.SQL("select pg_temp.afterwrite_probe()").format())
             wal, images = float(plan["Plan"]["WAL Bytes"]), int(plan["Plan"]["WAL FPI"])
@@ -243,7 +245,7 @@ class Bench:
             before: float = await self.db.value(statement("cost.read_wal_position"))
             await explain(self.db, deed.query)
             wal, images = float(await self.db.value(statement("cost.read_wal_position"))) - before, 0
-        return Written(wal=wal, images=images, rows=await self._rows_so_far() - rows)
+        return Written(wal=wal, images=images)
 
     async def _rows_so_far(self) -> float:
         return float(await self.db.value(statement("cost.read_rows_written")))
@@ -275,7 +277,7 @@ def _spread(taken: Mapping[Way, Taken], way: Way | None) -> Spread | None:
 
 
 def _middle(taken: Mapping[Way, Taken], way: Way | None, what: str) -> float | None:
-    found: list[float] = [getattr(each, what) for each in taken[way].usual] if way is not None and way in taken else []
+    found: list[float] = getattr(taken[way], what) if way is not None and way in taken else []
     return statistics.median(found) if found else None
 
 

@@ -215,7 +215,6 @@ _MAKERS: dict[str, Callable[[str, int, int], str]] = {
     "json": lambda name, number, _: f'{{"name": "{_safe(name)} {number}", "number": {number}}}',
     "jsonb": lambda name, number, _: f'{{"name": "{_safe(name)} {number}", "number": {number}}}',
     "jsonpath": lambda _name, _number, _: "$.a",
-    "xml": lambda _name, number, _: f"<a>{number}</a>",
     "bytea": lambda _name, number, _: f"\\x{number:016x}",
     "inet": lambda _name, number, _: f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}",
     "cidr": lambda _name, number, _: f"10.{number >> 8 & 255}.{number & 255}.0/24",
