@@ -31,7 +31,7 @@ _TRIGGER = re.compile(
 
 
 class Intention(NamedTuple):
-    """What a careful DBA says of a trigger (``schema.table.name``); ``rules``: one of them must be among the reasons."""
+    """What a careful DBA says of a trigger (``schema.table.name``); one of ``rules`` must be among the reasons."""
 
     scene: str
     trigger: str
