@@ -13,23 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from afterwrite.scan import rules
-from afterwrite.scan.catalog import Event, Inventory
-from afterwrite.scan.facts import Body, Delete
+from afterwrite.scan.catalog import Inventory
+from afterwrite.scan.facts import Body, Delete, Update
+from afterwrite.scan.needs import needs
 from afterwrite.scan.rules import Case, Rule
-from afterwrite.scan.verdicts import Judgement, Needs, Reason, Verdict
+from afterwrite.scan.verdicts import Eventual, Judgement, Needs, Reason, Verdict
 from afterwrite.scan.world import World
 
 __all__ = ["Judgement", "Needs", "Reason", "Verdict", "judge"]
-
-_CONTEXT_SESSIONS = frozenset({"current_user", "session_user", "user", "current_role"})
-_SESSION_ONLY = frozenset(
-    {
-        *("inet_client_addr", "inet_client_port", "inet_server_addr", "pg_backend_pid", "current_query"),
-        *("txid_current", "pg_current_xact_id", "txid_current_if_assigned", "pg_current_xact_id_if_assigned"),
-        *("getpgusername", "statement_timestamp"),
-    }
-)
-
 
 _KEPT_FOR_EFFECT = frozenset(
     rules.rule_name(rule)
@@ -109,6 +100,7 @@ def _judge(case: Case, kept: list[Reason]) -> Judgement:
         log_tables=_names(table.full_name for table, _ in case.appends),
         effects=_names(table.full_name for table, _ in case.effects),
         channels=_names(fact.channel for fact in case.body.notifies),
+        eventual=_eventual(case),
         needs=needs(case),
     )
 
@@ -117,21 +109,21 @@ def _apply(listed: Iterable[Rule], case: Case) -> list[Reason]:
     return [reason for rule in listed for reason in rule(case)]
 
 
-def needs(case: Case) -> Needs:
-    """What must be there for the trigger to move."""
-    body, home = case.body, case.home
-    key = frozenset(home.primary_key) if home is not None else frozenset[str]()
-    old = body.old_columns if {Event.UPDATE, Event.DELETE}.intersection(case.trigger.events) else frozenset[str]()
-    settings = _names(fact.name or "?" for fact in body.settings if not fact.written)
-    asked = {fact.name for fact in body.sessions}
-    lookups = {table.full_name for read in body.reads if (table := case.world.table(read)) is not None}
-    return Needs(
-        replica_identity_full=bool(old - key),
-        old_columns=_names(old - key),
-        context=bool(settings) or bool(asked & (_CONTEXT_SESSIONS | _SESSION_ONLY)),
-        settings=settings,
-        session=_names(asked & (_SESSION_ONLY | _CONTEXT_SESSIONS)),
-        lookups=_names(lookups),
+def _eventual(case: Case) -> tuple[Eventual, ...]:
+    """The tables that would follow a moment after the commit, and who would see that."""
+    columns: dict[int, set[str] | None] = {}
+    for table, write in case.effects:
+        written = set(write.columns) if isinstance(write, Update) else None
+        before = columns.get(table.oid, set[str]())
+        columns[table.oid] = None if written is None or before is None else before | written
+    tables = {table.oid: table for table, _ in case.effects}
+    return tuple(
+        Eventual(
+            table=table.full_name,
+            columns=_names(columns[oid] or ()),
+            noticed_by=tuple(dict.fromkeys(case.world.noticed_by(table, case.trigger))),
+        )
+        for oid, table in tables.items()
     )
 
 
@@ -152,6 +144,13 @@ def _notes(case: Case) -> tuple[Reason, ...]:
             f"fires when a statement names {', '.join(case.trigger.columns)}; the WAL only tells which values changed"
         )
         found.append(Reason(rule="update-of", line=None, text=text))
+    if case.trigger.timing.value == "before" and not case.body.new_assignments:
+        text = "fires before the write: to be deferred, it must be made again as AFTER"
+        found += [Reason(rule="fires-before", line=None, text=text)] if case.effects or case.body.notifies else []
+    for table, _ in case.appends:
+        if table.persistence == "u":
+            text = f"{table.full_name} is unlogged: its rows are not in the WAL, so that proof has nothing to compare"
+            found.append(Reason(rule="unlogged-log", line=None, text=text))
     for line in case.body.exception_blocks:
         found.append(Reason(rule="exception-block", line=line, text="opens a subtransaction for every row"))
     return tuple(dict.fromkeys(found))

@@ -76,8 +76,8 @@ _WRITES = (Insert, Update, Delete)
 _EFFECTS: frozenset[type[Fact]] = frozenset(
     {Insert, Update, Delete, Refresh, Raise, Notify, Setting, Lock, Outside, Command, Dynamic, Unknown}
 )
-# Whether an expression can run anything at all: a call, a query, or an operator of somebody's own.
-_RUNS = re.compile(r"\(|[^\w\s.,:'\"]")
+# Whether an expression can run anything at all (a call, a query, an operator), or asks who is writing.
+_RUNS = re.compile(r"\(|[^\w\s.,:'\"]|\b(current_user|session_user|user|current_role)\b", re.IGNORECASE)
 DEFAULT_OF = "the default of "
 """How ``via`` begins where something is run because a column was not given."""
 _ANY = ("anyelement", "anycompatible", "record")

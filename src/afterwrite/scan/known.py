@@ -17,7 +17,7 @@ SESSION_FUNCTIONS = frozenset(
     {
         *("pg_trigger_depth", "inet_client_addr", "inet_client_port", "inet_server_addr", "pg_backend_pid"),
         *("txid_current", "pg_current_xact_id", "txid_current_if_assigned", "pg_current_xact_id_if_assigned"),
-        *("current_query", "statement_timestamp", "getpgusername", "pg_my_temp_schema"),
+        *("current_query", "statement_timestamp", "getpgusername", "pg_my_temp_schema", "currval", "lastval"),
     }
 )
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
+import msgspec
+
 from afterwrite.scan.catalog import Enabled, Event, ForeignKey, Function, Kind, Table, Timing, Trigger, TriggerLevel
 from afterwrite.scan.facts import (
     FACT_FIELDS,
@@ -26,7 +28,7 @@ from afterwrite.scan.facts import (
 from afterwrite.scan.follow import DEFAULT_OF, events_of
 from afterwrite.scan.known import CANCELS_ROW, CHANGES_ROW, FORBIDS, NOTIFIES
 from afterwrite.scan.tokens import tokens, unquote
-from afterwrite.scan.verdicts import Reason
+from afterwrite.scan.verdicts import Reason, Verdict
 from afterwrite.scan.world import World, Write
 
 _LITERAL = re.compile(r"'(?:[^']|'')*'(::[\w. ]+)?|[-+]?[\d.]+|true|false|null|default", re.IGNORECASE)
@@ -557,6 +559,47 @@ DEFER: tuple[Rule, ...] = (writes_other_table, notifies, calls_out, advances_seq
 RETIRE: tuple[Rule, ...] = (appends_to_log, has_no_effect)
 
 
+class RuleEntry(msgspec.Struct, frozen=True):
+    """A rule as people know it: its name, the verdict that it leads to by itself, and what it says."""
+
+    name: str
+    verdict: Verdict
+    sentence: str
+
+
+# What ``unreadable`` finds goes by the name of its cause; ``unclear`` is said where no rule speaks.
+_CAUSES = {
+    "unparsable": "A text that it runs cannot be parsed.",
+    "other-language": "It is written, or calls something that is written, in a language that is not read here.",
+    "unknown-function": "It calls a function that may do anything.",
+    "unknown-table": "It writes a table that cannot be seen here.",
+    "depends-on-search-path": "It writes a name that means another table for other roles.",
+    "writes-system-catalog": "It writes a system catalog.",
+    "dynamic-sql": "It runs SQL that is only known when it runs.",
+    "unclear": "No rule says what it is for.",
+}
+
+
+def _entries() -> dict[str, RuleEntry]:
+    listed = {
+        Verdict.KEEP: (*KEEP, *LATE_KEEP),
+        Verdict.REVIEW: tuple(rule for rule in REVIEW if rule is not unreadable),
+        Verdict.DEFER: DEFER,
+        Verdict.RETIRE: RETIRE,
+    }
+    found = [
+        RuleEntry(rule_name(rule), verdict, " ".join((rule.__doc__ or "").split()))
+        for verdict, rules in listed.items()
+        for rule in rules
+    ]
+    found += [RuleEntry(name, Verdict.REVIEW, sentence) for name, sentence in _CAUSES.items()]
+    return {entry.name: entry for entry in found}
+
+
+RULES = _entries()
+"""Every rule by its name; docs/rules.md has a chapter for each."""
+
+
 # What the rules look at ----------------------------------------------------------------------------------------------
 
 
@@ -779,9 +822,9 @@ def _deed(write: Write) -> str:
 
 
 def _seen_by(case: Case, table: Table) -> str:
-    seen = [f"view {view.full_name}" for view in case.world.views_on[table.oid]]
-    seen += [f"{function.full_name}()" for function in case.world.function_reads[table.oid]]
-    return f" (seen by {', '.join(seen[:3])})" if seen else ""
+    seen = list(dict.fromkeys(case.world.noticed_by(table, case.trigger)))
+    more = f" and {len(seen) - 3} more" if len(seen) > 3 else ""
+    return f" (seen by {', '.join(seen[:3])}{more})" if seen else ""
 
 
 def _when(guards: Iterable[Guard]) -> str:

@@ -30,12 +30,35 @@ class Reason(msgspec.Struct, frozen=True):
     via: tuple[str, ...] = ()
 
 
+class MappedLog(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the columns of a log that it appends to get their values from.
+
+    ``change`` holds those that the WAL gives, ``context`` those that ask who is writing, ``looked_up`` those that are
+    read from other tables, ``itself`` what the log fills in (serials, times), ``unknown`` what cannot be laid out.
+    """
+
+    table: str
+    change: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
+    looked_up: tuple[str, ...] = ()
+    itself: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+class Eventual(msgspec.Struct, frozen=True, kw_only=True):
+    """A table that would become eventually consistent: ``columns`` where only some do, and who might notice."""
+
+    table: str
+    columns: tuple[str, ...] = ()
+    noticed_by: tuple[str, ...] = ()
+
+
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """What must be there for a trigger to move.
 
     ``replica_identity_full``: its body looks at OLD columns outside the primary key (``old_columns``). ``context``: it
     asks who is writing, through ``settings`` or through ``session`` (what only the writer's session knows).
-    ``lookups`` are other tables that it reads, as they are at that moment.
+    ``lookups`` are other tables that it reads, as they are at that moment; ``mapping`` is how its logs' rows are made.
     """
 
     replica_identity_full: bool = False
@@ -44,13 +67,14 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     settings: tuple[str, ...] = ()
     session: tuple[str, ...] = ()
     lookups: tuple[str, ...] = ()
+    mapping: tuple[MappedLog, ...] = ()
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """A trigger's verdict. ``reasons`` come deciding ones first; ``notes`` are worth knowing and decide nothing.
 
     ``log_tables`` are the logs that it appends to, ``effects`` the other tables that it writes, ``channels`` the SQL of
-    the channels that it notifies.
+    the channels that it notifies. ``eventual`` says of each of the effects who might notice that it comes later.
     """
 
     trigger: Trigger
@@ -60,4 +84,5 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     log_tables: tuple[str, ...] = ()
     effects: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
+    eventual: tuple[Eventual, ...] = ()
     needs: Needs = Needs()

@@ -377,6 +377,29 @@ class World:
             if table.name.lower() in words:
                 yield name
 
+    def noticed_by(self, table: Table, writer: Trigger) -> Iterator[str]:
+        """Who reads a table, and so might notice that a write comes a moment later."""
+        seen: set[int] = set()
+        waiting = list(self.views_on[table.oid])
+        while waiting:
+            view = waiting.pop(0)
+            if view.oid not in seen:
+                seen.add(view.oid)
+                yield f"{'materialized view' if view.kind is Kind.MATERIALIZED else 'view'} {view.full_name}"
+                waiting += self.views_on[view.oid]
+        for function in self.function_reads[table.oid]:
+            yield f"{function.full_name}()"
+        for trigger in self.trigger_reads[table.oid]:
+            if trigger.oid != writer.oid:
+                yield f"trigger {trigger.identity}"
+        for policy in self.policies_on[table.oid]:
+            yield f"policy {policy}"
+        for key in table.referenced_by:
+            owner = self.atlas.tables.get(key.table_oid)
+            yield f"foreign key {key.name}{f' of {owner.full_name}' if owner is not None else ''}"
+        for publication in self._publications[table.oid]:
+            yield f"subscribers of {publication}"
+
     # Settings --------------------------------------------------------------------------------------------------------
 
     def setting_readers(self, name: str, writer: Trigger) -> Iterator[str]:

@@ -17,15 +17,15 @@ import msgspec
 
 from afterwrite import __version__
 from afterwrite.errors import Finding
-from afterwrite.scan import rules
 from afterwrite.scan.atlas import Atlas
 from afterwrite.scan.catalog import Enabled, Event, Timing, TriggerLevel
 from afterwrite.scan.cost.figures import Costs
 from afterwrite.scan.dump.account import DumpReport
 from afterwrite.scan.report.explain import code_at
+from afterwrite.scan.rules import RULES
 from afterwrite.scan.sight import missing_figures
 from afterwrite.scan.survey import Survey
-from afterwrite.scan.verdicts import Judgement, Needs, Reason, Verdict
+from afterwrite.scan.verdicts import Eventual, Judgement, Needs, Reason, Verdict
 
 SCHEMA_VERSION = 1
 
@@ -87,6 +87,7 @@ class TriggerShown(msgspec.Struct, frozen=True, kw_only=True):
     log_tables: tuple[str, ...]
     effects: tuple[str, ...]
     channels: tuple[str, ...]
+    eventual: tuple[Eventual, ...]
     needs: Needs
 
     @property
@@ -154,24 +155,10 @@ def document(
         triggers=triggers,
         findings=found.findings,
         missing=tuple({finding.remedy or finding.text: finding for finding in missing}.values()),
-        rules={name: _SENTENCES[name] for name in sorted(spoke) if name in _SENTENCES},
+        rules={name: RULES[name].sentence for name in sorted(spoke) if name in RULES},
         costs=costs,
         phases=tuple(phases) if phases is not None else None,
     )
-
-
-_SENTENCES = {
-    rules.rule_name(rule): " ".join((rule.__doc__ or "").split())
-    for rule in (*rules.KEEP, *rules.LATE_KEEP, *rules.REVIEW, *rules.DEFER, *rules.RETIRE)
-} | {
-    "unparsable": "A text that it runs cannot be parsed.",
-    "other-language": "It is written in a language that is not read here.",
-    "unknown-function": "It calls a function that may do anything.",
-    "unknown-table": "It writes a table that cannot be seen here.",
-    "writes-system-catalog": "It writes a system catalog.",
-    "dynamic-sql": "It runs SQL that is only known when it runs.",
-    "unclear": "No rule says what it is for.",
-}
 
 
 def _trigger(atlas: Atlas, each: Judgement, copies: int) -> TriggerShown:
@@ -201,6 +188,7 @@ def _trigger(atlas: Atlas, each: Judgement, copies: int) -> TriggerShown:
         log_tables=each.log_tables,
         effects=each.effects,
         channels=each.channels,
+        eventual=each.eventual,
         needs=each.needs,
     )
 
