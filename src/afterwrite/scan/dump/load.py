@@ -358,17 +358,19 @@ class _Loader:
         for kind, name in sorted(mentioned(texts)):
             await self._surround(kind, name)
         tried: set[Want] = set()
-        while waiting and len(self.stand_ins) < _MOST_STAND_INS:
+        while waiting:
             wants = {want for index in waiting if (want := self._want(index)) is not None} - tried
-            if not wants:
+            tried |= wants
+            if wants and len(self.stand_ins) < _MOST_STAND_INS:
+                for want in sorted(wants, key=lambda want: (_ORDER[want.kind], want.full_name)):
+                    if await self._stand_in(want):
+                        self.stand_ins.append(want)
+                waiting = await self._until_nothing_more(waiting)
+                continue
+            left = await self._run_bare(waiting)
+            if len(left) == len(waiting):
                 break
-            for want in sorted(wants, key=lambda want: (list(Missing).index(want.kind), want.full_name)):
-                tried.add(want)
-                if await self._stand_in(want):
-                    self.stand_ins.append(want)
-            waiting = await self._until_nothing_more(waiting)
-        waiting = await self._run_bare(waiting)
-        await self._until_nothing_more(waiting)
+            waiting = await self._until_nothing_more(left)
 
     async def _until_nothing_more(self, waiting: Sequence[int]) -> list[int]:
         """Run these, and those that failed again: what they need may stand further down."""
@@ -462,13 +464,14 @@ class _Loader:
         if want is None:
             return None
         each = self.statements[index]
-        if want.kind is Missing.FUNCTION and each.sorted.kind == "CREATE TRIGGER":
-            return Want(Missing.FUNCTION, want.schema, want.name, "trigger")
         if want.kind is Missing.TYPE and each.sorted.kind.startswith("DROP"):
             return None
-        if not want.schema and want.kind not in UNQUALIFIED:
-            return Want(want.kind, each.path[0] if each.path else "public", want.name, want.arguments)
-        return want
+        schema, arguments = want.schema, want.arguments
+        if not schema and want.kind not in UNQUALIFIED:
+            schema = each.path[0] if each.path else "public"
+        if want.kind is Missing.FUNCTION and each.sorted.kind == "CREATE TRIGGER":
+            arguments = "trigger"
+        return Want(want.kind, schema, want.name, arguments)
 
     async def _stand_in(self, want: Want) -> bool:
         if want.schema and want.schema != "pg_catalog" and not await self._make_schema(want.schema):
@@ -656,6 +659,7 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+_ORDER = {kind: place for place, kind in enumerate(Missing)}
 _REFUSED = "refused"
 # Trying again would take as long again: our own bounds, statement_timeout, no memory, a program limit.
 _FINAL = frozenset({_REFUSED, "57014", "53200", "54000", "54001", "54011"})
