@@ -70,7 +70,7 @@ def plan(
 
 async def make(found: Survey, given: Settings, dsn: str | None) -> Plan:
     """The plan for what a survey found, with the thresholds of the settings."""
-    async with connect(dsn, guarded=True) as database:
+    async with connect(dsn) as database, reading(database):
         figures = await read_table_figures(database)
     thresholds = Thresholds(proof_transactions=given.proof_transactions, proof_seconds=given.proof_seconds)
     return make_plan(found.judgements, figures, thresholds=thresholds, soak_seconds=given.soak_seconds)
@@ -88,13 +88,13 @@ def load(file: Path) -> Plan:
 
 
 async def _make(given: Settings) -> Plan:
-    async with connect(given.dsn, guarded=True) as database:
+    async with connect(given.dsn) as database:
         found = await survey(database)
     return await make(found, given, given.dsn)
 
 
 async def _survey(given: Settings) -> tuple[tuple[Judgement, ...], frozenset[str] | None]:
-    async with connect(given.dsn, guarded=True) as database:
+    async with connect(given.dsn) as database:
         found = await survey(database)
         return found.judgements, await read_silenced_by_us(database)
 

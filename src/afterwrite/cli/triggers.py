@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from rich.table import Table
 
@@ -88,38 +88,25 @@ def _first(trigger: TriggerShown) -> ReasonShown | None:
 
 
 def _show_groups(shown: ScanDocument) -> None:
-    groups: Counter[tuple[Verdict, str, str]] = Counter()
-    tables: dict[tuple[Verdict, str, str], set[str]] = {}
+    groups: dict[tuple[Verdict, str], list[TriggerShown]] = {}
     for trigger in shown.triggers:
         reason = _first(trigger)
-        group = (trigger.verdict, trigger.function, reason.rule if reason else "")
-        groups[group] += 1
-        tables.setdefault(group, set()).add(trigger.relation)
-    ranked = sorted(groups, key=lambda group: (_GRAVEST_FIRST.index(group[0]), -groups[group], group[1:]))
-    made = table("verdict", ">triggers", ">tables", "function", "why")
-    kept, left = _shared_out(ranked)
-    for group in kept:
-        verdict, function, rule = group
+        groups.setdefault((trigger.verdict, reason.rule if reason else ""), []).append(trigger)
+    made = table("verdict", "why", ">triggers", ">tables", ">functions", "most used")
+    for verdict, rule in sorted(groups, key=lambda key: (_GRAVEST_FIRST.index(key[0]), -len(groups[key]), key[1])):
+        alike = groups[verdict, rule]
+        functions = Counter(trigger.function for trigger in alike)
+        most, times = functions.most_common(1)[0]
         made.add_row(
-            _verdict(verdict), f"{groups[group]:,}", f"{len(tables[group]):,}", plain(f"{function}()"), plain(rule)
+            _verdict(verdict),
+            plain(rule),
+            f"{len(alike):,}",
+            f"{len({trigger.relation for trigger in alike}):,}",
+            f"{len(functions):,}",
+            f"{plain(most)}() [dim]({times:,})[/]",
         )
     out.print(made)
-    if left:
-        rest = sum(groups[group] for group in left)
-        out.print(f"[dim]and {counted(rest, 'trigger')} through {counted(len(left), 'function')} more: --all[/]")
     _show_tables(shown)
-
-
-def _shared_out(
-    ranked: Sequence[tuple[Verdict, str, str]],
-) -> tuple[list[tuple[Verdict, str, str]], list[tuple[Verdict, str, str]]]:
-    """The first few groups of every verdict, gravest verdict first, and what is left out."""
-    kept = [
-        group
-        for verdict in _GRAVEST_FIRST
-        for group in [each for each in ranked if each[0] is verdict][: _ROWS // len(_GRAVEST_FIRST)]
-    ]
-    return kept, [group for group in ranked if group not in kept]
 
 
 def _show_tables(shown: ScanDocument) -> None:

@@ -263,11 +263,9 @@ def holds(premise: Premise | None, around: Surroundings) -> bool | None:
         return None
     match premise.kind:
         case PremiseKind.ALL:
-            parts = [holds(test, around) for test in premise.tests]
-            return False if False in parts else None if None in parts else True
+            return _until(False, premise, around)
         case PremiseKind.ANY:
-            parts = [holds(test, around) for test in premise.tests]
-            return True if True in parts else None if None in parts else False
+            return _until(True, premise, around)
         case PremiseKind.NOT:
             part = holds(premise.tests[0], around) if premise.tests else None
             return None if part is None else not part
@@ -282,6 +280,17 @@ def holds(premise: Premise | None, around: Surroundings) -> bool | None:
             return None
         case _:
             assert_never(premise.kind)
+
+
+def _until(decides: bool, premise: Premise, around: Surroundings) -> bool | None:
+    """What several conditions come to when one that is ``decides`` settles it."""
+    unsure = False
+    for test in premise.tests:
+        truth = holds(test, around)
+        if truth is decides:
+            return decides
+        unsure = unsure or truth is None
+    return None if unsure else not decides
 
 
 def _left(premise: Premise, around: Surroundings) -> tuple[Value, ...]:

@@ -6,6 +6,7 @@ catalog ─▶ inventory ─▶ parser ⇄ follow (until nothing is missing) ─
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -77,17 +78,21 @@ async def _follow_all(
     items: Iterable[Followed], follow_one: Callable[[Followed], Reach], parser: Parser, read: dict[Source, Body]
 ) -> dict[int, Body]:
     """Follow each (by oid), reading what is missing, until nothing is: a callee may execute what calls another."""
+    listed = list(items)
     reaches: dict[int, Reach] = {}
-    waiting = list(items)
-    for _ in range(_ROUNDS):
-        for item in waiting:
-            reaches[item.oid] = follow_one(item)
-        waiting = [item for item in waiting if reaches[item.oid].missing]
-        missing = {source for item in waiting for source in reaches[item.oid].missing}
-        if not missing:
-            break
-        read |= await parser.read(sorted(missing, key=lambda source: source.text))
-    return {oid: _closed(reach) for oid, reach in reaches.items()}
+    # Triggers that share a function run much the same texts: one of each finds most of what there is to read.
+    first = {item.function_oid if isinstance(item, Trigger) else item.oid: item for item in reversed(listed)}
+    for waiting in (list(first.values()), listed):
+        left = [item for item in waiting if item.oid not in reaches]
+        for _ in range(_ROUNDS):
+            for item in left:
+                reaches[item.oid] = follow_one(item)
+            left = [item for item in left if reaches[item.oid].missing]
+            missing = {source for item in left for source in reaches[item.oid].missing}
+            if not missing:
+                break
+            read |= await parser.read(sorted(missing, key=lambda source: source.text))
+    return {item.oid: _closed(reaches[item.oid]) for item in listed}
 
 
 def _closed(reach: Reach) -> Body:
@@ -136,9 +141,12 @@ def _functions_that_matter(atlas: Atlas, bodies: Mapping[int, Body]) -> list[Fun
 
 def _findings(atlas: Atlas, judgements: Sequence[Judgement], functions: Mapping[int, Body]) -> Iterator[Finding]:
     moving = [each for each in judgements if each.verdict in (Verdict.RETIRE, Verdict.DEFER)]
-    tables = {table.oid: table for each in moving if (table := atlas.table_of(each.trigger)) is not None}
-    for table in tables.values():
-        yield from _table_findings(atlas, table, [each for each in moving if each.trigger.table_oid == table.oid])
+    on_table: defaultdict[int, list[Judgement]] = defaultdict(list)
+    for each in moving:
+        on_table[each.trigger.table_oid].append(each)
+    for oid, listed in on_table.items():
+        if oid in atlas.tables:
+            yield from _table_findings(atlas, atlas.tables[oid], listed)
     for each in judgements:
         yield from _trigger_findings(each)
     for judged in {each.trigger.table_oid: each for each in judgements}.values():

@@ -20,6 +20,7 @@ _TITLES = {
     Verdict.KEEP: "Stay on the write path",
     Verdict.RETIRE: "May go",
 }
+_SHARE = "write time"
 _SEVERITY = {Severity.ERROR: "in the way", Severity.WARNING: "to mend", Severity.INFO: "to know"}
 # Nothing may be loaded or run, whatever the database's names and bodies try.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -129,7 +130,7 @@ def _costs(shown: ScanDocument) -> Iterator[Markup]:
     if said or picture is not None:
         yield _section(
             "What writing costs",
-            costs.write_time,
+            f"Write time here: {costs.write_time}." if costs.write_time else "",
             element("ul", *said, class_="said") if said else None,
             legend if picture is not None else None,
             picture,
@@ -156,7 +157,7 @@ def _triggers(verdict: Verdict, triggers: Sequence[TriggerShown], shown: ScanDoc
     shares = {each.trigger: each.time_share for each in shown.costs.triggers} if shown.costs is not None else {}
     heads = ["table and trigger", "fires", "why"]
     if shares:
-        heads.append("write time")
+        heads.append(_SHARE)
     rows = [_row(trigger, shares) for trigger in _ordered(triggers, shares)]
     return element(
         "section",
@@ -169,12 +170,16 @@ def _triggers(verdict: Verdict, triggers: Sequence[TriggerShown], shown: ScanDoc
             "div",
             element(
                 "table",
-                element("thead", element("tr", *(element("th", head, scope="col") for head in heads))),
+                element("thead", element("tr", *(_head(head) for head in heads))),
                 element("tbody", *rows),
             ),
             class_="wide",
         ),
     )
+
+
+def _head(head: str) -> Markup:
+    return element("th", head, scope="col", class_="number" if head == _SHARE else None)
 
 
 def _ordered(triggers: Sequence[TriggerShown], shares: dict[str, float | None]) -> list[TriggerShown]:
@@ -194,7 +199,7 @@ def _row(trigger: TriggerShown, shares: dict[str, float | None]) -> Markup:
             element("span", trigger.table if trigger.schema == "public" else trigger.relation, class_="table"),
             element("br"),
             element("span", trigger.name, class_="name"),
-            element("span", f"{trigger.function}()", class_="quiet function"),
+            element("span", f"{trigger.function.removeprefix('public.')}()", class_="quiet function"),
         ),
         element("td", fires, *(element("span", each, class_="quiet function") for each in more)),
         element("td", *(_reason(reason) for reason in trigger.reasons), *_needs(trigger.needs, trigger.verdict)),

@@ -36,16 +36,16 @@ def saved(costs: Costs) -> Iterator[str]:
             continue
         named = " and ".join(verdict.value for verdict in saving.verdicts)
         parts = [
-            f"{_between(low, high)} of the {what}"
+            f"{_between(low, high)} less {what}"
             for low, high, what in (
-                (saving.time_low, saving.time_high, "write time"),
+                (saving.time_low, saving.time_high, "time"),
                 (saving.wal_low, saving.wal_high, "WAL"),
             )
             if low is not None
         ]
         how = f" ({saving.how})" if saving.how else ""
         noun = "trigger" if saving.triggers == 1 else "triggers"
-        yield f"Without the {saving.triggers:,} {noun} to {named}: saves {' and '.join(parts)}{how}"
+        yield f"Without the {saving.triggers:,} {noun} to {named}, writing takes {' and '.join(parts)}{how}"
 
 
 def _between(low: float | None, high: float | None) -> str:
