@@ -187,8 +187,12 @@ def test_what_could_not_be_measured_is_said_with_the_servers_words(dsn: str) -> 
     _, measured, costs = asyncio.run(rehearsed(dsn, PICKY))
     said = {finding.where: finding.text for finding in measured.findings}
     assert said["public.never"].startswith("public.never could not be filled")
-    assert said["public.guarded"] == "public.guarded refused every INSERT: guarded is closed"
-    assert {(unit.trigger, unit.event) for unit in measured.units} == {("public.guarded.guarded_note", Event.UPDATE)}
+    assert said["public.guarded.guarded_no"] == "public.guarded.guarded_no refused every INSERT: guarded is closed"
+    # What one refuses is measured for the others without it.
+    assert {(unit.trigger, unit.event) for unit in measured.units} == {
+        ("public.guarded.guarded_note", Event.INSERT),
+        ("public.guarded.guarded_note", Event.UPDATE),
+    }
     off = next(each for each in costs.triggers if each.name == "guarded_off")
     assert off.us is None
     assert not off.calls

@@ -53,7 +53,7 @@ def changed(table: Table, place: Place, columns: Sequence[Column]) -> Deed:
     return _changed(table, place, [(each.name, change) for each in columns if (change := _change(each)) is not None])
 
 
-def set_to(table: Table, place: Place, column: str, value: str) -> Deed:
+def set_to(table: Table, place: Place, column: str, value: str | None) -> Deed:
     """An UPDATE that gives one column this value."""
     return _changed(table, place, [(column, sql.SQL("{}").format(sql.Literal(value)))])
 

@@ -32,6 +32,7 @@ _QUESTIONS = 60
 _GENERATED_DEFAULTS = ("nextval(", "gen_random_uuid(", "uuid_generate_", "uuidv")
 
 Row = dict[str, str | None]
+Key = tuple[int, tuple[str, ...]]
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +76,7 @@ class Filler:
         self._conditions: defaultdict[int, list[Condition]] = defaultdict(list)
         self._solutions: dict[tuple[int, tuple[str, ...]], list[Row]] = {}
         self._plain: dict[tuple[int, str], list[str]] = {}
-        self._used: defaultdict[tuple[int, tuple[str, ...]], set[tuple[str | None, ...]]] = defaultdict(set)
+        self._used: defaultdict[Key, set[tuple[str | None, ...]]] = defaultdict(set)
         self._choose = random.Random(1)
 
     async def learn(self, tables: Sequence[Table]) -> None:
@@ -160,6 +161,8 @@ class Filler:
                 async with self.db.transaction():
                     await self.db.run(insertion(table, row))
                 made += 1
+                for place, value in self._keys(table, row):
+                    self._used[place].add(value)
             except REFUSALS as error:
                 why = str(error).partition(" said: ")[2] or str(error)
                 failed += 1
@@ -219,6 +222,7 @@ class Filler:
             solved.append(found)
         parents = {key.name: await self._parents(table, key) for key in table.foreign_keys}
         tied = {name for group in groups for name in group}
+        offered: set[tuple[Key, tuple[str | None, ...]]] = set()
         made = 0
         for number in range(start, start + count * 3):
             for attempt in range(_ATTEMPTS):
@@ -228,7 +232,9 @@ class Filler:
                 for column in columns:
                     if column.name not in tied and column.name not in row:
                         row[column.name] = await self._single(table, column, number)
-                if self._is_new(table, row):
+                keys = list(self._keys(table, row))
+                if not any(value in self._used[place] or (place, value) in offered for place, value in keys):
+                    offered.update(keys)
                     made += 1
                     yield row
                     break
@@ -307,20 +313,14 @@ class Filler:
         guards = (each.expression for each in self._conditions[table.oid] if column in each.columns)
         return self._values.candidates(slot, " ".join((conditions, *guards)), many=3)[:12]
 
-    def _is_new(self, table: Table, row: Row) -> bool:
-        """Whether no key of the row was used before; its keys are then taken as used."""
-        keys: list[tuple[tuple[int, tuple[str, ...]], tuple[str | None, ...]]] = []
+    def _keys(self, table: Table, row: Row) -> Iterator[tuple[Key, tuple[str | None, ...]]]:
+        """The unique keys of a row, with their values."""
         for unique in table.uniques:
             if unique.exclusion or not unique.columns or not all(name in row for name in unique.columns):
                 continue
             value = tuple(row[name] for name in unique.columns)
             if None not in value:
-                keys.append(((table.oid, unique.columns), value))
-        if any(value in self._used[place] for place, value in keys):
-            return False
-        for place, value in keys:
-            self._used[place].add(value)
-        return True
+                yield (table.oid, unique.columns), value
 
     # What holds ------------------------------------------------------------------------------------------------------
 

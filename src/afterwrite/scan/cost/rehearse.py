@@ -43,6 +43,7 @@ SECONDS = 120.0
 _EVENTS = (Event.INSERT, Event.UPDATE, Event.DELETE)
 _TRIES = 12
 _TEMPTATIONS = 200
+_RUNS_HERE = frozenset({"plpgsql", "c", "internal"})
 _EQUALS = re.compile(r"\b(?:\w+\.)?(\w+)\s*=\s*'((?:[^']|'')*)'")
 _NAMED_IN_WHEN = re.compile(r"\b(?:new|old)\.\"?(\w+)", re.IGNORECASE)
 
@@ -83,7 +84,7 @@ class _Rehearsal:
         self.units: dict[tuple[str, Event], Unit] = {}
         self.statements: list[StatementCost] = []
         self.findings: list[Finding] = []
-        self.context: Mapping[str, str] = {}
+        self.contexts: Sequence[Mapping[str, str]] = ({},)
         self._path = ", ".join(sql.Identifier(name).as_string() for name in survey.inventory.search_path)
         self.filler = Filler(db, self.atlas, _hints(self.atlas, survey))
         self.by_table: defaultdict[int, list[Trigger]] = defaultdict(list)
@@ -117,7 +118,7 @@ class _Rehearsal:
             if not found.rows:
                 self._note("rehearsal-not-filled", table.full_name, f"could not be filled: {found.why}")
         filled = [each for each in self.filler.filled.values() if each.rows]
-        self.context = await self._somebody()
+        self.contexts = await self._somebody()
         self.told(f"{len(filled)} of {len(wanted)} tables filled, {sum(each.rows for each in filled):,} rows")
 
     def _touched(self) -> Iterator[Table]:
@@ -127,21 +128,27 @@ class _Rehearsal:
                 if table is not None:
                     yield table
 
-    async def _somebody(self) -> dict[str, str]:
-        """What an application says of its user, for triggers that ask: somebody who is in the table of users."""
-        asked = {name for each in self.survey.judgements for name in each.needs.settings}
-        user = "00000000-0000-0000-0000-000000000001"
+    async def _somebody(self) -> Sequence[Mapping[str, str]]:
+        """What an application says of its user, for triggers that ask: somebody who is in the table of users, or 1."""
+        asked = {name for each in self.survey.judgements for name in each.needs.settings if "." in name}
+        asked = {name for name in asked if _WHO.search(name)}
+        users = ["1", "00000000-0000-0000-0000-000000000001"]
         tables = [each.table for each in self.filler.filled.values() if each.rows and each.table.name in _USERS]
-        for table in sorted(tables, key=lambda table: table.schema != "auth"):
+        for table in sorted(tables, key=lambda table: table.schema == "auth"):
             if len(table.primary_key) == 1:
                 query = sql.SQL("select {}::text from {} limit 1").format(
                     sql.Identifier(table.primary_key[0]), identifier(table.schema, table.name)
                 )
-                user = await self.db.value(query)
-                break
-        claims = msgspec.json.encode({"sub": user, "role": "authenticated"}).decode()
-        known = {name: claims if name.endswith("claims") else user for name in asked if _WHO.search(name)}
-        return {name: value for name, value in known.items() if "." in name}
+                users.insert(0, await self.db.value(query))
+        return [
+            {
+                name: msgspec.json.encode({"sub": user, "role": "authenticated"}).decode()
+                if name.endswith("claims")
+                else user
+                for name in asked
+            }
+            for user in (dict.fromkeys(users) if asked else ("",))
+        ]
 
     def _note(self, rule: str, where: str, text: str, remedy: str | None = None) -> None:
         self.findings.append(
@@ -175,12 +182,11 @@ class _Rehearsal:
             await self.db.run(statement("cost.be_brief"), lock="1s", statement="10s", idle="60s")
             await self.db.run(statement("cost.set_for_now"), name="search_path", value=self._path)
             await self.db.run(b"set constraints all immediate")
-            for name, value in self.context.items():
-                await self.db.run(statement("cost.set_for_now"), name=name, value=value)
             bench = Bench(self.db, switch=Switch.ALTER, temporary=True, deadline=self.deadline)
-            deed, why = await self._deed(bench, table, event)
+            deed, why = await self._as_somebody(bench, table, event)
             if deed is None:
-                self._note("rehearsal-refused", table.full_name, f"refused every {event.value.upper()}: {why}")
+                deed, triggers = await self._without_refusers(bench, table, event, triggers, why)
+            if deed is None or not triggers:
                 return
             cost = await self._take(bench, deed, triggers)
             if cost is None:
@@ -189,6 +195,44 @@ class _Rehearsal:
             for trigger in triggers:
                 if (trigger.identity, event) not in self.units:
                     await self._coax(bench, table, event, trigger, triggers)
+
+    async def _as_somebody(self, bench: Bench, table: Table, event: Event) -> tuple[Deed | None, str]:
+        """A write that is accepted, by one or another user as an application would name him, or by none."""
+        why = ""
+        for context in self.contexts:
+            for name, value in context.items():
+                await self.db.run(statement("cost.set_for_now"), name=name, value=value)
+            deed, why = await self._deed(bench, table, event)
+            if deed is not None:
+                return deed, ""
+        return None, why
+
+    async def _without_refusers(
+        self, bench: Bench, table: Table, event: Event, triggers: Sequence[Trigger], why: str
+    ) -> tuple[Deed | None, list[Trigger]]:
+        """A write that is accepted with some triggers off, until the transaction is undone: those that refuse it are
+        told, and the others are measured without them."""
+        name, what = identifier(table.schema, table.name), event.value.upper()
+        for trigger in triggers:
+            await self.db.run(sql.SQL("alter table {} disable trigger {}").format(name, sql.Identifier(trigger.name)))
+        deed, without = await self._deed(bench, table, event)
+        if deed is None:
+            self._note("rehearsal-refused", table.full_name, f"refused every {what}: {without or why}")
+            return None, []
+        left: list[Trigger] = []
+        for trigger in triggers:
+            turn = sql.SQL("alter table {} {} trigger {}")
+            words = sql.Identifier(trigger.name)
+            await self.db.run(turn.format(name, sql.SQL("enable"), words))
+            refused = await refusal(bench, deed)
+            if refused is None:
+                left.append(trigger)
+                continue
+            await self.db.run(turn.format(name, sql.SQL("disable"), words))
+            if trigger.language not in _RUNS_HERE:
+                refused = f"its function is a stand-in on the copy, since its language ({trigger.language}) is not here"
+            self._note("rehearsal-refused", trigger.identity, f"refused every {what}: {refused}")
+        return deed, left
 
     async def _take(
         self, bench: Bench, deed: Deed, triggers: Sequence[Trigger], *, apart: bool = False
@@ -285,9 +329,11 @@ class _Rehearsal:
             for place in await places(self.db, table, ROWS):
                 yield removal(table, place)
             return
-        values = {name: self.filler.values_for(table, name, trigger.when or "") for name in columns}
+        values: dict[str, list[str | None]] = {
+            name: [None, *self.filler.values_for(table, name, trigger.when or "")] for name in columns
+        }
         if event is Event.INSERT:
-            async for row in self.filler.rows(table, 2):
+            async for row in self.filler.rows(table, 2, start=ROWS * 30):
                 for name in columns:
                     for value in values[name]:
                         yield Deed(table=table, event=event, query=insertion(table, {**row, name: value}))
