@@ -22,6 +22,7 @@ from afterwrite.errors import Finding, Severity, UsageError
 from afterwrite.migrate.backup import TriggerBackup
 from afterwrite.migrate.phase import Mode
 from afterwrite.scan.catalog import Enabled, Event, Timing, Trigger
+from afterwrite.scan.rules import RULES
 from afterwrite.scan.verdicts import Judgement, Verdict
 
 VERSION = 1
@@ -65,7 +66,8 @@ _FIRES = {Enabled.DISABLED: Fires.NEVER, Enabled.REPLICA: Fires.IN_REPLICA_ROLE,
 
 
 class PlannedTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A trigger that moves. ``verdict`` and ``because`` are scan's; ``mode`` is the decision, ``reason`` a person's.
+    """A trigger that moves. ``verdict``, ``rule`` and ``because`` are scan's; ``mode`` is the decision, ``reason`` a
+    person's.
 
     ``rare`` are operations that the operator says need not be seen in shadow. ``enabled`` is left out for a trigger
     that fires as usual. ``fingerprint`` tells its definition.
@@ -74,6 +76,7 @@ class PlannedTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     trigger: str
     verdict: Verdict
     mode: Mode
+    rule: str = ""
     because: str
     fires: tuple[Event, ...]
     rare: tuple[Event, ...] = ()
@@ -87,6 +90,7 @@ class LeftTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     trigger: str
     verdict: Verdict
+    rule: str = ""
     because: str
     fires: tuple[Event, ...]
     enabled: Fires | None = None
@@ -258,6 +262,7 @@ def _planned(judgement: Judgement) -> PlannedTrigger:
         trigger=trigger.identity,
         verdict=judgement.verdict,
         mode=Mode.DEFER if judgement.verdict is Verdict.DEFER else Mode.RETIRE,
+        rule=_rule(judgement),
         because=_because(judgement),
         fires=trigger.events,
         enabled=_FIRES.get(trigger.enabled),
@@ -270,11 +275,16 @@ def _left(judgement: Judgement) -> LeftTrigger:
     return LeftTrigger(
         trigger=trigger.identity,
         verdict=judgement.verdict,
+        rule=_rule(judgement),
         because=_because(judgement),
         fires=trigger.events,
         enabled=_FIRES.get(trigger.enabled),
         fingerprint=fingerprint(trigger),
     )
+
+
+def _rule(judgement: Judgement) -> str:
+    return judgement.reasons[0].rule if judgement.reasons else ""
 
 
 def _because(judgement: Judgement) -> str:
@@ -437,11 +447,29 @@ def _check_decisions(plan: Plan) -> None:
                 f"the plan has {entry.trigger} in {where}, where scan's verdict is {entry.verdict.value}",
                 remedy='say why in reason = "...", or put it back',
             )
+        _check_certain(entry)
         if isinstance(entry, PlannedTrigger) and (strange := set(entry.rare) - set(entry.fires)):
             raise UsageError(
                 f"{entry.trigger} does not fire on {', '.join(sorted(strange))}, which the plan calls rare",
                 remedy=f"rare may name {', '.join(entry.fires)}",
             )
+
+
+def _check_certain(entry: PlannedTrigger | LeftTrigger) -> None:
+    """Refuse what no reason makes possible: to turn off a constraint, an extension's trigger, a view's own writing."""
+    if not isinstance(entry, PlannedTrigger):
+        return
+    rule = RULES.get(entry.rule)
+    if rule is not None and Verdict(entry.mode.value) in rule.never:
+        raise UsageError(
+            f"the plan has {entry.trigger} as {entry.mode.value}, and scan says {entry.rule}: {entry.because}",
+            remedy=f"put it back into [[{rule.verdict.value}]]: no reason makes that possible",
+        )
+    if entry.trigger.rpartition(".")[2].startswith("RI_ConstraintTrigger_"):
+        raise UsageError(
+            f"the plan turns off {entry.trigger}, which is how the server keeps a foreign key",
+            remedy="take it out: drop the foreign key itself if that is meant",
+        )
 
 
 def entries(plan: Plan) -> list[tuple[str, PlannedTrigger | LeftTrigger]]:

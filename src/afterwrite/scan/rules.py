@@ -560,11 +560,15 @@ RETIRE: tuple[Rule, ...] = (appends_to_log, has_no_effect)
 
 
 class RuleEntry(msgspec.Struct, frozen=True):
-    """A rule as people know it: its name, the verdict that it leads to by itself, and what it says."""
+    """A rule as people know it: its name, the verdict that it leads to by itself, and what it says.
+
+    ``never`` are verdicts that nobody may put in its place, whatever the reason: what it found is certain.
+    """
 
     name: str
     verdict: Verdict
     sentence: str
+    never: frozenset[Verdict] = frozenset()
 
 
 # What ``unreadable`` finds goes by the name of its cause; ``unclear`` is said where no rule speaks.
@@ -580,6 +584,15 @@ _CAUSES = {
 }
 
 
+# A trigger that is the write itself, somebody else's, or beyond the WAL cannot go; one that shapes its row cannot wait.
+_NEVER: dict[Rule, frozenset[Verdict]] = {
+    **dict.fromkeys(
+        (extension_owned, instead_of, constraint_trigger, not_in_wal), frozenset({Verdict.RETIRE, Verdict.DEFER})
+    ),
+    **dict.fromkeys((changes_new, returns_another_row, cancels_row), frozenset({Verdict.DEFER})),
+}
+
+
 def _entries() -> dict[str, RuleEntry]:
     listed = {
         Verdict.KEEP: (*KEEP, *LATE_KEEP),
@@ -588,7 +601,7 @@ def _entries() -> dict[str, RuleEntry]:
         Verdict.RETIRE: RETIRE,
     }
     found = [
-        RuleEntry(rule_name(rule), verdict, " ".join((rule.__doc__ or "").split()))
+        RuleEntry(rule_name(rule), verdict, " ".join((rule.__doc__ or "").split()), _NEVER.get(rule, frozenset()))
         for verdict, rules in listed.items()
         for rule in rules
     ]
