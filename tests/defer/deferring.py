@@ -18,7 +18,7 @@ import msgspec
 from psycopg import sql
 
 from afterwrite.activity import Activity, Batch, Checkpoint, Kind, Lsn, Operation, TransactionContext, change_id
-from afterwrite.defer.calls import ReplayPolicy
+from afterwrite.defer.calls import OnError, ReplayPolicy
 from afterwrite.defer.deferral import prepare_deferral
 from afterwrite.defer.replay import Replayer
 from afterwrite.postgres import Database, connect
@@ -218,17 +218,17 @@ class Stage:
             for text in statements:
                 await self.db.run(text.encode())
 
-    async def defer(self, *names: str) -> None:
+    async def defer(self, *names: str, on_error: OnError = OnError.PARK) -> None:
         """Prepare these triggers, switch them off, and tell the store so."""
-        await self.teller.tell([mark(trigger) for trigger in await self.prepare(*names)])
+        await self.teller.tell([mark(trigger) for trigger in await self.prepare(*names, on_error=on_error)])
 
-    async def prepare(self, *names: str) -> list[Trigger]:
+    async def prepare(self, *names: str, on_error: OnError = OnError.PARK) -> list[Trigger]:
         """Prepare these triggers and switch them off; the store hears nothing of it."""
         triggers: list[Trigger] = []
         for name in names:
             trigger = await self.trigger(name)
             triggers.append(trigger)
-            await prepare_deferral(self.db, trigger, source=SOURCE)
+            await prepare_deferral(self.db, trigger, source=SOURCE, on_error=on_error)
             await self.db.run(
                 sql.SQL("alter table {} disable trigger {}").format(
                     sql.Identifier(trigger.schema, trigger.table), sql.Identifier(name)

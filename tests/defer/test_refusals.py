@@ -79,7 +79,6 @@ def test_what_cannot_be_done_after_commit_is_refused_with_a_remedy(
         ("session", a_trigger("begin x := inet_client_addr(); end"), TABLE),
         ("session", a_trigger("begin x := session_user; end"), TABLE),
         ("role", a_trigger("begin x := current_user; end"), TABLE),
-        ("partition-name", a_trigger("begin x := tg_table_name; end"), shape(kind="p")),
     ],
 )
 def test_what_will_differ_is_said(rule: str, trigger: Trigger, table: TableShape) -> None:

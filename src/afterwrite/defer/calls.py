@@ -39,14 +39,15 @@ class OnError(StrEnum):
 class ReplayPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How deferred bodies run.
 
-    ``settings`` are patterns of the original session's settings that may be set again. A deadlock, or a lock not had in
+    ``settings`` are patterns of the original session's settings that may be set again; ``roles`` of the roles that
+    bodies may take on where the original transaction stamped its own. What may pass, as a deadlock or a lock not had in
     time, is tried ``attempts`` times. Bodies that set off bodies ``deepest`` times over are parked. A round trip takes
     ``round_transactions`` or ``round_rows``, each source transaction in a transaction of its own.
     ``synchronous_commit`` may be off, since effects and progress are lost together, and run again.
     """
 
     settings: tuple[str, ...] = ("request.*", "app.*")
-    on_error: OnError = OnError.PARK
+    roles: tuple[str, ...] = ("*",)
     attempts: int = 20
     deepest: int = 16
     round_transactions: int = 64
@@ -64,6 +65,7 @@ class Deferral(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     relations: tuple[str, ...]
     trigger: Trigger
+    on_error: OnError = OnError.PARK
 
 
 class FeedChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +115,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """All calls of one source transaction, or a piece of them, as afterwrite.run_deferred() takes it.
 
-    The progress must stand at ``after``, and will stand at ``position`` and ``reached``. LSNs are in words.
+    The progress must stand at ``after``, and will stand at ``position`` and ``reached``. LSNs are in words. ``stops``:
+    among its bodies is one whose failure must not be passed over.
     """
 
     source: str
@@ -124,7 +127,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     committed_at: datetime
     context: str
     settings: Mapping[str, str]
+    role: str | None = None
     groups: Sequence[Group]
+    stops: bool = False
     opens: bool = True
     closes: bool = True
     attempts: int = 1
@@ -213,6 +218,8 @@ def plan_job(
         committed_at=transaction.committed_at,
         context=_context(concerned[0][0], transaction.settings),
         settings=allowed_settings(transaction.settings, policy.settings),
+        role=allowed_role(transaction.settings, policy.roles),
+        stops=_stops(deferral for _, deferrals in concerned for deferral in deferrals),
         groups=[
             *_row_groups(concerned, too_deep, put_off=False),
             *_statement_groups(concerned, transaction.changes, too_deep),
@@ -269,6 +276,8 @@ def plan_long_job(
             committed_at=committed_at,
             context="",
             settings=allowed_settings(settings, policy.settings),
+            role=allowed_role(settings, policy.roles),
+            stops=_stops(coverage.deferrals),
             groups=(),
             opens=False,
             closes=False,
@@ -497,6 +506,21 @@ def allowed_settings(settings: Mapping[str, str], patterns: Sequence[str]) -> di
         and not name.lower().startswith(("afterwrite.", "plpgsql."))
         and any(fnmatchcase(name, pattern) for pattern in patterns)
     }
+
+
+def allowed_role(settings: Mapping[str, str], patterns: Sequence[str]) -> str | None:
+    """The role that the original transaction stamped, where the policy lets bodies take it on.
+
+    Only rights that the replayer has anyway can be had so: SET ROLE asks that it be a member.
+    """
+    role = settings.get("role", "")
+    if role in ("", "none") or not any(fnmatchcase(role, pattern) for pattern in patterns):
+        return None
+    return role
+
+
+def _stops(deferrals: Iterable[Deferral]) -> bool:
+    return any(deferral.on_error is OnError.STOP for deferral in deferrals)
 
 
 def split_job(job: Job, most_rows: int, most_bytes: int) -> Iterator[Job]:

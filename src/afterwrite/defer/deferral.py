@@ -9,7 +9,7 @@ import msgspec
 from psycopg import sql
 
 from afterwrite.activity import Lsn
-from afterwrite.defer.calls import Deferral
+from afterwrite.defer.calls import Deferral, OnError
 from afterwrite.defer.refusals import clock_default, refusals, written_tables
 from afterwrite.defer.transplant import ShapeColumn, TableShape, Transplant, body_path, drop_statements, transplant
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
@@ -50,6 +50,7 @@ class DeferralRow(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     relations: list[str]
     path: str
+    on_error: OnError
     state: str
     definition: str
     table_oid: int
@@ -63,7 +64,12 @@ class DeferralRow(msgspec.Struct, frozen=True, kw_only=True):
     def value(self) -> Deferral:
         """What a replayer needs of it."""
         return Deferral(
-            id=self.id, identity=self.identity, run=self.run, relations=tuple(self.relations), trigger=self.trigger
+            id=self.id,
+            identity=self.identity,
+            run=self.run,
+            relations=tuple(self.relations),
+            trigger=self.trigger,
+            on_error=OnError(self.on_error),
         )
 
     @property
@@ -73,7 +79,13 @@ class DeferralRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def plan_deferral(
-    db: Database, trigger: Trigger, *, source: str, mode: str = "defer", search_path: str | None = None
+    db: Database,
+    trigger: Trigger,
+    *,
+    source: str,
+    mode: str = "defer",
+    on_error: OnError = OnError.PARK,
+    search_path: str | None = None,
 ) -> Preparation:
     """What it takes to defer this trigger, as statements for a dry run or an editor; changes nothing.
 
@@ -112,6 +124,7 @@ async def plan_deferral(
         "definition": sql.Literal(msgspec.json.encode(trigger).decode()),
         "path": sql.Literal(path),
         "mode": sql.Literal(mode),
+        "on_error": sql.Literal(on_error.value),
     }
     return Preparation(
         transplant=made,
@@ -128,10 +141,10 @@ _PREPARE = (
     ),
     sql.SQL(
         "insert into afterwrite.deferral\n"
-        "    (source, identity, trigger_oid, table_oid, relations, body, run, definition, path, mode)\n"
+        "    (source, identity, trigger_oid, table_oid, relations, body, run, definition, path, mode, on_error)\n"
         "values (\n"
         "    {source}, {identity}, {trigger_oid}, {table_oid}, {relations},\n"
-        "    {body}, {run}, {definition}, {path}, {mode})"
+        "    {body}, {run}, {definition}, {path}, {mode}, {on_error})"
     ),
     # The silencing commits later than this place: a replayer that begins here misses nothing.
     sql.SQL(
@@ -142,14 +155,20 @@ _PREPARE = (
 
 
 async def prepare_deferral(
-    db: Database, trigger: Trigger, *, source: str, mode: str = "defer", search_path: str | None = None
+    db: Database,
+    trigger: Trigger,
+    *,
+    source: str,
+    mode: str = "defer",
+    on_error: OnError = OnError.PARK,
+    search_path: str | None = None,
 ) -> list[Finding]:
     """Make the trigger's functions and its deferral row; says what will differ after commit.
 
     Call it inside the transaction that silences the trigger, or before. Nothing runs until the mark of the silencing
     comes by in the feed. Raises Refused, with every reason, when the trigger cannot be deferred.
     """
-    prepared = await plan_deferral(db, trigger, source=source, mode=mode, search_path=search_path)
+    prepared = await plan_deferral(db, trigger, source=source, mode=mode, on_error=on_error, search_path=search_path)
     async with db.transaction():
         for text in prepared.statements:
             await db.run(text.encode())
@@ -188,7 +207,7 @@ async def drop_deferral(db: Database, identity: str, *, source: str) -> list[str
     if now.parked:
         raise Refused(
             f"{now.parked} failed calls of the body of trigger {identity} wait to be run again",
-            remedy="run `afterwrite defer retry`, or dismiss them",
+            remedy="run `afterwrite defer retry`, or `afterwrite defer skip`",
         )
     async with db.transaction():
         rows = await db.rows(_Droppable, statement("defer.read_droppable"), source=source, identity=identity)
@@ -239,9 +258,9 @@ async def retry_dead_letters(db: Database, ids: Sequence[int]) -> dict[int, Afte
     return said
 
 
-async def dismiss_dead_letters(db: Database, ids: Sequence[int]) -> int:
+async def skip_dead_letters(db: Database, ids: Sequence[int]) -> int:
     """Give parked calls up; says how many waited."""
-    return sum([await db.run(statement("defer.dismiss_dead_letter"), id=letter) for letter in ids])
+    return sum([await db.run(statement("defer.skip_dead_letter"), id=letter) for letter in ids])
 
 
 class _Live(msgspec.Struct, frozen=True):

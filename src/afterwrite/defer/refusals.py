@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from psycopg import sql
 
 from afterwrite.defer.clock import CLOCK
-from afterwrite.defer.transplant import TableShape
+from afterwrite.defer.transplant import TABLE_WORDS, TableShape
 from afterwrite.errors import Finding, Severity
 from afterwrite.scan.catalog import Enabled, Event, Timing, Trigger, TriggerLevel
 from afterwrite.scan.tokens import Token, tokens, unquote
 
 _SYSTEM_COLUMNS = frozenset({"ctid", "tableoid", "xmin", "xmax", "cmin", "cmax"})
-_PARTITION_WORDS = frozenset({"tg_relid", "tg_relname", "tg_table_name", "tg_table_schema"})
-_VARIABLES = _PARTITION_WORDS | {
+_VARIABLES = TABLE_WORDS | {
     "new",
     "old",
     "found",
@@ -182,12 +181,12 @@ def _of_the_table(trigger: Trigger, table: TableShape) -> Iterator[Finding]:
             "needs the whole old row, and its table does not log it",
             f"ALTER TABLE {relation} REPLICA IDENTITY FULL",
         )
-    if table.kind == "p" and (said := sorted(words & _PARTITION_WORDS)):
+    if table.kind == "p" and (said := sorted(words & TABLE_WORDS)):
         yield _found(
             trigger,
             "partition-name",
-            Severity.WARNING,
-            f"asks {', '.join(said)}, which named the partition and will name the partitioned table",
+            Severity.INFO,
+            f"asks {', '.join(said)}, which will name the partition that its row belongs in when it runs",
         )
     condition = {unquote(token.text) for token in tokens(trigger.when or "")}
     virtual = [column.name for column in table.columns if column.generated == "v" and column.name in condition]

@@ -14,50 +14,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import NamedTuple
 
 import msgspec
-import psycopg
 
 from afterwrite.activity import Lsn
-from afterwrite.defer.calls import (
-    Coverage,
-    Job,
-    LongJob,
-    LongPlan,
-    OnError,
-    ReplayPolicy,
-    count_bytes,
-    count_rows,
-    encode_jobs,
-    plan_job,
-    plan_long_job,
-    split_job,
-)
-from afterwrite.defer.deferral import ActiveDeferral, parse_lsn, read_active, read_deferrals, refresh_deferral
-from afterwrite.defer.feed import LongTransaction, Mark, Place, Step, read_changes, read_next_batches, read_steps
+from afterwrite.defer.calls import Coverage, Job, ReplayPolicy, count_rows, encode_jobs, plan_job, plan_long_job
+from afterwrite.defer.deferral import ActiveDeferral, DeferralRow, read_active, read_deferrals, refresh_deferral
+from afterwrite.defer.feed import Mark, Place, Step, read_next_batches, read_steps
 from afterwrite.defer.progress import Progress, ProgressRow, read_progress
+from afterwrite.defer.run import (
+    LongWork,
+    MovedError,
+    Runner,
+    Work,
+    backoff,
+    is_outage,
+    is_transient,
+    pause,
+    raise_unless_of_a_body,
+    sqlstate,
+)
 from afterwrite.defer.transplant import STALE
-from afterwrite.errors import AfterwriteError, ConnectionLost, Refused
+from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement, translated
 
 log = logging.getLogger(__name__)
 
-MOVED = "AW001"
-_TRANSIENT = frozenset({"40001", "40P01", "55P03"})
-# What is sent at once: far below the 256 MB that jsonb holds.
-_PIECE_ROWS = 10_000
-_PIECE_BYTES = 32 * 1024 * 1024
 _LAZY_SECONDS = 0.25
 _STANDBY_SECONDS = 1.0
 _NOTHING_DEFERRED_SECONDS = 1.0
-_LONGEST_PAUSE = 5.0
 
 
 class ReplayState(StrEnum):
@@ -112,18 +102,18 @@ async def run_replayer(
             ):
                 if not await db.value(statement("defer.lock_replayer"), source=source):
                     say(ReplayStatus(state=ReplayState.STANDBY))
-                    await _pause(stop, _STANDBY_SECONDS)
+                    await pause(stop, _STANDBY_SECONDS)
                     continue
                 replayer = Replayer(db, store, source, policy=policy, on_status=say)
                 await replayer.load()
                 failures = 0
                 await replayer.run(stop)
         except AfterwriteError as error:
-            if not _is_outage(error):
+            if not is_outage(error):
                 raise
             failures += 1
             say(ReplayStatus(state=ReplayState.CONNECTING, trouble=str(error)))
-            await _pause(stop, _backoff(failures))
+            await pause(stop, backoff(failures))
     say(ReplayStatus(state=ReplayState.STOPPED))
 
 
@@ -168,6 +158,7 @@ class Replayer:
         self._active: list[ActiveDeferral] = []
         self._coverage = Coverage([])
         self._relations: frozenset[str] = frozenset()
+        self._runner = Runner(db, store, self, self._policy)
 
     async def load(self) -> None:
         """Read how far we are and what is deferred; begin at the feed's end where nothing ever was."""
@@ -205,17 +196,18 @@ class Replayer:
         self._coverage = Coverage([row.value() for row in rows if row.state == "live"])
         # A prepared one goes live at a mark further on, which is to be found.
         self._relations = frozenset(relation for row in rows for relation in row.value().relations)
+        self._runner.relations = self._relations
 
     async def run(self, stop: asyncio.Event) -> None:
         """Go on until ``stop``; what was begun is finished first."""
-        self._stop = stop
+        self._stop = self._runner.stop = stop
         await self._store.run(statement("defer.listen_to_feed"))
         idle_at: Progress | None = None
         while not stop.is_set():
             try:
                 busy = await self.round()
                 await self._write_passed(lazily=True)
-            except _MovedError:
+            except MovedError:
                 await self.load()
                 continue
             if busy and self._relations:
@@ -227,8 +219,8 @@ class Replayer:
                 await self._rest()
             else:
                 # Nothing is deferred, nor prepared to be: who would wake up for each batch does so for nothing.
-                await _pause(stop, _NOTHING_DEFERRED_SECONDS)
-        with suppress(_MovedError):
+                await pause(stop, _NOTHING_DEFERRED_SECONDS)
+        with suppress(MovedError):
             await self._write_passed(lazily=False)
 
     async def round(self) -> bool:
@@ -246,12 +238,12 @@ class Replayer:
 
     async def _run_steps(self, steps: Sequence[Step]) -> bool:
         """Run these; False when other deferrals are live from one of them on, and the rest is to be read anew."""
-        jobs: list[_Work] = []
+        jobs: list[Work] = []
         after = self._progress.commit_lsn
         for step in steps:
             job = self._plan(step, after)
             if marks := await self._told(step.marks):
-                await self._run(jobs)
+                await self._runner.run(jobs)
                 await self._run_marks(msgspec.structs.replace(step, marks=marks), job)
                 await self.load()
                 return False
@@ -259,17 +251,17 @@ class Replayer:
                 jobs.append(job)
                 after = step.place.lsn
             if (
-                isinstance(job, _LongWork)
+                isinstance(job, LongWork)
                 or len(jobs) >= self._policy.round_transactions
                 or sum(count_rows(job) for job in jobs if isinstance(job, Job)) >= self._policy.round_rows
             ):
-                await self._run(jobs)
+                await self._runner.run(jobs)
                 jobs = []
-        await self._run(jobs)
+        await self._runner.run(jobs)
         self._pass(steps[-1].place)
         return True
 
-    def _plan(self, step: Step, after: Lsn) -> _Work | None:
+    def _plan(self, step: Step, after: Lsn) -> Work | None:
         if step.transaction:
             return plan_job(
                 step.transaction,
@@ -293,7 +285,7 @@ class Replayer:
             settings=step.long.settings,
             policy=self._policy,
         )
-        return _LongWork(job, step.long)
+        return LongWork(job, step.long)
 
     def _pass(self, place: Place) -> None:
         self._passed = Place(max(self._passed.position, place.position), max(self._passed.lsn, place.lsn))
@@ -312,9 +304,9 @@ class Replayer:
             ) == "open":
                 # Its transaction is in the WAL and waits, for a standby perhaps, before others may see it.
                 attempt += 1
-                await _pause(self._stop, _backoff(attempt))
+                await pause(self._stop, backoff(attempt))
                 if self._stop.is_set():
-                    raise _MovedError
+                    raise MovedError
             if word == "told":
                 told.append(mark)
             else:
@@ -326,27 +318,28 @@ class Replayer:
                 )
         return tuple(told)
 
-    async def _run_marks(self, step: Step, job: _Work | None) -> None:
+    async def _run_marks(self, step: Step, job: Work | None) -> None:
         """Let deferrals begin and end here, together with what else its transaction calls for."""
         for attempt in range(1, self._policy.attempts + 1):
             try:
                 await self._run_marks_once(step, job)
                 return
             except AfterwriteError as error:
-                _raise_unless_of_a_body(error)
-                if attempt == self._policy.attempts or _sqlstate(error) not in {*_TRANSIENT, STALE}:
+                raise_unless_of_a_body(error)
+                state = sqlstate(error)
+                if attempt == self._policy.attempts or not (is_transient(state) or state == STALE):
                     raise
-                if job and _sqlstate(error) == STALE:
-                    await self._refresh(job)
-                await _pause(self._stop, _backoff(attempt))
+                if job and state == STALE:
+                    await self._runner.refresh(job)
+                await pause(self._stop, backoff(attempt))
 
-    async def _run_marks_once(self, step: Step, job: _Work | None) -> None:
+    async def _run_marks_once(self, step: Step, job: Work | None) -> None:
         async with self._db.transaction():
             await self._db.one(ProgressRow, statement("defer.lock_progress"), source=self._source)
             if await self._read_progress() != self._progress:
-                raise _MovedError
+                raise MovedError
             if job:
-                await self._run_one(job, guarded=True)
+                await self._runner.run_one(job, guarded=True)
             for mark in step.marks:
                 query = statement("defer.begin_deferral") if mark.silences else statement("defer.end_deferral")
                 done = await self._db.values(
@@ -371,101 +364,35 @@ class Replayer:
             failpoint("defer.before_marks_commit")
         failpoint("defer.after_marks_commit")
 
-    async def _run(self, jobs: Sequence[_Work]) -> None:
-        """Run these jobs in order; what goes wrong with one is settled before the next."""
-        remaining = list(jobs)
-        while remaining:
-            together = _small_ones(remaining)
-            failpoint("defer.before_run")
-            try:
-                if together:
-                    await self._db.run(statement("defer.run_jobs"), jobs=encode_jobs(together))
-                else:
-                    await self._run_one(remaining[0], guarded=False)
-                failpoint("defer.after_run")
-            except AfterwriteError as error:
-                _raise_unless_of_a_body(error)
-                await self._note(None)
-                remaining = [job for job in remaining if parse_lsn(_head(job).reached) > self._progress.commit_lsn]
-                await self._run_carefully(remaining.pop(0), error)
-                continue
-            remaining = remaining[len(together) or 1 :]
-            await self._note(together[-1] if together else None)
+    @property
+    def reached(self) -> Lsn:
+        """How far the progress stands, as last read."""
+        return self._progress.commit_lsn
 
-    async def _run_carefully(self, job: _Work, trouble: AfterwriteError) -> None:
-        """A job failed: try again what may pass, then park the calls that fail, or wait for people."""
-        attempt, guarded, refreshed = 1, False, False
-        while True:
-            state = _sqlstate(trouble)
-            if state == STALE and not refreshed:
-                await self._refresh(job)
-                refreshed = True
-            elif state in _TRANSIENT and attempt < self._policy.attempts:
-                await _pause(self._stop, _backoff(attempt))
-            elif self._policy.on_error is OnError.STOP:
-                self._say(ReplayStatus(state=ReplayState.HALTED, progress=self._progress, trouble=str(trouble)))
-                await _pause(self._stop, _backoff(attempt))
-            else:
-                guarded = True
-            if self._stop.is_set():
-                raise _MovedError
-            attempt += 1
-            try:
-                await self._run_one(job, guarded=guarded, attempts=attempt, last=attempt >= self._policy.attempts)
-            except AfterwriteError as error:
-                _raise_unless_of_a_body(error)
-                state = _sqlstate(error)
-                if guarded and state not in _TRANSIENT and (state != STALE or refreshed):
-                    raise
-                trouble = error
-            else:
-                await self._note(_head(job))
-                return
+    async def send(self, jobs: Sequence[Job]) -> None:
+        """Run these jobs, each in a transaction of its own that moves the progress."""
+        await self._db.run(statement("defer.run_jobs"), jobs=encode_jobs(jobs))
 
-    async def _run_one(self, job: _Work, *, guarded: bool, attempts: int = 1, last: bool = False) -> None:
-        """Run a job in one transaction; guarded, each call by itself, and those that fail are parked.
+    async def send_one(self, job: Job, *, guarded: bool) -> None:
+        """Run this job, or a piece of one, in the transaction that is open."""
+        await self._db.run(statement("defer.run_job"), job=encode_jobs(job), guarded=guarded)
 
-        What may pass is parked only at the ``last`` attempt.
-        """
-        async with self._db.transaction():
-            async for part in self._parts(job):
-                tried = msgspec.structs.replace(part, attempts=attempts, last=last)
-                for piece in split_job(tried, _PIECE_ROWS, _PIECE_BYTES):
-                    await self._db.run(statement("defer.run_job"), job=encode_jobs(piece), guarded=guarded)
-
-    async def _parts(self, job: _Work) -> AsyncGenerator[Job]:
-        """A job as it is, or the parts of a long one as they are read from the store."""
-        if isinstance(job, Job):
-            yield job
-            return
-        plan = LongPlan(job.job)
-        async for changes in read_changes(self._store, job.transaction, self._relations):
-            if part := plan.rows(changes):
-                yield part
-        if part := plan.statements():
-            yield part
-        if plan.puts_off:
-            async for changes in read_changes(self._store, job.transaction, self._relations):
-                if part := plan.late_rows(changes):
-                    yield part
-        yield plan.end()
-
-    async def _refresh(self, job: _Work) -> None:
-        if isinstance(job, Job):
-            called = {deferral for group in job.groups for deferral in group.deferrals}
-        else:
-            called = {deferral.id for deferral in job.job.coverage.deferrals}
-        for row in await read_deferrals(self._db, self._source):
-            if row.id in called:
-                await refresh_deferral(self._db, row)
-
-    async def _note(self, job: Job | None) -> None:
+    async def note(self, job: Job | None) -> None:
         """Read how far we are now, and tell."""
         self._progress = await self._read_progress()
         self._passed_since = None
         self._pass(Place(self._progress.position, self._progress.commit_lsn))
         lag = (datetime.now(UTC) - job.committed_at).total_seconds() if job else None
         self._say(ReplayStatus(state=ReplayState.RUNNING, progress=self._progress, lag_seconds=lag))
+
+    async def halt(self, job: Job, trouble: AfterwriteError) -> None:
+        """Write down where the stream stands and why, and tell."""
+        await self._db.run(statement("defer.write_halt"), source=self._source, lsn=job.commit_lsn, trouble=str(trouble))
+        self._say(ReplayStatus(state=ReplayState.HALTED, progress=self._progress, trouble=str(trouble)))
+
+    async def rows_of(self, deferrals: Collection[int]) -> list[DeferralRow]:
+        """Those of these deferrals that run now, or may begin to."""
+        return [row for row in await read_deferrals(self._db, self._source) if row.id in deferrals]
 
     async def _read_progress(self) -> Progress:
         progress = await read_progress(self._db, self._source)
@@ -491,7 +418,7 @@ class Replayer:
         )
         failpoint("defer.after_progress")
         if moved is None:
-            raise _MovedError
+            raise MovedError
         self._passed_since = None
         self._progress = msgspec.structs.replace(
             self._progress, position=self._passed.position, commit_lsn=self._passed.lsn
@@ -502,61 +429,3 @@ class Replayer:
         with translated(self._store.where):
             async for _ in self._store.connection.notifies(timeout=self._policy.poll_seconds, stop_after=1):
                 pass
-
-
-class _LongWork(NamedTuple):
-    """A job whose changes are read while it runs."""
-
-    job: LongJob
-    transaction: LongTransaction
-
-
-_Work = Job | _LongWork
-
-
-def _head(job: _Work) -> Job:
-    return job if isinstance(job, Job) else job.job.head
-
-
-class _MovedError(Exception):
-    """The progress is not where we left it: somebody else ran what we were about to run."""
-
-
-def _small_ones(jobs: Sequence[_Work]) -> list[Job]:
-    """The jobs ahead that go in one round trip; none when the first is so big that it goes in pieces."""
-    taken: list[Job] = []
-    rows, size = 0, 0
-    for job in jobs:
-        if not isinstance(job, Job):
-            break
-        rows, size = rows + count_rows(job), size + count_bytes(job)
-        if rows > _PIECE_ROWS or size > _PIECE_BYTES:
-            break
-        taken.append(job)
-    return taken
-
-
-def _sqlstate(error: AfterwriteError) -> str | None:
-    return error.__cause__.sqlstate if isinstance(error.__cause__, psycopg.Error) else None
-
-
-def _is_outage(error: AfterwriteError) -> bool:
-    """Whether the server is away or out of its means (classes 53 and 58): time, or people, will mend it."""
-    return isinstance(error, ConnectionLost) or (_sqlstate(error) or "")[:2] in {"53", "58"}
-
-
-def _raise_unless_of_a_body(error: AfterwriteError) -> None:
-    """A lost connection, a full disk and a moved progress are no fault of the job's."""
-    if _is_outage(error) or _sqlstate(error) is None:
-        raise error
-    if _sqlstate(error) == MOVED:
-        raise _MovedError from error
-
-
-def _backoff(attempt: int) -> float:
-    return min(0.05 * 2 ** min(attempt, 10), _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)

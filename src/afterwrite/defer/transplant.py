@@ -23,9 +23,11 @@ from psycopg import sql
 
 from afterwrite.defer.clock import CLOCK, on_original_clock
 from afterwrite.scan.catalog import Trigger, TriggerLevel
+from afterwrite.scan.tokens import tokens
 
 BODIES = "afterwrite_deferred"
 STALE = "AW002"
+TABLE_WORDS = frozenset({"tg_relid", "tg_relname", "tg_table_name", "tg_table_schema"})
 
 
 class ShapeColumn(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,8 +77,6 @@ def transplant(trigger: Trigger, table: TableShape, *, search_path: str, stem: s
     created = [
         _body(trigger, body, _name(table.schema, table.name), body_path(trigger, search_path, rows_schema)),
         f"comment on function {body} is {_text(f'Body of trigger {trigger.identity}, run after commit.')}",
-        # Whoever may call a SECURITY DEFINER body with rows of his own making has its owner's rights.
-        f"revoke all on function {body} from public",
         *(_ownership(body, _name(trigger.function_owner)) if trigger.security_definer else ()),
         *(_transition_views(trigger, table, rows_schema) if rows_schema else ()),
         _run(trigger, table, run, body),
@@ -140,6 +140,9 @@ def _body(trigger: Trigger, body: str, row: str, path: str) -> str:
 
 
 def _ownership(body: str, owner: str) -> Iterator[str]:
+    # Whoever may call it with rows of his own making has its owner's rights. Any other body runs with its caller's,
+    # and the caller may be the role that the original transaction had.
+    yield f"revoke all on function {body} from public"
     # A grant to ourselves outlives the change of owner, which asks that the new owner may create in the schema.
     yield f"grant execute on function {body} to current_user"
     yield f"grant create on schema {BODIES} to {owner}"
@@ -149,7 +152,8 @@ def _ownership(body: str, owner: str) -> Iterator[str]:
 
 def _run(trigger: Trigger, table: TableShape, run: str, body: str) -> str:
     row = _name(table.schema, table.name)
-    lines = ["#variable_conflict use_column", "declare", f"    old {row};", f"    new {row};", "begin"]
+    lines = ["#variable_conflict use_column", "declare", f"    old {row};", f"    new {row};"]
+    lines += ["    leaf regclass;", "    acting text;", "    stamped text;", "begin"]
     if trigger.level is TriggerLevel.ROW:
         lines += [
             f"    if $2 is not null then old := {_row(table, row, '$2')}; end if;",
@@ -165,19 +169,53 @@ def _run(trigger: Trigger, table: TableShape, run: str, body: str) -> str:
         ]
     if trigger.when:
         lines.append(f"    if not coalesce(({on_original_clock(trigger.when)}), false) then return false; end if;")
-    name, level, schema = _text(trigger.name), _text(trigger.level.value.upper()), _text(table.schema)
-    relname, argv = _text(table.name), _argv(trigger.arguments)
-    lines += [
-        f"    perform {body}(",
-        f"        new, old, $1, {name}, 'AFTER', {level}, {_text(row)}::regclass::oid, {relname}, {relname}, {schema},",
-        f"        {len(trigger.arguments)}, {argv});",
-        "    return true;",
-        "end",
-    ]
+    lines += _call(trigger, table, row, body)
     return (
         f"create function {run} (text, jsonb, jsonb) returns boolean language plpgsql\n"
         f"set search_path to {CLOCK}, pg_catalog\nas {_dollar_quoted(chr(10).join(['', *lines, '']))}"
     )
+
+
+def _call(trigger: Trigger, table: TableShape, row: str, body: str) -> list[str]:
+    name, level = _text(trigger.name), _text(trigger.level.value.upper())
+    relation, relname, schema = f"{_text(row)}::regclass", _text(table.name), _text(table.schema)
+    lines: list[str] = []
+    if table.kind == "p" and trigger.level is TriggerLevel.ROW and names_its_table(trigger):
+        lines.append(f"    leaf := afterwrite.leaf_of({relation}, coalesce($3, $2));")
+        relation = "leaf"
+        relname = "(select c.relname from pg_catalog.pg_class c where c.oid = leaf)"
+        schema = (
+            "(select n.nspname from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace"
+            " where c.oid = leaf)"
+        )
+    call = [
+        f"    perform {body}(",
+        f"        new, old, $1, {name}, 'AFTER', {level}, {relation}::oid, {relname}, {relname}, {schema},",
+        f"        {len(trigger.arguments)}, {_argv(trigger.arguments)});",
+    ]
+    if trigger.security_definer:
+        lines += call
+    else:
+        lines += [
+            "    acting := pg_catalog.current_setting('role');",
+            "    stamped := coalesce(pg_catalog.current_setting('afterwrite.role', true), '');",
+            "    if stamped <> '' then",
+            "        if not pg_catalog.pg_has_role(session_user, stamped, 'usage') then",
+            "            raise exception 'the original transaction ran as %, whose rights % has not',",
+            "                stamped, session_user using errcode = 'insufficient_privilege',",
+            "                hint = pg_catalog.format('grant %I to %I', stamped, session_user);",
+            "        end if;",
+            "        perform pg_catalog.set_config('role', stamped, true);",
+            "    end if;",
+            *call,
+            "    if stamped <> '' then perform pg_catalog.set_config('role', acting, true); end if;",
+        ]
+    return [*lines, "    return true;", "end"]
+
+
+def names_its_table(trigger: Trigger) -> bool:
+    """Whether the body asks which table it fired for."""
+    return not TABLE_WORDS.isdisjoint(token.text.lower() for token in tokens(trigger.source) if token.kind == "word")
 
 
 def _row(table: TableShape, row: str, place: str) -> str:

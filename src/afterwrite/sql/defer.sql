@@ -78,7 +78,7 @@ update afterwrite.deferral set state = 'dropped' where id = any (:ids);
 
 -- name: read_deferrals
 -- What runs now or may begin to, with the name that its table has now.
-select d.id, d.source, d.identity, d.body, d.run, d.relations, d.path, d.state, d.definition::text as definition,
+select d.id, d.source, d.identity, d.body, d.run, d.relations, d.path, d.on_error, d.state, d.definition::text as definition,
        d.table_oid::bigint as table_oid, n.nspname as schema_now, c.relname as table_now
   from afterwrite.deferral d
   left join pg_catalog.pg_class c on c.oid = d.table_oid
@@ -156,6 +156,12 @@ update afterwrite.deferral_progress
    set position = :position, commit_lsn = :commit_lsn::pg_lsn, updated_at = pg_catalog.clock_timestamp()
  where source = :source;
 
+-- name: write_halt
+-- Say where the stream stands and why; it goes when the next transaction has run.
+update afterwrite.deferral_progress
+   set halted_lsn = :lsn::pg_lsn, trouble = :trouble
+ where source = :source and (halted_lsn, trouble) is distinct from (:lsn::pg_lsn, :trouble);
+
 -- name: run_jobs
 -- Run the bodies of several source transactions, each in a transaction of its own.
 call afterwrite.run_deferred_each(:jobs::jsonb);
@@ -176,10 +182,10 @@ select id, identity, activity_id::text as activity_id, commit_lsn::text as commi
 -- Run a parked call again, in this transaction.
 select afterwrite.retry_dead_letter(:id);
 
--- name: dismiss_dead_letter
+-- name: skip_dead_letter
 -- Give a parked call up.
 update afterwrite.dead_letter
-   set resolved_at = pg_catalog.clock_timestamp(), resolution = 'dismissed'
+   set resolved_at = pg_catalog.clock_timestamp(), resolution = 'skipped'
  where id = :id and resolved_at is null;
 
 -- name: listen_to_feed
