@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,30 +18,35 @@ from afterwrite.cli.face import (
     Dsn,
     Json,
     StoreDsn,
+    Yes,
     counted,
     emit,
     fill,
     out,
+    plain,
     run,
     say,
     settings,
     show_findings,
     table,
+    talk,
 )
 from afterwrite.cli.plan import PlanFile, load
 from afterwrite.errors import ExitCode, UsageError
-from afterwrite.migrate.deeds import EventKind, MigrationEvent
-from afterwrite.migrate.engine import PhaseRun, run_all, run_phase
+from afterwrite.migrate.deeds import EventKind, MigrationEvent, render
+from afterwrite.migrate.engine import PhaseRun, remove_phases, run_all, run_phase
+from afterwrite.migrate.functions import FunctionsRun
 from afterwrite.migrate.phase import Gate
 from afterwrite.migrate.plan import Plan
 from afterwrite.migrate.rollback import Rollback, rollback_phase
 from afterwrite.migrate.status import MigrationStatus
 from afterwrite.migrate.status import status as read_status
+from afterwrite.postgres import describe_dsn
 from afterwrite.settings import Settings
 
 app = typer.Typer(help="Silence the triggers phase by phase, behind gates, and take it back.", no_args_is_help=True)
 
-PhaseNumber = Annotated[int | None, typer.Option("--phase", help="The phase's number.", min=1, max=5)]
+PhaseNumber = Annotated[int | None, typer.Option("--phase", help="The phase's number.", min=1)]
 Everything = Annotated[bool, typer.Option("--all", help="Every phase, in order.")]
 
 
@@ -71,14 +77,62 @@ def rollback_command(
     phase: PhaseNumber = None,
     everything: Everything = False,
     apply: Apply = False,
+    backfill: Annotated[
+        bool,
+        typer.Option("--backfill/--no-backfill", help="Fill the legacy log for the time when its triggers were off."),
+    ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make what somebody changed or dropped meanwhile as it was, too.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Turn a phase's triggers on again, exactly as they were; with --all also the replica identities, and end it.
 
-    Without --apply it only shows the SQL.
+    What was removed is made again. The legacy log is filled for the time when the triggers were off, from what was
+    captured, and compared. Without --apply it only shows the SQL. Exit 3 when the log could not be filled.
     """
     _one_of(phase, everything)
-    return run(_rollback(settings(dsn, store_dsn), phase, apply=apply, json=json))
+    return run(
+        _rollback(settings(dsn, store_dsn), phase, apply=apply, backfill=backfill, force=force, json=json)
+    )
+
+
+@app.command("remove")
+def remove_command(
+    dsn: Dsn = None,
+    store_dsn: StoreDsn = None,
+    file: PlanFile = Path("plan.toml"),
+    phase: PhaseNumber = None,
+    everything: Everything = False,
+    functions: Annotated[
+        bool, typer.Option("--functions", help="Drop their functions, too, where nothing else uses them.")
+    ] = False,
+    apply: Apply = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> int:
+    """Drop the triggers of a phase that is silenced and has soaked. Their backups stay: a rollback makes them again.
+
+    Without --apply: the exact SQL, and the gates. With it you are asked once more (--yes answers). Exit 3 while the
+    phase has not soaked.
+    """
+    _one_of(phase, everything)
+    given, plan = settings(dsn, store_dsn), load(file)
+    if apply and not yes:
+        _confirm(given, phase)
+    return run(_remove(given, plan, phase, functions=functions, apply=apply, json=json))
+
+
+def _confirm(given: Settings, phase: int | None) -> None:
+    what = f"the triggers of {'every silenced phase' if phase is None else f'phase {phase}'}"
+    where = describe_dsn(given.dsn)
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{what} would be dropped from {where}, and there is nobody to ask", remedy="say it with --yes"
+        )
+    talk.print(f"{what} will be dropped from {plain(where)}; `afterwrite migrate rollback` makes them again")
+    if typer.prompt("type remove to go on", default="", show_default=False, err=True).strip() != "remove":
+        raise UsageError("nothing was dropped", remedy="type the word remove to go on")
 
 
 @app.command("status")
@@ -149,13 +203,74 @@ async def _run(given: Settings, plan: Plan, number: int | None, *, apply: bool, 
     return ExitCode.GATE if unmet else ExitCode.OK
 
 
-async def _rollback(given: Settings, number: int | None, *, apply: bool, json: bool) -> int:
-    async with runtime.source_and_store(given) as (source, _):
+async def _remove(
+    given: Settings, plan: Plan, number: int | None, *, functions: bool, apply: bool, json: bool
+) -> int:
+    async with runtime.source_and_store(given) as (source, store):
+        runs, dropped = await remove_phases(
+            source,
+            plan,
+            number,
+            place=runtime.place_of(given),
+            apply=apply,
+            functions=functions,
+            store=store,
+            operator=operator_of(given),
+            policy=runtime.lock_policy(given),
+            on_event=_tell,
+        )
+    policy = runtime.lock_policy(given)
+    script = render([deed for done in (*runs, *([dropped] if dropped else [])) for deed in done.deeds], policy)
+    if json:
+        emit(
+            {
+                "schema_version": 1,
+                "applied": apply,
+                "removed": [identity for done in runs for identity in done.silenced],
+                "functions": dropped.dropped if dropped else (),
+                "sql": script,
+                "gates": {str(done.number): done.gates for done in runs},
+                "findings": [*(f for done in runs for f in done.findings), *(dropped.findings if dropped else ())],
+            }
+        )
+    else:
+        _show_removal(runs, dropped, script, apply=apply)
+    unmet = not apply and any(not gate.met for done in runs for gate in done.gates)
+    return ExitCode.GATE if unmet else ExitCode.OK
+
+
+def _show_removal(runs: Sequence[PhaseRun], dropped: FunctionsRun | None, script: str, *, apply: bool) -> None:
+    gone = sum(len(done.silenced) for done in runs)
+    if not script.strip():
+        out.print("Nothing is off that could be dropped.")
+    elif not apply:
+        typer.echo(script)
+    for done in runs:
+        if not done.applied and done.deeds:
+            say(f"phase {done.number}, {counted(len(done.silenced), 'trigger')} to drop")
+            _show_gates(done.gates)
+        show_findings(done.findings)
+    if dropped:
+        show_findings(dropped.findings)
+    if apply:
+        more = f", and {counted(len(dropped.dropped), 'function')}" if dropped else ""
+        out.print(f"{counted(gone, 'trigger')} dropped{more}; the backups are in afterwrite.ledger")
+    else:
+        say("Nothing was done. Run it with [bold]--apply[/].")
+
+
+async def _rollback(
+    given: Settings, number: int | None, *, apply: bool, backfill: bool, force: bool, json: bool
+) -> int:
+    async with runtime.source_and_store(given) as (source, store):
         done = await rollback_phase(
             source,
             number,
             place=runtime.place_of(given),
             apply=apply,
+            store=store,
+            force=force,
+            backfill=backfill,
             operator=operator_of(given),
             policy=runtime.lock_policy(given),
             on_event=_tell,
@@ -166,13 +281,15 @@ async def _rollback(given: Settings, number: int | None, *, apply: bool, json: b
                 "schema_version": 1,
                 "applied": done.applied,
                 "restored": done.restored,
+                "filled": done.filled,
                 "sql": done.sql,
                 "findings": done.findings,
             }
         )
     else:
         _show_rollback(done)
-    return ExitCode.OK
+    hole = any(finding.rule in ("rollback.hole", "rollback.unproven") for finding in done.findings)
+    return ExitCode.GATE if hole else ExitCode.OK
 
 
 async def _status(given: Settings, plan: Plan | None, *, json: bool) -> int:
@@ -189,9 +306,9 @@ async def _status(given: Settings, plan: Plan | None, *, json: bool) -> int:
 
 def _tell(event: MigrationEvent) -> None:
     match event.kind:
-        case EventKind.SILENCED | EventKind.RESTORED:
+        case EventKind.SILENCED | EventKind.RESTORED | EventKind.REMOVED | EventKind.FILLED:
             say(f"[green]✓[/] {escape(event.text)}")
-        case EventKind.BLOCKED | EventKind.WAITING:
+        case EventKind.BLOCKED | EventKind.WAITING | EventKind.FILLING | EventKind.DRIFT:
             say(f"[yellow]…[/] {escape(event.text)}")
         case EventKind.HALTED:
             say(f"[red]✗[/] {escape(event.text)}")
@@ -240,6 +357,12 @@ def _show_rollback(done: Rollback) -> None:
     else:
         over = ", and the migration is over" if done.finished else ""
         out.print(f"{counted(len(done.restored), 'trigger')} on again{over}")
+        for each in done.filled:
+            if each.whole:
+                out.print(
+                    f"{counted(len(each.triggers), 'trigger')} of phase {each.phase}: {each.rows:,} legacy rows filled "
+                    f"for {each.transactions:,} transactions, all proven"
+                )
     show_findings(done.findings)
 
 

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import msgspec
 from psycopg import sql
 
@@ -45,6 +47,7 @@ class CloneBackup(msgspec.Struct, frozen=True):
 
     relation: str
     oid: int
+    table_oid: int
     enabled: Enabled
     comment: str | None
 
@@ -56,6 +59,7 @@ class TriggerBackup(msgspec.Struct, frozen=True):
     table: str
     trigger: str
     oid: int
+    table_oid: int
     relation: str
     table_kind: str
     table_owner: str
@@ -97,6 +101,23 @@ async def read_backup(db: Database, relation: str, trigger: str) -> TriggerBacku
     return None if text is None else decode_backup(text)
 
 
+async def read_function(db: Database, signature: str) -> FunctionBackup | None:
+    """The function of this signature as it is now, or None when there is none."""
+    text = await db.value(statement("migrate.read_function_backup"), signature=signature)
+    return None if text is None else msgspec.json.decode(text, type=FunctionBackup)
+
+
+class _Relation(msgspec.Struct, frozen=True):
+    oid: int
+    relation: str
+
+
+async def read_relations(db: Database, tables: Iterable[int]) -> dict[int, str]:
+    """What these tables and all partitions below them are called now (quoted), by oid; those that are gone are not in it."""
+    rows = await db.rows(_Relation, statement("migrate.read_relations"), oids=list(dict.fromkeys(tables)))
+    return {row.oid: row.relation for row in rows}
+
+
 def set_state(relation: str, trigger: str, state: Enabled, *, only: bool) -> str:
     """The statement that gives a trigger this enabled state, by its name; without ``only`` its clones follow."""
     match state:
@@ -114,13 +135,13 @@ def set_state(relation: str, trigger: str, state: Enabled, *, only: bool) -> str
 def wanted_states(backup: TriggerBackup, now: TriggerBackup) -> dict[str, Enabled]:
     """The state that each table's trigger of ``now`` must have to be as in the backup, root first.
 
-    Clones are known again by oid, else by the name of their table (a trigger that was made again has other oids). A
+    Clones are known again by the oid of their table, else by its name (in a database that was restored from a dump). A
     partition made since gets the root's state, as it would have had.
     """
-    by_oid = {clone.oid: clone.enabled for clone in backup.clones}
+    by_oid = {clone.table_oid: clone.enabled for clone in backup.clones}
     by_name = {clone.relation: clone.enabled for clone in backup.clones}
     return {now.relation: backup.enabled} | {
-        clone.relation: by_oid.get(clone.oid, by_name.get(clone.relation, backup.enabled)) for clone in now.clones
+        clone.relation: by_oid.get(clone.table_oid, by_name.get(clone.relation, backup.enabled)) for clone in now.clones
     }
 
 
@@ -139,33 +160,61 @@ def restore_states(backup: TriggerBackup, now: TriggerBackup) -> list[str]:
 def render_sql(backup: TriggerBackup) -> str:
     """A script that makes the function and the trigger again as they were, for psql or an SQL editor."""
     lines = [f"-- {backup.identity} and its function {backup.function.signature}, as they were"]
-    if backup.function.definition:
-        lines += _render_function(backup.function)
-    name = quoted(backup.trigger)
-    lines.append(f"drop trigger if exists {name} on {backup.relation};")
-    lines.append(f"{backup.create};")
-    lines += [f"{text};" for text in restore_states(backup, backup)]
-    lines.append(f"comment on trigger {name} on {backup.relation} is {literal(backup.comment)};")
-    lines += [
-        f"comment on trigger {name} on {clone.relation} is {literal(clone.comment)};"
-        for clone in backup.clones
-        if clone.comment is not None
-    ]
+    lines += [f"{text};" for text in make_function(backup.function)]
+    lines.append(f"drop trigger if exists {quoted(backup.trigger)} on {backup.relation};")
+    lines += [f"{text};" for text in make_trigger(backup)]
     return "\n".join(lines) + "\n"
 
 
-def _render_function(function: FunctionBackup) -> list[str]:
-    lines = [
-        f"{function.definition.rstrip()};",
-        f"alter function {function.signature} owner to {quoted(function.owner)};",
+def make_trigger(backup: TriggerBackup, tables: Mapping[int, str] | None = None) -> list[str]:
+    """The statements that make a trigger that is not there, with its states and comments.
+
+    ``tables`` are the names that its table and the partitions have now, by oid; those of the backup where it is None.
+    """
+    tables = tables or {backup.table_oid: backup.relation} | {c.table_oid: c.relation for c in backup.clones}
+    relation = tables.get(backup.table_oid, backup.relation)
+    name = quoted(backup.trigger)
+    lines = [backup.create.replace(f" ON {backup.relation} ", f" ON {relation} ", 1)]
+    if backup.enabled is not Enabled.ORIGIN:
+        lines.append(set_state(relation, backup.trigger, backup.enabled, only=False))
+    clones = [clone for clone in backup.clones if clone.table_oid in tables]
+    lines += [
+        set_state(tables[clone.table_oid], backup.trigger, clone.enabled, only=True)
+        for clone in clones
+        if clone.enabled is not backup.enabled
     ]
-    if function.grants is not None:
-        lines.append(f"revoke all on function {function.signature} from public;")
-        for grant in function.grants:
+    if backup.comment is not None:
+        lines.append(f"comment on trigger {name} on {relation} is {literal(backup.comment)}")
+    lines += [
+        f"comment on trigger {name} on {tables[clone.table_oid]} is {literal(clone.comment)}"
+        for clone in clones
+        if clone.comment is not None
+    ]
+    return lines
+
+
+def make_function(function: FunctionBackup) -> list[str]:
+    """The statements that give a function the backup's definition, owner, grants and comment; none for a server's own."""
+    if not function.definition:
+        return []
+    signature = function.signature
+    lines = [
+        function.definition.rstrip(),
+        f"alter function {signature} owner to {quoted(function.owner)}",
+        # Default privileges, or somebody since, may have given it to others.
+        f"select afterwrite.revoke_function({literal(signature)})",
+    ]
+    if function.grants is None:
+        lines.append(f"grant execute on function {signature} to public")
+    else:
+        kept = [grant for grant in function.grants if grant.grantee != function.owner]
+        for grant in kept:
             to = "public" if grant.grantee is None else quoted(grant.grantee)
-            option = " with grant option" if grant.grantable and grant.grantee != function.owner else ""
-            lines.append(f"grant execute on function {function.signature} to {to}{option};")
-    lines.append(f"comment on function {function.signature} is {literal(function.comment)};")
+            option = " with grant option" if grant.grantable else ""
+            lines.append(f"grant execute on function {signature} to {to}{option}")
+        if len(kept) == len(function.grants):
+            lines.append(f"revoke all on function {signature} from {quoted(function.owner)}")
+    lines.append(f"comment on function {signature} is {literal(function.comment)}")
     return lines
 
 

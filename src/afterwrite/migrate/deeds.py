@@ -7,8 +7,13 @@ from enum import Enum
 
 import msgspec
 
+from afterwrite.errors import DatabaseError, Drift
 from afterwrite.migrate.phase import Gate
 from afterwrite.postgres import Blocker, Database, LockPolicy, with_short_locks
+
+
+# What afterwrite.require_trigger() raises.
+_NOT_AS_PLANNED = "AW003"
 
 
 class Deed(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +33,10 @@ class EventKind(Enum):
     BLOCKED = "blocked"
     SILENCED = "silenced"
     RESTORED = "restored"
+    REMOVED = "removed"
+    FILLING = "filling"
+    FILLED = "filled"
+    DRIFT = "drift"
     SOAKING = "soaking"
     SOAKED = "soaked"
     HALTED = "halted"
@@ -81,7 +90,12 @@ async def perform(
         if done is None:
             return
         for text in done.statements:
-            await db.run(text.encode())
+            try:
+                await db.run(text.encode())
+            except DatabaseError as error:
+                if error.sqlstate == _NOT_AS_PLANNED:
+                    raise Drift(str(error).rpartition(" said: ")[2], remedy=error.remedy) from error
+                raise
             if on_event:
                 on_event(MigrationEvent(kind=EventKind.STATEMENT, phase=phase, subject=done.title, text=text))
         await check()

@@ -17,11 +17,13 @@ from typing import assert_never
 
 import msgspec
 
+from afterwrite.defer.calls import OnError
 from afterwrite.defer.deferral import plan_deferral
 from afterwrite.errors import Drift, Finding, GateNotMet, Refused, Severity
 from afterwrite.migrate.backup import TriggerBackup, read_backup
 from afterwrite.migrate.deeds import Deed, EventKind, MigrationEvent, OnEvent, perform, render
-from afterwrite.migrate.gates import Place
+from afterwrite.migrate.functions import FunctionsRun, foresee_functions, remove_functions
+from afterwrite.migrate.gates import Place, soak_gate
 from afterwrite.migrate.ledger import (
     Action,
     Migration,
@@ -40,6 +42,7 @@ from afterwrite.migrate.phase import (
     Halt,
     Mode,
     Observation,
+    Remove,
     Restore,
     Silence,
     Soak,
@@ -54,6 +57,7 @@ from afterwrite.migrate.steps import (
     backup_statement,
     change_plan_statements,
     left_statement,
+    remove_statements,
     silence_statements,
     start_statements,
 )
@@ -170,8 +174,8 @@ class Migrator:
                 case Done():
                     self.say(EventKind.DONE, phase.number, f"phase {phase.number} is {step.state.value}")
                     return self._run(phase, observation, seen, applied=True, deeds=deeds, silenced=silenced)
-                case Soak():
-                    raise AssertionError("a run without a soak was asked to soak")
+                case Soak() | Remove():
+                    raise AssertionError(f"a run that silences was asked to {step}")
                 case _:
                     assert_never(step)
 
@@ -208,10 +212,138 @@ class Migrator:
                         await self._write(Action.PHASE_SOAKED, phase, {"seconds": phase.soak_seconds})
                     self.say(EventKind.SOAKED, phase.number, f"phase {phase.number} has soaked")
                     return
-                case Silence() | Wait():
+                case Silence() | Wait() | Remove():
                     raise AssertionError(f"a soaking phase was asked to {step}")
                 case _:
                     assert_never(step)
+
+    async def foresee_removal(self, phase: Phase) -> PhaseRun:
+        """The dry run of ``remove``. Raises Drift as it would."""
+        await self._require_consistency()
+        seen, observation = await self._observe_removal(phase)
+        step = next_step(observation)
+        if isinstance(step, Halt):
+            raise Drift(step.reason, remedy=step.remedy)
+        ours = [each for each in observation.triggers if each.silenced and not each.gone]
+        deeds = [await self._removal(seen, relation) for relation in seen.relations]
+        unmet = step.gates if isinstance(step, Wait) else ()
+        gates = tuple(dict.fromkeys([*unmet, *observation.gates]))
+        run = self._run(
+            phase,
+            observation,
+            seen,
+            applied=False,
+            deeds=[deed for deed in deeds if deed],
+            silenced=[each.identity for each in ours],
+        )
+        return msgspec.structs.replace(run, gates=gates)
+
+    async def remove(self, phase: Phase) -> PhaseRun:
+        """Drop the triggers of a silenced phase that has soaked; the caller holds the migration lock.
+
+        Raises GateNotMet while it has not, or a gate does not hold, and Drift when somebody changed what is to be dropped.
+        """
+        await self._require_consistency()
+        deeds: list[Deed] = []
+        removed: list[str] = []
+        while True:
+            seen, observation = await self._observe_removal(phase)
+            step = next_step(observation)
+            match step:
+                case Remove():
+                    for relation in seen.relations:
+                        deed = await self._remove_table(seen, relation)
+                        deeds += [deed] if deed else []
+                    removed += step.triggers
+                case Wait():
+                    raise GateNotMet(
+                        f"phase {phase.number} cannot be removed: {'; '.join(str(gate) for gate in step.gates)}",
+                        remedy="; ".join(dict.fromkeys(gate.remedy for gate in step.gates)),
+                    )
+                case Restore():
+                    await self.give_back(phase, step.because)
+                    raise GateNotMet(
+                        f"phase {phase.number} was turned on again: {step.because}",
+                        remedy="mend the cause, then `afterwrite migrate run` again",
+                    )
+                case Halt():
+                    await self.halt(phase, step)
+                case Done():
+                    self.say(EventKind.DONE, phase.number, f"phase {phase.number} is {step.state.value}")
+                    return self._run(phase, observation, seen, applied=True, deeds=deeds, silenced=removed)
+                case Silence() | Soak():
+                    raise AssertionError(f"a removal was asked to {step}")
+                case _:
+                    assert_never(step)
+
+    async def _observe_removal(self, phase: Phase) -> tuple[Look, Observation]:
+        seen = await look(self.db, phase, self.place)
+        active = await read_active(self.db)
+        silent: float | None = None
+        if active is not None:
+            silent = await self.db.value(
+                statement("migrate.read_silent_seconds"), migration=active.id, phase=phase.number
+            )
+        soak = soak_gate(None if silent is None else float(silent), phase.soak_seconds, phase.number)
+        readings = await measure(self.db, self.store, seen, self.place, soaking=True)
+        observation = conclude(seen, readings, Goal.REMOVED, soak_left=0.0, more=(soak,))
+        self.say(EventKind.GATES, phase.number, gates=tuple(observation.gates))
+        return seen, observation
+
+    async def _removal(self, seen: Look, relation: str) -> Deed | None:
+        """What drops the triggers of one table; None when none of them is ours to drop."""
+        statements: list[str] = []
+        names: list[str] = []
+        for planned in seen.of_table(relation):
+            ours = seen.silenced.get(planned.trigger)
+            if ours is None or seen.is_on(planned.trigger):
+                continue
+            backup = seen.backups[planned.trigger]
+            statements += remove_statements(ours.migration, ours.phase, ours.mode, backup)
+            names.append(backup.trigger)
+        if not statements:
+            return None
+        return Deed(
+            title=f"phase {seen.phase.number}, {relation}: drop {', '.join(names)}",
+            relations=seen.with_partitions(relation),
+            # Locked first, so that what the ledger says of them is what is dropped.
+            statements=(f"lock table {relation} in access exclusive mode", *statements),
+        )
+
+    async def _remove_table(self, seen: Look, relation: str) -> Deed | None:
+        fresh: Look | None = None
+
+        async def build() -> Deed | None:
+            nonlocal fresh
+            fresh = await look(self.db, seen.phase, self.place)
+            return await self._removal(fresh, relation)
+
+        async def check() -> None:
+            # Under the locks: nothing is dropped that somebody has turned on since we looked.
+            if fresh is None:
+                return
+            for planned in fresh.of_table(relation):
+                if planned.trigger not in fresh.silenced or fresh.is_on(planned.trigger):
+                    continue
+                told = await self.db.value(statement("migrate.read_removed_states"), subject=planned.trigger)
+                if set(msgspec.json.decode(told or "{}", type=dict[str, str]).values()) != {"D"}:
+                    raise Drift(
+                        f"{planned.trigger} was turned on while it was being dropped; nothing was done to {relation}",
+                        remedy="find out who, then the same command again",
+                    )
+
+        deed = await perform(
+            self.db,
+            seen.with_partitions(relation),
+            build,
+            check,
+            phase=seen.phase.number,
+            policy=self.policy,
+            on_event=self.on_event,
+        )
+        if deed is not None:
+            self.say(EventKind.REMOVED, seen.phase.number, deed.title, subject=relation)
+        return deed
 
     async def give_back(self, phase: Phase, because: str) -> Rollback:
         """Turn the phase on again and tell why; the caller holds the migration lock."""
@@ -247,14 +379,14 @@ class Migrator:
         return max(0.0, phase.soak_seconds - float(silent))
 
     async def _read_triggers(self, phase: Phase) -> None:
-        """The triggers to defer, as scan reads them: in a snapshot of its own, so before any deed."""
-        if any(trigger.mode is Mode.DEFER for trigger in phase.triggers):
+        """The phase's triggers as scan describes them: in a snapshot of its own, so before any deed."""
+        if phase.triggers:
             self._triggers = {trigger.identity: trigger for trigger in (await read_inventory(self.db)).triggers}
 
     async def _require_consistency(self) -> None:
         """Refuse an edited plan that contradicts what is off already."""
         for identity, silenced in (await read_silenced(self.db)).items():
-            planned = [(p.number, t.mode) for p in self.plan.phases for t in p.triggers if t.trigger == identity]
+            planned = [(p.number, t.moves_as) for p in self.plan.phases for t in p.triggers if t.trigger == identity]
             if planned != [(silenced.phase, silenced.mode)]:
                 raise Refused(
                     f"{identity} was silenced in phase {silenced.phase}, mode {silenced.mode.value}; the plan has "
@@ -361,9 +493,10 @@ class Migrator:
                     f"{planned.trigger} or its function was changed after the plan was written",
                     remedy="run `afterwrite plan` again and review the difference",
                 )
-            first.append(backup_statement(migration, number, backup))
-            first += await self._preparation(seen, planned)
-            last += silence_statements(migration, number, planned.mode, backup)
+            found = self._described(planned)
+            first.append(backup_statement(migration, number, backup, found))
+            first += await self._preparation(seen, planned, found)
+            last += silence_statements(migration, number, planned.moves_as, backup, planned.fingerprint)
             names.append(planned.trigger)
         if not first and not last:
             return None
@@ -374,16 +507,27 @@ class Migrator:
             statements=(*first, *last),
         )
 
-    async def _preparation(self, seen: Look, planned: PlannedTrigger) -> Sequence[str]:
-        if planned.mode is not Mode.DEFER or planned.trigger in seen.deferred:
-            return ()
+    def _described(self, planned: PlannedTrigger) -> Trigger:
+        """The trigger as scan describes it; raises Drift when that is not what was planned."""
         found = self._triggers.get(planned.trigger)
         if found is None or fingerprint(found) != planned.fingerprint:
             raise Drift(
-                f"{planned.trigger} was changed while phase {seen.phase.number} was being prepared",
+                f"{planned.trigger} was changed while its phase was being prepared",
                 remedy="run `afterwrite plan --check`, then the same command again",
             )
-        return (await plan_deferral(self.db, found, source=self.place.source, mode=planned.mode.value)).statements
+        return found
+
+    async def _preparation(self, seen: Look, planned: PlannedTrigger, found: Trigger) -> Sequence[str]:
+        if planned.moves_as is not Mode.DEFER or planned.trigger in seen.deferred:
+            return ()
+        prepared = await plan_deferral(
+            self.db,
+            found,
+            source=self.place.source,
+            mode=planned.mode.value,
+            on_error=planned.on_error or OnError.PARK,
+        )
+        return prepared.statements
 
     def _run(
         self,
@@ -423,6 +567,37 @@ class Migrator:
 
 def _essence(backup: TriggerBackup) -> tuple[object, ...]:
     return backup.oid, backup.create, backup.function, sorted(backup.states)
+
+
+async def remove_phases(
+    db: Database,
+    plan: Plan,
+    number: int | None,
+    *,
+    place: Place,
+    apply: bool,
+    functions: bool = False,
+    store: Database | None = None,
+    operator: str | None = None,
+    policy: LockPolicy | None = None,
+    on_event: OnEvent | None = None,
+) -> tuple[list[PhaseRun], FunctionsRun | None]:
+    """Drop the triggers of one silenced phase, or of all, after their soak; their backups stay in the ledger.
+
+    ``functions`` then also drops the functions that nothing uses any more. Without ``apply`` it only shows the SQL. Raises
+    GateNotMet at the first phase that has not soaked.
+    """
+    migrator = Migrator(db, plan, place, store=store, operator=operator, policy=policy, on_event=on_event)
+    phases = [plan.phase(number)] if number is not None else [phase for phase in plan.phases if phase.triggers]
+    runs: list[PhaseRun] = []
+    if not apply:
+        runs = [await migrator.foresee_removal(phase) for phase in phases]
+        going = {identity for run in runs for identity in run.silenced}
+        return runs, await foresee_functions(db, going) if functions else None
+    async with migration_lock(db, operator):
+        for phase in phases:
+            runs.append(await migrator.remove(phase))
+        return runs, await remove_functions(db, policy=policy, on_event=on_event) if functions else None
 
 
 async def _nothing() -> None:

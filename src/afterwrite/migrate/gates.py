@@ -294,6 +294,19 @@ def _unfinished(identities: Sequence[str]) -> Gate:
     )
 
 
+def soak_gate(silent: float | None, needed: float, number: int) -> Gate:
+    """Whether a phase has been silent for long enough to be removed; ``silent`` is None before it is silenced."""
+    return Gate(
+        name="soak",
+        met=silent is not None and silent >= needed,
+        value=None if silent is None else f"{silent:,.0f} s",
+        threshold=f"at least {needed:,.0f} s",
+        window="since the last trigger of the phase was silenced",
+        source="afterwrite.ledger",
+        remedy=f"wait, and watch it meanwhile: `afterwrite migrate run --phase {number} --apply --watch`",
+    )
+
+
 async def read_slot(db: Database, place: Place) -> SlotReading | None:
     """The slot as it is now, or None when this database has none of that name."""
     return await db.maybe(SlotReading, statement("migrate.read_slot"), slot=place.slot)

@@ -29,8 +29,14 @@ class Action(StrEnum):
     PHASE_HALTED = "phase.halted"
     TRIGGER_BACKUP = "trigger.backup"
     TRIGGER_SILENCE = "trigger.silence"
+    TRIGGER_REMOVE = "trigger.remove"
     TRIGGER_RESTORE = "trigger.restore"
     TRIGGER_LEFT = "trigger.left"
+    FUNCTION_REMOVE = "function.remove"
+    FUNCTION_RESTORE = "function.restore"
+    LEGACY_BACKFILL = "legacy.backfill"
+    DRIFT_SEEN = "drift.seen"
+    DRIFT_OVER = "drift.over"
     REPLICA_IDENTITY_SET = "replica_identity.set"
     REPLICA_IDENTITY_RESTORE = "replica_identity.restore"
 
@@ -71,7 +77,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Silenced(msgspec.Struct, frozen=True, kw_only=True):
-    """A trigger that is off because we turned it off, and what it was before."""
+    """A trigger that is off because we turned it off, and what it was before.
+
+    ``xid`` is the transaction that silenced it last, ``times`` how often it was silenced since it was last restored
+    (more than once where somebody turned it on again). ``removed_at`` when we dropped it since. ``definition`` is scan's
+    description of it at that time, as JSON.
+    """
 
     identity: str
     migration: int
@@ -80,6 +91,10 @@ class Silenced(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     by: str
     backup: TriggerBackup
+    xid: int
+    times: int = 1
+    removed_at: datetime | None = None
+    definition: str | None = None
 
 
 class PhaseRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +116,10 @@ class _SilencedRow(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     operator: str | None
     backup: str
+    xid: int
+    times: int
+    removed_at: datetime | None
+    definition: str | None
 
 
 class _PhaseRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,7 +196,7 @@ async def next_id(db: Database) -> int:
 
 
 async def read_silenced(db: Database) -> dict[str, Silenced]:
-    """The triggers that are off because of us, by identity, in the order of phases."""
+    """The triggers that are off, or dropped, because of us, by identity, in the order of phases."""
     rows = await db.rows(_SilencedRow, statement("migrate.read_silenced"))
     return {
         row.subject: Silenced(
@@ -188,9 +207,18 @@ async def read_silenced(db: Database) -> dict[str, Silenced]:
             at=row.at,
             by=who(row.actor, row.operator),
             backup=decode_backup(row.backup),
+            xid=row.xid,
+            times=row.times,
+            removed_at=row.removed_at,
+            definition=row.definition,
         )
         for row in rows
     }
+
+
+async def read_silenced_names(db: Database) -> frozenset[str]:
+    """The identities of the same triggers, for those who only look."""
+    return frozenset(row.subject for row in await db.rows(_SilencedRow, statement("migrate.read_silenced")))
 
 
 class _DeferralEnd(msgspec.Struct, frozen=True):
@@ -213,14 +241,9 @@ async def read_ledger(db: Database) -> list[Entry]:
 
 
 async def read_phase_rows(db: Database, migration: int) -> dict[tuple[int, Action], PhaseRow]:
-    """When and by whom each phase was last silenced, restored, soaked and halted."""
+    """When and by whom each phase was last silenced, removed, restored, backfilled, soaked and halted."""
     rows = await db.rows(_PhaseRow, statement("migrate.read_phase_rows"), migration=migration)
     return {
-async def read_silenced_names(db: Database) -> frozenset[str]:
-    """The identities of the same triggers, for those who only look."""
-    return frozenset(row.subject for row in await db.rows(_SilencedRow, statement("migrate.read_silenced")))
-
-
         (row.phase, Action(row.action)): PhaseRow(
             phase=row.phase,
             action=Action(row.action),

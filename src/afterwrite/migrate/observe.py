@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import msgspec
 
 from afterwrite.defer.deferral import read_deferrals
 from afterwrite.errors import Drift, Finding, Severity
-from afterwrite.migrate.backup import TriggerBackup, read_backup
+from afterwrite.migrate.backup import TriggerBackup, read_backup, read_relations
 from afterwrite.migrate.gates import (
     Place,
     Readings,
@@ -21,7 +21,7 @@ from afterwrite.migrate.gates import (
     read_unpublished,
 )
 from afterwrite.migrate.ledger import Silenced, read_deferral_ends, read_silenced
-from afterwrite.migrate.phase import Goal, Mode, Observation, TriggerSeen
+from afterwrite.migrate.phase import Gate, Goal, Mode, Observation, TriggerSeen
 from afterwrite.migrate.plan import Phase, PlannedTrigger, backup_fingerprint
 from afterwrite.postgres import Database, statement
 from afterwrite.scan.catalog import Enabled
@@ -31,7 +31,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """The triggers of a phase as they are: by identity, in the plan's order.
 
     ``backups`` lacks those that are gone; ``deferred`` are identities whose bodies are prepared or live; ``strangers``
-    are other triggers on the phase's tables.
+    are other triggers on the phase's tables. ``emptied`` are the tables, as they are called now, whose triggers we
+    dropped.
     """
 
     phase: Phase
@@ -39,6 +40,17 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     silenced: Mapping[str, Silenced]
     deferred: frozenset[str]
     strangers: tuple[str, ...] = ()
+    emptied: tuple[str, ...] = ()
+
+    @property
+    def captured_relations(self) -> list[str]:
+        """The tables whose changes must be captured."""
+        return list(dict.fromkeys([*self.relations, *self.emptied]))
+
+    def is_removed(self, identity: str) -> bool:
+        """Whether it is not there any more because we dropped it."""
+        ours = self.silenced.get(identity)
+        return ours is not None and ours.removed_at is not None and identity not in self.backups
 
     @property
     def relations(self) -> list[str]:
@@ -69,7 +81,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
         return [
             planned
             for planned in self.phase.triggers
-            if planned.trigger in self.silenced or self.is_on(planned.trigger)
+            if not self.is_removed(planned.trigger)
+            and (planned.trigger in self.silenced or self.is_on(planned.trigger))
         ]
 
     @property
@@ -116,10 +129,18 @@ async def look(db: Database, phase: Phase, place: Place) -> Look:
             if backup is not None:
                 backups[trigger.trigger] = backup
     tables = {there[identity].relation for identity in backups}
+    silenced = await read_silenced(db)
+    emptied = [
+        each.backup.table_oid
+        for identity, each in silenced.items()
+        if identity in planned and each.removed_at is not None and identity not in backups
+    ]
+    names = await read_relations(db, emptied) if emptied else {}
     return Look(
         phase=phase,
         backups=backups,
-        silenced=await read_silenced(db),
+        silenced=silenced,
+        emptied=tuple(names[oid] for oid in emptied if oid in names),
         deferred=frozenset(row.identity for row in await read_deferrals(db, place.source)),
         strangers=tuple(
             identity for identity, each in there.items() if each.relation in tables and identity not in planned
@@ -142,13 +163,13 @@ async def measure(
     again = {
         trigger.trigger
         for trigger in seen.phase.triggers
-        if trigger.mode is Mode.DEFER and trigger.trigger not in seen.silenced
+        if trigger.moves_as is Mode.DEFER and trigger.trigger not in seen.silenced
     }
     ends = await read_deferral_ends(db, place.source) if again and not soaking else {}
     return Readings(
         slot=slot,
         lag=lag,
-        unpublished=await read_unpublished(db, seen.relations, place),
+        unpublished=await read_unpublished(db, seen.captured_relations, place),
         proof=await read_phase_proof(db, seen.moving, seen.silent_since),
         deferring=deferring,
         deferral=await read_deferral(db, store, place) if deferring else None,
@@ -156,14 +177,17 @@ async def measure(
     )
 
 
-def conclude(seen: Look, readings: Readings, goal: Goal, *, soak_left: float | None = None) -> Observation:
-    """The observation that ``next_step`` decides on."""
+def conclude(
+    seen: Look, readings: Readings, goal: Goal, *, soak_left: float | None = None, more: Sequence[Gate] = ()
+) -> Observation:
+    """The observation that ``next_step`` decides on; ``more`` are gates beside those of the readings."""
     triggers = tuple(
         TriggerSeen(
             identity=planned.trigger,
-            mode=planned.mode,
+            mode=planned.moves_as,
             on=seen.is_on(planned.trigger),
             silenced=planned.trigger in seen.silenced,
+            removed=planned.trigger in seen.silenced and seen.silenced[planned.trigger].removed_at is not None,
             as_planned=seen.as_planned(planned),
             prepared=planned.trigger in seen.deferred,
         )
@@ -174,7 +198,7 @@ def conclude(seen: Look, readings: Readings, goal: Goal, *, soak_left: float | N
         goal=goal,
         triggers=triggers,
         captured=readings.captured,
-        gates=evaluate(readings, seen.phase.thresholds, soaking=soak_left is not None),
+        gates=(*evaluate(readings, seen.phase.thresholds, soaking=soak_left is not None), *more),
         soak_left=soak_left,
     )
 
@@ -186,6 +210,8 @@ def findings_of(seen: Look) -> list[Finding]:
     for planned in seen.phase.triggers:
         identity, on = planned.trigger, seen.is_on(planned.trigger)
         ours = seen.silenced.get(identity)
+        if seen.is_removed(identity):
+            continue
         if on is None:
             findings.append(_drift("migrate.drift.gone", identity, "is in the plan and not in the database", None))
             continue

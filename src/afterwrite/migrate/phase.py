@@ -3,7 +3,7 @@
 ::
 
     surveyed ──▶ shadowing ──▶ proven ──▶ silenced ──▶ removed
-                     ▲            (gates)     │            │
+                     ▲            (gates)     │   (soak)   │
                      └────────────────────────┴────────────┘       halted(reason, remedy) beside any
 
 Nothing here remembers: a phase's state is what the catalog (is the trigger on?) and the ledger (was it we who turned it
@@ -23,7 +23,7 @@ from afterwrite.errors import Refused
 
 
 class State(Enum):
-    """How far a phase is. ``REMOVED`` means dropped: no step of this version leads there."""
+    """How far a phase is. ``REMOVED`` means dropped, with the backup kept."""
 
     SURVEYED = "surveyed"
     SHADOWING = "shadowing"
@@ -48,7 +48,8 @@ class Mode(StrEnum):
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
     """A condition, as measured: the value against the threshold, over which window, and where the number came from.
 
-    ``value`` is None when it could not be measured, and then it is not ``met``.
+    ``value`` is None when it could not be measured, and then it is not ``met`` unless the plan says why it need not be
+    (``waived``, the plan's words).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
     window: str
     source: str
     remedy: str
+    waived: str | None = None
 
     def __str__(self) -> str:
         found = "could not be measured" if self.value is None else f"is {self.value}"
@@ -68,15 +70,27 @@ class TriggerSeen(msgspec.Struct, frozen=True, kw_only=True):
     """A trigger of the phase, as the catalog and the ledger show it now.
 
     ``on`` is None when there is no such trigger any more. ``silenced``: the ledger's last word is that we turned it
-    off. ``as_planned``: its definition is the one in the plan. ``prepared``: its body can run after commit.
+    off. ``removed``: that we dropped it, too. ``as_planned``: its definition is the one in the plan. ``prepared``: its
+    body can run after commit.
     """
 
     identity: str
     mode: Mode
     on: bool | None
     silenced: bool
+    removed: bool = False
     as_planned: bool = True
     prepared: bool = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is not there any more because we dropped it."""
+        return self.removed and self.on is None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it does nothing because of us: off, or dropped."""
+        return self.silenced and (self.on is False or self.gone)
 
 
 class Goal(Enum):
@@ -84,6 +98,7 @@ class Goal(Enum):
 
     SILENCED = "silenced"
     SHADOWING = "shadowing"
+    REMOVED = "removed"
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,8 +138,14 @@ class Restore(msgspec.Struct, frozen=True):
     because: str
 
 
+class Remove(msgspec.Struct, frozen=True):
+    """Drop these, which are off and have soaked."""
+
+    triggers: tuple[str, ...]
+
+
 class Wait(msgspec.Struct, frozen=True):
-    """These gates do not hold yet; nothing may be turned off."""
+    """These gates do not hold yet; nothing may be turned off or dropped."""
 
     gates: tuple[Gate, ...]
 
@@ -148,13 +169,15 @@ class Halt(msgspec.Struct, frozen=True):
     remedy: str
 
 
-Step = Silence | Restore | Wait | Soak | Done | Halt
+Step = Silence | Restore | Remove | Wait | Soak | Done | Halt
 
 
 def state_of(seen: Observation) -> State:
     """The state a phase is in: the least advanced of its triggers decides, those that were off before us aside."""
     ours = [trigger for trigger in seen.triggers if trigger.silenced]
     if seen.triggers and all(trigger.on is None for trigger in seen.triggers):
+        return State.REMOVED
+    if ours and all(trigger.gone for trigger in ours) and not any(trigger.on for trigger in seen.triggers):
         return State.REMOVED
     if ours and not any(trigger.on for trigger in seen.triggers):
         return State.SILENCED
@@ -164,29 +187,34 @@ def state_of(seen: Observation) -> State:
 
 
 def broken_rules(seen: Observation) -> list[str]:
-    """The rule that must hold at every moment, and where it does not: no trigger is off unless its work goes on.
+    """The rule that must hold at every moment, and where it does not: no trigger is off or gone unless its work goes on.
 
     That is: what we turned off is captured, and what is deferred has its body prepared.
     """
     broken: list[str] = []
     for trigger in seen.triggers:
-        if not trigger.silenced or trigger.on is not False:
+        if not trigger.idle:
             continue
+        how = "removed" if trigger.gone else "off"
         if not seen.captured:
-            broken.append(f"{trigger.identity} is off and its changes are not captured")
+            broken.append(f"{trigger.identity} is {how} and its changes are not captured")
         if trigger.mode is Mode.DEFER and not trigger.prepared:
-            broken.append(f"{trigger.identity} is off and its body is not prepared to run after commit")
+            broken.append(f"{trigger.identity} is {how} and its body is not prepared to run after commit")
     return broken
 
 
 def next_step(seen: Observation) -> Step:
     """The one thing to do now, towards the goal. Going back never waits for a gate."""
-    off = tuple(trigger.identity for trigger in seen.triggers if trigger.silenced and trigger.on is not None)
+    off = tuple(
+        trigger.identity for trigger in seen.triggers if trigger.silenced and (trigger.on is not None or trigger.gone)
+    )
     match seen.goal:
         case Goal.SHADOWING:
             return Restore(off, "asked for") if off else Done(state_of(seen))
         case Goal.SILENCED:
             return _towards_silence(seen, off)
+        case Goal.REMOVED:
+            return _towards_removal(seen, off)
         case _:
             assert_never(seen.goal)
 
@@ -197,11 +225,8 @@ def _towards_silence(seen: Observation, off: tuple[str, ...]) -> Step:
     if broken := broken_rules(seen):
         return Restore(off, "; ".join(broken))
     for trigger in seen.triggers:
-        if trigger.on is None:
-            return Halt(
-                f"{trigger.identity} is in the plan and no longer in the database",
-                "run `afterwrite plan` again and look what became of it",
-            )
+        if trigger.on is None and not trigger.gone:
+            return _lost(trigger, seen.number)
         if trigger.on and not trigger.as_planned:
             return Halt(
                 f"{trigger.identity} or its function was changed after the plan was written",
@@ -222,6 +247,54 @@ def _towards_silence(seen: Observation, off: tuple[str, ...]) -> Step:
         check_transition(state_of(seen), State.SILENCED)
         return Silence(on)
     return Soak(seen.soak_left) if seen.soak_left else Done(state_of(seen))
+
+
+def _towards_removal(seen: Observation, off: tuple[str, ...]) -> Step:
+    if broken := broken_rules(seen):
+        return Restore(off, "; ".join(broken))
+    for trigger in seen.triggers:
+        if trigger.on is None and not trigger.gone:
+            return _lost(trigger, seen.number)
+        if trigger.on and trigger.silenced:
+            return Halt(
+                f"{trigger.identity} was {'made' if trigger.removed else 'turned on'} again behind our back",
+                f"find out who, then `afterwrite migrate run --phase {seen.number} --apply`, or "
+                f"`afterwrite migrate rollback --phase {seen.number} --apply`",
+            )
+    there = tuple(trigger.identity for trigger in seen.triggers if trigger.silenced and not trigger.gone)
+    if any(trigger.on for trigger in seen.triggers):
+        return Wait((_not_silenced(seen),))
+    if not there:
+        return Done(state_of(seen))
+    if not seen.proven:
+        return Wait(seen.unmet or (_NO_GATE,))
+    check_transition(state_of(seen), State.REMOVED)
+    return Remove(there)
+
+
+def _lost(trigger: TriggerSeen, number: int) -> Halt:
+    if trigger.silenced:
+        return Halt(
+            f"{trigger.identity} was silenced by us and dropped by somebody else",
+            f"`afterwrite migrate rollback --phase {number} --force --apply` makes it again as it was",
+        )
+    return Halt(
+        f"{trigger.identity} is in the plan and no longer in the database",
+        "run `afterwrite plan` again and look what became of it",
+    )
+
+
+def _not_silenced(seen: Observation) -> Gate:
+    on = [trigger.identity for trigger in seen.triggers if trigger.on]
+    return Gate(
+        name="silenced",
+        met=False,
+        value=f"{len(on)} still on: {', '.join(on[:3])}{', ...' if len(on) > 3 else ''}",
+        threshold="every trigger of the phase off",
+        window="now",
+        source="pg_trigger and afterwrite.ledger",
+        remedy=f"run `afterwrite migrate run --phase {seen.number} --apply` first, and let it soak",
+    )
 
 
 def check_transition(before: State, after: State) -> None:

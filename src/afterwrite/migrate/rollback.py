@@ -5,26 +5,43 @@ Goes by the ledger alone, so it needs neither the plan nor capture nor a gate, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from afterwrite.defer.deferral import drop_deferral
 from afterwrite.errors import AfterwriteError, Drift, Finding, Refused, Severity
-from afterwrite.migrate.backup import TriggerBackup, decode_backup, read_backup, render_sql, wanted_states
+from afterwrite.migrate.backfill import Backfill, fill_windows
+from afterwrite.migrate.backup import (
+    FunctionBackup,
+    TriggerBackup,
+    decode_backup,
+    read_backup,
+    read_function,
+    read_relations,
+    render_sql,
+    wanted_states,
+)
 from afterwrite.migrate.deeds import Deed, EventKind, MigrationEvent, OnEvent, perform, render
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.identity import restore_replica_identities
 from afterwrite.migrate.ledger import Silenced, migration_lock, read_active, read_deferral_ends, read_silenced
 from afterwrite.migrate.phase import Mode
-from afterwrite.migrate.steps import finish_statements, forget_statements, restore_statements
+from afterwrite.migrate.steps import (
+    finish_statements,
+    forget_statements,
+    remake_statements,
+    restore_function_statements,
+    restore_statements,
+)
 from afterwrite.postgres import Database, LockPolicy, LockTimeout, statement
 
 
 class Rollback(msgspec.Struct, frozen=True, kw_only=True):
     """What a rollback did, or (``applied`` False) would do: ``deeds`` in their order, each a transaction.
 
-    ``identities`` are the tables whose replica identity is set back. ``finished``: the whole migration is rolled back.
+    ``identities`` are the tables whose replica identity is set back, ``filled`` the legacy logs whose silent time was
+    filled. ``finished``: the whole migration is rolled back.
     """
 
     applied: bool
@@ -33,6 +50,7 @@ class Rollback(msgspec.Struct, frozen=True, kw_only=True):
     deeds: tuple[Deed, ...]
     identities: tuple[str, ...]
     findings: tuple[Finding, ...]
+    filled: tuple[Backfill, ...] = ()
     finished: bool
     lock_timeout_ms: int
 
@@ -48,89 +66,120 @@ async def rollback_phase(
     *,
     place: Place,
     apply: bool,
+    store: Database | None = None,
+    force: bool = False,
+    backfill: bool = False,
     operator: str | None = None,
     policy: LockPolicy | None = None,
     on_event: OnEvent | None = None,
 ) -> Rollback:
-    """Turn the triggers of one phase, or of all (``number`` None), on again exactly as they were.
+    """Turn the triggers of one phase, or of all (``number`` None), on again exactly as they were; make them again where
+    they were removed.
 
-    Rolling back all also sets the replica identities back that were changed for capture, and ends the migration. Legacy
-    rows for the time when a trigger was off are in the store and not in the legacy log: a finding says which time.
-    Raises, after everything that could be restored is, when a table stayed locked or a trigger is gone.
+    With ``force`` what somebody changed or dropped meanwhile is made as it was, too. With ``backfill`` the legacy log is
+    filled for the time when its triggers were off, from the store, and compared. Rolling back all also sets the replica
+    identities back that were changed for capture, and ends the migration. Raises, after everything that could be
+    restored is, when a table stayed locked or a trigger is gone.
     """
+    work = _Work(
+        db=db, store=store or db, place=place, force=force, backfill=backfill, policy=policy, on_event=on_event
+    )
     if not apply:
-        return await _restore(db, number, place=place, apply=False, policy=policy, on_event=on_event)
+        return await _restore(work, number, apply=False)
     async with migration_lock(db, operator):
-        return await _restore(db, number, place=place, apply=True, policy=policy, on_event=on_event)
+        return await _restore(work, number, apply=True)
 
 
 async def restore_phase(
-    db: Database, number: int, *, place: Place, policy: LockPolicy | None = None, on_event: OnEvent | None = None
-) -> Rollback:
-    """The same for one phase, for a caller who holds the migration lock."""
-    return await _restore(db, number, place=place, apply=True, policy=policy, on_event=on_event)
-
-
-async def _restore(
     db: Database,
-    number: int | None,
+    number: int,
     *,
     place: Place,
-    apply: bool,
-    policy: LockPolicy | None,
-    on_event: OnEvent | None,
+    store: Database | None = None,
+    policy: LockPolicy | None = None,
+    on_event: OnEvent | None = None,
 ) -> Rollback:
+    """The same for one phase, without filling anything, for a caller who holds the migration lock."""
+    work = _Work(db=db, store=store or db, place=place, policy=policy, on_event=on_event)
+    return await _restore(work, number, apply=True)
+
+
+class _Work(msgspec.Struct, frozen=True, kw_only=True):
+    db: Database
+    store: Database
+    place: Place
+    force: bool = False
+    backfill: bool = False
+    policy: LockPolicy | None = None
+    on_event: OnEvent | None = None
+
+    def say(self, kind: EventKind, phase: int, subject: str, text: str) -> None:
+        if self.on_event:
+            self.on_event(MigrationEvent(kind=kind, phase=phase, subject=subject, text=text))
+
+
+async def _restore(work: _Work, number: int | None, *, apply: bool) -> Rollback:
+    db = work.db
     silenced = [each for each in (await read_silenced(db)).values() if number is None or each.phase == number]
     deeds: list[Deed] = []
-    restored: list[str] = []
+    restored: list[Silenced] = []
     findings: list[Finding] = []
     trouble: list[AfterwriteError] = []
-    for relation, of_table in _newest_first(silenced):
+    for oid, of_table in _newest_first(silenced):
+        job = _Restoring(db, of_table, force=work.force)
         try:
-            deed, ours, said = await _restore_table(
-                db, relation, of_table, apply=apply, policy=policy, on_event=on_event
-            )
+            if apply:
+                locked = list((await read_relations(db, [oid])).values())
+                phase = of_table[0].phase
+                deed = await perform(
+                    db, locked, job.build, job.check, phase=phase, policy=work.policy, on_event=work.on_event
+                )
+            else:
+                deed = await job.build()
         except LockTimeout as error:
             trouble.append(error)  # the other tables do not have to wait for this one's blocker
             continue
-        findings += said
-        restored += ours
+        findings += job.findings
+        findings += [_silent_window(each, filling=work.backfill) for each in job.restored]
+        restored += job.restored
         if deed is not None:
             deeds.append(deed)
-            if apply and on_event:
-                on_event(
-                    MigrationEvent(
-                        kind=EventKind.RESTORED, phase=of_table[0].phase, subject=relation, text=", ".join(ours)
-                    )
-                )
+            if apply:
+                names = ", ".join(each.identity for each in job.restored)
+                work.say(EventKind.RESTORED, of_table[0].phase, of_table[0].backup.relation, names)
     missing = [finding for finding in findings if finding.rule == "rollback.gone"]
     if not trouble and missing:
         trouble.append(Drift(f"{missing[0].where} {missing[0].text}", remedy=missing[0].remedy))
+    filled: tuple[Backfill, ...] = ()
+    if apply and work.backfill:
+        filled = await fill_windows(db, work.store, work.place, phase=number, on_event=work.on_event)
+        findings += [finding for each in filled for finding in each.findings]
     if apply and trouble:
         raise trouble[0]
     identities: list[Deed] = []
     finished = False
     if number is None:
-        identities, said = await restore_replica_identities(db, apply=apply, policy=policy, on_event=on_event)
+        identities, said = await restore_replica_identities(db, apply=apply, policy=work.policy, on_event=work.on_event)
         findings += said
         deeds += identities
         active = await read_active(db)
         if active is not None:
             deeds.append(Deed(title=f"end migration {active.id}", statements=tuple(finish_statements(active.id))))
             if apply:
-                await _do(db, deeds[-1], on_event)
+                await _do(db, deeds[-1], work.on_event)
             finished = True
         if apply:
-            findings += await _drop_deferrals(db, place)
+            findings += await _drop_deferrals(db, work.place)
     return Rollback(
         applied=apply,
         phases=tuple(dict.fromkeys(each.phase for _, of_table in _newest_first(silenced) for each in of_table)),
-        restored=tuple(restored),
+        restored=tuple(each.identity for each in restored),
         deeds=tuple(deeds),
         identities=tuple(relation for deed in identities for relation in deed.relations),
         findings=tuple(findings),
+        filled=filled,
         finished=finished,
-        lock_timeout_ms=(policy or LockPolicy()).lock_timeout_ms,
+        lock_timeout_ms=(work.policy or LockPolicy()).lock_timeout_ms,
     )
 
 
@@ -144,70 +193,90 @@ async def _do(db: Database, deed: Deed, on_event: OnEvent | None) -> None:
     await perform(db, (), build, check, on_event=on_event)
 
 
-def _newest_first(silenced: Iterable[Silenced]) -> list[tuple[str, list[Silenced]]]:
-    tables: dict[tuple[int, str], list[Silenced]] = {}
+def _newest_first(silenced: Iterable[Silenced]) -> list[tuple[int, list[Silenced]]]:
+    tables: dict[tuple[int, str, int], list[Silenced]] = {}
     for each in silenced:
-        tables.setdefault((-each.phase, each.backup.relation), []).append(each)
-    return [(relation, of_table) for (_, relation), of_table in sorted(tables.items())]
+        tables.setdefault((-each.phase, each.backup.relation, each.backup.table_oid), []).append(each)
+    return [(oid, of_table) for (_, _, oid), of_table in sorted(tables.items(), key=lambda item: item[0])]
 
 
-async def _restore_table(
-    db: Database,
-    relation: str,
-    of_table: Sequence[Silenced],
-    *,
-    apply: bool,
-    policy: LockPolicy | None,
-    on_event: OnEvent | None,
-) -> tuple[Deed | None, list[str], list[Finding]]:
-    now: dict[str, TriggerBackup] = {}
-    ours: list[str] = []
-    findings: list[Finding] = []
+class _Restoring:
+    """One table's triggers on their way back; built again at each attempt, from what is there then."""
 
-    async def build() -> Deed | None:
-        now.clear()
-        ours.clear()
-        findings.clear()
+    def __init__(self, db: Database, of_table: Sequence[Silenced], *, force: bool) -> None:
+        self.db = db
+        self.of_table = of_table
+        self.force = force
+        self.restored: list[Silenced] = []
+        self.findings: list[Finding] = []
+        self._wanted: list[tuple[Silenced, TriggerBackup | None]] = []
+        self._tables: Mapping[int, str] = {}
+
+    async def build(self) -> Deed | None:
+        """What brings them back; None when none of them can be."""
+        self.restored, self.findings, self._wanted = [], [], []
+        self._tables = await read_relations(self.db, [self.of_table[0].backup.table_oid])
         statements: list[str] = []
-        for each in of_table:
-            found = await _find(db, each.backup)
-            if found is not None:
-                now[each.identity] = found
-                statements += restore_statements(each.migration, each.phase, each.mode, each.backup, found)
-                findings.extend(_silent_window(each, found))
-            elif await db.value(statement("migrate.has_table"), relation=relation):
-                findings.append(_gone(each))
+        functions: set[str] = set()
+        locked: dict[str, None] = {}
+        for each in self.of_table:
+            found = await _find(self.db, each.backup)
+            if found is None and each.backup.table_oid not in self._tables:
+                statements += forget_statements(each.migration, each.phase, each.mode, each.backup)
+            elif found is None and each.removed_at is None and not self.force:
+                self.findings.append(_gone(each))
                 continue
             else:
-                statements += forget_statements(each.migration, each.phase, each.mode, each.backup)
-            ours.append(each.identity)
-        if not ours:
+                statements += await self._function(each, found, functions)
+                statements += self._trigger(each, found)
+                self._wanted.append((each, found))
+                locked |= dict.fromkeys(found.states if found else self._tables.values())
+            self.restored.append(each)
+        if not self.restored:
             return None
-        relations = tuple(dict.fromkeys(table for found in now.values() for table in found.states))
-        names = ", ".join(each.backup.trigger for each in of_table if each.identity in ours)
+        first = self.of_table[0]
+        names = ", ".join(each.backup.trigger for each in self.restored)
         return Deed(
-            title=f"phase {of_table[0].phase}, {relation}: restore {names}",
-            relations=relations,
+            title=f"phase {first.phase}, {self._tables.get(first.backup.table_oid, first.backup.relation)}: "
+            f"restore {names}",
+            relations=tuple(locked),
             statements=tuple(statements),
         )
 
-    async def check() -> None:
-        # Under the locks that the deed holds: every state is the one that the backup says.
-        for each in of_table:
-            if (found := now.get(each.identity)) is None:
-                continue
-            after = await _find(db, each.backup)
-            if after is None or after.states != wanted_states(each.backup, after):
+    async def _function(self, each: Silenced, found: TriggerBackup | None, done: set[str]) -> list[str]:
+        """What brings its function back, where it is gone, or was changed and ours is asked for."""
+        backup = each.backup.function
+        now = found.function if found is not None else await read_function(self.db, backup.signature)
+        changed = now is not None and _essence(now) != _essence(backup)
+        if changed and not self.force:
+            self.findings.append(_changed(each, "its function"))
+        if backup.signature in done or not (now is None or (changed and self.force)):
+            return []
+        done.add(backup.signature)
+        in_place = await read_function(self.db, backup.signature)
+        return restore_function_statements(each.migration, each.phase, backup, in_place)
+
+    def _trigger(self, each: Silenced, found: TriggerBackup | None) -> list[str]:
+        if found is None:
+            return remake_statements(each.migration, each.phase, each.mode, each.backup, self._tables)
+        changed = _definition(found) != _definition(each.backup)
+        moved = found.trigger != each.backup.trigger or found.relation != each.backup.relation
+        if changed and self.force:
+            return remake_statements(each.migration, each.phase, each.mode, each.backup, self._tables, found)
+        if changed and not moved:
+            self.findings.append(_changed(each, "it"))
+        return restore_statements(each.migration, each.phase, each.mode, each.backup, found)
+
+    async def check(self) -> None:
+        """Under the locks that the deed holds: every state, and what was made again, is as the backup says."""
+        for each, before in self._wanted:
+            after = await _find(self.db, each.backup)
+            as_it_was = after is not None and after.states == wanted_states(each.backup, after)
+            if after is None or not as_it_was or (before is None and after.comment != each.backup.comment):
                 raise Drift(
-                    f"{each.identity} was changed while it was being restored; nothing was done to {found.relation}",
+                    f"{each.identity} was changed while it was being restored; nothing was done to its table",
                     remedy="run the same command again",
                 )
-
-    if not apply:
-        return await build(), list(ours), list(findings)
-    locked = list(dict.fromkeys(table for each in of_table for table in each.backup.states))
-    deed = await perform(db, locked, build, check, phase=of_table[0].phase, policy=policy, on_event=on_event)
-    return deed, list(ours), list(findings)
 
 
 async def _find(db: Database, backup: TriggerBackup) -> TriggerBackup | None:
@@ -215,24 +284,41 @@ async def _find(db: Database, backup: TriggerBackup) -> TriggerBackup | None:
     text = await db.value(statement("migrate.read_backup_by_oid"), oid=backup.oid)
     if text is not None:
         return decode_backup(text)
-    return await read_backup(db, backup.relation, backup.trigger)
+    relation = (await read_relations(db, [backup.table_oid])).get(backup.table_oid)
+    return None if relation is None else await read_backup(db, relation, backup.trigger)
 
 
-def _silent_window(each: Silenced, found: TriggerBackup) -> Iterable[Finding]:
-    if found.create != each.backup.create or found.function != each.backup.function:
-        yield Finding(
-            rule="rollback.changed",
-            severity=Severity.WARNING,
-            where=each.identity,
-            text="or its function was changed by somebody while it was off; it is turned on as it is now",
-            remedy="compare it with the row trigger.backup of afterwrite.ledger",
-        )
-    what = (
-        "its effects of that time are deferred; those that still wait run while `afterwrite capture` runs"
-        if each.mode is Mode.DEFER
-        else "its legacy rows for that time are in the store and not in the legacy log"
+def _essence(function: FunctionBackup) -> tuple[object, ...]:
+    """What makes a function what it is, whichever oid it has today."""
+    acl = None if function.acl is None else tuple(sorted(function.acl))
+    return function.signature, function.definition, function.owner, function.comment, acl
+
+
+def _definition(backup: TriggerBackup) -> tuple[object, ...]:
+    return backup.create, backup.function.signature, backup.deferrable, backup.initially_deferred
+
+
+def _changed(each: Silenced, what: str) -> Finding:
+    how = "removed" if each.removed_at is not None else "off"
+    return Finding(
+        rule="rollback.changed",
+        severity=Severity.WARNING,
+        where=each.identity,
+        text=f"{'or ' if what != 'it' else ''}{what if what != 'it' else ''}{' ' if what != 'it' else ''}was changed by "
+        f"somebody while it was {how}; it is turned on as it is now",
+        remedy=f"`afterwrite migrate rollback --phase {each.phase} --force --apply` instead makes it as it was; the row "
+        "trigger.backup of afterwrite.ledger shows how that is",
     )
-    yield Finding(
+
+
+def _silent_window(each: Silenced, *, filling: bool) -> Finding:
+    if each.mode is Mode.DEFER:
+        what = "its effects of that time are deferred; those that still wait run while `afterwrite capture` runs"
+    elif filling:
+        what = "its legacy rows for that time are filled in from what was captured"
+    else:
+        what = "its legacy rows for that time are in the store and not in the legacy log"
+    return Finding(
         rule="rollback.silent_window",
         severity=Severity.INFO,
         where=each.identity,
@@ -246,7 +332,8 @@ def _gone(each: Silenced) -> Finding:
         severity=Severity.ERROR,
         where=each.identity,
         text="was silenced by us and dropped by somebody else since: it cannot be turned on",
-        remedy=f"make it again, then roll back once more:\n{render_sql(each.backup)}",
+        remedy="run the same command with --force, which makes it again as it was, or by hand, then roll back once "
+        f"more:\n{render_sql(each.backup)}",
     )
 
 

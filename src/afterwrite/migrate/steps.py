@@ -6,21 +6,36 @@ editor is accounted for, captured and rolled back like anything else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from afterwrite.activity import EVENT_PREFIX, Emitted
-from afterwrite.migrate.backup import TriggerBackup, literal, restore_states, set_state
+from afterwrite.migrate.backup import (
+    FunctionBackup,
+    TriggerBackup,
+    literal,
+    make_function,
+    make_trigger,
+    restore_states,
+    set_state,
+)
 from afterwrite.migrate.phase import Mode
-from afterwrite.scan.catalog import Enabled
+from afterwrite.postgres import quoted
+from afterwrite.scan.catalog import Enabled, Trigger
 
 
 def start_statements(migration: int, plan: str) -> list[str]:
-    """Begin a migration: its row, and the first line of its ledger."""
+    """Begin a migration unless one goes on: its row, and the first line of its ledger with the tables that there are."""
     return [
-        f"insert into afterwrite.migration (id, plan)\nvalues ({migration}, {literal(plan)})",
-        ledger_row(migration, None, "plan", "migration.start", after=f"pg_catalog.to_jsonb({literal(plan)}::text)"),
+        "with begun as (\n"
+        "    insert into afterwrite.migration (id, plan)\n"
+        f"    select {migration}, {literal(plan)}\n"
+        "     where not exists (select from afterwrite.migration where finished_at is null)\n"
+        "    returning id, plan\n"
+        ")\n"
+        "insert into afterwrite.ledger (migration, subject, action, before, after)\n"
+        "select id, 'plan', 'migration.start', afterwrite.user_tables(), pg_catalog.to_jsonb(plan) from begun"
     ]
 
 
@@ -43,21 +58,26 @@ def finish_statements(migration: int) -> list[str]:
     ]
 
 
-def backup_statement(migration: int, phase: int, found: TriggerBackup) -> str:
-    """Keep everything that makes the trigger what it is, as it is at that moment."""
+def backup_statement(migration: int, phase: int, found: TriggerBackup, definition: Trigger) -> str:
+    """Keep everything that makes the trigger what it is, as it is at that moment, and as scan described it."""
     before = f"afterwrite.trigger_backup({_known_by(found)})"
-    return ledger_row(migration, phase, found.identity, "trigger.backup", before=before)
+    after = literal(msgspec.json.encode(definition).decode())
+    return ledger_row(migration, phase, found.identity, "trigger.backup", before=before, after=after)
 
 
-def silence_statements(migration: int, phase: int, mode: Mode, found: TriggerBackup) -> list[str]:
+def silence_statements(migration: int, phase: int, mode: Mode, found: TriggerBackup, fingerprint: str) -> list[str]:
     """Turn the trigger and its clones off by name, tell it in the ledger, and mark the place in the WAL.
+
+    Under the lock it is made sure that the trigger is what was planned: a script may be run days after it was written.
 
     The lock that DISABLE TRIGGER takes keeps every other writer of the table before or after this transaction in commit
     order, so the mark is the exact border between the trigger's work and what takes it over.
     """
     deed = set_state(found.relation, found.trigger, Enabled.DISABLED, only=False)
+    known_as = f"{literal(found.relation)}, {literal(found.trigger)}, {literal(fingerprint)}"
     return [
         deed,
+        f"select afterwrite.require_trigger({known_as})",
         ledger_row(
             migration,
             phase,
@@ -77,9 +97,95 @@ def left_statement(migration: int, phase: int, found: TriggerBackup) -> str:
     return ledger_row(migration, phase, found.identity, "trigger.left", before=_states(found))
 
 
+def remove_statements(migration: int, phase: int, mode: Mode, found: TriggerBackup) -> list[str]:
+    """Drop the trigger and its clones; the ledger keeps what it was like at that moment, too."""
+    deed = f"drop trigger {quoted(found.trigger)} on {found.relation}"
+    return [
+        ledger_row(
+            migration,
+            phase,
+            found.identity,
+            "trigger.remove",
+            sql=deed,
+            before=f"afterwrite.trigger_backup({_known_by(found)})",
+            after=f"pg_catalog.jsonb_build_object('mode', {literal(mode.value)})",
+        ),
+        deed,
+        _mark("trigger.remove", found, mode, migration, phase),
+    ]
+
+
+def remove_function_statements(migration: int, function: FunctionBackup) -> list[str]:
+    """Drop a function that nothing uses any more; the ledger keeps it."""
+    deed = f"drop function {function.signature}"
+    signature = literal(function.signature)
+    return [
+        ledger_row(
+            migration,
+            None,
+            function.signature,
+            "function.remove",
+            sql=deed,
+            before=f"afterwrite.function_backup({signature}::regprocedure)",
+        ),
+        deed,
+    ]
+
+
+def restore_function_statements(
+    migration: int, phase: int, function: FunctionBackup, now: FunctionBackup | None
+) -> list[str]:
+    """Make a function again as it was, and tell it; ``now`` is what stands under its name, if anything does."""
+    deeds = make_function(function)
+    return [
+        *deeds,
+        ledger_row(
+            migration,
+            phase,
+            function.signature,
+            "function.restore",
+            sql=";\n".join(deeds),
+            before=None if now is None else literal(msgspec.json.encode(now).decode()),
+            after=f"afterwrite.function_backup({literal(function.signature)}::regprocedure)",
+        ),
+    ]
+
+
 def restore_statements(migration: int, phase: int, mode: Mode, backup: TriggerBackup, now: TriggerBackup) -> list[str]:
     """Give the trigger and its clones the exact states that they had, tell it, and mark the place in the WAL."""
-    deeds = restore_states(backup, now)
+    return _told_restore(migration, phase, mode, backup, now, restore_states(backup, now), before=_states(now))
+
+
+def remake_statements(
+    migration: int,
+    phase: int,
+    mode: Mode,
+    backup: TriggerBackup,
+    tables: Mapping[int, str],
+    now: TriggerBackup | None = None,
+) -> list[str]:
+    """Make the trigger again as it was, tell it, and mark the place in the WAL.
+
+    ``tables`` are its table's and the partitions' names by oid; ``now`` is what stands in its place and has to go.
+    """
+    at = msgspec.structs.replace(backup, relation=tables.get(backup.table_oid, backup.relation))
+    deeds = make_trigger(backup, tables)
+    if now is not None:
+        deeds.insert(0, f"drop trigger {quoted(now.trigger)} on {now.relation}")
+    before = "'{}'" if now is None else literal(msgspec.json.encode(now).decode())
+    return _told_restore(migration, phase, mode, backup, at, deeds, before=before)
+
+
+def _told_restore(
+    migration: int,
+    phase: int,
+    mode: Mode,
+    backup: TriggerBackup,
+    at: TriggerBackup,
+    deeds: Sequence[str],
+    *,
+    before: str,
+) -> list[str]:
     return [
         *deeds,
         ledger_row(
@@ -88,8 +194,8 @@ def restore_statements(migration: int, phase: int, mode: Mode, backup: TriggerBa
             backup.identity,
             "trigger.restore",
             sql=";\n".join(deeds),
-            before=_states(now),
-            after=f"afterwrite.trigger_states({_known_by(now)})",
+            before=before,
+            after=f"afterwrite.trigger_states({_known_by(at)})",
         ),
         _mark("trigger.restore", backup, mode, migration, phase),
     ]

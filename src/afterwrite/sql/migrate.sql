@@ -26,7 +26,9 @@ select line from (
       join own on own.oid = c.relnamespace
     union all
     select pg_catalog.jsonb_build_array(
-               'function', f.oid::pg_catalog.regprocedure, pg_catalog.pg_get_userbyid(f.proowner), f.proacl::text[],
+               'function', f.oid::pg_catalog.regprocedure, pg_catalog.pg_get_userbyid(f.proowner),
+               (select pg_catalog.array_agg(a.item::text order by a.item::text collate "C")
+                  from unnest(coalesce(f.proacl, pg_catalog.acldefault('f', f.proowner))) as a (item)),
                f.proconfig, f.prosecdef, pg_catalog.pg_get_functiondef(f.oid),
                pg_catalog.obj_description(f.oid, 'pg_proc'))::text
       from pg_catalog.pg_proc f
@@ -89,29 +91,40 @@ select id, plan, actor, operator, started_at, finished_at, outcome
 select coalesce(max(id), 0) + 1 from afterwrite.migration;
 
 -- name: read_silenced
--- The triggers that are off because a migration turned them off: of each the deed, and the backup from before the first
--- time since it was last restored (somebody may have turned it on, and we off again).
+-- The triggers that are off, or dropped, because of a migration: of each the silencing, whether and when it was dropped since,
+-- and the backup from before the first time since it was last restored (somebody may have turned it on, and we off again).
 with last_deed as (
     select distinct on (l.migration, l.subject) l.*
       from afterwrite.ledger l
-     where l.action in ('trigger.silence', 'trigger.restore')
+     where l.action in ('trigger.silence', 'trigger.remove', 'trigger.restore')
      order by l.migration, l.subject, l.seq desc
+), since as (
+    select d.migration, d.subject, d.action, d.at,
+           coalesce((select max(r.seq) from afterwrite.ledger r
+                      where r.migration = d.migration and r.subject = d.subject and r.action = 'trigger.restore'),
+                    0) as seq
+      from last_deed d
+      join afterwrite.migration m on m.id = d.migration
+     where d.action <> 'trigger.restore'
+       and m.finished_at is null
 )
-select d.subject, d.migration, d.phase, d.after ->> 'mode' as mode, d.at, d.actor, d.operator,
-       (select b.before::text
-          from afterwrite.ledger b
-         where b.migration = d.migration and b.subject = d.subject and b.action = 'trigger.backup'
-           and b.seq > coalesce(
-                   (select max(r.seq) from afterwrite.ledger r
-                     where r.migration = d.migration and r.subject = d.subject and r.action = 'trigger.restore'),
-                   0)
-         order by b.seq
-         limit 1) as backup
-  from last_deed d
-  join afterwrite.migration m on m.id = d.migration
- where d.action = 'trigger.silence'
-   and m.finished_at is null
- order by d.phase, d.subject;
+select s.subject, s.migration, q.phase, q.after ->> 'mode' as mode, q.at, q.actor, q.operator, q.xid::text::bigint as xid, q.times,
+       case s.action when 'trigger.remove' then s.at end as removed_at,
+       b.before::text as backup, b.after::text as definition
+  from since s
+ cross join lateral (
+        select l.*, pg_catalog.count(*) over () as times
+          from afterwrite.ledger l
+         where l.migration = s.migration and l.subject = s.subject and l.action = 'trigger.silence' and l.seq > s.seq
+         order by l.seq desc
+         limit 1) q
+ cross join lateral (
+        select l.before, l.after
+          from afterwrite.ledger l
+         where l.migration = s.migration and l.subject = s.subject and l.action = 'trigger.backup' and l.seq > s.seq
+         order by l.seq
+         limit 1) b
+ order by q.phase, s.subject;
 
 -- name: read_ledger
 -- The whole ledger, oldest first.
@@ -125,7 +138,8 @@ select seq, migration, phase, subject, action, sql, before::text as before, afte
 select distinct on (phase, action) phase, action, at, actor, operator, after ->> 'because' as because
   from afterwrite.ledger
  where migration = :migration
-   and action in ('trigger.silence', 'trigger.restore', 'phase.soaked', 'phase.halted')
+   and action in ('trigger.silence', 'trigger.remove', 'trigger.restore', 'phase.soaked', 'phase.halted',
+                  'legacy.backfill')
  order by phase, action, seq desc;
 
 -- name: write_ledger
@@ -313,3 +327,97 @@ select r.relation
   join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass(r.relation)
  where not pg_catalog.pg_has_role(c.relowner, 'usage')
  order by 1;
+
+-- name: read_relations
+-- What tables, and the partitions below them, are called now (quoted), by oid.
+select t.relid::oid::bigint as oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as relation
+  from unnest(:oids::bigint[]) as r (oid)
+ cross join lateral (
+        select p.relid from pg_catalog.pg_partition_tree(r.oid::oid::regclass) p
+        union
+        select r.oid::oid::regclass) t
+  join pg_catalog.pg_class c on c.oid = t.relid
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
+
+-- name: read_function_backup
+-- All that is needed to make a function again as it is now, by its signature; null when there is none.
+select afterwrite.function_backup(pg_catalog.to_regprocedure(:signature)::oid)::text;
+
+-- name: read_function_users
+-- What still needs a function, in the server's words, and the trigger (schema.table.trigger) where it is one.
+select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) as what,
+       n.nspname || '.' || c.relname || '.' || t.tgname as trigger
+  from pg_catalog.pg_depend d
+  left join pg_catalog.pg_trigger t on d.classid = 'pg_catalog.pg_trigger'::regclass and t.oid = d.objid
+  left join pg_catalog.pg_class c on c.oid = t.tgrelid
+  left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where d.refclassid = 'pg_catalog.pg_proc'::regclass
+   and d.refobjid = pg_catalog.to_regprocedure(:signature)
+   and coalesce(t.tgparentid, 0) = 0
+union
+select pg_catalog.format('extension %s', e.extname), null
+  from pg_catalog.pg_depend d
+  join pg_catalog.pg_extension e on e.oid = d.refobjid
+ where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = pg_catalog.to_regprocedure(:signature)
+   and d.refclassid = 'pg_catalog.pg_extension'::regclass
+ order by 1;
+
+-- name: read_removed_states
+-- The enabled states that a trigger and its clones had when they were last dropped, by table.
+select (pg_catalog.jsonb_build_object(l.before ->> 'relation', l.before ->> 'enabled')
+        || coalesce((select pg_catalog.jsonb_object_agg(c ->> 'relation', c ->> 'enabled')
+                       from pg_catalog.jsonb_array_elements(l.before -> 'clones') c), '{}'))::text
+  from afterwrite.ledger l
+ where l.subject = :subject and l.action = 'trigger.remove'
+ order by l.seq desc
+ limit 1;
+
+-- name: read_holes
+-- Times that are over in which a retired trigger was off, in the newest migration, and for which its log was not filled.
+with deeds as (
+    select l.*,
+           coalesce(max(l.seq) filter (where l.action = 'trigger.restore') over (
+                        partition by l.subject order by l.seq rows between unbounded preceding and 1 preceding),
+                    0) as since
+      from afterwrite.ledger l
+     where l.migration = (select max(m.id) from afterwrite.migration m)
+       and l.action in ('trigger.backup', 'trigger.silence', 'trigger.restore')
+)
+select r.subject as identity, r.migration, r.phase,
+       mod(s.xid::text::bigint, 4294967296) as silence_xid, mod(r.xid::text::bigint, 4294967296) as restore_xid,
+       r.seq as restore_seq, s.at as silenced_at, r.at as restored_at, s.times,
+       not exists (select from pg_catalog.jsonb_each_text(case when r.before ? 'enabled' then '{}' else r.before end) b
+                    where b.value <> 'D') as undisturbed,
+       b.after::text as definition
+  from deeds r
+ cross join lateral (
+        select d.*, pg_catalog.count(*) over () as times
+          from deeds d
+         where d.subject = r.subject and d.action = 'trigger.silence' and d.seq > r.since and d.seq < r.seq
+         order by d.seq desc
+         limit 1) s
+ cross join lateral (
+        select d.after
+          from deeds d
+         where d.subject = r.subject and d.action = 'trigger.backup' and d.seq > r.since and d.seq < r.seq
+         order by d.seq
+         limit 1) b
+ where r.action = 'trigger.restore'
+   and s.after ->> 'mode' = 'retire'
+   and r.before is not null
+   and (:phase::int is null or r.phase = :phase)
+   and not exists (
+           select from afterwrite.ledger f
+            where f.action = 'legacy.backfill' and f.subject = r.subject and (f.after ->> 'restore')::bigint = r.seq)
+ order by r.seq;
+
+-- name: read_marks
+-- The places in the WAL, as the store has them, at which these triggers were silenced and restored.
+select a.entity_id as identity, a.xid, a.commit_lsn::text as commit_lsn
+  from afterwrite.activity a
+ where a.source = :source
+   and a.occurred_at >= :since::timestamptz - interval '1 minute'
+   and a.kind = 'event' and a.category = 'migration'
+   and a.action in ('trigger.silence', 'trigger.restore')
+   and a.entity_id = any (:identities::text[])
+   and a.commit_lsn is not null;

@@ -42,13 +42,18 @@ create table afterwrite.ledger (
     constraint ledger_action check (action in (
         'migration.start', 'migration.plan', 'migration.finish',
         'phase.soaked', 'phase.halted',
-        'trigger.backup', 'trigger.silence', 'trigger.restore', 'trigger.left',
+        'trigger.backup', 'trigger.silence', 'trigger.remove', 'trigger.restore', 'trigger.left',
+        'function.remove', 'function.restore',
+        'legacy.backfill', 'drift.seen', 'drift.over',
         'replica_identity.set', 'replica_identity.restore')),
     constraint ledger_trigger_in_migration check (
-        action not in ('trigger.backup', 'trigger.silence', 'trigger.restore', 'trigger.left')
+        action not in ('trigger.backup', 'trigger.silence', 'trigger.remove', 'trigger.restore', 'trigger.left')
         or (migration is not null and phase is not null)),
-    constraint ledger_deed_has_sql check (action not in ('trigger.silence', 'trigger.restore') or sql is not null),
-    constraint ledger_backup_has_before check (action <> 'trigger.backup' or before is not null)
+    constraint ledger_deed_has_sql check (
+        action not in ('trigger.silence', 'trigger.remove', 'trigger.restore', 'function.remove', 'function.restore')
+        or sql is not null),
+    constraint ledger_backup_has_before check (
+        action not in ('trigger.backup', 'trigger.remove', 'function.remove') or before is not null)
 );
 comment on table afterwrite.ledger is
     'Everything a migration did, in order, written in the same transaction as the deed. Rows are only ever added.';
@@ -112,7 +117,7 @@ comment on function afterwrite.judge_mark(text, text, bigint) is
 
 -- A trigger with its clones on partitions, root first: cloned row triggers have their own enabled state.
 create function afterwrite.trigger_tree(of_table regclass, of_trigger text)
-    returns table (trigger_oid oid, relation text, enabled text, depth int)
+    returns table (trigger_oid oid, table_oid oid, relation text, enabled text, depth int)
     language sql stable
     set search_path = pg_catalog
 as $$
@@ -125,7 +130,7 @@ as $$
           from pg_trigger c
           join tree on c.tgparentid = tree.oid
     )
-    select oid, tgrelid::regclass::text, tgenabled::text, depth
+    select oid, tgrelid, tgrelid::regclass::text, tgenabled::text, depth
       from tree order by depth, tgrelid::regclass::text collate "C"
 $$;
 comment on function afterwrite.trigger_tree(regclass, text) is
@@ -141,6 +146,34 @@ $$;
 comment on function afterwrite.trigger_states(regclass, text) is
     'The enabled state (pg_trigger.tgenabled) of a trigger and of its clones, by table.';
 
+-- All that is needed to make a function again as it is now; null when there is none.
+create function afterwrite.function_backup(of_function oid) returns jsonb
+    language sql stable
+    set search_path = pg_catalog
+as $$
+    select jsonb_build_object(
+               'signature', f.oid::regprocedure::text,
+               'oid', f.oid::bigint,
+               'definition', case when l.lanname = 'internal' then '' else pg_get_functiondef(f.oid) end,
+               'owner', pg_get_userbyid(f.proowner),
+               'language', l.lanname,
+               'acl', to_jsonb(f.proacl::text[]),
+               'grants', (select jsonb_agg(
+                                    jsonb_build_object(
+                                        'grantee', case a.grantee when 0 then null else pg_get_userbyid(a.grantee) end,
+                                        'grantable', a.is_grantable)
+                                    order by a.place)
+                            from aclexplode(f.proacl) with ordinality
+                                 as a (grantor, grantee, privilege_type, is_grantable, place)),
+               'config', to_jsonb(f.proconfig),
+               'comment', obj_description(f.oid, 'pg_proc'))
+      from pg_proc f
+      join pg_language l on l.oid = f.prolang
+     where f.oid = of_function
+$$;
+comment on function afterwrite.function_backup(oid) is
+    'Everything that makes a function what it is: definition with its SET clauses, owner, grants in their order, comment.';
+
 -- All that is needed to make a trigger again as it is now, and to tell whether it still is; null when there is none.
 -- search_path is pg_catalog alone, so that every name in it is qualified.
 create function afterwrite.trigger_backup(of_table regclass, of_trigger text) returns jsonb
@@ -152,6 +185,7 @@ as $$
                'table', c.relname,
                'trigger', t.tgname,
                'oid', t.oid::bigint,
+               'table_oid', c.oid::bigint,
                'relation', c.oid::regclass::text,
                'table_kind', c.relkind,
                'table_owner', pg_get_userbyid(c.relowner),
@@ -167,33 +201,84 @@ as $$
                                jsonb_build_object(
                                    'relation', k.relation,
                                    'oid', k.trigger_oid::bigint,
+                                   'table_oid', k.table_oid::bigint,
                                    'enabled', k.enabled,
                                    'comment', obj_description(k.trigger_oid, 'pg_trigger'))
                                order by k.depth, k.relation collate "C")
                       from afterwrite.trigger_tree(of_table, of_trigger) k
                      where k.depth > 0),
                    '[]'),
-               'function', jsonb_build_object(
-                   'signature', f.oid::regprocedure::text,
-                   'oid', f.oid::bigint,
-                   'definition', case when l.lanname = 'internal' then '' else pg_get_functiondef(f.oid) end,
-                   'owner', pg_get_userbyid(f.proowner),
-                   'language', l.lanname,
-                   'acl', to_jsonb(f.proacl::text[]),
-                   'grants', (select jsonb_agg(
-                                        jsonb_build_object(
-                                            'grantee', case a.grantee when 0 then null else pg_get_userbyid(a.grantee) end,
-                                            'grantable', a.is_grantable)
-                                        order by a.grantee)
-                                from aclexplode(f.proacl) a),
-                   'config', to_jsonb(f.proconfig),
-                   'comment', obj_description(f.oid, 'pg_proc')))
+               'function', afterwrite.function_backup(t.tgfoid))
       from pg_trigger t
       join pg_class c on c.oid = t.tgrelid
       join pg_namespace n on n.oid = c.relnamespace
-      join pg_proc f on f.oid = t.tgfoid
-      join pg_language l on l.oid = f.prolang
      where t.tgrelid = of_table and t.tgname = of_trigger
 $$;
 comment on function afterwrite.trigger_backup(regclass, text) is
     'Everything that makes a trigger what it is: definition, states, comments, function with owner, grants and settings.';
+
+-- The fingerprint that a plan has of a trigger: one half is its own, the other its function's.
+create function afterwrite.trigger_fingerprint(of_table regclass, of_trigger text) returns text
+    language sql stable
+    set search_path = pg_catalog
+as $$
+    select 'sha256:' || left(encode(sha256(convert_to(pg_get_triggerdef(t.oid), 'UTF8')), 'hex'), 16)
+                     || left(encode(sha256(convert_to(case l.lanname when 'internal' then '' else pg_get_functiondef(f.oid) end,
+                                                      'UTF8')
+                                           || '\x00'::bytea || convert_to(pg_get_userbyid(f.proowner), 'UTF8')), 'hex'), 16)
+      from pg_trigger t
+      join pg_proc f on f.oid = t.tgfoid
+      join pg_language l on l.oid = f.prolang
+     where t.tgrelid = of_table and t.tgname = of_trigger
+$$;
+comment on function afterwrite.trigger_fingerprint(regclass, text) is
+    'A short text that changes when the definition of a trigger or of its function does, as the plan has it.';
+
+-- A script that is run by hand days after it was written stops here when the trigger is another one by now.
+create function afterwrite.require_trigger(of_table text, of_trigger text, fingerprint text) returns void
+    language plpgsql
+    set search_path = pg_catalog
+as $$
+begin
+    if afterwrite.trigger_fingerprint(to_regclass(of_table), of_trigger) is distinct from fingerprint then
+        raise exception 'trigger % on % or its function was changed after the plan was written; nothing was done to this table',
+            of_trigger, of_table
+            using errcode = 'AW003', hint = 'run `afterwrite plan --check`, which says what was changed';
+    end if;
+end
+$$;
+comment on function afterwrite.require_trigger(text, text, text) is
+    'Raises unless a trigger and its function are what a plan says.';
+
+-- Before a function's grants are given again as a backup has them, whoever else has got some loses them.
+create function afterwrite.revoke_function(of_function text) returns void
+    language plpgsql
+    set search_path = pg_catalog
+as $$
+declare
+    whom text;
+begin
+    -- PUBLIC by its own word: where there are no grants at all, it has the right by default.
+    execute format('revoke all on function %s from public', of_function::regprocedure);
+    for whom in
+        select distinct quote_ident(pg_get_userbyid(a.grantee))
+          from pg_proc f, aclexplode(f.proacl) a
+         where f.oid = of_function::regprocedure and a.grantee not in (0, f.proowner)
+    loop
+        execute format('revoke all on function %s from %s cascade', of_function::regprocedure, whom);
+    end loop;
+end
+$$;
+comment on function afterwrite.revoke_function(text) is 'Takes a function from everybody but its owner.';
+
+create function afterwrite.user_tables() returns jsonb
+    language sql stable
+    set search_path = pg_catalog
+as $$
+    select coalesce(jsonb_agg(c.oid::bigint order by c.oid), '[]')
+      from pg_class c
+      join pg_namespace n on n.oid = c.relnamespace
+     where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence <> 't'
+       and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+$$;
+comment on function afterwrite.user_tables() is 'The oids of the user''s tables: what a migration found when it began.';

@@ -1,0 +1,279 @@
+"""No hole: the legacy log is filled for the time when its triggers were off, and what was filled is proven.
+
+::
+
+    ledger: silenced in xid 7, restored in xid 9 ──the store's marks──▶ Window(after LSN, until LSN)
+        ──▶ defer: the trigger's own body over the captured changes of the window ──▶ prove: the same matcher ──▶ ledger
+
+What is to be filled follows from the ledger alone (restored, and not told to be filled), so that a rollback that was
+interrupted anywhere is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from afterwrite.activity import Lsn
+from afterwrite.errors import AfterwriteError, Finding, Severity
+from afterwrite.migrate.deeds import EventKind, MigrationEvent, OnEvent
+from afterwrite.migrate.gates import Place
+from afterwrite.migrate.ledger import Action, write_entry
+from afterwrite.postgres import Database, statement
+from afterwrite.scan.catalog import Trigger
+
+_PATIENCE_SECONDS = 60.0
+_POLL_SECONDS = 0.2
+
+
+class Silence(msgspec.Struct, frozen=True, kw_only=True):
+    """A time when a retired trigger was off, by the ledger; ``restore_seq`` is the row that ended it.
+
+    ``times`` is how often it was silenced in that time, ``undisturbed`` whether it was off when we came to restore it.
+    """
+
+    identity: str
+    migration: int
+    phase: int
+    silence_xid: int
+    restore_xid: int
+    restore_seq: int
+    silenced_at: datetime
+    restored_at: datetime
+    times: int
+    undisturbed: bool
+    definition: str
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """Commits strictly between these two are the bodies' to be run."""
+
+    after: Lsn
+    until: Lsn
+
+
+class Backfill(msgspec.Struct, frozen=True, kw_only=True):
+    """What was filled for some triggers that were off at the same time, and what the proof of it found."""
+
+    phase: int
+    triggers: tuple[str, ...]
+    transactions: int = 0
+    rows: int = 0
+    parked: int = 0
+    matched: int = 0
+    unexplained: int = 0
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the log has no hole there any more, and it is proven."""
+        return not self.findings
+
+
+class _MarkRow(msgspec.Struct, frozen=True):
+    identity: str
+    xid: int
+    commit_lsn: str
+
+
+async def read_holes(db: Database, phase: int | None) -> list[Silence]:
+    """The times that are over and not filled, of one phase or of all, oldest first."""
+    return await db.rows(Silence, statement("migrate.read_holes"), phase=phase)
+
+
+async def fill_windows(
+    db: Database,
+    store: Database,
+    place: Place,
+    *,
+    phase: int | None,
+    on_event: OnEvent | None = None,
+    patience: float = _PATIENCE_SECONDS,
+) -> tuple[Backfill, ...]:
+    """Fill and prove what ``read_holes`` gives; the caller holds the migration lock. Running it again does no harm.
+
+    Waits ``patience`` seconds for capture to have stored the restoring. What cannot be filled is a finding.
+    """
+    done: list[Backfill] = []
+    fillable: list[Silence] = []
+    for hole in await read_holes(db, phase):
+        if hole.undisturbed:
+            fillable.append(hole)
+        else:
+            done.append(Backfill(phase=hole.phase, triggers=(hole.identity,), findings=(_disturbed(hole),)))
+    windows = await _find_windows(store, place, fillable, patience)
+    for hole in fillable:
+        if hole.restore_seq not in windows:
+            done.append(Backfill(phase=hole.phase, triggers=(hole.identity,), findings=(_not_stored(hole),)))
+    together: dict[tuple[int, Lsn, Lsn], list[Silence]] = {}
+    for hole in fillable:
+        if window := windows.get(hole.restore_seq):
+            together.setdefault((hole.phase, window.after, window.until), []).append(hole)
+    for (number, after, until), holes in together.items():
+        one = await _fill(db, store, place, number, Window(after=after, until=until), holes, on_event)
+        done.append(one)
+        if on_event:
+            text = f"{', '.join(one.triggers)}: {one.rows:,} legacy rows filled, {one.matched:,} proven"
+            on_event(MigrationEvent(kind=EventKind.FILLED, phase=number, subject=one.triggers[0], text=text))
+    return tuple(done)
+
+
+async def _find_windows(store: Database, place: Place, holes: Sequence[Silence], patience: float) -> dict[int, Window]:
+    """The borders of each hole as the store has them, by ``restore_seq``; those it does not have in time are left out."""
+    if not holes:
+        return {}
+    deadline = asyncio.get_running_loop().time() + patience
+    while True:
+        rows = await store.rows(
+            _MarkRow,
+            statement("migrate.read_marks"),
+            source=place.source,
+            since=min(hole.silenced_at for hole in holes),
+            identities=sorted({hole.identity for hole in holes}),
+        )
+        marks = {(row.identity, row.xid): Lsn.parse(row.commit_lsn) for row in rows}
+        found: dict[int, Window] = {}
+        for hole in holes:
+            after = marks.get((hole.identity, hole.silence_xid))
+            until = marks.get((hole.identity, hole.restore_xid))
+            if after is not None and until is not None:
+                found[hole.restore_seq] = Window(after=after, until=until)
+        if len(found) == len(holes) or asyncio.get_running_loop().time() >= deadline:
+            return found
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _fill(
+    db: Database,
+    store: Database,
+    place: Place,
+    phase: int,
+    window: Window,
+    holes: Sequence[Silence],
+    on_event: OnEvent | None,
+) -> Backfill:
+    from afterwrite.defer.window import Filled, replay_window
+    from afterwrite.prove.window import WindowProof, prove_window
+
+    triggers = [msgspec.json.decode(hole.definition, type=Trigger) for hole in holes]
+    names = tuple(hole.identity for hole in holes)
+
+    def tell(filled: Filled) -> None:
+        if on_event:
+            text = f"{filled.rows:,} legacy rows of {filled.transactions:,} transactions filled so far"
+            on_event(MigrationEvent(kind=EventKind.FILLING, phase=phase, subject=names[0], text=text))
+
+    try:
+        filled = await replay_window(
+            db,
+            store,
+            source=place.source,
+            triggers=triggers,
+            after=window.after,
+            until=window.until,
+            on_progress=tell,
+        )
+        proof = await prove_window(
+            db, store, source=place.source, triggers=names, after=window.after, until=window.until
+        )
+    except AfterwriteError as error:
+        found = Finding(
+            rule="rollback.hole",
+            severity=Severity.ERROR,
+            where=", ".join(names),
+            text=f"the legacy log could not be filled from {window.after} to {window.until}: {error}",
+            remedy=error.remedy or f"run `afterwrite migrate rollback --phase {phase} --apply` again",
+        )
+        return Backfill(phase=phase, triggers=names, findings=(found,))
+    findings = _judge(names, holes, filled, proof)
+    for hole in holes:
+        if not filled.parked:
+            after = {
+                "restore": hole.restore_seq,
+                "after": str(window.after),
+                "until": str(window.until),
+                "together": names,
+                "transactions": filled.transactions,
+                "rows": filled.rows,
+                "already": filled.already,
+                "matched": proof.matched,
+                "unexplained": {reason.value: count for reason, count in proof.unexplained.items()},
+            }
+            await write_entry(
+                db, Action.LEGACY_BACKFILL, hole.identity, migration=hole.migration, phase=phase, after=after
+            )
+    return Backfill(
+        phase=phase,
+        triggers=names,
+        transactions=filled.transactions,
+        rows=filled.rows,
+        parked=filled.parked,
+        matched=proof.matched,
+        unexplained=sum(proof.unexplained.values()),
+        findings=findings,
+    )
+
+
+def _judge(names: Sequence[str], holes: Sequence[Silence], filled: Filled, proof: WindowProof) -> tuple[Finding, ...]:
+    findings: list[Finding] = []
+    if filled.parked:
+        findings.append(
+            Finding(
+                rule="rollback.hole",
+                severity=Severity.ERROR,
+                where=", ".join(names),
+                text=f"{filled.parked:,} calls of the body failed while the log was filled, and their rows are missing",
+                remedy="read select identity, error from afterwrite.dead_letter where resolved_at is null, mend the "
+                "cause, run `afterwrite defer retry`, then the same rollback again",
+            )
+        )
+    if proof.unexplained:
+        said = ", ".join(f"{count:,} {reason.value}" for reason, count in proof.unexplained.items())
+        findings.append(
+            Finding(
+                rule="rollback.unproven",
+                severity=Severity.ERROR,
+                where=", ".join(names),
+                text=f"what was filled is not what the triggers would have written: {said}",
+                remedy="afterwrite.ledger has both (legacy.backfill); compare the rows by their keys before relying on "
+                "the log for that time",
+            )
+        )
+    findings += [
+        Finding(
+            rule="rollback.disturbed",
+            severity=Severity.WARNING,
+            where=hole.identity,
+            text="was turned on again by somebody while it was to be off, and silenced once more on "
+            f"{hole.silenced_at:%Y-%m-%d %H:%M}: only the time since is filled",
+            remedy="the store has all changes of the time before",
+        )
+        for hole in holes
+        if hole.times > 1
+    ]
+    return tuple(findings)
+
+
+def _disturbed(hole: Silence) -> Finding:
+    return Finding(
+        rule="rollback.disturbed",
+        severity=Severity.WARNING,
+        where=hole.identity,
+        text=f"was turned on again by somebody between {hole.silenced_at:%Y-%m-%d %H:%M} and "
+        f"{hole.restored_at:%Y-%m-%d %H:%M}, nobody knows when: its log is not filled, for some rows would be there twice",
+        remedy="the store has all changes of that time: `afterwrite tail`",
+    )
+
+
+def _not_stored(hole: Silence) -> Finding:
+    return Finding(
+        rule="rollback.hole",
+        severity=Severity.ERROR,
+        where=hole.identity,
+        text=f"its legacy log has a hole from {hole.silenced_at:%Y-%m-%d %H:%M:%S} to "
+        f"{hole.restored_at:%Y-%m-%d %H:%M:%S}: the store does not have all of that time yet",
+        remedy=f"start `afterwrite capture`, then run `afterwrite migrate rollback --phase {hole.phase} --apply` again",
+    )
