@@ -54,7 +54,7 @@ def options(
 
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
-app.command("scan")(scan.scan)
+app.command("scan", epilog=scan.EXAMPLES)(scan.scan)
 app.command("plan")(plan.plan)
 app.command("install")(install.install)
 app.command("capture")(capture.capture)

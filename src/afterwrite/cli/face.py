@@ -23,10 +23,14 @@ from afterwrite.settings import Settings, load_settings
 
 T = TypeVar("T")
 
+# An option that takes no value: help shows no type for it.
+FLAG = ""
+
 Dsn = Annotated[
     str | None,
     typer.Option(
         "--dsn",
+        metavar="DSN",
         help="The source database: a URL, key=value words or service=NAME. Else AFTERWRITE_DSN, DATABASE_URL, "
         "afterwrite.toml, PG* variables.",
         show_default=False,
@@ -34,11 +38,15 @@ Dsn = Annotated[
 ]
 StoreDsn = Annotated[
     str | None,
-    typer.Option("--store-dsn", help="Where the store is, when it is another database.", show_default=False),
+    typer.Option(
+        "--store-dsn", metavar="DSN", help="Where the store is, when it is another database.", show_default=False
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")]
-Apply = Annotated[bool, typer.Option("--apply", help="Act. Without it the command only says what it would do.")]
+Json = Annotated[bool, typer.Option("--json", metavar=FLAG, help="One JSON document on stdout, for machines.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", metavar=FLAG, help="Answer every question with yes.")]
+Apply = Annotated[
+    bool, typer.Option("--apply", metavar=FLAG, help="Act. Without it the command only says what it would do.")
+]
 
 # Piped tables keep their natural width: nobody greps for a name that is folded at 80 columns.
 _PIPED_COLUMNS = 200

@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from afterwrite.cli import costs, plan, triggers
-from afterwrite.cli.face import Dsn, Json, emit, run, say, settings, talk
+from afterwrite.cli.face import FLAG, Dsn, emit, run, say, settings, talk
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.migrate.gates import read_table_figures
 from afterwrite.migrate.phase import Mode
@@ -29,6 +29,16 @@ from afterwrite.scan.report.markdown import markdown_report
 from afterwrite.scan.survey import Survey, Tell, survey
 from afterwrite.scan.verdicts import Judgement
 
+EXAMPLES = "\n\n".join(
+    f"{what}: [bold]afterwrite scan {words}[/]"
+    for what, words in (
+        ("A live database", "--dsn service=shop"),
+        ("A dump, with no database at hand", "structure.sql --html report.html"),
+        ("Why, line by line", "--explain orders.audit_orders"),
+        ("And what each costs", "--observe 60s"),
+        ("In CI", "--check plan.toml"),
+    )
+)
 _SHOW = "What to show"
 _COMPARE = "For CI"
 _MEASURE = "What triggers cost"
@@ -38,15 +48,18 @@ def scan(
     dump: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DUMP]",
+            metavar="DUMP",
             help="A schema dump (pg_dump --schema-only, structure.sql; - for stdin) to scan in place of a database.",
             show_default=False,
         ),
     ] = None,
     dsn: Dsn = None,
-    schema: Annotated[list[str] | None, typer.Option("--schema", help="Only this schema; may be given again.")] = None,
+    schema: Annotated[
+        list[str] | None, typer.Option("--schema", metavar="NAME", help="Only this schema; may be given again.")
+    ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="List every trigger, however many there are.", rich_help_panel=_SHOW)
+        bool,
+        typer.Option("--all", metavar=FLAG, help="List every trigger, however many there are.", rich_help_panel=_SHOW),
     ] = False,
     explain: Annotated[
         str | None,
@@ -57,10 +70,6 @@ def scan(
             rich_help_panel=_SHOW,
         ),
     ] = None,
-    json: Json = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Markdown on stdout, to paste into a ticket.", rich_help_panel=_SHOW)
-    ] = False,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -70,6 +79,21 @@ def scan(
             rich_help_panel=_SHOW,
         ),
     ] = None,
+    markdown: Annotated[
+        bool,
+        typer.Option(
+            "--markdown", metavar=FLAG, help="Markdown on stdout, to paste into a ticket.", rich_help_panel=_SHOW
+        ),
+    ] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            metavar=FLAG,
+            help="One JSON document on stdout, for machines (docs/scan.schema.json).",
+            rich_help_panel=_SHOW,
+        ),
+    ] = False,
     observe: Annotated[
         str | None,
         typer.Option(
@@ -83,6 +107,7 @@ def scan(
         bool,
         typer.Option(
             "--rehearse",
+            metavar=FLAG,
             help="Measure on a copy of the schema in a server of our own, with generated rows.",
             rich_help_panel=_MEASURE,
         ),
@@ -106,7 +131,7 @@ def scan(
         ),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Probe without asking.", rich_help_panel=_MEASURE)
+        bool, typer.Option("--yes", "-y", metavar=FLAG, help="Probe without asking.", rich_help_panel=_MEASURE)
     ] = False,
     check: Annotated[
         Path | None,
