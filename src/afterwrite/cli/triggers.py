@@ -11,7 +11,7 @@ from afterwrite.cli.costs import show_costs_by_trigger
 from afterwrite.cli.face import counted, fill, out, plain, show_findings, table
 from afterwrite.scan.report.document import ReasonShown, ScanDocument, TriggerShown
 from afterwrite.scan.report.explain import Explanation, Line, Passage
-from afterwrite.scan.report.words import MEANING, percent, saved, server
+from afterwrite.scan.report.words import MEANING, noticed, percent, saved, server
 from afterwrite.scan.verdicts import Verdict
 
 COLOUR = {Verdict.RETIRE: "green", Verdict.DEFER: "cyan", Verdict.KEEP: "yellow", Verdict.REVIEW: "red"}
@@ -180,9 +180,13 @@ def show_explanation(told: Explanation, shown: TriggerShown, rules: Iterable[tup
     out.print()
     out.print(fill(heads, ((reason.rule, reason.line, reason.text) for reason in reasons)))
     for need in told.needs:
-        out.print(f"needs {plain(need)}", soft_wrap=not out.is_terminal)
+        out.print(f"[bold]needs[/] {plain(need)}", soft_wrap=not out.is_terminal)
+    for sentence in noticed(shown.eventual):
+        out.print(f"[bold]eventually consistent[/]: {plain(sentence)}", soft_wrap=not out.is_terminal)
     for name, sentence in rules:
-        out.print(f"[dim]{plain(name)}: {plain(sentence)}[/]", soft_wrap=not out.is_terminal)
+        out.print(
+            f"[dim]{plain(name)}: {plain(sentence)} (docs/rules.md#{plain(name)})[/]", soft_wrap=not out.is_terminal
+        )
 
 
 def _shown_lines(passage: Passage) -> Iterator[Line | None]:

@@ -134,7 +134,7 @@ def _needs(found: Survey, judgement: Judgement) -> Iterator[str]:
                 lines[read.column].add(read.line)
         for column in needs.old_columns:
             what = "the whole old row" if column == "*" else f"OLD.{column}"
-            yield f"replica identity: it looks at {what}{_at(lines[column])}, which the WAL of a keyed table lacks"
+            yield f"replica identity: it looks at {what}{_at(lines[column])}, which the WAL holds under REPLICA IDENTITY FULL only"
     for name in needs.settings:
         at = {fact.line for fact in body.settings if not fact.written and (fact.name or "?") == name}
         yield f"context: it asks for the setting {name}{_at(at)}, which the writer has to stamp"
@@ -142,7 +142,17 @@ def _needs(found: Survey, judgement: Judgement) -> Iterator[str]:
         at = {fact.line for fact in body.sessions if fact.name == name}
         yield f"context: it asks {name}{_at(at)}, which only the writer's session knows"
     for table in needs.lookups:
-        yield f"mapping: it reads {table}, as it is at that moment"
+        yield f"lookup: it reads {table}, as it is at that moment"
+    for log in needs.mapping:
+        ways = (
+            ("from the change", log.change),
+            ("from the context", log.context),
+            ("looked up", log.looked_up),
+            ("filled in by the log", log.itself),
+            ("not known", log.unknown),
+        )
+        told = "; ".join(f"{', '.join(columns)} {way}" for way, columns in ways if columns)
+        yield f"mapping: the columns of {log.table} are {told}"
 
 
 def _at(lines: Iterable[int]) -> str:

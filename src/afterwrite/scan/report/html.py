@@ -10,8 +10,8 @@ from afterwrite.errors import Finding, Severity
 from afterwrite.scan.report.document import ReasonShown, ScanDocument, TriggerShown
 from afterwrite.scan.report.elements import Markup, element, join
 from afterwrite.scan.report.pictures import ORDER, cost_by_table, phase_plan, verdict_bar, verdicts_by_table
-from afterwrite.scan.report.words import MEANING, percent, saved, server
-from afterwrite.scan.verdicts import Needs, Verdict
+from afterwrite.scan.report.words import MEANING, noticed, percent, saved, server
+from afterwrite.scan.verdicts import Verdict
 
 _GRAVEST_FIRST = (Verdict.REVIEW, Verdict.DEFER, Verdict.KEEP, Verdict.RETIRE)
 _TITLES = {
@@ -202,7 +202,7 @@ def _row(trigger: TriggerShown, shares: dict[str, float | None]) -> Markup:
             element("span", f"{trigger.function.removeprefix('public.')}()", class_="quiet function"),
         ),
         element("td", fires, *(element("span", each, class_="quiet function") for each in more)),
-        element("td", *(_reason(reason) for reason in trigger.reasons), *_needs(trigger.needs, trigger.verdict)),
+        element("td", *(_reason(reason) for reason in trigger.reasons), *_moving(trigger)),
     ]
     if shares:
         cells.append(element("td", percent(shares.get(trigger.identity)), class_="number"))
@@ -221,18 +221,20 @@ def _reason(reason: ReasonShown) -> Markup:
     )
 
 
-def _needs(needs: Needs, verdict: Verdict) -> Iterator[Markup]:
-    if verdict in (Verdict.KEEP, Verdict.REVIEW):
+def _moving(trigger: TriggerShown) -> Iterator[Markup]:
+    """What comes with moving it: what it needs, and who might notice that an effect comes later."""
+    if trigger.verdict in (Verdict.KEEP, Verdict.REVIEW):
         return
+    needs = trigger.needs
     parts: list[str] = []
     if needs.replica_identity_full:
-        parts.append(
-            "replica identity full" + (f" ({', '.join(needs.old_columns)})" if "*" not in needs.old_columns else "")
-        )
+        columns = "" if "*" in needs.old_columns else f" ({', '.join(needs.old_columns)})"
+        parts.append(f"replica identity full{columns}")
     if needs.context:
-        asked = ", ".join((*needs.settings, *needs.session))
-        parts.append(f"context ({asked})")
+        parts.append(f"context ({', '.join((*needs.settings, *needs.session))})")
     if needs.lookups:
         parts.append(f"lookups in {', '.join(needs.lookups)}")
     if parts:
         yield element("div", element("b", "to move it needs "), "; ".join(parts), class_="needs")
+    for sentence in noticed(trigger.eventual):
+        yield element("div", element("b", "eventually consistent: "), sentence, class_="needs")

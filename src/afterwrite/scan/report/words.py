@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from afterwrite.scan.cost.figures import Costs
-from afterwrite.scan.verdicts import Verdict
+from afterwrite.scan.verdicts import Eventual, Verdict
 
 MEANING = {
     Verdict.RETIRE: "only log: the store replaces them",
@@ -27,6 +27,19 @@ def percent(share: float | None) -> str:
     if 0 < share < 0.001:
         return "< 0.1 %"
     return f"{share:.1%}".replace("%", " %") if share < 0.1 else f"{share:.0%}".replace("%", " %")
+
+
+def noticed(eventual: Iterable[Eventual]) -> Iterator[str]:
+    """What becomes eventually consistent, and who might notice, a sentence for each table."""
+    for each in eventual:
+        columns = f" ({', '.join(each.columns)})" if each.columns else ""
+        by = f", which {_several(each.noticed_by)} might notice" if each.noticed_by else ""
+        yield f"{each.table}{columns}{by}"
+
+
+def _several(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 
 def saved(costs: Costs) -> Iterator[str]:
