@@ -155,19 +155,27 @@ class Filler:
         return found
 
     async def _insert(self, table: Table) -> tuple[int, str]:
-        made, failed, why = 0, 0, ""
+        """Rows of one kind at once; where a batch is refused, one by one."""
+        made, why = 0, ""
+        kinds: dict[tuple[str, ...], list[Row]] = {}
         async for row in self._varied(table):
-            try:
-                async with self.db.transaction():
-                    await self.db.run(insertion(table, row))
-                made += 1
-                for place, value in self._keys(table, row):
-                    self._used[place].add(value)
-            except REFUSALS as error:
-                why = str(error).partition(" said: ")[2] or str(error)
-                failed += 1
-                if failed > _ATTEMPTS and not made:
-                    break
+            kinds.setdefault(tuple(row), []).append(row)
+            for place, value in self._keys(table, row):
+                self._used[place].add(value)
+        for columns, rows in kinds.items():
+            parts: list[list[Row]] = [rows] if columns else [[row] for row in rows]
+            failed = 0
+            while parts and failed <= _ATTEMPTS:
+                part = parts.pop(0)
+                try:
+                    async with self.db.transaction():
+                        await self.db.run(insertion(table, *part))
+                except REFUSALS as error:
+                    why = str(error).partition(" said: ")[2] or str(error)
+                    parts += [[row] for row in part] if len(part) > 1 else []
+                    failed += not made and len(part) == 1
+                    continue
+                made += len(part)
         return made, "" if made else why or self._reason(table)
 
     async def _varied(self, table: Table) -> AsyncGenerator[Row]:
@@ -418,15 +426,16 @@ def _literal(value: str | None) -> str:
     return "null" if value is None else sql.Literal(value).as_string()
 
 
-def insertion(table: Table, row: Mapping[str, str | None]) -> sql.Composed:
-    """The INSERT of a row; values are literals, so that the server reads each as its column's type."""
+def insertion(table: Table, *rows: Mapping[str, str | None]) -> sql.Composed:
+    """The INSERT of rows of the same columns; values are literals, which the server reads as the column's type."""
     name = identifier(table.schema, table.name)
-    if not row:
+    if not rows[0]:
         return sql.SQL("insert into {} default values").format(name)
-    return sql.SQL("insert into {} ({}) values ({})").format(
+    listed = (sql.SQL(", ").join(sql.Literal(value) for value in row.values()) for row in rows)
+    return sql.SQL("insert into {} ({}) values {}").format(
         name,
-        sql.SQL(", ").join(sql.Identifier(column) for column in row),
-        sql.SQL(", ").join(sql.Literal(value) for value in row.values()),
+        sql.SQL(", ").join(sql.Identifier(column) for column in rows[0]),
+        sql.SQL(", ").join(sql.SQL("({})").format(each) for each in listed),
     )
 
 

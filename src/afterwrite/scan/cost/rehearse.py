@@ -79,6 +79,7 @@ class _Rehearsal:
         self.survey = survey
         self.atlas = Atlas(inventory)
         self.inventory = inventory
+        self.begun = time.monotonic()
         self.deadline = deadline
         self.told = told
         self.units: dict[tuple[str, Event], Unit] = {}
@@ -107,7 +108,11 @@ class _Rehearsal:
         """Rows for the tables to be measured, for those that their triggers touch, and for all that these refer to."""
         wanted = with_parents(self.atlas, [*self.tables, *self._touched()])
         await self.filler.learn(wanted)
+        late: list[str] = []
         for table in self.filler.in_order(wanted):
+            if time.monotonic() > self.deadline - (self.deadline - self.begun) / 2:  # half of the time is for measuring
+                late.append(table.full_name)
+                continue
             try:
                 found = await self.filler.fill(table)
             except ConnectionLost:
@@ -117,6 +122,7 @@ class _Rehearsal:
                 continue
             if not found.rows:
                 self._note("rehearsal-not-filled", table.full_name, f"could not be filled: {found.why}")
+        self._cut_short("filled", late)
         filled = [each for each in self.filler.filled.values() if each.rows]
         self.contexts = await self._somebody()
         self.told(f"{len(filled)} of {len(wanted)} tables filled, {sum(each.rows for each in filled):,} rows")
@@ -165,13 +171,17 @@ class _Rehearsal:
                 continue
             for event in _EVENTS:
                 await self._measure(table, event)
+        self._cut_short("measured", late)
+
+    def _cut_short(self, what: str, late: Sequence[str]) -> None:
         if late:
             where = f"{len(late)} tables" if len(late) > 1 else late[0]
+            shown = f": {', '.join(late[:5])}{' …' if len(late) > 5 else ''}"
             self._note(
                 "rehearsal-cut-short",
                 self.inventory.database,
-                f"has {where} that were not reached in time: {', '.join(late[:5])}{' …' if len(late) > 5 else ''}",
-                "scan fewer at once with --schema",
+                f"has {where} that were not {what} in time{shown}",
+                "rehearse a part of it with --schema",
             )
 
     async def _measure(self, table: Table, event: Event) -> None:
