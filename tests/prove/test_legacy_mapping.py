@@ -7,7 +7,7 @@ import pytest
 from afterwrite.activity import Operation
 from afterwrite.prove.body import Written
 from afterwrite.prove.expression import TRUE, show
-from afterwrite.prove.legacy import LegacyMapping, TableShape, infer
+from afterwrite.prove.legacy import LegacyMapping, Override, TableShape, infer
 from afterwrite.prove.syntax import Routine
 from afterwrite.scan.catalog import Event, Timing, Trigger, TriggerLevel
 
@@ -369,19 +369,62 @@ def test_a_body_that_cannot_be_parsed_gives_no_rows_and_a_note() -> None:
     assert found.notes[0].startswith("the body cannot be followed")
 
 
-def test_the_mapping_shows_itself_as_text() -> None:
+def test_the_mapping_shows_every_legacy_column_with_its_value_and_how_it_is_compared() -> None:
     found = mapping(
-        "begin insert into audit_log (op, row) values (tg_op, to_jsonb(new) - 'amount'); return null; end",
+        "begin insert into audit_log (op, row, at) values (tg_op, to_jsonb(new) - 'amount', now()); return null; end",
         events=(Event.INSERT,),
         when="(new.amount > (0)::numeric)",
     )
-    assert found.text() == (
-        "public.orders.orders_audit (audit, row level)\n"
-        "  on insert when new.amount > 0\n"
-        "    public.audit_log (line 1)\n"
-        "      op  = 'INSERT'  (identifies)\n"
-        "      row = to_jsonb(new) - 'amount'"
+    (row,) = found.rows()
+    assert (row.table, row.times, row.when) == ("public.audit_log", "change", "new.amount > 0")
+    shown = {each.column: (each.value, each.compared, each.why) for each in row.columns}
+    assert shown["op"] == ("'INSERT'", "exact", None)
+    assert shown["row"] == ("to_jsonb(new) - 'amount'", "exact", None)
+    assert shown["at"] == ("<time: now()>", "no", "time")
+    assert shown["id"] == ("", "no", "default")  # not in the INSERT
+    assert [each.column for each in row.columns if each.identifies] == ["op"]
+
+
+def test_the_plan_says_what_a_column_holds_in_the_place_of_the_body() -> None:
+    source = (
+        "begin insert into audit_log (op, row, table_name)"
+        " values (tg_op, (select code from codes where id = new.id), 'x'); return null; end"
     )
+    said = [
+        Override(column="row", value="coalesce(new.id, old.id)::text"),
+        Override(column="audit_log.table_name", ignore="a trigger of the log rewrites it"),
+    ]
+    found = infer(trigger(source), legacy={LOG}, tables=TABLES, overrides=said)
+    assert columns(found, Operation.INSERT)["row"] == "new.id::text"
+    assert columns(found, Operation.DELETE)["row"] == "old.id::text"
+    assert found.overrides == tuple(said)
+    assert not found.problems
+    (who,) = [each for each in found.rows()[0].columns if each.column == "table_name"]
+    assert (who.value, who.compared, who.why, who.planned) == (
+        "a trigger of the log rewrites it",
+        "no",
+        "ignored",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (Override(column="nowhere", value="new.id"), "no legacy column of that name"),
+        (Override(column="row", value="my_secret(new.id)"), "cannot be computed"),
+        (Override(column="row", value="new.id; drop table x"), "cannot be computed"),
+        (Override(column="row", value="customer.id"), "cannot be computed"),
+    ],
+)
+def test_what_the_plan_cannot_mean_is_not_used_and_said(said: Override, why: str) -> None:
+    source = "begin insert into audit_log (op, row) values (tg_op, new.id); return null; end"
+    found = infer(trigger(source), legacy={LOG}, tables=TABLES, overrides=[said])
+    (problem,) = found.problems
+    assert why in problem
+    assert found.notes == found.problems
+    assert not found.overrides
+    assert columns(found, Operation.INSERT)["row"] == "new.id"
 
 
 @pytest.mark.parametrize(

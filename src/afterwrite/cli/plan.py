@@ -12,7 +12,16 @@ from afterwrite.cli.face import Dsn, Json, counted, emit, fill, out, plain, run,
 from afterwrite.errors import ExitCode, Finding, Refused, Severity, UsageError
 from afterwrite.migrate.gates import read_table_figures
 from afterwrite.migrate.ledger import read_silenced_names
-from afterwrite.migrate.plan import Plan, Thresholds, check_plan, make_plan, read_plan, write_plan
+from afterwrite.migrate.overrides import forbidden, overrides
+from afterwrite.migrate.plan import (
+    Plan,
+    Thresholds,
+    check_plan,
+    keep_decisions,
+    make_plan,
+    read_plan,
+    write_plan,
+)
 from afterwrite.postgres import Database, connect
 from afterwrite.scan.catalog import reading
 from afterwrite.scan.survey import Survey, survey
@@ -29,18 +38,29 @@ def plan(
     compare: Annotated[
         bool, typer.Option("--check", help="Compare the file with the database: exit 4 on drift.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Write an existing file anew, and keep what was decided in it.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over an existing file; what was decided in it is gone.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Write the plan of the migration: which trigger moves in which phase, behind which gates."""
     given = settings(dsn)
     if compare:
         return check(file, *run(_survey(given)), json=json)
-    if file.exists() and not force and str(file) != "-":
+    if file.exists() and not (force or again) and str(file) != "-":
         raise UsageError(
-            f"{file} exists, and may hold decisions", remedy="compare with --check, or write over it with --force"
+            f"{file} exists, and may hold decisions",
+            remedy="compare with --check, write it anew with --again (which keeps them), or over it with --force",
         )
+    before = load(file) if again else None
     made = run(_make(given))
+    if before is not None:
+        made, lost = keep_decisions(before, made)
+        for what in lost:
+            say(f"[yellow]not kept:[/] {plain(what)}")
     if json:
         emit(made)
         return ExitCode.OK
@@ -64,6 +84,7 @@ def plan(
     if not any(phase.triggers for phase in made.phases):
         out.print("No trigger can be retired or deferred: there is nothing to migrate.")
     out.print(f"{counted(len(made.kept), 'trigger')} to keep, {len(made.review)} for a person to look at.")
+    show_findings(overrides(made))
     say(f"written to {file}; edit it, review it, then: afterwrite migrate run --phase 1")
     return ExitCode.OK
 
@@ -110,12 +131,15 @@ async def read_silenced_by_us(database: Database) -> frozenset[str] | None:
 
 def check(file: Path, judgements: Sequence[Judgement], silenced: Collection[str] | None, *, json: bool) -> ExitCode:
     """Print where the database has moved away from the plan, and say so by the exit code."""
-    found = check_plan(load(file), judgements, silenced=silenced)
+    planned = load(file)
+    found = [*check_plan(planned, judgements, silenced=silenced), *forbidden(planned, judgements)]
+    decided = overrides(planned)
     drifted = any(finding.severity is Severity.ERROR for finding in found)
     if json:
-        emit({"schema_version": 1, "drift": found})
+        emit({"schema_version": 1, "drift": found, "overrides": decided})
     else:
         _show_drift(found)
+        show_findings(decided)
         if not drifted:
             out.print(f"{plain(str(file))} says what the database says.")
     return ExitCode.DRIFT if drifted else ExitCode.OK

@@ -18,9 +18,13 @@ from typing import Any, cast
 
 import msgspec
 
+from afterwrite.defer.calls import OnError
 from afterwrite.errors import Finding, Severity, UsageError
 from afterwrite.migrate.backup import TriggerBackup
 from afterwrite.migrate.phase import Mode
+from afterwrite.prove.legacy import Override
+from afterwrite.prove.watch import Mode as ProofMode
+from afterwrite.prove.watch import Planned
 from afterwrite.scan.catalog import Enabled, Event, Timing, Trigger
 from afterwrite.scan.rules import RULES
 from afterwrite.scan.verdicts import Judgement, Verdict
@@ -65,24 +69,46 @@ class Fires(StrEnum):
 _FIRES = {Enabled.DISABLED: Fires.NEVER, Enabled.REPLICA: Fires.IN_REPLICA_ROLE, Enabled.ALWAYS: Fires.ALWAYS}
 
 
+class Legacy(StrEnum):
+    """What becomes of the log of a retired trigger: ``keep`` has its body go on filling it after commit."""
+
+    KEEP = "keep"
+
+
+class Ignored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A legacy column that the proof leaves out, and why."""
+
+    ignore: str
+
+
 class PlannedTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A trigger that moves. ``verdict``, ``rule`` and ``because`` are scan's; ``mode`` is the decision, ``reason`` a
     person's.
 
     ``rare`` are operations that the operator says need not be seen in shadow. ``enabled`` is left out for a trigger
-    that fires as usual. ``fingerprint`` tells its definition.
+    that fires as usual. ``mapping`` says of legacy columns what they hold (SQL over new, old and tg_…), or why they are
+    not compared; of the others the trigger's own INSERT does. ``fingerprint`` tells its definition. ``on_error`` says
+    what a failing deferred body does.
     """
 
     trigger: str
     verdict: Verdict
     mode: Mode
+    legacy: Legacy | None = None
+    on_error: OnError | None = None
     rule: str = ""
     because: str
     fires: tuple[Event, ...]
     rare: tuple[Event, ...] = ()
+    mapping: Mapping[str, str | Ignored] = {}
     enabled: Fires | None = None
     fingerprint: str
     reason: str | None = None
+
+    @property
+    def moves_as(self) -> Mode:
+        """What happens to its body: one whose log is kept filled is deferred, though its proof is that of a log."""
+        return Mode.DEFER if self.legacy is Legacy.KEEP else self.mode
 
 
 class LeftTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -231,6 +257,78 @@ def make_plan(
     )
 
 
+def keep_decisions(old: Plan, new: Plan) -> tuple[Plan, list[str]]:
+    """A plan made anew, with what people decided in the old one; and in words what could not be kept.
+
+    Thresholds, a phase's title, soak and gates, where a trigger stands, its mode, legacy, on_error, rare, mapping and
+    reason are people's; verdict, because, fires, enabled and fingerprint are scan's.
+    """
+    before = {entry.trigger: (where, entry) for where, entry in entries(old)}
+    now = {entry.trigger: (where, entry) for where, entry in entries(new)}
+    lost = [
+        f"{name} is gone, and with it {_decided(entry)}"
+        for name, (_, entry) in before.items()
+        if name not in now and _decided(entry)
+    ]
+    phases = {phase.number: phase for phase in new.phases}
+    phases |= {phase.number: msgspec.structs.replace(phase, triggers=()) for phase in old.phases}
+    moved: dict[int, list[PlannedTrigger]] = {number: [] for number in phases}
+    kept: list[LeftTrigger] = []
+    review: list[LeftTrigger] = []
+    homes = {
+        trigger.trigger: phase.number for plan in (new, old) for phase in plan.phases for trigger in phase.triggers
+    }
+    for name, (where, entry) in now.items():
+        known_where, known = before.get(name, (where, entry))
+        # Where scan put it then is no decision: it goes where scan puts it now.
+        decided = not _as_scan_said(known_where, known)
+        stays = decided or known.verdict is entry.verdict
+        if not stays and _decided(known):
+            lost.append(
+                f"scan says {entry.verdict.value} of {name} now, and said {known.verdict.value}: look at it again"
+            )
+        if isinstance(known, PlannedTrigger) and stays:
+            planned = PlannedTrigger(
+                **{name: getattr(entry, name) for name in LeftTrigger.__struct_fields__ if name != "reason"},
+                mode=known.mode,
+                legacy=known.legacy,
+                on_error=known.on_error,
+                rare=tuple(each for each in known.rare if each in entry.fires),
+                mapping=known.mapping,
+                reason=known.reason,
+            )
+            moved[homes[name]].append(planned)
+        elif isinstance(known, LeftTrigger) and stays:
+            left = LeftTrigger(
+                **{name: getattr(entry, name) for name in LeftTrigger.__struct_fields__ if name != "reason"},
+                reason=known.reason,
+            )
+            (review if known_where == "review" else kept).append(left)
+        elif isinstance(entry, PlannedTrigger):
+            moved[homes[name]].append(entry)
+        else:
+            (review if where == "review" else kept).append(entry)
+    return (
+        Plan(
+            thresholds=old.thresholds,
+            phases=tuple(
+                msgspec.structs.replace(phases[number], triggers=tuple(moved[number])) for number in sorted(phases)
+            ),
+            kept=tuple(kept),
+            review=tuple(review),
+        ),
+        lost,
+    )
+
+
+def _decided(entry: PlannedTrigger | LeftTrigger) -> str:
+    """What people said of a trigger, in words; empty when it is all scan's."""
+    said = ["a reason"] if entry.reason else []
+    if isinstance(entry, PlannedTrigger):
+        said += [name for name in ("legacy", "on_error", "rare", "mapping") if getattr(entry, name)]
+    return ", ".join(said)
+
+
 def _sort_key(trigger: Trigger) -> tuple[str, str, str]:
     return trigger.schema, trigger.table, trigger.name
 
@@ -303,7 +401,12 @@ _HEAD = """\
 #
 #   mode = "retire"   the trigger goes, the activity store replaces its log
 #   mode = "defer"    the trigger goes, and its own body runs after commit, in commit order, exactly once
+#   legacy = "keep"   beside mode = "retire": readers still need the old log, so its body fills it after commit
+#   on_error = "stop" a deferred body that fails stops all deferred bodies until somebody acts; else it is parked
 #   rare = ["delete"] your word that shadow need not have seen this operation
+#   mapping = { note = "upper(new.note)", seen = { ignore = "why" } }
+#                     what a legacy column holds where the proof cannot tell (see `afterwrite prove --mapping`), or that
+#                     it is not compared; `afterwrite prove --plan FILE` takes it over
 #   soak_seconds      how long a silenced phase is watched before the next may start
 #
 # To decide otherwise than scan did, change an entry's mode, or move it to another section (only in a phase it has a
@@ -347,7 +450,7 @@ def _fields(entry: PlannedTrigger | LeftTrigger) -> list[str]:
     return [
         f"{name} = {_toml(value)}"
         for name, value in msgspec.structs.asdict(entry).items()
-        if value is not None and not (name == "rare" and not value)
+        if value is not None and not (name in ("rare", "mapping") and not value)
     ]
 
 
@@ -356,6 +459,11 @@ def _toml(value: object) -> str:
         case str():
             # JSON's escapes are TOML's; JSON leaves DEL as it is, which TOML does not allow.
             return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        case Ignored(why):
+            return f"{{ ignore = {_toml(why)} }}"
+        case dict():
+            said = cast("dict[str, object]", value)
+            return f"{{ {', '.join(f'{_toml(name)} = {_toml(each)}' for name, each in said.items())} }}"
         case tuple():
             return f"[{', '.join(_toml(item) for item in cast('tuple[object, ...]', value))}]"
         case _:
@@ -424,7 +532,14 @@ def _unreadable(error: msgspec.ValidationError, data: Mapping[str, Any]) -> Usag
         except (KeyError, TypeError, AttributeError):
             continue
     allowed = ""
-    for field, words in (("verdict", Verdict), ("mode", Mode), ("fires", Event), ("rare", Event)):
+    for field, words in (
+        ("verdict", Verdict),
+        ("mode", Mode),
+        ("legacy", Legacy),
+        ("on_error", OnError),
+        ("fires", Event),
+        ("rare", Event),
+    ):
         if re.search(rf"\.{field}\b", path):
             allowed = f"; {field} is one of {', '.join(word.value for word in words)}"
     return UsageError(f"the plan cannot be read at {place}: {said}{allowed}", remedy="mend that entry")
@@ -453,6 +568,31 @@ def _check_decisions(plan: Plan) -> None:
                 f"{entry.trigger} does not fire on {', '.join(sorted(strange))}, which the plan calls rare",
                 remedy=f"rare may name {', '.join(entry.fires)}",
             )
+        if isinstance(entry, PlannedTrigger):
+            _check_deferral(entry)
+            _check_mapping(entry)
+
+
+def _check_mapping(entry: PlannedTrigger) -> None:
+    for column, said in entry.mapping.items():
+        if not (said.ignore if isinstance(said, Ignored) else said).strip():
+            raise UsageError(
+                f"{entry.trigger} maps the legacy column {column} to nothing",
+                remedy='give an SQL expression, or { ignore = "why" }',
+            )
+
+
+def _check_deferral(entry: PlannedTrigger) -> None:
+    if entry.legacy is not None and entry.mode is not Mode.RETIRE:
+        raise UsageError(
+            f'{entry.trigger} has legacy = "{entry.legacy.value}" and mode = "{entry.mode.value}"',
+            remedy='legacy goes with mode = "retire"; a deferred body writes all that it wrote anyway',
+        )
+    if entry.on_error is not None and entry.moves_as is not Mode.DEFER:
+        raise UsageError(
+            f"{entry.trigger} has on_error, and no body of it will run",
+            remedy='on_error goes with mode = "defer" or legacy = "keep"',
+        )
 
 
 def _check_certain(entry: PlannedTrigger | LeftTrigger) -> None:
@@ -482,6 +622,26 @@ def entries(plan: Plan) -> list[tuple[str, PlannedTrigger | LeftTrigger]]:
     found += [("keep", trigger) for trigger in plan.kept]
     found += [("review", trigger) for trigger in plan.review]
     return found
+
+
+def proof_plan(plan: Plan) -> list[Planned]:
+    """What the plan says of the proof otherwise than scan and the triggers' own INSERTs do."""
+    return [
+        Planned(
+            trigger=trigger.trigger,
+            # One that scan left, and a person put into a phase: it is compared as that phase needs it.
+            mode=None if trigger.verdict in (Verdict.RETIRE, Verdict.DEFER) else ProofMode(trigger.mode.value),
+            overrides=tuple(
+                Override(column=column, ignore=said.ignore)
+                if isinstance(said, Ignored)
+                else Override(column=column, value=said)
+                for column, said in trigger.mapping.items()
+            ),
+        )
+        for phase in plan.phases
+        for trigger in phase.triggers
+        if trigger.mapping or trigger.verdict not in (Verdict.RETIRE, Verdict.DEFER)
+    ]
 
 
 def _as_scan_said(where: str, entry: PlannedTrigger | LeftTrigger) -> bool:

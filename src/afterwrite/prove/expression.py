@@ -31,6 +31,8 @@ class Why(StrEnum):
     NOT_IN_WAL = "not-in-wal"  # old values without REPLICA IDENTITY FULL, unchanged TOAST
     GENERATED_COLUMN = "generated-column"  # STORED generated columns of the table itself
     OPAQUE = "opaque"  # an expression that is not understood exactly
+    IGNORED = "ignored"  # the plan says that it is not compared, and why
+    DEFAULT = "default"  # the INSERT leaves it out: what the table puts there
 
 
 class Ambient(StrEnum):

@@ -3,7 +3,8 @@
 ::
 
     Trigger ──infer──▶ LegacyMapping ──▶ by operation: which rows, under which condition, holding what
-                                    └──▶ text(), for the plan and for --explain
+                 ▲                  └──▶ rows(), for people: each legacy column, its value, how compared
+    the plan's Overrides
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from afterwrite.prove.expression import (
 )
 from afterwrite.prove.fold import trigger_arguments
 from afterwrite.prove.syntax import Binding, Reader, Routine
-from afterwrite.prove.trees import NotUnderstood
+from afterwrite.prove.trees import NotUnderstood, is_one_expression
 from afterwrite.scan.catalog import Event, Timing, Trigger, TriggerLevel
 
 
@@ -61,11 +62,55 @@ class TableShape(msgspec.Struct, frozen=True, kw_only=True):
     root: tuple[str, str] | None = None
 
 
+class Override(msgspec.Struct, frozen=True, kw_only=True):
+    """A person's word on one legacy column, from the plan: what it holds, or (``ignore``) why it is not compared.
+
+    ``column`` is its name, with its table (and schema) before it where a trigger writes several. ``value`` is an SQL
+    expression over new, old and tg_….
+    """
+
+    column: str
+    value: str | None = None
+    ignore: str | None = None
+
+    def is_for(self, schema: str, table: str, column: str) -> bool:
+        """Whether it speaks of this column."""
+        return self.column in (column, f"{table}.{column}", f"{schema}.{table}.{column}")
+
+
+class MappedColumn(msgspec.Struct, frozen=True, kw_only=True):
+    """A legacy column: the SQL that its value comes from, and how it is compared (exact, partly, no).
+
+    ``why`` says why not, or not wholly. ``planned`` when the plan says so, and not the trigger's INSERT; ``identifies``
+    when it tells to which change a row belongs.
+    """
+
+    column: str
+    value: str
+    compared: str
+    why: str | None = None
+    planned: bool = False
+    identifies: bool = False
+
+
+class MappedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A legacy row that is expected for an operation. ``times`` is how often: a change, a statement, a round, any."""
+
+    operation: Operation
+    table: str
+    line: int
+    times: str
+    when: str | None = None
+    condition: str | None = None
+    columns: tuple[MappedColumn, ...] = ()
+
+
 class LegacyMapping(msgspec.Struct, frozen=True, kw_only=True):
     """A trigger and what it writes: ``written`` by operation, in the order of the body.
 
     ``when`` is its WHEN condition by operation. ``identifies`` are, by legacy table, the columns that give table,
-    operation and key. ``notes`` say what could not be followed.
+    operation and key. ``notes`` say what could not be followed. ``overrides`` are those of the plan that are in it,
+    and ``problems`` says of the others why they are not.
     """
 
     trigger: Trigger
@@ -73,6 +118,9 @@ class LegacyMapping(msgspec.Struct, frozen=True, kw_only=True):
     when: Mapping[Operation, Expression]
     identifies: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    problems: tuple[str, ...] = ()
+    left_out: Mapping[str, tuple[str, ...]] = {}
 
     @property
     def identity(self) -> str:
@@ -90,18 +138,57 @@ class LegacyMapping(msgspec.Struct, frozen=True, kw_only=True):
             for operation, written in self.written.items()
         }
 
-    def text(self) -> str:
-        """The mapping as people read it."""
-        lines = [f"{self.identity} ({self.trigger.function}, {self.trigger.level} level)"]
-        for operation, written in self.written.items():
-            when = self.when.get(operation, TRUE)
-            lines.append(f"  on {operation}" + ("" if when == TRUE else f" when {show(when)}"))
-            if not written:
-                lines.append("    writes nothing")
-            for row in written:
-                lines += _row_text(row, self.identifies.get(_table_name(row), ()))
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
+    def rows(self) -> tuple[MappedRow, ...]:
+        """The mapping as people read it: every legacy column of every row that is expected."""
+        return tuple(self._row(operation, row) for operation, written in self.written.items() for row in written)
+
+    def _row(self, operation: Operation, row: Written) -> MappedRow:
+        table = _table_name(row)
+        when = self.when.get(operation, TRUE)
+        identifies = self.identifies.get(table, ())
+        columns = [
+            _mapped(column, value, planned=self._is_planned(row, column), identifies=column in identifies)
+            for column, value in row.values
+        ]
+        named = {column for column, _ in row.values}
+        columns += [
+            MappedColumn(column=column, value="", compared="no", why=Why.DEFAULT)
+            for column in self.left_out.get(table, ())
+            if column not in named
+        ]
+        return MappedRow(
+            operation=operation,
+            table=table,
+            line=row.line,
+            times="any"
+            if row.many
+            else "statement"
+            if row.statement
+            else "round"
+            if row.rows is not None
+            else "change",
+            when=None if when == TRUE else show(when),
+            condition=None if row.condition == TRUE else show(row.condition),
+            columns=tuple(columns),
+        )
+
+    def _is_planned(self, row: Written, column: str) -> bool:
+        return any(each.is_for(row.schema or "", row.table, column) for each in self.overrides)
+
+
+def _mapped(column: str, value: Expression, *, planned: bool, identifies: bool) -> MappedColumn:
+    found = comparable(value)
+    if isinstance(value, Opaque) and value.why is Why.IGNORED:
+        return MappedColumn(column=column, value=value.text, compared="no", why=Why.IGNORED, planned=True)
+    whys = ", ".join(dict.fromkeys(_whys(value)))
+    return MappedColumn(
+        column=column,
+        value=show(value),
+        compared=found if found in ("exact", "partly") else "no",
+        why=whys or None,
+        planned=planned,
+        identifies=identifies,
+    )
 
 
 def infer(
@@ -110,17 +197,20 @@ def infer(
     legacy: Collection[tuple[str, str]],
     tables: Mapping[tuple[str, str], TableShape],
     routines: Mapping[tuple[str, str], Routine] | None = None,
+    overrides: Collection[Override] = (),
 ) -> LegacyMapping:
     """The mapping of a trigger, from its body and from what the catalog says of the tables.
 
     ``legacy`` are the legacy log tables as (schema, table); INSERTs to other tables are left out. A body that cannot
-    be followed gives a mapping without rows and a note that says why.
+    be followed gives a mapping without rows and a note that says why. ``overrides`` take the place of what the INSERT
+    says; one that cannot be used is left out, and ``problems`` says why.
     """
     path = _search_path(trigger)
     own = tables.get((trigger.schema, trigger.table))
     written: dict[Operation, tuple[Written, ...]] = {}
     when: dict[Operation, Expression] = {}
     notes: dict[str, None] = {}
+    said = _Said(tuple(overrides), path=path, routines=routines or {}, tables=tables)
     for event in trigger.events:
         operation = Operation(event.value)
         names = _names(trigger, event, own)
@@ -145,7 +235,7 @@ def infer(
         for row in rows:
             target = _resolve(row, path, legacy)
             if target is not None:
-                kept.append(msgspec.structs.replace(row, schema=target[0]))
+                kept.append(said.put_into(msgspec.structs.replace(row, schema=target[0]), names, event))
             if row.swallowed:
                 notes["an exception handler of the body may undo its rows in silence"] = None
         written[operation] = tuple(kept)
@@ -154,8 +244,79 @@ def infer(
         written=written,
         when=when,
         identifies=_identifies(trigger, written, own),
-        notes=tuple(notes),
+        notes=(*notes, *said.problems),
+        overrides=tuple(each for each in said.overrides if each in said.used),
+        problems=said.problems,
+        left_out={
+            _table_name(row): shape.columns
+            for rows in written.values()
+            for row in rows
+            if (shape := tables.get((row.schema or "", row.table))) is not None
+        },
     )
+
+
+class _Said:
+    """What the plan says of legacy columns, put into the rows that it is about."""
+
+    def __init__(
+        self,
+        overrides: tuple[Override, ...],
+        *,
+        path: tuple[str, ...],
+        routines: Mapping[tuple[str, str], Routine],
+        tables: Mapping[tuple[str, str], TableShape],
+    ) -> None:
+        self.overrides = overrides
+        self.used: list[Override] = []
+        self._path, self._routines, self._tables = path, routines, tables
+        self._wrong: dict[Override, str] = {}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Of every override that could not be used: why."""
+        found = dict(self._wrong)
+        for each in self.overrides:
+            if each not in self.used and each not in found:
+                found[each] = "the trigger writes no legacy column of that name"
+        return tuple(f"the plan's mapping of {each.column} is not used: {why}" for each, why in found.items())
+
+    def put_into(self, row: Written, names: Mapping[str, Binding], event: Event) -> Written:
+        """The row with what the plan says in the place of what the INSERT says."""
+        if not self.overrides:
+            return row
+        shape = self._tables.get((row.schema or "", row.table))
+        values = dict(row.values)
+        for column in dict.fromkeys((*(shape.columns if shape else ()), *values)):
+            for each in self.overrides:
+                if each.is_for(row.schema or "", row.table, column):
+                    value = self._read(each, row, names, event)
+                    if value is not None:
+                        values[column] = value
+                        self.used.append(each)
+        return msgspec.structs.replace(row, values=tuple(values.items()))
+
+    def _read(self, override: Override, row: Written, names: Mapping[str, Binding], event: Event) -> Expression | None:
+        if override.value is None:
+            return Opaque(Why.IGNORED, override.ignore or "")
+        if not row.statement:  # a statement trigger that reads its transition tables writes a row for each of theirs
+            new = Whole(Side.NEW) if event in (Event.INSERT, Event.UPDATE) else NULL
+            old = Whole(Side.OLD) if event in (Event.UPDATE, Event.DELETE) else NULL
+            names = {**names, "new": new, "old": old}
+        value: Expression = Opaque(Why.OPAQUE, override.value)
+        if is_one_expression(override.value):
+            value = Reader(names, path=self._path, routines=self._routines).sql(override.value)
+        unclear = [each.text for each in _opaques(value) if each.why is Why.OPAQUE]
+        if unclear:
+            self._wrong[override] = f"{unclear[0]!r} cannot be computed from a change"
+            return None
+        return value
+
+
+def _opaques(value: Any) -> list[Opaque]:
+    if isinstance(value, Opaque):
+        return [value]
+    return [each for below in parts_of(value) for each in _opaques(below)]
 
 
 def _names(trigger: Trigger, event: Event, own: TableShape | None) -> dict[str, Binding]:
@@ -299,23 +460,3 @@ def _is_row(value: Expression) -> bool:
             return _is_row(inner)
         case _:
             return False
-
-
-def _row_text(row: Written, identifies: Collection[str]) -> list[str]:
-    head = f"    {_table_name(row)} (line {row.line})"
-    if row.statement:
-        head += ", once a statement"
-    if row.rows is not None:
-        head += ", once a row of its loop"
-    if row.many:
-        head += ", any number of times"
-    if row.condition != TRUE:
-        head += f", if {show(row.condition)}"
-    width = max((len(column) for column, _ in row.values), default=0)
-    return [
-        head,
-        *(
-            f"      {column:<{width}} = {show(value)}{'  (identifies)' if column in identifies else ''}"
-            for column, value in row.values
-        ),
-    ]

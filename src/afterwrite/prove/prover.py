@@ -32,8 +32,9 @@ from afterwrite.postgres import Database, connect, statement
 from afterwrite.prove.legacy import LegacyMapping
 from afterwrite.prove.match import EXAMPLES, Account, Matcher, Reason
 from afterwrite.prove.parts import is_large, match_large
-from afterwrite.prove.watch import Mode, Watch, WatchedRow, WindowRow, expected_operations, watch
-from afterwrite.scan.catalog import Enabled, read_inventory
+from afterwrite.prove.plan import read_planned
+from afterwrite.prove.watch import Mode, Planned, Watch, WatchedRow, WindowRow, expected_operations, watch
+from afterwrite.scan.catalog import Enabled, Inventory, read_inventory
 from afterwrite.scan.classify import Judgement
 from afterwrite.scan.facts import Body
 
@@ -127,6 +128,8 @@ class Prover:
         self._folder = folder
         self._judgements = tuple(judgements)
         self._bodies = bodies
+        self._inventory: Inventory | None = None
+        self._planned: list[Planned] = []
         self._watch: Watch | None = None
         self._matcher: Matcher | None = None
         self._database: Database | None = None
@@ -155,7 +158,7 @@ class Prover:
         await self.settle()
         self._judgements = tuple(judgements)
         self._bodies = bodies
-        self._watch = self._matcher = None
+        self._inventory = self._watch = self._matcher = None
         await self.close()
 
     async def begin(self, at: Lsn) -> Lsn:
@@ -232,8 +235,12 @@ class Prover:
             self._database = await self._stack.enter_async_context(
                 connect(self._dsn, application_name="afterwrite prover", guarded=True)
             )
-            if self._watch is None or self._matcher is None:
-                self._watch = watch(await read_inventory(self._database), self._judgements, self._bodies)
+            if self._inventory is None:
+                self._inventory = await read_inventory(self._database)
+            planned = await read_planned(self._database)
+            if self._watch is None or self._matcher is None or planned != self._planned:
+                self._planned = planned
+                self._watch = watch(self._inventory, self._judgements, self._bodies, planned)
                 self._matcher = Matcher(
                     self._watch.compared,
                     covered=self._watch.covered,
@@ -271,7 +278,10 @@ class Prover:
         async with database.transaction():
             await self._save_triggers(database, state)
             if gone:
-                rows = [{**msgspec.structs.asdict(each), "present": False} for each in gone]
+                rows = [
+                    {**msgspec.structs.asdict(each), "mapping": each.rows, "overrides": each.planned, "present": False}
+                    for each in gone
+                ]
                 await database.run(statement("prove.save_triggers"), triggers=_json(rows))
         return state
 
@@ -368,7 +378,8 @@ class Prover:
         window = await database.one(WindowRow, statement("prove.read_window"))
         if window.number != state.number:
             raise ConnectionLost(
-                f"the window of the proof in {database.where} was begun anew while some transactions were not settled",
+                f"the window of the proof in {database.where} was begun anew, or its plan changed, while some"
+                " transactions were not settled",
                 remedy="nothing: they are shown again",
             )
         # The last commit of a worker that died may land after its successor has read the watermark.
@@ -407,7 +418,8 @@ class Prover:
                 "trigger": each.mapping.identity,
                 "mode": each.mode,
                 "operations": expected_operations(each.mapping, each.mode),
-                "mapping": each.mapping.text() if each.mapping.operations else "",
+                "mapping": each.mapping.rows(),
+                "overrides": each.mapping.overrides,
                 "notes": each.mapping.notes,
                 "present": True,
                 "silenced": each.silenced,
@@ -430,8 +442,14 @@ async def begin_window(database: Database) -> None:
     """
     async with database.transaction():
         await database.run(statement("prove.begin_window"))
-        await database.run(statement("prove.forget_proof"))
-        await database.run(statement("prove.forget_residuals"))
+        await _forget_counts(database)
+
+
+async def _forget_counts(database: Database) -> None:
+    await database.run(statement("prove.forget_proof"))
+    await database.run(statement("prove.forget_residuals"))
+    await database.run(statement("prove.forget_rehearsals"))
+    await database.run(statement("prove.forget_since"))
 
 
 async def _forget_other_history(database: Database) -> bool:
@@ -439,8 +457,7 @@ async def _forget_other_history(database: Database) -> bool:
     async with database.transaction():
         if not await database.run(statement("prove.forget_other_history")):
             return False
-        await database.run(statement("prove.forget_proof"))
-        await database.run(statement("prove.forget_residuals"))
+        await _forget_counts(database)
     log.warning("the proof in %s spoke of another history of this cluster: it begins anew", database.where)
     return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,8 +10,42 @@ import msgspec
 
 from afterwrite.activity import Lsn, Operation
 from afterwrite.postgres import Database, statement
+from afterwrite.prove.legacy import MappedRow, Override
 from afterwrite.prove.match import Difference, Reason, Residual
 from afterwrite.prove.watch import Mode, WatchedRow, WindowRow
+
+MEANING: Mapping[Reason, str] = {
+    Reason.MISSING: "a row of the log for which no change was captured",
+    Reason.EXTRA: "a captured change whose row the log lacks",
+    Reason.VALUE: "change and row are there, and do not agree",
+    Reason.REPLICA_ROLE: "written with session_replication_role = replica: triggers do not fire",
+    Reason.NO_OP_UPDATE: "an UPDATE that changed nothing, and the trigger asks for a change",
+    Reason.WHEN_NOT_MET: "WHEN, or a condition of the body, was false",
+    Reason.UPDATE_OF: "no row, and whether a column of UPDATE OF was SET is not in the WAL",
+    Reason.GENERATED_COLUMN: "agrees but for generated columns, which the WAL has not",
+    Reason.PARTITION_LEAF: "agrees but for the name: the log has the partition's",
+    Reason.SESSION_ONLY: "agrees but for the actor: no context was stamped",
+    Reason.UNLOGGED: "one side is an UNLOGGED table, which the WAL has not",
+    Reason.CONDITION_NOT_KNOWN: "no row, and the WAL cannot tell whether there must be one",
+    Reason.EMPTY_STATEMENT: "a statement trigger's row for a statement that touched nothing",
+    Reason.LEGACY_FOREIGN: "rows that the application, or a trigger that stays, wrote to the log",
+    Reason.DEFERRED: "rows of deferred bodies, written after commit",
+    Reason.TOO_LARGE: "transactions too large to be compared",
+    Reason.SILENCED_YET_WRITTEN: "a silenced trigger wrote: it is still on somewhere",
+}
+
+
+class Rehearsed(msgspec.Struct, frozen=True, kw_only=True):
+    """How the transplanted body of a deferred trigger did on real transactions, run and undone.
+
+    ``agreed``: it wrote what the trigger had written (nothing, where that wrote nothing). ``unexplained`` are
+    differences, by kind; ``unjudged`` those that could not be compared, by reason.
+    """
+
+    agreed: int = 0
+    unexplained: Mapping[str, int] = {}
+    unjudged: Mapping[str, int] = {}
+    example: str | None = None
 
 
 class OperationProof(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +71,7 @@ class OperationProof(msgspec.Struct, frozen=True, kw_only=True):
     last_at: datetime | None = None
     last_lsn: Lsn | None = None
     fired: bool = False
+    rehearsed: Rehearsed | None = None
 
     @property
     def compared_share(self) -> float | None:
@@ -46,15 +81,22 @@ class OperationProof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TriggerProof(msgspec.Struct, frozen=True, kw_only=True):
-    """A watched trigger. ``mapping`` is what it writes, for people; ``notes`` what of it could not be followed."""
+    """A watched trigger. ``mapping`` is what it writes; ``notes`` what of it could not be followed.
+
+    Where the plan changed its mapping in the middle of the window (``overrides`` is what it says), its counts are
+    ``since_at``, and ``since_transactions`` of the window were before that.
+    """
 
     trigger: str
     mode: Mode
     silenced: bool
     present: bool
     operations: tuple[OperationProof, ...]
-    mapping: str = ""
+    mapping: tuple[MappedRow, ...] = ()
+    overrides: tuple[Override, ...] = ()
     notes: tuple[str, ...] = ()
+    since_at: datetime | None = None
+    since_transactions: int = 0
 
     @property
     def unseen(self) -> tuple[Operation, ...]:
@@ -64,7 +106,20 @@ class TriggerProof(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def unexplained(self) -> int:
         """Differences that nothing explains."""
-        return sum(count for each in self.operations for count in each.unexplained.values())
+        return sum(count for each in self.operations for count in each.unexplained.values()) + sum(
+            count for each in self.operations if each.rehearsed for count in each.rehearsed.unexplained.values()
+        )
+
+    @property
+    def unrehearsed(self) -> tuple[Operation, ...]:
+        """Operations of a deferred trigger on which its body was seen firing, and never rehearsed to an agreement."""
+        if self.mode is not Mode.DEFER:
+            return ()
+        return tuple(
+            each.operation
+            for each in self.operations
+            if each.expected and each.fired and (each.rehearsed is None or each.rehearsed.agreed == 0)
+        )
 
     @property
     def alarms(self) -> int:
@@ -99,6 +154,15 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
         """Differences that nothing explains."""
         return sum(each.unexplained for each in self.triggers)
 
+    def window_of(self, identities: Collection[str]) -> tuple[int, float]:
+        """Transactions and seconds in which all of these triggers were compared by the mapping that they have now."""
+        found = self.of(identities)
+        transactions = self.transactions - max((each.since_transactions for each in found), default=0)
+        since = max((each.since_at for each in found if each.since_at is not None), default=None)
+        if since is None or self.through_at is None:
+            return transactions, self.seconds
+        return transactions, min(self.seconds, max(0.0, (self.through_at - since).total_seconds()))
+
     def of(self, identities: Collection[str]) -> tuple[TriggerProof, ...]:
         """The proofs of these triggers."""
         return tuple(each for each in self.triggers if each.trigger in identities)
@@ -116,10 +180,11 @@ def proof_of(identities: Iterable[str], proof: Proof, minimums: Minimums) -> lis
     """What these triggers' proof still lacks, each in words; nothing when they are proven."""
     wanted = list(identities)
     lacks: list[str] = []
-    if proof.transactions < minimums.transactions:
-        lacks.append(f"{proof.transactions:,} of {minimums.transactions:,} transactions were compared")
-    if proof.seconds < minimums.seconds:
-        lacks.append(f"shadow has run for {proof.seconds:,.0f} s of {minimums.seconds:,.0f} s")
+    transactions, seconds = proof.window_of(wanted)
+    if transactions < minimums.transactions:
+        lacks.append(f"{transactions:,} of {minimums.transactions:,} transactions were compared")
+    if seconds < minimums.seconds:
+        lacks.append(f"shadow has run for {seconds:,.0f} s of {minimums.seconds:,.0f} s")
     known = {each.trigger: each for each in proof.of(wanted)}
     for identity in wanted:
         found = known.get(identity)
@@ -175,6 +240,14 @@ class _Tallied(msgspec.Struct, frozen=True, kw_only=True):
     reasons: str
 
 
+class _RehearsalRow(msgspec.Struct, frozen=True):
+    trigger: str
+    operation: str
+    outcome: str
+    count: int
+    example: str | None
+
+
 class _Example(msgspec.Struct, frozen=True, kw_only=True):
     trigger: str
     operation: str
@@ -196,18 +269,19 @@ async def read_proof(database: Database) -> Proof:
         window = await database.one(WindowRow, statement("prove.read_window"))
         watched = await database.rows(WatchedRow, statement("prove.read_triggers"))
         tallied = await database.rows(_Tallied, statement("prove.read_tallies"))
+        rehearsed = _by_operation(await database.rows(_RehearsalRow, statement("prove.read_rehearsals")))
         examples = await database.rows(_Example, statement("prove.read_residuals"))
     by_trigger: dict[str, list[_Tallied]] = {}
     for row in tallied:
         by_trigger.setdefault(row.trigger, []).append(row)
-    triggers = tuple(_trigger_proof(each, by_trigger.pop(each.trigger, [])) for each in watched)
+    triggers = tuple(_trigger_proof(each, by_trigger.pop(each.trigger, []), rehearsed) for each in watched)
     strangers = tuple(
         TriggerProof(
             trigger=name,
             mode=Mode.RETIRE,
             silenced=False,
             present=True,
-            operations=tuple(_operation_proof(row, expected=False, mode=Mode.RETIRE) for row in rows),
+            operations=tuple(_operation_proof(row, expected=False, mode=Mode.RETIRE, rehearsed=None) for row in rows),
         )
         for name, rows in by_trigger.items()
     )
@@ -223,14 +297,41 @@ async def read_proof(database: Database) -> Proof:
     )
 
 
-def _trigger_proof(watched: WatchedRow, rows: list[_Tallied]) -> TriggerProof:
+_DIFFERS = frozenset(("value", "missing", "extra", "error"))
+_AGREES = frozenset(("matched", "idle"))
+
+
+def _by_operation(rows: Sequence[_RehearsalRow]) -> dict[tuple[str, Operation], Rehearsed]:
+    """What was rehearsed of each trigger and operation; the example is one of what differs, where something does."""
+    found: dict[tuple[str, Operation], list[_RehearsalRow]] = {}
+    for row in rows:
+        found.setdefault((row.trigger, Operation(row.operation)), []).append(row)
+    return {
+        key: Rehearsed(
+            agreed=sum(row.count for row in of_one if row.outcome in _AGREES),
+            unexplained={row.outcome: row.count for row in of_one if row.outcome in _DIFFERS},
+            unjudged={row.outcome: row.count for row in of_one if row.outcome not in _DIFFERS | _AGREES},
+            example=next((row.example for row in of_one if row.outcome in _DIFFERS and row.example), None),
+        )
+        for key, of_one in found.items()
+    }
+
+
+def _trigger_proof(
+    watched: WatchedRow, rows: list[_Tallied], rehearsed: Mapping[tuple[str, Operation], Rehearsed]
+) -> TriggerProof:
     mode = Mode(watched.mode)
     expected = [Operation(each) for each in watched.operations]
     found = {Operation(row.operation): row for row in rows}
     operations = [
-        _operation_proof(found[operation], expected=operation in expected, mode=mode)
+        _operation_proof(
+            found[operation],
+            expected=operation in expected,
+            mode=mode,
+            rehearsed=rehearsed.get((watched.trigger, operation)),
+        )
         if operation in found
-        else OperationProof(operation=operation, expected=True)
+        else OperationProof(operation=operation, expected=True, rehearsed=rehearsed.get((watched.trigger, operation)))
         for operation in [*expected, *(each for each in found if each not in expected)]
     ]
     return TriggerProof(
@@ -239,12 +340,15 @@ def _trigger_proof(watched: WatchedRow, rows: list[_Tallied]) -> TriggerProof:
         silenced=watched.silenced,
         present=watched.present,
         operations=tuple(operations),
-        mapping=watched.mapping,
+        mapping=watched.rows,
+        overrides=watched.planned,
         notes=tuple(watched.notes),
+        since_at=watched.since_at,
+        since_transactions=watched.since_transactions,
     )
 
 
-def _operation_proof(row: _Tallied, *, expected: bool, mode: Mode) -> OperationProof:
+def _operation_proof(row: _Tallied, *, expected: bool, mode: Mode, rehearsed: Rehearsed | None) -> OperationProof:
     reasons = msgspec.json.decode(row.reasons, type=dict[Reason, int])
     fired = row.seen > 0 if mode is Mode.DEFER else row.matched > 0 or any(reason.paired for reason in reasons)
     return OperationProof(
@@ -263,6 +367,7 @@ def _operation_proof(row: _Tallied, *, expected: bool, mode: Mode) -> OperationP
         last_at=row.last_at,
         last_lsn=Lsn.parse(row.last_lsn),
         fired=fired,
+        rehearsed=rehearsed,
     )
 
 
@@ -312,8 +417,11 @@ def _trigger_json(found: TriggerProof) -> dict[str, Any]:
         "silenced": found.silenced,
         "present": found.present,
         "unseen": list(found.unseen),
+        "unrehearsed": list(found.unrehearsed),
         "notes": list(found.notes),
-        "mapping": found.mapping,
+        "mapping": msgspec.to_builtins(found.mapping),
+        "overrides": msgspec.to_builtins(found.overrides),
+        "since_at": found.since_at,
         "operations": [
             {
                 **msgspec.to_builtins(each, enc_hook=str),

@@ -31,6 +31,18 @@ def parse_sql(text: str) -> list[Node]:
         raise NotUnderstood(str(error)) from error
 
 
+def is_one_expression(text: str) -> bool:
+    """Whether a text is one SQL expression, and nothing besides."""
+    try:
+        statements = parse_sql(f"select {text}")
+    except NotUnderstood:
+        return False
+    if len(statements) != 1 or "SelectStmt" not in statements[0]:
+        return False
+    select = statements[0]["SelectStmt"]
+    return not set(select) - {"targetList", "limitOption", "op"} and len(select["targetList"]) == 1
+
+
 _UNKNOWN_FIELD = re.compile(r'"(?P<variable>[^".]+)\.[^"]*" is not a known variable')
 
 

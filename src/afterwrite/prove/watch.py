@@ -9,7 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from afterwrite.activity import Operation
-from afterwrite.prove.legacy import LegacyMapping, TableShape, infer
+from afterwrite.prove.legacy import LegacyMapping, MappedRow, Override, TableShape, infer
 from afterwrite.prove.syntax import Routine
 from afterwrite.scan.catalog import Event, Inventory, Kind, Table, Timing, TriggerLevel
 from afterwrite.scan.classify import Judgement, Verdict
@@ -42,12 +42,33 @@ class WatchedRow(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     operations: list[str]
     mapping: str
+    overrides: str
     notes: list[str]
     present: bool
     silenced: bool
     silenced_mode: str | None
     version: str | None
     version_lsn: str | None
+    since_at: datetime | None
+    since_transactions: int
+
+    @property
+    def rows(self) -> tuple[MappedRow, ...]:
+        """What it is expected to write."""
+        return msgspec.json.decode(self.mapping, type=tuple[MappedRow, ...])
+
+    @property
+    def planned(self) -> tuple[Override, ...]:
+        """What of that the plan says."""
+        return msgspec.json.decode(self.overrides, type=tuple[Override, ...])
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """What the plan says of a trigger otherwise than scan and its own INSERT do; ``mode`` None: as scan says."""
+
+    trigger: str
+    mode: Mode | None = None
+    overrides: tuple[Override, ...] = ()
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,12 +89,18 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
         return (*((each, Mode.RETIRE) for each in self.compared), *((each, Mode.DEFER) for each in self.covered))
 
 
-def watch(inventory: Inventory, judgements: Iterable[Judgement], bodies: Mapping[int, Body]) -> Watch:
+def watch(
+    inventory: Inventory,
+    judgements: Iterable[Judgement],
+    bodies: Mapping[int, Body],
+    planned: Iterable[Planned] = (),
+) -> Watch:
     """Infer what every trigger writes to the legacy logs, which are what triggers to be retired write to.
 
-    Only bodies that scan could read to the end are looked into.
+    Only bodies that scan could read to the end are looked into. ``planned`` is what the plan says otherwise.
     """
-    judged = tuple(judgements)
+    said = {each.trigger: each for each in planned}
+    judged = [_as_planned(each, said.get(each.trigger.identity)) for each in judgements]
     logs = {name for each in judged if each.verdict is Verdict.RETIRE for name in each.log_tables}
     legacy = frozenset((table.schema, table.name) for table in inventory.tables if table.full_name in logs)
     tables = shapes(inventory, bodies)
@@ -86,7 +113,8 @@ def watch(inventory: Inventory, judgements: Iterable[Judgement], bodies: Mapping
         moving = each.verdict in (Verdict.RETIRE, Verdict.DEFER)
         if not moving and (body is None or not body.parsed):
             continue
-        mapping = infer(each.trigger, legacy=legacy, tables=tables, routines=routines)
+        overrides = said[each.trigger.identity].overrides if each.trigger.identity in said else ()
+        mapping = infer(each.trigger, legacy=legacy, tables=tables, routines=routines, overrides=overrides)
         if each.verdict is Verdict.RETIRE and not mapping.operations:
             note = "no INSERT into a legacy log could be followed in its body"
             mapping = msgspec.structs.replace(mapping, notes=(*mapping.notes, note))
@@ -97,6 +125,16 @@ def watch(inventory: Inventory, judgements: Iterable[Judgement], bodies: Mapping
         elif mapping.operations:
             others.append(mapping)
     return Watch(compared=tuple(compared), covered=tuple(covered), others=tuple(others), legacy=legacy, tables=tables)
+
+
+def _as_planned(judgement: Judgement, planned: Planned | None) -> Judgement:
+    match planned.mode if planned is not None else None:
+        case None:
+            return judgement
+        case Mode.RETIRE:
+            return msgspec.structs.replace(judgement, verdict=Verdict.RETIRE)
+        case Mode.DEFER:
+            return msgspec.structs.replace(judgement, verdict=Verdict.DEFER)
 
 
 def expected_operations(mapping: LegacyMapping, mode: Mode) -> tuple[Operation, ...]:

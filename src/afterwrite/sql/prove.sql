@@ -5,10 +5,54 @@ select number, started_lsn::text as started_lsn, started_at, through_lsn::text a
 
 -- name: read_triggers
 -- The triggers that are watched and what is expected of them.
-select trigger, mode, operations, mapping, notes, present, silenced, silenced_mode,
-       version, version_lsn::text as version_lsn
+select trigger, mode, operations, mapping::text as mapping, overrides::text as overrides, notes, present, silenced,
+       silenced_mode, version, version_lsn::text as version_lsn, since_at, since_transactions
   from afterwrite.proof_trigger
  order by trigger;
+
+-- name: read_plan
+-- What the plan says of triggers otherwise than scan and their own INSERTs do.
+select trigger, mode, overrides::text as overrides
+  from afterwrite.proof_plan
+ order by trigger;
+
+-- name: forget_plan
+-- The plan says nothing any more of these triggers.
+delete from afterwrite.proof_plan
+ where trigger = any (:triggers::text[]);
+
+-- name: save_plan
+-- What the plan says of these triggers from here on.
+insert into afterwrite.proof_plan as p (trigger, mode, overrides)
+select trigger, mode, overrides
+  from jsonb_to_recordset(:planned::text::jsonb) as t (trigger text, mode text, overrides jsonb)
+on conflict (trigger) do update
+   set mode = excluded.mode,
+       overrides = excluded.overrides,
+       adopted_at = excluded.adopted_at;
+
+-- name: renew_window
+-- What is compared changes: whoever counted by the old number begins again after the watermark.
+update afterwrite.proof_window
+   set number = number + 1;
+
+-- name: renew_triggers
+-- What was counted of these triggers was counted by another mapping: their own window begins here.
+update afterwrite.proof_trigger t
+   set since_at = w.through_at,
+       since_transactions = w.transactions
+  from afterwrite.proof_window w
+ where t.trigger = any (:triggers::text[]);
+
+-- name: forget_counts
+-- Drop what was counted of these triggers.
+delete from afterwrite.proof
+ where trigger = any (:triggers::text[]);
+
+-- name: forget_examples
+-- Drop their examples.
+delete from afterwrite.residual
+ where trigger = any (:triggers::text[]);
 
 -- name: read_working
 -- Triggers that were seen writing their legacy row, with the operation.
@@ -98,15 +142,18 @@ delete from afterwrite.residual
 -- name: save_triggers
 -- Remember the watched triggers as they are expected to be from here on.
 insert into afterwrite.proof_trigger as p
-       (trigger, mode, operations, mapping, notes, present, silenced, silenced_mode, silenced_lsn, version, version_lsn)
-select trigger, mode, operations, mapping, notes, present, silenced, silenced_mode, silenced_lsn, version, version_lsn
+       (trigger, mode, operations, mapping, overrides, notes, present, silenced, silenced_mode, silenced_lsn, version,
+        version_lsn)
+select trigger, mode, operations, mapping, overrides, notes, present, silenced, silenced_mode, silenced_lsn, version,
+       version_lsn
   from jsonb_to_recordset(:triggers::text::jsonb) as t (
-         trigger text, mode text, operations text[], mapping text, notes text[], present boolean, silenced boolean,
-         silenced_mode text, silenced_lsn pg_lsn, version text, version_lsn pg_lsn)
+         trigger text, mode text, operations text[], mapping jsonb, overrides jsonb, notes text[], present boolean,
+         silenced boolean, silenced_mode text, silenced_lsn pg_lsn, version text, version_lsn pg_lsn)
 on conflict (trigger) do update
    set mode = excluded.mode,
        operations = excluded.operations,
        mapping = excluded.mapping,
+       overrides = excluded.overrides,
        notes = excluded.notes,
        present = excluded.present,
        silenced = excluded.silenced,
@@ -118,6 +165,22 @@ on conflict (trigger) do update
 -- name: forget_proof
 -- Drop what the window has counted.
 delete from afterwrite.proof;
+
+-- name: forget_rehearsals
+-- And what was rehearsed of deferred bodies.
+delete from afterwrite.rehearsal;
+
+-- name: forget_since
+-- All triggers' counts are from the window's start again.
+update afterwrite.proof_trigger
+   set since_at = null, since_transactions = 0
+ where since_at is not null or since_transactions > 0;
+
+-- name: read_rehearsals
+-- What running transplanted bodies on real transactions, and undoing it, has shown in this window.
+select trigger, operation, outcome, count, example::text as example
+  from afterwrite.rehearsal
+ order by trigger, operation, outcome;
 
 -- name: forget_residuals
 -- Drop the examples too.

@@ -16,7 +16,7 @@ create table afterwrite.proof_window (
 );
 comment on table afterwrite.proof_window is
     'How far the prover has come, and what its counts cover: transactions that committed at or after started_lsn, up to through_lsn.';
-comment on column afterwrite.proof_window.number is 'Goes up by one with each restart of the window.';
+comment on column afterwrite.proof_window.number is 'Goes up by one with each restart of the window, and when the plan changes what is compared: a prover that counted by another number begins again.';
 comment on column afterwrite.proof_window.started_at is 'The commit time of the first transaction that the window saw.';
 comment on column afterwrite.proof_window.through_lsn is 'The commit LSN of the last transaction that was looked at, in whichever window.';
 comment on column afterwrite.proof_window.observed is 'Transactions looked at in this window.';
@@ -27,7 +27,8 @@ create table afterwrite.proof_trigger (
     trigger       text    not null,
     mode          text    not null,
     operations    text[]  not null,
-    mapping       text    not null,
+    mapping       jsonb   not null default '[]',
+    overrides     jsonb   not null default '[]',
     notes         text[]  not null default '{}',
     present       boolean not null default true,
     silenced      boolean not null default false,
@@ -35,6 +36,8 @@ create table afterwrite.proof_trigger (
     silenced_lsn  pg_lsn,
     version       text,
     version_lsn   pg_lsn,
+    since_at      timestamptz,
+    since_transactions bigint not null default 0,
     constraint proof_trigger_pkey primary key (trigger),
     constraint proof_trigger_mode check (mode in ('retire', 'defer')),
     constraint proof_trigger_silenced_mode check (silenced_mode in ('retire', 'defer'))
@@ -43,12 +46,28 @@ comment on table afterwrite.proof_trigger is 'A trigger that is watched, and wha
 comment on column afterwrite.proof_trigger.trigger is 'schema.table.trigger, as people and marks name it.';
 comment on column afterwrite.proof_trigger.mode is 'retire: its legacy rows are compared; defer: it writes none, so only that it fires is counted.';
 comment on column afterwrite.proof_trigger.operations is 'The operations on which it must have been seen firing.';
-comment on column afterwrite.proof_trigger.mapping is 'What it writes to the legacy log, column by column, as inferred from its body; empty where it writes nothing that is known.';
+comment on column afterwrite.proof_trigger.mapping is 'The legacy rows that it writes, column by column, as inferred from its body and said by the plan; empty where it writes nothing that is known.';
+comment on column afterwrite.proof_trigger.overrides is 'What of the mapping the plan says.';
+comment on column afterwrite.proof_trigger.since_at is 'Where the mapping was changed in the middle of a window: from when on this trigger''s counts are; null: from the window''s start.';
+comment on column afterwrite.proof_trigger.since_transactions is 'How many of the window''s transactions were compared before that.';
 comment on column afterwrite.proof_trigger.notes is 'What could not be followed in its body.';
 comment on column afterwrite.proof_trigger.present is 'Whether it was there when the prover last started.';
 comment on column afterwrite.proof_trigger.silenced is 'Whether it is off: so it was found at first, and so the marks in the WAL say since.';
 comment on column afterwrite.proof_trigger.version is 'Row versions of the trigger, its clones and its function: the same text means that nobody altered them.';
 comment on column afterwrite.proof_trigger.version_lsn is 'Since when (at the latest) this version holds.';
+
+create table afterwrite.proof_plan (
+    trigger    text        not null,
+    mode       text,
+    overrides  jsonb       not null default '[]',
+    adopted_at timestamptz not null default pg_catalog.clock_timestamp(),
+    constraint proof_plan_pkey primary key (trigger),
+    constraint proof_plan_mode check (mode in ('retire', 'defer'))
+);
+comment on table afterwrite.proof_plan is
+    'What the plan says of a trigger otherwise than scan and its own INSERT do: taken over with `afterwrite prove --plan`.';
+comment on column afterwrite.proof_plan.mode is 'How it is to be watched; null: as scan says.';
+comment on column afterwrite.proof_plan.overrides is 'What its legacy columns hold, or why they are not compared.';
 
 create table afterwrite.proof (
     trigger    text        not null,
