@@ -11,6 +11,7 @@ A scene is one file of ``corpus/`` and is laid into a database of its own, so th
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,3 +93,22 @@ def laid(server: Server, path: Path, prefix: str) -> Iterator[str]:
     finally:
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
             admin.execute(f"drop database {name} with (force)")
+
+
+def shown() -> str:
+    """The corpus in numbers, as docs/scan-corpus.md has it."""
+    lines = ["| scene | triggers | " + " | ".join(Verdict) + " |", "|---|" + "--:|" * (len(Verdict) + 1)]
+    whole: Counter[Verdict] = Counter()
+    for path in CORPUS:
+        counted = Counter(each.verdict for each in intentions(path))
+        whole += counted
+        lines.append(_row(path.stem, counted))
+    return "\n".join((*lines, _row("together", whole)))
+
+
+def _row(name: str, counted: Counter[Verdict]) -> str:
+    return f"| {name} | {counted.total()} | " + " | ".join(str(counted[verdict]) for verdict in Verdict) + " |"
+
+
+if __name__ == "__main__":
+    print(shown())

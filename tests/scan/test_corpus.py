@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
-from scenes import CORPUS, Intention, intentions, laid
+from scenes import CORPUS, Intention, intentions, laid, shown
 
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server
@@ -15,6 +16,7 @@ from afterwrite.scan.classify import Judgement, Verdict
 from afterwrite.scan.parser import Parser, open_parser
 from afterwrite.scan.survey import Survey, judge_inventory
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "scan-corpus.md"
 INTENDED = [each for path in CORPUS for each in intentions(path)]
 # What a verdict allows to be done: nothing, nothing before a person has looked, to be late, to be gone.
 _ALLOWS = {Verdict.KEEP: 0, Verdict.REVIEW: 0, Verdict.DEFER: 1, Verdict.RETIRE: 2}
@@ -31,8 +33,8 @@ def found(server: Server) -> Mapping[str, Survey]:
     return asyncio.run(look())
 
 
-async def _surveyed(server: Server, path: object, parser: Parser) -> Survey:
-    with laid(server, path, "corpus") as dsn:  # type: ignore[arg-type]
+async def _surveyed(server: Server, path: Path, parser: Parser) -> Survey:
+    with laid(server, path, "corpus") as dsn:
         async with connect(dsn) as db:
             return await judge_inventory(await read_inventory(db), parser)
 
@@ -80,6 +82,10 @@ def test_every_trigger_of_the_corpus_is_expected_and_nothing_else_is_found(judge
     assert set(judged) == {each.id for each in INTENDED}
     assert len(judged) == len(INTENDED) >= 300
     assert {each.verdict for each in INTENDED} == set(Verdict)
+
+
+def test_the_document_counts_the_corpus_as_it_is() -> None:
+    assert shown() in DOCUMENT.read_text(), "./run python tests/scan/scenes.py prints the table of docs/scan-corpus.md"
 
 
 def test_every_deciding_line_lies_within_the_body_and_every_verdict_has_a_reason(found: Mapping[str, Survey]) -> None:

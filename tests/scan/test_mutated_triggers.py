@@ -17,7 +17,7 @@ from afterwrite.scan.parser import Parser
 from afterwrite.scan.survey import Survey, judge_inventory
 
 # The command tries 10,000 (docs/scan-corpus.md); so many fit into the suite.
-BODIES, SEED = 500, 4
+BODIES, SEED = 300, 4
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,6 @@ def test_a_judge_that_lets_everything_go_is_found_out(server: Server, monkeypatc
 
     monkeypatch.setattr(mutate, "judge_inventory", careless)
     paths = [path for path in CORPUS if path.stem in ("lookalikes", "effects")]
-    account = asyncio.run(mutate.run(server, 120, SEED, paths=paths))
+    account = asyncio.run(mutate.run(server, 80, SEED, paths=paths))
     caught = {failure.what.partition(":")[0] for failure in account.failures}
     assert caught == {"unread", "seen", "looser", "others", "decorated", "added"}
