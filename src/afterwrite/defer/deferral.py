@@ -18,9 +18,14 @@ from afterwrite.scan.catalog import Trigger
 
 
 class Preparation(msgspec.Struct, frozen=True, kw_only=True):
-    """What preparing a deferral takes: statements to run in one transaction, and what will differ after commit."""
+    """What preparing a deferral takes: statements to run in one transaction, and what will differ after commit.
+
+    ``relation`` is the table's quoted name now, ``path`` the search path that the body will have.
+    """
 
     transplant: Transplant
+    relation: str
+    path: str
     statements: tuple[str, ...]
     findings: tuple[Finding, ...]
 
@@ -86,11 +91,12 @@ async def plan_deferral(
     mode: str = "defer",
     on_error: OnError = OnError.PARK,
     search_path: str | None = None,
+    salt: str = "",
 ) -> Preparation:
     """What it takes to defer this trigger, as statements for a dry run or an editor; changes nothing.
 
-    ``search_path`` is the path of those who write to the table (None: the database's default). Raises Refused, with
-    every reason, when the trigger cannot be deferred.
+    ``search_path`` is the path of those who write to the table (None: the database's default). ``salt`` gives the
+    functions names of their own. Raises Refused, with every reason, when the trigger cannot be deferred.
     """
     async with db.transaction():
         before = await db.value(statement("defer.set_path"), path="pg_catalog")
@@ -112,7 +118,7 @@ async def plan_deferral(
         )
         await db.value(statement("defer.set_path"), path=before)
     findings += [clock_default(trigger, default.relation, default.name) for default in filled]
-    made = transplant(trigger, table, search_path=path)
+    made = transplant(trigger, table, search_path=path, salt=salt)
     values = {
         "source": sql.Literal(source),
         "identity": sql.Literal(trigger.identity),
@@ -128,6 +134,8 @@ async def plan_deferral(
     }
     return Preparation(
         transplant=made,
+        relation=quoted(table.schema, table.name),
+        path=path,
         statements=(*(text.format(**values).as_string() for text in _PREPARE), *made.create),
         findings=tuple(findings),
     )
@@ -221,6 +229,11 @@ async def drop_deferral(db: Database, identity: str, *, source: str) -> list[str
 async def read_deferrals(db: Database, source: str) -> list[DeferralRow]:
     """Deferrals that run now (state live), or may begin to (state prepared)."""
     return await db.rows(DeferralRow, statement("defer.read_deferrals"), source=source)
+
+
+async def read_deferrals_of(db: Database, ids: Sequence[int]) -> list[DeferralRow]:
+    """These deferrals, whatever their state."""
+    return await db.rows(DeferralRow, statement("defer.read_deferrals_of"), ids=list(ids))
 
 
 class ActiveDeferral(msgspec.Struct, frozen=True):

@@ -64,14 +64,16 @@ class Transplant(msgspec.Struct, frozen=True, kw_only=True):
     drop: tuple[str, ...]
 
 
-def transplant(trigger: Trigger, table: TableShape, *, search_path: str, stem: str | None = None) -> Transplant:
+def transplant(
+    trigger: Trigger, table: TableShape, *, search_path: str, stem: str | None = None, salt: str = ""
+) -> Transplant:
     """The SQL that makes (again) the body of this trigger and the function that runs it for one change.
 
     ``search_path`` is the path that its writers have, for a function that sets none. ``trigger.when`` must name
-    everything with its schema. ``stem`` is the body's name where it has one already. Ask ``refusals`` first: this takes
-    the trigger as deferrable.
+    everything with its schema. ``stem`` is the body's name where it has one already; ``salt`` makes another name. Ask
+    ``refusals`` first: this takes the trigger as deferrable.
     """
-    stem = stem or _stem(trigger, search_path)
+    stem = stem or _stem(trigger, search_path, salt)
     body, run = _name(BODIES, stem), _name(BODIES, f"{stem}_run")
     rows_schema = _rows_schema(stem) if _transition_tables(trigger) else None
     created = [
@@ -107,8 +109,8 @@ def _text(value: str) -> str:
     return sql.Literal(value).as_string().strip()
 
 
-def _stem(trigger: Trigger, search_path: str) -> str:
-    content = msgspec.json.encode([trigger, search_path], order="deterministic")
+def _stem(trigger: Trigger, search_path: str, salt: str) -> str:
+    content = msgspec.json.encode([trigger, search_path, *([salt] if salt else [])], order="deterministic")
     readable = re.sub(r"\W+", "_", f"{trigger.table}_{trigger.name}".lower(), flags=re.ASCII).strip("_")
     return f"{readable[:50]}_{hashlib.blake2b(content, digest_size=4).hexdigest()}"
 

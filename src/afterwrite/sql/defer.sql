@@ -220,3 +220,74 @@ select pg_catalog.pg_current_wal_insert_lsn()::text;
 -- name: nudge_capture
 -- Let the store's checkpoint pass this place even when nobody writes any more.
 select pg_catalog.pg_logical_emit_message(true, :prefix, 'settle')::text;
+
+-- name: read_deferrals_of
+-- These deferrals, with the names that their tables have now.
+select d.id, d.source, d.identity, d.body, d.run, d.relations, d.path, d.on_error, d.state, d.definition::text as definition,
+       d.table_oid::bigint as table_oid, n.nspname as schema_now, c.relname as table_now
+  from afterwrite.deferral d
+  left join pg_catalog.pg_class c on c.oid = d.table_oid
+  left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where d.id = any (:ids::bigint[])
+ order by d.id;
+
+-- name: read_kept
+-- Those of these triggers whose bodies ran after commit all along since they were silenced there.
+select d.identity
+  from afterwrite.deferral d
+ where d.source = :source and d.identity = any (:identities::text[]) and d.since_lsn = :after::pg_lsn
+   and not exists (select from afterwrite.backfill b where b.deferral_id = d.id);
+
+-- name: read_fillings
+-- How far the window after a silencing is filled for these triggers.
+select id, identity, reached_lsn::text as reached, deferral_id, ended_at::text as ended_at
+  from afterwrite.backfill
+ where source = :source and identity = any (:identities::text[]) and after_lsn = :after::pg_lsn
+ order by id;
+
+-- name: begin_filling
+-- A body will fill this window: its deferral is over before it began, and its own progress stands at the beginning.
+with made as (
+    insert into afterwrite.deferral
+        (source, identity, trigger_oid, table_oid, relations, body, run, definition, path, mode, state, since_lsn, until_lsn)
+    values (
+        :source, :identity, :trigger_oid::oid, :table_oid::oid, :relations, :body, :run, :definition::jsonb, :path,
+        'retire', 'ended', :after::pg_lsn, :until::pg_lsn)
+    returning id
+)
+insert into afterwrite.backfill (source, identity, after_lsn, until_lsn, reached_lsn, deferral_id)
+select :source, :identity, :after::pg_lsn, :until::pg_lsn, :after::pg_lsn, id from made;
+
+-- name: fill_jobs
+-- Fill for several source transactions, each in a transaction of its own.
+call afterwrite.run_backfill_each(:jobs::jsonb, :fillings::bigint[]);
+
+-- name: fill_job
+-- Fill for one source transaction, or a piece of it.
+select ran, parked from afterwrite.run_backfill(:job::jsonb, :guarded, :fillings::bigint[]);
+
+-- name: read_filled
+-- How far these fillings are.
+select min(reached_lsn)::text from afterwrite.backfill where id = any (:ids::bigint[]);
+
+-- name: count_filled
+-- What the marks of a window say, and which calls failed.
+select count(*) as transactions, coalesce(sum(f.calls), 0)::bigint as calls, coalesce(sum(f.rows), 0)::bigint as rows,
+       (select count(*)
+          from afterwrite.dead_letter l
+          join afterwrite.backfill b on b.deferral_id = l.deferral_id
+         where b.source = :source and b.identity = any (:identities::text[]) and b.after_lsn = :after::pg_lsn
+           and l.resolved_at is null) as parked
+  from afterwrite.backfilled f
+ where f.source = :source and f.commit_lsn > :after::pg_lsn and f.commit_lsn < :until::pg_lsn
+   and f.identities && :identities::text[];
+
+-- name: end_fillings
+-- All of these windows is filled.
+update afterwrite.backfill
+   set reached_lsn = :until::pg_lsn, ended_at = pg_catalog.clock_timestamp()
+ where id = any (:ids::bigint[]) and ended_at is null;
+
+-- name: read_waiting_deferrals
+-- Those of these deferrals that failed calls wait for.
+select distinct deferral_id from afterwrite.dead_letter where deferral_id = any (:ids::bigint[]) and resolved_at is null;
