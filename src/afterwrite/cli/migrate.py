@@ -36,6 +36,7 @@ from afterwrite.errors import ExitCode, UsageError
 from afterwrite.migrate.deeds import EventKind, MigrationEvent, render
 from afterwrite.migrate.engine import PhaseRun, remove_phases, run_all, run_phase
 from afterwrite.migrate.functions import FunctionsRun
+from afterwrite.migrate.overrides import overrides
 from afterwrite.migrate.phase import Gate
 from afterwrite.migrate.plan import Plan
 from afterwrite.migrate.rollback import Rollback, rollback_phase
@@ -192,10 +193,12 @@ async def _run(given: Settings, plan: Plan, number: int | None, *, apply: bool, 
             runs = [one]
     unmet = [gate for done in runs if not done.applied for gate in done.gates if not gate.met]
     if json:
-        emit({"schema_version": 1, "phases": [_run_as_json(done) for done in runs]})
+        phases = [_run_as_json(done) for done in runs]
+        emit({"schema_version": 1, "phases": phases, "overrides": overrides(plan, number)})
     else:
         for done in runs:
             _show_run(done)
+        show_findings(overrides(plan, number))
         if not runs:
             out.print("The plan moves no trigger: there is nothing to do.")
         elif not apply:

@@ -51,6 +51,7 @@ from afterwrite.migrate.phase import (
     next_step,
     state_of,
 )
+from afterwrite.migrate.overrides import refuse_certain
 from afterwrite.migrate.plan import Phase, Plan, PlannedTrigger, entries, fingerprint, write_plan
 from afterwrite.migrate.rollback import Rollback, restore_phase
 from afterwrite.migrate.steps import (
@@ -515,6 +516,7 @@ class Migrator:
                 f"{planned.trigger} was changed while its phase was being prepared",
                 remedy="run `afterwrite plan --check`, then the same command again",
             )
+        refuse_certain(planned, found)
         return found
 
     async def _preparation(self, seen: Look, planned: PlannedTrigger, found: Trigger) -> Sequence[str]:

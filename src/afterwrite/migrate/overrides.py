@@ -18,9 +18,13 @@ from afterwrite.scan.verdicts import Judgement, Verdict
 _LOOSENESS = (Verdict.KEEP, Verdict.REVIEW, Verdict.DEFER, Verdict.RETIRE)
 
 
-def overrides(plan: Plan) -> list[Finding]:
-    """Every override of a plan. One that lets a trigger go which scan would not is a warning, the others are told."""
-    return list(_overrides(plan))
+def overrides(plan: Plan, phase: int | None = None) -> list[Finding]:
+    """Every override of a plan, or those of one phase.
+
+    One that lets a trigger go which scan would not is a warning; the others are only told.
+    """
+    of_phase = {trigger.trigger for trigger in plan.phase(phase).triggers} if phase is not None else None
+    return [found for found in _overrides(plan) if of_phase is None or found.where in of_phase]
 
 
 def forbidden(plan: Plan, judgements: Sequence[Judgement]) -> list[Finding]:
@@ -48,8 +52,13 @@ def forbidden(plan: Plan, judgements: Sequence[Judgement]) -> list[Finding]:
     return found
 
 
-def refuse_certain(trigger: Trigger) -> None:
-    """Raise Refused for a trigger that no plan may turn off: a constraint's, an extension's, a view's own."""
+def refuse_certain(planned: PlannedTrigger, trigger: Trigger) -> None:
+    """Raise Refused for an override that turns off what is certain to stay: a constraint's, an extension's, a view's.
+
+    The plan's reader refuses it by the rule that the plan notes; this one looks at the trigger itself.
+    """
+    if planned.verdict in (Verdict.RETIRE, Verdict.DEFER):
+        return
     what = (
         f"belongs to the extension {trigger.extension}"
         if trigger.extension is not None
@@ -60,9 +69,7 @@ def refuse_certain(trigger: Trigger) -> None:
         else None
     )
     if what is not None:
-        raise Refused(
-            f"{trigger.identity} {what}, and the plan turns it off", remedy="move it to [[keep]] in the plan"
-        )
+        raise Refused(f"{trigger.identity} {what}, and the plan turns it off", remedy="move it to [[keep]] in the plan")
 
 
 def _overrides(plan: Plan) -> Iterator[Finding]:

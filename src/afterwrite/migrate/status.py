@@ -10,6 +10,7 @@ from afterwrite.errors import Finding
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.ledger import Action, Migration, PhaseRow, read_last, read_phase_rows
 from afterwrite.migrate.observe import conclude, findings_of, look, measure
+from afterwrite.migrate.overrides import overrides
 from afterwrite.migrate.phase import Gate, Goal, State, state_of
 from afterwrite.migrate.plan import Phase, Plan, read_plan
 from afterwrite.postgres import Database
@@ -55,7 +56,7 @@ async def status(
         plan = read_plan(active.plan)
     rows = await read_phase_rows(db, active.id) if active else {}
     phases: list[PhaseStatus] = []
-    findings: list[Finding] = []
+    findings: list[Finding] = overrides(plan) if plan else []
     for phase in plan.phases if plan else ():
         seen = await look(db, phase, place)
         readings = await measure(db, store or db, seen, place, heartbeat=False)
