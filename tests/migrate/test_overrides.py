@@ -11,7 +11,7 @@ from test_plan import judgement
 
 from afterwrite.errors import Refused, Severity, UsageError
 from afterwrite.migrate.overrides import forbidden, overrides, refuse_certain
-from afterwrite.migrate.plan import Plan, make_plan, read_plan, write_plan
+from afterwrite.migrate.plan import Plan, keep_decisions, make_plan, read_plan, write_plan
 from afterwrite.migrate.status import status
 from afterwrite.scan.rules import RULES
 from afterwrite.scan.verdicts import Judgement, Reason, Verdict
@@ -77,6 +77,25 @@ def test_what_shapes_its_row_may_go_but_not_wait() -> None:
     assert read_plan(moved(text, "keep", "retire")).phase(5).triggers[0].reason is not None
     with pytest.raises(UsageError, match="as defer, and scan says changes-new"):
         read_plan(moved(text, "keep", "defer"))
+
+
+def test_a_decision_outlives_a_new_plan_but_not_the_body_that_it_was_made_for() -> None:
+    guard = judged("guard", Verdict.KEEP, "raises")
+    old = read_plan(moved(write_plan(make_plan([guard])), "keep", "retire"))
+    again, lost = keep_decisions(old, make_plan([guard]))
+    assert lost == []
+    assert overrides(again) == overrides(old)
+    assert read_plan(write_plan(again)) == again
+
+    changed = judged("guard", Verdict.KEEP, "raises", definition="CREATE FUNCTION public.log() -- another")
+    again, [lost_one] = keep_decisions(old, make_plan([changed]))
+    assert "the guard is dead code since 2023" in lost_one
+    assert overrides(again) == []
+
+    certain = judged("guard", Verdict.KEEP, "constraint-trigger")
+    again, [lost_one] = keep_decisions(old, make_plan([certain]))
+    assert "no reason helps against that" in lost_one
+    assert read_plan(write_plan(again)) == again
 
 
 def test_how_the_server_keeps_a_foreign_key_is_no_trigger_of_a_plan() -> None:

@@ -283,7 +283,10 @@ def keep_decisions(old: Plan, new: Plan) -> tuple[Plan, list[str]]:
         # Where scan put it then is no decision: it goes where scan puts it now.
         decided = not _as_scan_said(known_where, known)
         stays = decided or known.verdict is entry.verdict
-        if not stays and _decided(known):
+        if decided and (why := _no_longer(known, entry)):
+            stays = False
+            lost.append(f"{name} was let go against scan ({known.reason}): {why}; decide again")
+        elif not stays and _decided(known):
             lost.append(
                 f"scan says {entry.verdict.value} of {name} now, and said {known.verdict.value}: look at it again"
             )
@@ -319,6 +322,17 @@ def keep_decisions(old: Plan, new: Plan) -> tuple[Plan, list[str]]:
         ),
         lost,
     )
+
+
+def _no_longer(known: PlannedTrigger | LeftTrigger, entry: PlannedTrigger | LeftTrigger) -> str:
+    """Why the decision to let a trigger go, against scan, is not carried on; empty when it is."""
+    if not isinstance(known, PlannedTrigger) or entry.verdict.value == known.mode.value:
+        return ""
+    if known.fingerprint != entry.fingerprint:
+        return "the trigger or its function is another one now"
+    rule = RULES.get(entry.rule)
+    certain = rule is not None and Verdict(known.mode.value) in rule.never
+    return f"scan says {entry.rule} now, and no reason helps against that" if certain else ""
 
 
 def _decided(entry: PlannedTrigger | LeftTrigger) -> str:
@@ -410,7 +424,8 @@ _HEAD = """\
 #   soak_seconds      how long a silenced phase is watched before the next may start
 #
 # To decide otherwise than scan did, change an entry's mode, or move it to another section (only in a phase it has a
-# mode), and say why in reason = "...": without it the plan is refused. The rest is scan's: leave it as it is.
+# mode), and say why in reason = "...": without it the plan is refused. What is certain to stay (a constraint trigger, an
+# extension's, one that writes a view) stays whatever the reason; docs/rules.md explains each rule. The rest is scan's: leave it as it is.
 """
 
 
