@@ -194,6 +194,7 @@ def test_a_phase_is_proven_by_what_shadow_saw_and_watched_afterwards(installed_d
     async def main() -> None:
         async with application(installed_dsn) as db:
             await db.run("alter table app.users replica identity full")
+            await db.run("drop trigger log_late on app.users")
             found = await survey(db)
             thresholds = Thresholds(proof_transactions=4, proof_seconds=0.0, capture_lag_seconds=5.0)
             plan = make_plan(found.judgements, thresholds=thresholds, soak_seconds=30.0)

@@ -71,7 +71,7 @@ def test_every_phase_is_removed_and_comes_back_to_the_same_bytes(installed_dsn: 
                 await end_deferrals(db)
             await silence(db, plan, *(phase.number for phase in plan.phases))
             await remove(db, plan, functions=True)
-            assert await names(db) == {"app.users.touch", "app.tokens.dead"}
+            assert await names(db) == {"app.users.touch", "app.users.checked", "app.tokens.dead"}
             assert await read_silenced(db)
             await roll_back(db)
             assert await catalog_state(db) == before

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.markup import escape
 
@@ -33,16 +34,18 @@ from afterwrite.cli.face import (
 )
 from afterwrite.cli.plan import PlanFile, load
 from afterwrite.errors import ExitCode, UsageError
+from afterwrite.migrate.backup import render_sql
 from afterwrite.migrate.deeds import EventKind, MigrationEvent, render
 from afterwrite.migrate.engine import PhaseRun, remove_phases, run_all, run_phase
 from afterwrite.migrate.functions import FunctionsRun
 from afterwrite.migrate.overrides import overrides
 from afterwrite.migrate.phase import Gate
 from afterwrite.migrate.plan import Plan
+from afterwrite.migrate.rehearse import read_backups, rehearse
 from afterwrite.migrate.rollback import Rollback, rollback_phase
 from afterwrite.migrate.status import MigrationStatus
 from afterwrite.migrate.status import status as read_status
-from afterwrite.postgres import describe_dsn
+from afterwrite.postgres import connect, describe_dsn
 from afterwrite.settings import Settings
 
 app = typer.Typer(help="Silence the triggers phase by phase, behind gates, and take it back.", no_args_is_help=True)
@@ -93,9 +96,7 @@ def rollback_command(
     captured, and compared. Without --apply it only shows the SQL. Exit 3 when the log could not be filled.
     """
     _one_of(phase, everything)
-    return run(
-        _rollback(settings(dsn, store_dsn), phase, apply=apply, backfill=backfill, force=force, json=json)
-    )
+    return run(_rollback(settings(dsn, store_dsn), phase, apply=apply, backfill=backfill, force=force, json=json))
 
 
 @app.command("remove")
@@ -146,6 +147,67 @@ def status_command(
     """
     plan = load(file) if file.is_file() else None
     return run(_status(settings(dsn, store_dsn), plan, json=json))
+
+
+@app.command("backup")
+def backup_command(
+    dsn: Dsn = None,
+    file: PlanFile = Path("plan.toml"),
+    target: Annotated[str, typer.Option("--sql", metavar="FILE", help="Where the script goes; - for stdout.")] = "-",
+) -> int:
+    """Write a script that makes every trigger of the plan, with its function, again as it was. Reads only.
+
+    What is silenced or removed already is written as the ledger has it. The script needs nothing of afterwrite's.
+    """
+    script = run(_backup(settings(dsn), load(file)))
+    if target == "-":
+        typer.echo(script, nl=False)
+    else:
+        write_script(Path(target), script)
+    return ExitCode.OK
+
+
+@app.command("rehearse")
+def rehearse_command(dsn: Dsn = None, file: PlanFile = Path("plan.toml"), json: Json = False) -> int:
+    """Try the backup out: restore it into a server of our own, and compare the catalogs. Reads only.
+
+    Exit 4 when something would not come back as it was.
+    """
+    given = settings(dsn)
+    return run(_rehearse(given, load(file), json=json))
+
+
+async def _backup(given: Settings, plan: Plan) -> str:
+    async with connect(given.dsn, guarded=True) as source:
+        backups = await read_backups(source, plan)
+        where = source.where
+    head = f"-- {counted(len(backups), 'trigger')} of {where} and their functions, as they were.\n\n"
+    return head + render_sql(*backups)
+
+
+def write_script(path: Path, script: str) -> None:
+    """Write a file for people to run, and say so."""
+    try:
+        path.write_text(script, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", remedy="name another") from error
+    say(f"written to {path}")
+
+
+async def _rehearse(given: Settings, plan: Plan, *, json: bool) -> int:
+    async with connect(given.dsn, guarded=True) as source:
+        found = await rehearse(source, plan, given.dsn)
+    if json:
+        emit({"schema_version": 1, "same": found.same, **msgspec.structs.asdict(found)})
+    else:
+        show_findings(found.findings)
+        came = "came back as they were" if found.same else "were restored, and not all of it is as it was"
+        out.print(
+            f"{counted(len(found.triggers), 'trigger')} and {counted(len(found.functions), 'function')} {came}: "
+            f"{found.catalog_lines:,} lines of the catalog compared in a PostgreSQL {found.server_version} "
+            f"({found.seconds:.1f} s)"
+        )
+    return ExitCode.OK if found.same else ExitCode.DRIFT
 
 
 def _one_of(phase: int | None, everything: bool) -> None:
@@ -206,9 +268,7 @@ async def _run(given: Settings, plan: Plan, number: int | None, *, apply: bool, 
     return ExitCode.GATE if unmet else ExitCode.OK
 
 
-async def _remove(
-    given: Settings, plan: Plan, number: int | None, *, functions: bool, apply: bool, json: bool
-) -> int:
+async def _remove(given: Settings, plan: Plan, number: int | None, *, functions: bool, apply: bool, json: bool) -> int:
     async with runtime.source_and_store(given) as (source, store):
         runs, dropped = await remove_phases(
             source,

@@ -157,13 +157,21 @@ def restore_states(backup: TriggerBackup, now: TriggerBackup) -> list[str]:
     ]
 
 
-def render_sql(backup: TriggerBackup) -> str:
-    """A script that makes the function and the trigger again as they were, for psql or an SQL editor."""
-    lines = [f"-- {backup.identity} and its function {backup.function.signature}, as they were"]
-    lines += [f"{text};" for text in make_function(backup.function)]
-    lines.append(f"drop trigger if exists {quoted(backup.trigger)} on {backup.relation};")
-    lines += [f"{text};" for text in make_trigger(backup)]
-    return "\n".join(lines) + "\n"
+def render_sql(*backups: TriggerBackup) -> str:
+    """A script that makes these triggers and their functions again as they were, for psql or an SQL editor."""
+    functions = {backup.function.signature: backup.function for backup in backups}
+    lines: list[str] = []
+    for function in functions.values():
+        if texts := make_function(function):
+            lines += ["", f"-- {function.signature}", *(f"{text};" for text in texts)]
+    for backup in backups:
+        lines += [
+            "",
+            f"-- {backup.identity}",
+            f"drop trigger if exists {quoted(backup.trigger)} on {backup.relation};",
+            *(f"{text};" for text in make_trigger(backup)),
+        ]
+    return "\n".join(lines).lstrip() + "\n"
 
 
 def make_trigger(backup: TriggerBackup, tables: Mapping[int, str] | None = None) -> list[str]:
@@ -193,6 +201,25 @@ def make_trigger(backup: TriggerBackup, tables: Mapping[int, str] | None = None)
     return lines
 
 
+# Default privileges, or somebody since, may have given it to others. PUBLIC by its own word: where there are no grants at
+# all, it has the right by default. Not a function of ours, since a backup must be good for something without us.
+_REVOKE = """\
+do $revoke$
+declare
+    whom text;
+begin
+    execute pg_catalog.format('revoke all on function %s from public', {function}::regprocedure);
+    for whom in
+        select distinct pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee))
+          from pg_catalog.pg_proc f, pg_catalog.aclexplode(f.proacl) a
+         where f.oid = {function}::regprocedure and a.grantee <> all (array[0::oid, f.proowner])
+    loop
+        execute pg_catalog.format('revoke all on function %s from %s cascade', {function}::regprocedure, whom);
+    end loop;
+end
+$revoke$"""
+
+
 def make_function(function: FunctionBackup) -> list[str]:
     """The statements that give a function the backup's definition, owner, grants and comment; none for a server's own."""
     if not function.definition:
@@ -201,8 +228,7 @@ def make_function(function: FunctionBackup) -> list[str]:
     lines = [
         function.definition.rstrip(),
         f"alter function {signature} owner to {quoted(function.owner)}",
-        # Default privileges, or somebody since, may have given it to others.
-        f"select afterwrite.revoke_function({literal(signature)})",
+        _REVOKE.format(function=literal(signature)),
     ]
     if function.grants is None:
         lines.append(f"grant execute on function {signature} to public")

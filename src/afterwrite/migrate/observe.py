@@ -100,7 +100,9 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
         return backup is not None and backup_fingerprint(backup) == planned.fingerprint
 
 
-class _UserTrigger(msgspec.Struct, frozen=True):
+class UserTrigger(msgspec.Struct, frozen=True):
+    """A trigger that a person made, by its parts and its table's quoted name."""
+
     schema: str
     table: str
     trigger: str
@@ -108,14 +110,20 @@ class _UserTrigger(msgspec.Struct, frozen=True):
 
     @property
     def identity(self) -> str:
+        """``schema.table.trigger``, as in the plan and the ledger."""
         return f"{self.schema}.{self.table}.{self.trigger}"
+
+
+async def read_user_triggers(db: Database) -> list[UserTrigger]:
+    """Every trigger that a person made, clones on partitions aside."""
+    return await db.rows(UserTrigger, statement("migrate.read_user_triggers"))
 
 
 async def look(db: Database, phase: Phase, place: Place) -> Look:
     """Read what there is of the phase's triggers; raises Drift when a name of the plan means two triggers."""
     planned = {trigger.trigger for trigger in phase.triggers}
-    there: dict[str, _UserTrigger] = {}
-    for each in await db.rows(_UserTrigger, statement("migrate.read_user_triggers")):
+    there: dict[str, UserTrigger] = {}
+    for each in await read_user_triggers(db):
         if each.identity in there and each.identity in planned:
             raise Drift(
                 f"{each.identity} names two triggers of {db.where}: their tables' names contain dots",

@@ -244,25 +244,32 @@ with used as (
       left join pg_catalog.pg_stat_user_tables s on s.relid = coalesce(part.relid, c.oid)
      where c.oid in (select tgrelid from used)
      group by c.oid
-), cost as (
-    select u.tgrelid,
-           sum(f.total_time * w.rows / nullif(
-               (select sum(w2.rows) from used u2 join writes w2 on w2.oid = u2.tgrelid where u2.tgfoid = u.tgfoid), 0)
-           ) as trigger_ms
+), referred as (
+    select k.confrelid, count(*) as keys
+      from pg_catalog.pg_constraint k
+     where k.contype = 'f' and k.conrelid <> k.confrelid and k.conparentid = 0
+     group by k.confrelid
+), served as (
+    select u.tgfoid, sum(w.rows) as rows
       from used u
       join writes w on w.oid = u.tgrelid
+     group by u.tgfoid
+), cost as (
+    select u.tgrelid, sum(f.total_time * w.rows / nullif(s.rows, 0)) as trigger_ms
+      from used u
+      join writes w on w.oid = u.tgrelid
+      join served s on s.tgfoid = u.tgfoid
       join pg_catalog.pg_stat_user_functions f on f.funcid = u.tgfoid
      group by u.tgrelid
 )
 select n.nspname::text as schema, c.relname::text as table, w.rows as writes,
-       (select count(*) from pg_catalog.pg_constraint k
-         where k.contype = 'f' and k.confrelid = c.oid and k.conrelid <> c.oid and k.conparentid = 0)::int
-           as incoming_foreign_keys,
+       coalesce(referred.keys, 0)::int as incoming_foreign_keys,
        coalesce(cost.trigger_ms, 0)::float8 as trigger_ms
   from writes w
   join pg_catalog.pg_class c on c.oid = w.oid
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   left join cost on cost.tgrelid = c.oid
+  left join referred on referred.confrelid = c.oid
  order by 1, 2;
 
 -- name: read_deferral_reached
@@ -421,3 +428,11 @@ select a.entity_id as identity, a.xid, a.commit_lsn::text as commit_lsn
    and a.action in ('trigger.silence', 'trigger.restore')
    and a.entity_id = any (:identities::text[])
    and a.commit_lsn is not null;
+
+-- name: read_roles
+-- The roles that definitions may name, the server's own aside.
+select r.rolname::text from pg_catalog.pg_roles r where r.rolname !~ '^pg_' order by 1;
+
+-- name: has_role
+-- Whether there is a role of this name.
+select exists (select from pg_catalog.pg_roles r where r.rolname = :role);

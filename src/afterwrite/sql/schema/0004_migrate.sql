@@ -250,27 +250,6 @@ $$;
 comment on function afterwrite.require_trigger(text, text, text) is
     'Raises unless a trigger and its function are what a plan says.';
 
--- Before a function's grants are given again as a backup has them, whoever else has got some loses them.
-create function afterwrite.revoke_function(of_function text) returns void
-    language plpgsql
-    set search_path = pg_catalog
-as $$
-declare
-    whom text;
-begin
-    -- PUBLIC by its own word: where there are no grants at all, it has the right by default.
-    execute format('revoke all on function %s from public', of_function::regprocedure);
-    for whom in
-        select distinct quote_ident(pg_get_userbyid(a.grantee))
-          from pg_proc f, aclexplode(f.proacl) a
-         where f.oid = of_function::regprocedure and a.grantee not in (0, f.proowner)
-    loop
-        execute format('revoke all on function %s from %s cascade', of_function::regprocedure, whom);
-    end loop;
-end
-$$;
-comment on function afterwrite.revoke_function(text) is 'Takes a function from everybody but its owner.';
-
 create function afterwrite.user_tables() returns jsonb
     language sql stable
     set search_path = pg_catalog
