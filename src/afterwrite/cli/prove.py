@@ -311,7 +311,7 @@ _TIMES = {"change": "", "statement": "once a statement", "round": "once a round 
 
 def _show_one_mapping(mapping: LegacyMapping) -> None:
     trigger = mapping.trigger
-    out.print(f"[bold]{plain(mapping.identity)}[/] [dim]{plain(trigger.function)}(), a {trigger.level}[/]")
+    out.print(f"[bold]{plain(mapping.identity)}[/] [dim]{plain(trigger.function)}(), {trigger.level} level[/]")
     if not mapping.operations:
         out.print("  writes to no legacy log: only that it fires is counted")
     for rows in _alike(mapping.rows()):

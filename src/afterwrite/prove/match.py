@@ -27,7 +27,7 @@ from afterwrite.prove.firing import Row, Rule, Verdict, Writes, read_row
 from afterwrite.prove.landing import Exact, Landed, NotCompared, Partly, Whole
 from afterwrite.prove.legacy import LegacyMapping, TableShape
 from afterwrite.prove.pairing import Found, Wanted, differences, pair
-from afterwrite.prove.value import Value
+from afterwrite.prove.value import Holes, Unknown, Value, to_json
 from afterwrite.scan.catalog import Enabled
 
 
@@ -782,4 +782,10 @@ def _shown_value(value: Landed) -> Any:
 
 def _shown_values(each: _Expected) -> str:
     values = each.values if each.values is not None else each.writes.evaluate(each.firing.row.moment)
-    return _text(dict(zip(each.writes.names, values, strict=True)))
+    return _text({name: _shown_unlanded(value) for name, value in zip(each.writes.names, values, strict=True)})
+
+
+def _shown_unlanded(value: Value) -> Any:
+    if isinstance(value, Unknown | Holes):
+        return f"<{value.why}>"
+    return to_json(value)

@@ -227,3 +227,41 @@ select trigger, operation, reason, xid, commit_lsn::text as commit_lsn, committe
 -- name: judge_mark
 -- Whether a mark is the word of a deed that the ledger tells of (told), is nobody's (forged), or is not to be known yet (open).
 select afterwrite.judge_mark(:identity, :action, :xid);
+
+-- name: read_columns
+-- The columns of these tables (quoted names), as the stream would tell them, and which belong to their primary key.
+select w.name as relation, c.oid::bigint as oid, n.nspname as schema, c.relname as table, c.relreplident::text as replica_identity,
+       a.attname as column, a.atttypid::bigint as type_oid, a.atttypmod as type_modifier,
+       coalesce(a.attnum = any (i.indkey), false) as key
+  from unnest(:names::text[]) as w (name)
+  join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass(w.name)
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+  left join pg_catalog.pg_index i on i.indrelid = c.oid and i.indisprimary
+ order by w.name, a.attnum;
+
+-- name: read_position_before
+-- The place in the feed behind which the changes after a place in the WAL are.
+select coalesce(max(position), 0)
+  from afterwrite.batch
+ where source = :source and last_lsn <= :after::text::pg_lsn;
+
+-- name: gather_filled
+-- What fillings of a window wrote: an empty place for it, for the rest of the transaction.
+create temporary table afterwrite_filled (
+    commit_lsn pg_lsn,
+    legacy     text,
+    sure       boolean,
+    row        text
+) on commit drop;
+
+-- name: index_filled
+-- Read by the commit that a row was written for.
+create index on pg_temp.afterwrite_filled (commit_lsn);
+
+-- name: read_filled
+-- The rows that were written for these commits.
+select commit_lsn::text as commit_lsn, legacy, sure, row
+  from pg_temp.afterwrite_filled
+ where commit_lsn between :first::text::pg_lsn and :last::text::pg_lsn
+ order by commit_lsn;
