@@ -108,10 +108,12 @@ _ATTEMPTS = {
     "select trap.inlined(1)": "permission denied for function",
     "select trap.standard()": "permission denied for function",
     "select '{called}'::trap.checked[]": "permission denied for function",
+    "select '{1}'::trap.operated[]": "permission denied for function",
+    "select OPERATOR(trap.===) 1": "permission denied for function",
     "select trap.system('touch MARKER-system')": "permission denied for function",
-    "insert into public.accounts (id, slept) values (1, '')": "null value in cached tuple",
-    "copy (select 1) to program 'touch MARKER-direct'": "permission denied",
-    "copy (select 1) to 'MARKER-direct'": "permission denied",
+    "insert into public.accounts (id, slept) values (1, '')": "null value in cached tuple|null probin",
+    "copy (select 1) to program 'touch MARKER-direct'": "permission denied|must be superuser",
+    "copy (select 1) to 'MARKER-direct'": "permission denied|must be superuser",
     "select pg_read_file('/etc/passwd')": "permission denied",
     "select lo_import('/etc/passwd')": "permission denied",
     "set role postgres": "permission denied",
@@ -181,6 +183,12 @@ def test_every_statement_is_accounted_for(after: After) -> None:
     assert "set_config()" in why[line["CREATE DOMAIN trap.setting AS text CHECK"]]
     for index in ("folded ON public.accounts", "inlined ON public.accounts"):
         assert "permission denied for function" in why[line[f"CREATE INDEX {index}"]]
+
+
+def test_nothing_that_is_told_steers_a_terminal(after: After) -> None:
+    told = [finding.text for finding in after.loaded.report.findings()]
+    told += [each.why for each in after.loaded.report.not_loaded] + [each.kind for each in after.loaded.report.left_out]
+    assert all(text.isprintable() for text in told)
 
 
 def test_the_one_honest_trigger_among_them_is_judged(after: After) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_a_dump_in_any_order_is_loaded(legacy_dump: Path, tmp_path: Path) -> Non
     assert report.not_loaded == ()
 
 
-@pytest.mark.parametrize("scene", ["rails", "supabase", "history", "outbox", "gitlab", "django"])
+@pytest.mark.parametrize("scene", ["rails", "supabase", "history", "outbox"])
 def test_a_scene_of_the_corpus_is_judged_from_its_dump_as_it_is_live(
     server: Server, dsn: str, tmp_path: Path, scene: str
 ) -> None:
@@ -131,7 +132,7 @@ def test_a_supabase_dump_is_judged_without_its_platform() -> None:
     assert {"pg_net", "postgis"} <= set(report.missing_extensions)
     assert {"function auth.uid()", "table auth.users", "type extensions.geography"} <= set(report.stand_ins)
     assert report.bare_tables == ()
-    assert [each.kind for each in report.not_loaded] == ["CREATE INDEX"]
+    assert {each.kind for each in report.not_loaded} == {"CREATE INDEX"}
     assert report.of(Deed.REFUSED) == []
     assert rules(found.findings) >= {"dump-missing-extension", "dump-missing-role", "dump-stand-in"}
 
@@ -275,3 +276,24 @@ def test_a_dumps_functions_can_be_executed_once_somebody_says_so(tmp_path: Path)
 def test_the_search_path_that_the_dump_sets_for_its_database_is_that_of_the_scan(tmp_path: Path) -> None:
     found, _ = of_text(tmp_path, "create schema app; alter database prod set search_path to app, public;")
     assert found.inventory.search_path == ("app", "public")
+
+
+def test_thousands_of_statements_take_seconds(tmp_path: Path) -> None:
+    tables = 250
+    text = "".join(
+        f"create table t{n} (id int primary key, a text, b numeric default 0);\n"
+        f"create function f{n}() returns trigger language plpgsql as $$ begin\n"
+        f"insert into history_log (t, id) values (tg_table_name, new.id); return null; end $$;\n"
+        for n in range(tables)
+    )
+    text += "create table history_log (t text, id int);\n"
+    text += "".join(
+        f"create trigger g{k} after insert on t{n} for each row execute function f{(n + k) % tables}();\n"
+        for n in range(tables)
+        for k in range(6)
+    )
+    begun = time.monotonic()
+    found, report = of_text(tmp_path, text)
+    assert time.monotonic() - begun < 15
+    assert sum(report.loaded.values()) == 8 * tables + 1
+    assert {each.verdict.value for each in found.judgements} == {"retire"}

@@ -1,6 +1,6 @@
 -- name: make_owner
 -- The role that a dump is loaded as: it owns what the dump defines, and may do nothing else.
-create role dump_owner login nosuperuser nocreatedb nocreaterole noreplication nobypassrls noinherit connection limit 8;
+create role dump_owner login nosuperuser nocreatedb nocreaterole noreplication nobypassrls connection limit 8;
 
 -- name: leave_bodies_unread
 -- Nothing looks into a function's body while the dump is loaded, however it is made.
@@ -84,7 +84,8 @@ select p.oid::bigint as oid, p.oid::regprocedure::text as signature
 -- The dump's functions of a name, in any schema.
 select p.oid::regprocedure::text
   from pg_catalog.pg_proc p
- where p.proname = any (:names::text[]) and p.proowner = 'dump_owner'::regrole and p.prokind = 'f';
+ where p.proname = any (:names::text[]) and p.proowner = 'dump_owner'::regrole and p.prokind = 'f'
+   and p.prorettype <> 'pg_catalog.trigger'::regtype;
 
 -- name: take_for_c
 -- Functions that were written in C say so; without a library there is nothing to load.
@@ -97,7 +98,7 @@ update pg_catalog.pg_proc p set prolang = c.oid
 select case p.prokind when 'p' then 'procedure ' else 'function ' end || p.oid::regprocedure::text
   from pg_catalog.pg_proc p
  where p.proowner = 'dump_owner'::regrole and p.prokind in ('f', 'p', 'w')
-   and not has_function_privilege('dump_owner', p.oid, 'execute');
+   and not pg_catalog.has_function_privilege('dump_owner', p.oid, 'execute');
 
 -- name: size
 -- Bytes of the database so far.

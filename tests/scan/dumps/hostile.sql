@@ -85,6 +85,11 @@ CREATE TABLE trap.domains (all_of trap.checked[] DEFAULT '{called}');
 CREATE DOMAIN trap.setting AS text CHECK (set_config('statement_timeout', '0', false) IS NOT NULL);
 CREATE TABLE trap.settings (all_of trap.setting[] DEFAULT '{called}');
 CREATE TYPE trap.pair AS (one trap.checked);
+CREATE TYPE trap.text AS (one trap.checked);
+CREATE DOMAIN trap.notation AS double precision CHECK ((VALUE).pg_sleep IS NOT NULL);
+CREATE DOMAIN trap.dotted AS double precision CHECK (VALUE.pg_sleep IS NOT NULL);
+CREATE TABLE trap.sleeps (all_of trap.notation[] DEFAULT '{600}', more trap.dotted[] DEFAULT '{600}');
+CREATE TABLE trap.slept (id trap.notation DEFAULT '600');
 CREATE VIEW trap.literal AS SELECT '(called)'::trap.pair AS pair, '{called}'::trap.checked[] AS list;
 CREATE INDEX folded ON public.accounts (trap.number(1));
 CREATE INDEX inlined ON public.accounts (trap.inlined(2));
@@ -100,6 +105,10 @@ CREATE FUNCTION trap.defaulted(a integer DEFAULT trap.number(4)) RETURNS integer
 CREATE FUNCTION trap.standard() RETURNS integer LANGUAGE sql BEGIN ATOMIC SELECT trap.number(5); SELECT pg_sleep(600); SELECT 1; END;
 CREATE STATISTICS trap.computed ON (trap.number(id)), email FROM public.accounts;
 CREATE AGGREGATE trap.total(integer) (SFUNC = trap.number, STYPE = trap.pair, INITCOND = '(called)');
+CREATE AGGREGATE trap.totals(integer) (SFUNC = trap.number, STYPE = trap.text, INITCOND = '(called)');
+CREATE OPERATOR trap.=== (FUNCTION = trap.number, RIGHTARG = integer);
+CREATE DOMAIN trap.operated AS integer CHECK ((OPERATOR(trap.===) VALUE) > 0);
+CREATE TABLE trap.operations (all_of trap.operated[] DEFAULT '{1}');
 CREATE CAST (integer AS trap.pair) WITH FUNCTION trap.number(integer) AS IMPLICIT;
 CREATE RULE ruled AS ON SELECT TO public.audit_log DO INSTEAD SELECT trap.number(1), 1, '';
 CREATE RULE noted AS ON INSERT TO public.accounts DO ALSO NOTIFY trap;
@@ -196,4 +205,6 @@ x
 \! touch MARKER-in-data
 DO $$ begin perform pg_sleep(600); end $$;
 \.
+COMMENT ON TRIGGER gone[2J ON public.accounts IS 'x';
+\]0;owned x
 CREATE TABLE trap.last (a integer);

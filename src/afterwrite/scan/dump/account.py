@@ -39,9 +39,9 @@ class Tally:
 
     def add(self, line: int, kind: str, deed: Deed, why: str = "") -> None:
         """One more, at this line."""
-        key = deed, kind
+        key = deed, shortened(kind, 60)
         self._counts[key] += 1
-        self._why.setdefault(key, why)
+        self._why.setdefault(key, shortened(why, 200))
         if len(self._lines[key]) < _LINES_SHOWN:
             self._lines[key].append(line)
 
@@ -204,7 +204,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(shown[: _SHOWN if more else None]) + more
 
 
-def shortened(text: str) -> str:
-    """The beginning of a statement on one line, without what could move a terminal's cursor."""
-    flat = " ".join("".join(letter if letter.isprintable() else " " for letter in text[:400]).split())
-    return flat if len(flat) <= 90 else f"{flat[:87]}..."
+def shortened(text: str, most: int = 90) -> str:
+    """The beginning of somebody else's words on one line, without what could move a terminal's cursor."""
+    flat = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * most]).split())
+    return flat if len(flat) <= most else f"{flat[: most - 3]}..."

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
@@ -21,7 +22,8 @@ from afterwrite.scan.dump.sorting import Deed, Question, Sorted, answer
 
 _BUNDLE = 200
 _LINE_BYTES = 256 * 1024 * 1024
-_SECONDS = 30.0
+_SECONDS = 20.0
+_ALL_SECONDS = 120.0
 _MEMORY = 3 * 1024 * 1024 * 1024
 _encoder = msgspec.json.Encoder()
 _answers = msgspec.json.Decoder(Sorted)
@@ -33,12 +35,16 @@ class Sorter:
 
     def __init__(self) -> None:
         self.deaths = 0
+        self.deadline = time.monotonic() + _ALL_SECONDS
         self._child: asyncio.subprocess.Process | None = None
 
     async def sort(self, questions: Sequence[Question]) -> list[Sorted]:
         """An answer to each question, in order. Never raises for a text."""
         found: list[Sorted] = []
         while len(found) < len(questions):
+            if time.monotonic() > self.deadline:
+                late = Sorted(deed=Deed.UNREADABLE, kind="unknown", why=f"{_ALL_SECONDS:g} s were over")
+                return found + [late] * (len(questions) - len(found))
             bundle = questions[len(found) : len(found) + _BUNDLE]
             answers = await self._ask(bundle)
             found += answers

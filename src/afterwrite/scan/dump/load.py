@@ -271,18 +271,17 @@ class _Loader:
     # What we do in the dump's place ----------------------------------------------------------------------------------
 
     async def _schemas(self) -> None:
-        for each in self._of(Deed.SCHEMA):
-            await self._make_schema(each.sorted.names[0])
+        for name in dict.fromkeys(each.sorted.names[0] for each in self._of(Deed.SCHEMA)):
+            if time.monotonic() > self.deadline:
+                self.out_of_time = True
+                return
+            await self._make_schema(name)
 
     async def _make_schema(self, name: str) -> bool:
         if not name or name.startswith(("pg_", "afterwrite_dump")) or name in ("public", "information_schema"):
             return name == "public"
-        await self.db.run(
-            sql.SQL("create schema if not exists {} authorization {}").format(
-                sql.Identifier(name), sql.Identifier(OWNER)
-            )
-        )
-        return True
+        query = sql.SQL("create schema if not exists {} authorization {}")
+        return await self._try(query.format(sql.Identifier(name), sql.Identifier(OWNER)))
 
     async def _extensions(self) -> None:
         """Before anything else of the dump exists that an extension's script could mistake for its own."""
@@ -609,7 +608,7 @@ class _Loader:
                 line=self.statements[index].line,
                 kind=self.statements[index].sorted.kind,
                 text=shortened(self.statements[index].sorted.text),
-                why=complaint.message,
+                why=shortened(complaint.message, 200),
                 refused=complaint.sqlstate == _REFUSED,
             )
             for index, complaint in sorted(self.failed.items())
@@ -618,23 +617,23 @@ class _Loader:
         for each in self.statements:
             language = each.sorted.language
             if language and language not in ("sql", "plpgsql"):
-                stubbed["c" if language == STUB_C else language] += 1
+                stubbed["c" if language == STUB_C else shortened(language)] += 1
         return DumpReport(
             file=path,
             loaded=dict(sorted(self.done.items())),
             left_out=self.tally.left_out(),
             not_loaded=tuple(unloaded),
             extensions=tuple(self.extensions),
-            missing_extensions=tuple(name for name, _ in self.missing_extensions),
-            missing_roles=tuple(want.name for want in self.stand_ins if want.kind is Missing.ROLE),
+            missing_extensions=tuple(shortened(name) for name, _ in self.missing_extensions),
+            missing_roles=tuple(shortened(want.name) for want in self.stand_ins if want.kind is Missing.ROLE),
             stubbed_languages=dict(stubbed),
             stand_ins=tuple(
-                f"{want.kind.value} {want.full_name}"
+                f"{want.kind.value} {shortened(want.full_name, 130)}"
                 for want in self.stand_ins
                 if want.kind not in (Missing.ROLE, Missing.SETTING, Missing.SCHEMA)
             ),
-            bare_tables=tuple(self.bare),
-            databases=tuple(dict.fromkeys(self.databases)),
+            bare_tables=tuple(shortened(each, 200) for each in self.bare),
+            databases=tuple(shortened(name) for name in dict.fromkeys(self.databases)),
             out_of_time=self.out_of_time,
         )
 

@@ -385,6 +385,8 @@ def _calls(tree: Any) -> Iterator[str]:
             if "FuncCall" in branch:
                 names = [name for name in _strings(branch["FuncCall"]["funcname"]) if name != "pg_catalog"]
                 yield ".".join(names)
+            for notation, field in (("A_Indirection", "indirection"), ("ColumnRef", "fields")):
+                yield from _strings(branch.get(notation, {}).get(field, ()))[-1:]  # (value).f may mean f(value)
             waiting += branch.values()
 
 
@@ -397,7 +399,8 @@ def _define(node: Node, text: str) -> Sorted:
         case "OBJECT_AGGREGATE":
             if "initcond" in options or "minitcond" in options:
                 state = options.get("stype", {}).get("arg", {}).get("TypeName", {})
-                if state.get("names") and _strings(state["names"])[-1] not in _PLAIN_TYPES:
+                names = _strings(state.get("names", ()))
+                if names[:-1] not in ((), ("pg_catalog",)) or not _PLAIN_TYPES.intersection(names[-1:]):
                     return _refused(kind, "its first state would be computed")
             return _run(kind, text, needs=needs)
         case "OBJECT_OPERATOR":
