@@ -29,7 +29,7 @@ from afterwrite.scan.cost.figures import Spread, StatementCost, Unit
 REFUSALS = (DatabaseError, Refused)
 """What a statement that the database does not take raises; a missing privilege is a Refused."""
 
-_ROUNDS = 3
+ROUNDS = 3
 _RUNS = 3
 _WARM = 2
 _WRITTEN = 2
@@ -130,14 +130,16 @@ class Bench:
     """Measures deeds on one connection, which is in a transaction that will be undone.
 
     ``temporary`` allows functions in pg_temp: without, the WAL is the cluster's while the statement ran, and other
-    sessions' WAL is in it. ``deadline`` (time.monotonic) ends the repeating early.
+    sessions' WAL is in it. ``deadline`` (time.monotonic) ends the repeating early; ``rounds`` is how often all ways are
+    gone through.
     """
 
-    def __init__(self, db: Database, *, switch: Switch, temporary: bool, deadline: float) -> None:
+    def __init__(self, db: Database, *, switch: Switch, temporary: bool, deadline: float, rounds: int = ROUNDS) -> None:
         self.db = db
         self.switch = switch
         self.temporary = temporary
         self.deadline = deadline
+        self.rounds = rounds
 
     async def try_out(self, deed: Deed) -> Sample:
         """Run it once as it is; raises DatabaseError when the database refuses."""
@@ -175,12 +177,12 @@ class Bench:
         taken: defaultdict[Way, Taken] = defaultdict(Taken)
         if self.temporary:
             await self._define(deed)
-        for number in range(_ROUNDS):
+        for number in range(self.rounds):
             for way in ways:
                 if number and time.monotonic() > self.deadline:
                     break
                 await self._run(deed, way, taken[way], runs=_RUNS)
-        for number in range(_ROUNDS - 1):
+        for number in range(max(1, self.rounds - 1)):
             for way in without.values():
                 if way not in ways and not (number and time.monotonic() > self.deadline):
                     await self._run(deed, way, taken[way], runs=0)
@@ -210,12 +212,13 @@ class Bench:
                         sample = read_plan(await explain(self.db, deed.query))
                     if number >= _WARM:
                         taken.samples.append(sample)
-                rows = await self._rows_so_far()
+                rows = None if taken.rows else await self._rows_so_far()
                 for _ in range(_WRITTEN):
                     async with undone(self.db):
                         taken.written.append(await self._written(deed))
                 # What was undone is counted all the same.
-                taken.rows.append((await self._rows_so_far() - rows) / _WRITTEN)
+                if rows is not None:
+                    taken.rows.append((await self._rows_so_far() - rows) / _WRITTEN)
         except REFUSALS:
             if way == Way():
                 raise

@@ -34,7 +34,7 @@ from afterwrite.scan.cost.deeds import (
 )
 from afterwrite.scan.cost.figures import Measured, Origin, StatementCost, Unit
 from afterwrite.scan.cost.fill import ROWS, Filler, insertion, with_parents
-from afterwrite.scan.cost.measure import REFUSALS, Bench, Deed, Switch, fires, undone
+from afterwrite.scan.cost.measure import REFUSALS, ROUNDS, Bench, Deed, Switch, fires, undone
 from afterwrite.scan.survey import Survey
 
 SECONDS = 120.0
@@ -42,7 +42,9 @@ SECONDS = 120.0
 
 _EVENTS = (Event.INSERT, Event.UPDATE, Event.DELETE)
 _TRIES = 12
-_TEMPTATIONS = 200
+_TEMPTATIONS = 150
+_SAME_ANSWER = 15
+_SECONDS_OF_A_DEED = 0.15
 _RUNS_HERE = frozenset({"plpgsql", "c", "internal"})
 _EQUALS = re.compile(r"\b(?:\w+\.)?(\w+)\s*=\s*'((?:[^']|'')*)'")
 _NAMED_IN_WHEN = re.compile(r"\b(?:new|old)\.\"?(\w+)", re.IGNORECASE)
@@ -85,6 +87,7 @@ class _Rehearsal:
         self.units: dict[tuple[str, Event], Unit] = {}
         self.statements: list[StatementCost] = []
         self.findings: list[Finding] = []
+        self.rounds = ROUNDS
         self.contexts: Sequence[Mapping[str, str]] = ({},)
         self._path = ", ".join(sql.Identifier(name).as_string() for name in survey.inventory.search_path)
         self.filler = Filler(db, self.atlas, _hints(self.atlas, survey))
@@ -100,9 +103,11 @@ class _Rehearsal:
 
     @property
     def tables(self) -> list[Table]:
-        """The tables to be measured."""
+        """The tables to be measured, those first that are written most where that was counted."""
+        written = {each.full_name: each.inserted + each.updated + each.deleted for each in self.survey.inventory.tables}
         listed = (self.atlas.tables[oid] for oid in self.by_table)
-        return [table for table in listed if table.kind in (Kind.TABLE, Kind.PARTITIONED)]
+        found = [table for table in listed if table.kind in (Kind.TABLE, Kind.PARTITIONED)]
+        return sorted(found, key=lambda table: -written.get(table.full_name, 0))
 
     async def fill(self) -> None:
         """Rows for the tables to be measured, for those that their triggers touch, and for all that these refer to."""
@@ -162,6 +167,12 @@ class _Rehearsal:
         )
 
     async def measure(self) -> None:
+        """Every operation of every table that sets triggers off; of very many each once, so that more are reached."""
+        deeds = sum(
+            any(fires(each, event) for each in listed) for listed in self.by_table.values() for event in _EVENTS
+        )
+        if deeds * _SECONDS_OF_A_DEED > self.deadline - time.monotonic():
+            self.rounds = 1
         late: list[str] = []
         for table in self.tables:
             if time.monotonic() > self.deadline:
@@ -192,7 +203,7 @@ class _Rehearsal:
             await self.db.run(statement("cost.be_brief"), lock="1s", statement="10s", idle="60s")
             await self.db.run(statement("cost.set_for_now"), name="search_path", value=self._path)
             await self.db.run(b"set constraints all immediate")
-            bench = Bench(self.db, switch=Switch.ALTER, temporary=True, deadline=self.deadline)
+            bench = Bench(self.db, switch=Switch.ALTER, temporary=True, deadline=self.deadline, rounds=self.rounds)
             deed, why = await self._as_somebody(bench, table, event)
             if deed is None:
                 deed, triggers = await self._without_refusers(bench, table, event, triggers, why)
@@ -311,16 +322,18 @@ class _Rehearsal:
         self, bench: Bench, table: Table, event: Event, trigger: Trigger, triggers: Sequence[Trigger]
     ) -> None:
         """Look for a write that sets this trigger off: other values in the columns that it waits for, other rows."""
-        tried = 0
+        tried, same = 0, 0
         why = f"its condition ({trigger.when}) was met by no generated row" if trigger.when else "none set it off"
         async for deed in self._tempting(table, event, trigger):
             tried += 1
-            if tried > _TEMPTATIONS or time.monotonic() > self.deadline:
+            if tried > _TEMPTATIONS or same > _SAME_ANSWER or time.monotonic() > self.deadline:
                 break
             try:
                 sample = await bench.try_out(deed)
             except REFUSALS as error:
-                why = f"one was refused: {said(error)}"
+                refused = f"one was refused: {said(error)}"
+                same = same + 1 if refused == why else 0
+                why = refused
                 continue
             if sample.triggers.get(trigger.name, (0.0, 0.0))[0]:
                 await self._take(bench, deed, triggers, apart=True)
@@ -349,6 +362,7 @@ class _Rehearsal:
                         yield Deed(table=table, event=event, query=insertion(table, {**row, name: value}))
             return
         listed = await places(self.db, table, ROWS)
+        listed = listed[:: max(1, len(listed) // _TRIES)]
         free = list(alterable(table))[:1]
         for place in listed if free else ():  # its condition may be one of the row as it was
             yield changed(table, place, free)
