@@ -424,8 +424,9 @@ _HEAD = """\
 #   soak_seconds      how long a silenced phase is watched before the next may start
 #
 # To decide otherwise than scan did, change an entry's mode, or move it to another section (only in a phase it has a
-# mode), and say why in reason = "...": without it the plan is refused. What is certain to stay (a constraint trigger, an
-# extension's, one that writes a view) stays whatever the reason; docs/rules.md explains each rule. The rest is scan's: leave it as it is.
+# mode), and say why in reason = "...": without it the plan is refused. What is certain to stay (a constraint trigger,
+# an extension's, one that writes a view) stays whatever the reason. The rest is scan's: leave it as it is; what a rule
+# means is in docs/rules.md.
 """
 
 
