@@ -17,7 +17,8 @@ from psycopg import sql
 from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.slot import prepare
 from afterwrite.capture.worker import Source, Worker
-from afterwrite.defer.deferral import prepare_deferral, read_active, read_dead_letters
+from afterwrite.defer.deferral import prepare_deferral, read_active
+from afterwrite.defer.letters import read_dead_letters
 from afterwrite.defer.progress import read_progress, settle
 from afterwrite.defer.replay import run_replayer
 from afterwrite.demo.schema import create_legacy_application

@@ -19,15 +19,8 @@ from afterwrite.activity import Activity, Lsn
 from afterwrite.defer import feed
 from afterwrite.defer import run as run_room
 from afterwrite.defer.calls import OnError, ReplayPolicy
-from afterwrite.defer.deferral import (
-    drop_deferral,
-    plan_deferral,
-    prepare_deferral,
-    read_dead_letters,
-    read_deferrals,
-    retry_dead_letters,
-    skip_dead_letters,
-)
+from afterwrite.defer.deferral import drop_deferral, plan_deferral, prepare_deferral, read_deferrals
+from afterwrite.defer.letters import read_dead_letters, retry_dead_letters, skip_dead_letters
 from afterwrite.defer.progress import caught_up, read_lag, read_progress, settle, wait_until
 from afterwrite.defer.replay import Replayer, ReplayState, ReplayStatus, run_replayer
 from afterwrite.errors import AfterwriteError, Refused

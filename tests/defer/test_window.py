@@ -15,7 +15,7 @@ from deferring import SOURCE, Stage, change, mark, stage
 from afterwrite.activity import Lsn
 from afterwrite.defer import feed
 from afterwrite.defer.calls import ReplayPolicy
-from afterwrite.defer.deferral import read_dead_letters, retry_dead_letters
+from afterwrite.defer.letters import read_dead_letters, retry_dead_letters
 from afterwrite.defer.window import Filled, replay_window
 from afterwrite.errors import Refused
 from afterwrite.postgres import connect

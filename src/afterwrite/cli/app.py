@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from afterwrite import __version__
-from afterwrite.cli import bench, capture, demo, doctor, install, maintain, migrate, plan, prove, scan, tail
+from afterwrite.cli import bench, capture, defer, demo, doctor, install, maintain, migrate, plan, prove, scan, tail
 from afterwrite.cli.face import prose, say, show_error
 from afterwrite.errors import AfterwriteError, ExitCode
 
@@ -60,10 +60,11 @@ app.command("install")(install.install)
 app.command("capture")(capture.capture)
 app.command("prove")(prove.prove)
 app.add_typer(migrate.app, name="migrate")
+app.add_typer(defer.app, name="defer")
 app.command("tail")(tail.tail)
 app.command("maintain")(maintain.maintain)
 app.command("bench")(bench.bench)
-for each in (*app.registered_commands, *migrate.app.registered_commands):
+for each in (*app.registered_commands, *migrate.app.registered_commands, *defer.app.registered_commands):
     each.help = prose(each.callback.__doc__ or "")
 
 

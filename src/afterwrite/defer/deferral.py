@@ -1,9 +1,8 @@
-"""Preparing and ending the deferral of a trigger, in the database where its body runs; and what failed there."""
+"""Preparing and ending the deferral of a trigger, in the database where its body runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
 import msgspec
 from psycopg import sql
@@ -28,21 +27,6 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     statements: tuple[str, ...]
     findings: tuple[Finding, ...]
-
-
-class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A call of a body that failed and waits; ``attempts`` is 0 where it was refused without a try."""
-
-    id: int
-    identity: str
-    activity_id: str
-    commit_lsn: str
-    ordinal: int
-    operation: str
-    sqlstate: str | None
-    error: str
-    attempts: int
-    parked_at: datetime
 
 
 class DeferralRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,32 +232,6 @@ class ActiveDeferral(msgspec.Struct, frozen=True):
 async def read_active(db: Database, source: str) -> list[ActiveDeferral]:
     """The same deferrals in short, to notice that some changed."""
     return await db.rows(ActiveDeferral, statement("defer.read_active"), source=source)
-
-
-async def read_dead_letters(db: Database, source: str) -> list[DeadLetter]:
-    """Failed calls that wait, in the order in which they were to run."""
-    return await db.rows(DeadLetter, statement("defer.read_dead_letters"), source=source)
-
-
-async def retry_dead_letters(db: Database, ids: Sequence[int]) -> dict[int, AfterwriteError | None]:
-    """Run parked calls again in this order, each in its own transaction; says of each what went wrong, or None.
-
-    The settings, clock and context are those of the original transaction, as they were when it was parked.
-    """
-    said: dict[int, AfterwriteError | None] = {}
-    for letter in ids:
-        try:
-            async with db.transaction():
-                await db.value(statement("defer.retry_dead_letter"), id=letter)
-            said[letter] = None
-        except AfterwriteError as error:
-            said[letter] = error
-    return said
-
-
-async def skip_dead_letters(db: Database, ids: Sequence[int]) -> int:
-    """Give parked calls up; says how many waited."""
-    return sum([await db.run(statement("defer.skip_dead_letter"), id=letter) for letter in ids])
 
 
 class _Live(msgspec.Struct, frozen=True):

@@ -30,6 +30,44 @@ async def read_progress(db: Database, source: str) -> Progress | None:
     return row.value() if row else None
 
 
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How deferred bodies stand. ``running``: a replayer holds the claim. ``halted_lsn``: the transaction at which the
+    stream stands, because of ``trouble``."""
+
+    position: int
+    commit_lsn: str
+    transactions: int
+    calls: int
+    parked: int
+    updated_at: datetime
+    halted_lsn: str | None
+    trouble: str | None
+    running: bool
+
+
+class Deferred(msgspec.Struct, frozen=True, kw_only=True):
+    """A trigger whose body runs after commit, and how many of its calls failed and wait."""
+
+    identity: str
+    mode: str
+    on_error: str
+    state: str
+    since_lsn: str | None
+    until_lsn: str | None
+    relation: str
+    parked: int
+
+
+async def read_standing(db: Database, source: str) -> Standing | None:
+    """How the deferred bodies of a source stand, or None where nothing ever was deferred."""
+    return await db.maybe(Standing, statement("defer.read_standing"), source=source)
+
+
+async def read_deferred(db: Database, source: str) -> list[Deferred]:
+    """The triggers that are deferred now, are about to be, or were and left failed calls."""
+    return await db.rows(Deferred, statement("defer.read_deferred"), source=source)
+
+
 async def caught_up(db: Database, store: Database, lsn: Lsn, *, source: str) -> bool:
     """Whether every transaction that committed at or before ``lsn`` is stored, and its deferred bodies have run.
 

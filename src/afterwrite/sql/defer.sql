@@ -171,12 +171,68 @@ call afterwrite.run_deferred_each(:jobs::jsonb);
 select ran, parked from afterwrite.run_deferred(:job::jsonb, :guarded);
 
 -- name: read_dead_letters
--- Calls that failed and wait, in the order in which they were to run.
-select id, identity, activity_id::text as activity_id, commit_lsn::text as commit_lsn, ordinal, operation, sqlstate, error,
-       attempts, parked_at
+-- Calls that failed (of one trigger) and wait, in the order in which they were to run; those that are resolved, too.
+select id, identity, deferral_id, activity_id::text as activity_id, commit_lsn::text as commit_lsn, ordinal, committed_at,
+       operation, sqlstate, error, attempts, parked_at, resolved_at, resolution
   from afterwrite.dead_letter
- where source = :source and resolved_at is null
- order by commit_lsn, ordinal, id;
+ where source = :source and (resolved_at is null or :resolved) and identity = coalesce(:identity, identity)
+ order by dead_letter.commit_lsn, ordinal, id;
+
+-- name: read_dead_letter
+-- All of one.
+select id, identity, deferral_id, run, activity_id::text as activity_id, commit_lsn::text as commit_lsn, ordinal, committed_at,
+       operation, before::text as before, after::text as after, context, settings::text as settings, role, sqlstate, error,
+       detail, attempts, parked_at, resolved_at, resolution
+  from afterwrite.dead_letter
+ where source = :source and id = :id;
+
+-- name: note_attempt
+-- It was tried again and failed again, as this says.
+update afterwrite.dead_letter set attempts = attempts + 1, error = :error where id = :id and resolved_at is null;
+
+-- name: skip_halt
+-- Let the failing calls of the transaction at which the stream stands be parked.
+with standing as (
+    select halted_lsn from afterwrite.deferral_progress where source = :source and halted_lsn is not null
+), told as (
+    update afterwrite.deferral d set skip_lsn = s.halted_lsn from standing s where d.source = :source and d.state = 'live'
+)
+select halted_lsn::text from standing;
+
+-- name: read_renewable
+-- Deferrals whose bodies may still run: live ones, and those that failed calls wait for.
+select d.id
+  from afterwrite.deferral d
+ where d.source = :source
+   and (d.state in ('prepared', 'live')
+        or exists (select from afterwrite.dead_letter l where l.deferral_id = d.id and l.resolved_at is null));
+
+-- name: renew_definition
+-- From now on this is its body.
+update afterwrite.deferral set definition = :definition::jsonb where id = :id;
+
+-- name: read_standing
+-- How deferred bodies stand: how far they are, what they did, and where they halted.
+select position, commit_lsn::text as commit_lsn, transactions, calls, parked, updated_at, halted_lsn::text as halted_lsn,
+       trouble,
+       exists (select from pg_catalog.pg_locks l
+                where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+                  and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+                  and (l.classid::bigint << 32) | l.objid::bigint
+                      = pg_catalog.hashtextextended('afterwrite.defer.' || :source, 0)) as running
+  from afterwrite.deferral_progress
+ where source = :source;
+
+-- name: read_deferred
+-- The triggers whose bodies run after commit, or did, or are prepared to, and how many of their calls wait.
+select d.identity, d.mode, d.on_error, d.state, d.since_lsn::text as since_lsn, d.until_lsn::text as until_lsn,
+       d.relations[cardinality(d.relations)] as relation,
+       (select count(*) from afterwrite.dead_letter l where l.deferral_id = d.id and l.resolved_at is null) as parked
+  from afterwrite.deferral d
+ where d.source = :source
+   and (d.state in ('prepared', 'live')
+        or exists (select from afterwrite.dead_letter l where l.deferral_id = d.id and l.resolved_at is null))
+ order by d.identity, d.id;
 
 -- name: retry_dead_letter
 -- Run a parked call again, in this transaction.
