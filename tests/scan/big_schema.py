@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -176,11 +177,11 @@ async def make(dsn: str, size: Size) -> None:
         await db.script(script(size))
 
 
-def measure(dsn: str) -> tuple[float, int]:
-    """Seconds that the whole command takes, and the bytes that it prints."""
+def measure(dsn: str) -> tuple[float, float, int]:
+    """Seconds that the whole command takes, seconds of CPU (without the server), and the bytes that it prints."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "scan.json"
-        begun = time.monotonic()
+        begun, used = time.monotonic(), _cpu_of_children()
         with output.open("wb") as file:
             subprocess.run(
                 [sys.executable, "-m", "afterwrite", "scan", "--json", "--dsn", dsn],
@@ -189,7 +190,12 @@ def measure(dsn: str) -> tuple[float, int]:
                 timeout=600,
                 env={**os.environ, "PYTHONWARNINGS": "error"},
             )
-        return time.monotonic() - begun, output.stat().st_size
+        return time.monotonic() - begun, _cpu_of_children() - used, output.stat().st_size
+
+
+def _cpu_of_children() -> float:
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
 
 
 def main() -> None:
@@ -218,8 +224,10 @@ def main() -> None:
         print(f"{len(found.judgements):,} triggers on {tables:,} tables, {len(found.inventory.functions):,} functions")
         print(", ".join(f"{count:,} {verdict}" for verdict, count in verdicts.most_common()))
         taken = sorted(measure(server.dsn()) for _ in range(rounds))
-        seconds, size_in_bytes = taken[len(taken) // 2]
-        print(f"afterwrite scan --json: {seconds:.1f} s (middle of {rounds}), {size_in_bytes / 1e6:.1f} MB of JSON")
+        seconds, cpu, written = taken[len(taken) // 2]
+        print(
+            f"afterwrite scan --json: {seconds:.1f} s, {cpu:.1f} s of CPU (middle of {rounds}); {written / 1e6:.1f} MB"
+        )
         machine = f"{os.cpu_count()} {platform.machine()} cores"
         print(f"PostgreSQL {server.version}, Python {platform.python_version()}, {machine}")
 

@@ -134,7 +134,8 @@ def _needs(found: Survey, judgement: Judgement) -> Iterator[str]:
                 lines[read.column].add(read.line)
         for column in needs.old_columns:
             what = "the whole old row" if column == "*" else f"OLD.{column}"
-            yield f"replica identity: it looks at {what}{_at(lines[column])}, which the WAL holds under REPLICA IDENTITY FULL only"
+            only = "which the WAL holds under REPLICA IDENTITY FULL only"
+            yield f"replica identity: it looks at {what}{_at(lines[column])}, {only}"
     for name in needs.settings:
         at = {fact.line for fact in body.settings if not fact.written and (fact.name or "?") == name}
         yield f"context: it asks for the setting {name}{_at(at)}, which the writer has to stamp"

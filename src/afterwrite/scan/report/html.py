@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib import resources
@@ -21,6 +22,7 @@ _TITLES = {
     Verdict.RETIRE: "May go",
 }
 _SHARE = "write time"
+_REASONS = 5
 _SEVERITY = {Severity.ERROR: "in the way", Severity.WARNING: "to mend", Severity.INFO: "to know"}
 # Nothing may be loaded or run, whatever the database's names and bodies try.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -94,13 +96,20 @@ def _sections(shown: ScanDocument) -> Iterator[Markup]:
         if triggers:
             yield _triggers(verdict, triggers, shown)
     yield from _findings("What was noticed", shown.findings)
+    decided = Counter(trigger.reasons[0].rule for trigger in shown.triggers if trigger.reasons)
     spoke = [
-        join((element("dt", element("code", rule), id=f"rule-{rule}"), element("dd", sentence)))
+        join((element("dt", element("code", rule)), element("dd", sentence, *_deciding(decided[rule]))))
         for rule, sentence in shown.rules.items()
     ]
     if spoke:
         yield _section("The rules that spoke", "", element("dl", *spoke))
     yield from _findings("Figures that are missing", shown.missing, note="No verdict depends on them.")
+
+
+def _deciding(count: int) -> Iterator[Markup]:
+    if count:
+        noun = "trigger" if count == 1 else "triggers"
+        yield element("span", f" It decided on {count:,} {noun}.", class_="quiet")
 
 
 def _section(title: str, note: str, *content: Markup | None) -> Markup:
@@ -202,21 +211,31 @@ def _row(trigger: TriggerShown, shares: dict[str, float | None]) -> Markup:
             element("span", f"{trigger.function.removeprefix('public.')}()", class_="quiet function"),
         ),
         element("td", fires, *(element("span", each, class_="quiet function") for each in more)),
-        element("td", *(_reason(reason) for reason in trigger.reasons), *_moving(trigger)),
+        element("td", *_reasons(trigger.reasons), *_moving(trigger)),
     ]
     if shares:
         cells.append(element("td", percent(shares.get(trigger.identity)), class_="number"))
     return element("tr", *cells)
 
 
-def _reason(reason: ReasonShown) -> Markup:
+def _reasons(reasons: Sequence[ReasonShown]) -> Iterator[Markup]:
+    """The first few reasons; a line of code that several share stands below the first of them."""
+    seen: set[str | None] = set()
+    for reason in reasons[:_REASONS]:
+        yield _reason(reason, code=reason.code if reason.code not in seen else None)
+        seen.add(reason.code)
+    if len(reasons) > _REASONS:
+        yield element("div", f"and {len(reasons) - _REASONS} reasons more", class_="reason quiet")
+
+
+def _reason(reason: ReasonShown, code: str | None) -> Markup:
     where = f"line {reason.line}" if reason.line is not None else None
     return element(
         "div",
         reason.text,
         " ",
         element("span", " · ".join(filter(None, (reason.rule, where))), class_="quiet rule"),
-        element("code", reason.code, class_="line") if reason.code else None,
+        element("code", code, class_="line") if code else None,
         class_="reason",
     )
 

@@ -44,7 +44,8 @@ def verdicts_by_table(shown: ScanDocument) -> Markup:
     counts: dict[str, Counter[Verdict]] = {}
     for trigger in shown.triggers:
         counts.setdefault(_relation(trigger), Counter())[trigger.verdict] += 1
-    ranked = sorted(counts, key=lambda name: (-counts[name].total(), name))
+    # Of tables with equally many, those that ask most of a person first.
+    ranked = sorted(counts, key=lambda name: (-counts[name].total(), -counts[name][Verdict.REVIEW], name))
     most = max(counts[name].total() for name in ranked)
     scale = (_WIDTH - _LABEL - 50.0) / most
     parts: list[Markup] = []
@@ -108,7 +109,7 @@ def phase_plan(phases: Sequence[PhaseShown], kept: int, review: int) -> Markup:
         top = y
         parts.append(_text(52.0, y + 15.0, phase.title, class_="strong"))
         counted = " · ".join(
-            f"{len(names)} {word}" for names, word in ((phase.retire, "retire"), (phase.defer, "defer")) if names
+            f"{len(names):,} {word}" for names, word in ((phase.retire, "retire"), (phase.defer, "defer")) if names
         )
         parts.append(_text(_WIDTH, y + 15.0, counted, class_="quiet", text_anchor="end"))
         x, y = 52.0, y + 28.0
