@@ -8,8 +8,9 @@ Strictness is retire < defer < review < keep. A mutated body fails the test when
 - **seen**: the server runs it, and it is seen refusing, changing its own table or (where it may go) writing what is no
   log, and yet its verdict allows no such thing;
 - **looser**: its verdict is looser than that of the body as it was, without a reason. Reasons are: a place that cannot
-  be read (keep becomes review); the effect was seen before and is no longer seen when the server runs it; or the
-  statement that decided is no longer in the text;
+  be read (keep becomes review); the effect was seen before and is no longer seen when the server runs it; the statement
+  that decided is no longer in the text; or the server refuses the function for a type or a name that is not there, so
+  that no database has it;
 - **others**: the verdict of another trigger became looser, while the mutated body cannot be read and still names a
   table that the other one writes;
 - **decorated**: what changes nothing of the meaning changed the verdict (the very large and deep may become review);
@@ -200,7 +201,7 @@ async def try_one(scene: Scene, parser: Parser, number: int, seed: int, account:
         case = Case(scene, function, mutation, judgement, before, rejected, definition)
         for what in _wrong(case, account):
             _fail(account, name, judgement, mutation, what)
-        account.outcomes[mutation.kind][_outcome(scene, judgement, before)] += 1
+        account.outcomes[mutation.kind][_outcome(case)] += 1
     read = all(survey.bodies[oid].parsed for oid in running)
     for oid, judgement in after.items():
         if oid not in running and looser(judgement.verdict, scene.before[oid].verdict) and not read:
@@ -224,7 +225,7 @@ class Case(NamedTuple):
 
 
 def _wrong(case: Case, account: Account) -> Iterator[str]:
-    scene, _, mutation, judgement, before, rejected, definition = case
+    scene, function, mutation, judgement, before, rejected, definition = case
     went = f"{before.verdict} became {judgement.verdict}"
     is_looser = looser(judgement.verdict, before.verdict)
     if mutation.kind is Kind.ADDITION:
@@ -238,16 +239,23 @@ def _wrong(case: Case, account: Account) -> Iterator[str]:
         return
     if judgement.verdict not in _GOING:
         return  # review says itself which place cannot be read
-    if rejected is not None and rejected.unread:
-        yield f"unread: {went}, but the server says: {rejected.message}"
-        return
-    if rejected is None and scene.court.can_try(judgement.trigger):
+    if rejected is not None:
+        if rejected.unread and not _about_result(function, rejected):
+            yield f"unread: {went}, but the server says: {rejected.message}"
+        return  # what it refuses for a type or a name that it does not know, no database has
+    if scene.court.can_try(judgement.trigger):
         account.run += 1
         seen = scene.court.effects(judgement.trigger, definition)
         yield from (f"seen: {went}, but it {what}" for what in unsound(judgement, seen)[:1])
-    gone = rejected is None and _seen_gone(scene, judgement, before)
-    if is_looser and not gone and (left := _left(case)):
+    if is_looser and not _seen_gone(scene, judgement, before) and (left := _left(case)):
         yield f"looser: {went}, and there still stands {left}"
+
+
+def _about_result(function: Function, rejected: Rejected) -> bool:
+    """Whether a RETURN does not go with what the function was declared to return, which its body does not tell."""
+    return not function.returns_trigger and (
+        rejected.message.startswith("RETURN cannot have") or rejected.message == 'missing expression at or near ";"'
+    )
 
 
 def _seen_gone(scene: Scene, judgement: Judgement, before: Judgement) -> bool:
@@ -289,14 +297,17 @@ def _bare(text: str) -> list[str]:
     return [piece if piece[0] in "'\"$" else piece.lower() for piece in listed]
 
 
-def _outcome(scene: Scene, judgement: Judgement, before: Judgement) -> str:
-    if judgement.verdict is before.verdict:
+def _outcome(case: Case) -> str:
+    verdict, was = case.judgement.verdict, case.before.verdict
+    if verdict is was:
         return "same"
-    if looser(before.verdict, judgement.verdict):
+    if looser(was, verdict):
         return "stricter"
-    if judgement.verdict is Verdict.REVIEW:
+    if verdict is Verdict.REVIEW:
         return "looser: a place cannot be read"
-    if _seen_gone(scene, judgement, before):
+    if case.rejected is not None:
+        return "looser: the server knows no such type or name"
+    if _seen_gone(case.scene, case.judgement, case.before):
         return "looser: the effect is no longer seen"
     return "looser: what decided is no longer in the text"
 

@@ -261,3 +261,15 @@ def test_a_condition_and_a_sql_function_are_read_too() -> None:
     assert (condition.old_columns, condition.new_columns) == ({"a"}, {"a", "b"})
     assert [call.name for call in condition.calls] == ["f"]
     assert sql.inserts[0].values == ("p", "$2")
+
+
+def test_a_perform_knows_its_lines() -> None:
+    body = read_one("perform\n 1 /\n (case when new.qty < 0 then 0 else 1 end);")
+    (thrown,) = body.discards
+    assert (thrown.line, thrown.further) == (1, 2)
+    assert [division.line for division in body.divisions] == [2]
+
+
+def test_a_return_without_a_row_is_unread_wherever_it_stands() -> None:
+    body = read_one("if tg_op = 'TRUNCATE' then return; end if; return new;")
+    assert [(fact.rule, fact.guards) for fact in body.unknowns] == [("unparsable", ())]

@@ -191,7 +191,8 @@ class _Walker:
                 self._sql(node, line)
             case "perform":
                 self._query(node.get("expr"), line, into=("found",))
-                self.notebook.add(Discard, line, text=_text(node.get("expr")).strip()[6:].strip())
+                text = _text(node.get("expr")).rstrip()
+                self.notebook.add(Discard, line, text=text.strip()[6:].strip(), further=text.count("\n"))
             case "call":
                 self._call(node, line)
             case "dynexecute":
@@ -348,7 +349,10 @@ class _Walker:
             return True
         if "expr" not in node:
             if self.notebook.rows:
+                # The server reads the whole function before it runs any of it: no condition stands before this.
+                guards, self.notebook.guards = self.notebook.guards, []
                 self.notebook.add(Unknown, line, rule="unparsable", text="a trigger's RETURN must name a row")
+                self.notebook.guards = guards
             self.notebook.add(Return, line, what="none")
             return True
         query = self._query(node["expr"], line, into=("result",))

@@ -269,9 +269,13 @@ class Division(Fact, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Discard(Fact, frozen=True, kw_only=True, omit_defaults=True):
-    """A PERFORM: what it computes is thrown away, so that its point is what it does on the way."""
+    """A PERFORM: what it computes is thrown away, so that its point is what it does on the way.
+
+    ``further`` is how many lines it goes on after its first one.
+    """
 
     text: str
+    further: int = 0
 
 
 class Notify(Fact, frozen=True, kw_only=True, omit_defaults=True):

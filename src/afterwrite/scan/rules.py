@@ -794,8 +794,9 @@ def _never_null(case: Case, fact: Fact) -> bool:
 
 
 def _within(fact: Fact, outer: Fact) -> bool:
-    """Whether something happens in the statement of another: on its line, and as deep or deeper."""
-    return fact.line == outer.line and fact.via[: len(outer.via)] == outer.via
+    """Whether something happens in the statement of another: on one of its lines, and as deep or deeper."""
+    further = outer.further if isinstance(outer, Discard) else 0
+    return 0 <= fact.line - outer.line <= further and fact.via[: len(outer.via)] == outer.via
 
 
 def _numbers_a_row(case: Case, fact: Call) -> bool:
