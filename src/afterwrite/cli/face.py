@@ -153,9 +153,20 @@ def show_findings(findings: Sequence[Finding], console: Console | None = None, *
                 console.print(f"{mark}  and {more:,} more like it [dim]({finding.rule}; --json has all)[/]")
             if shown[kind] > few:
                 continue
-        console.print(f"{_MARK[finding.severity]}  {plain(sentence(finding))} [dim]({finding.rule})[/]", soft_wrap=True)
+        hang(f"{_MARK[finding.severity]} ", f"{plain(sentence(finding))} [dim]({finding.rule})[/]", console)
         if finding.remedy:
             console.print(f"         [green]→[/] {plain(finding.remedy)}", soft_wrap=True)
+
+
+def hang(mark: str, text: str, console: Console | None = None) -> None:
+    """A sentence behind a mark: folded between words beside it on a terminal, one line in a pipe."""
+    console = console or out
+    if not console.is_terminal:
+        console.print(f"{mark} {text}", soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_row(mark, text)
+    console.print(grid)
 
 
 def sentence(finding: Finding) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from rich.table import Table
 
 from afterwrite.cli.costs import show_costs_by_trigger
-from afterwrite.cli.face import counted, fill, out, plain, show_findings, table
+from afterwrite.cli.face import counted, fill, hang, out, plain, show_findings, table
 from afterwrite.scan.report.document import ReasonShown, ScanDocument, TriggerShown
 from afterwrite.scan.report.explain import Explanation, Line, Passage
 from afterwrite.scan.report.words import MEANING, noticed, percent, saved, server
@@ -42,7 +42,7 @@ def show(shown: ScanDocument, *, everything: bool) -> None:
     if shown.missing:
         out.print("[bold]Figures that are missing[/] [dim](no verdict depends on them)[/]")
         for finding in shown.missing:
-            out.print(f"  {plain(finding.text)}", soft_wrap=not out.is_terminal)
+            hang(" ", plain(finding.text))
             if finding.remedy:
                 out.print(f"    [green]→[/] {plain(finding.remedy)}", soft_wrap=True)
     if shown.triggers:
@@ -180,13 +180,11 @@ def show_explanation(told: Explanation, shown: TriggerShown, rules: Iterable[tup
     out.print()
     out.print(fill(heads, ((reason.rule, reason.line, reason.text) for reason in reasons)))
     for need in told.needs:
-        out.print(f"[bold]needs[/] {plain(need)}", soft_wrap=not out.is_terminal)
+        hang("[bold]needs[/]", plain(need))
     for sentence in noticed(shown.eventual):
-        out.print(f"[bold]eventually consistent[/]: {plain(sentence)}", soft_wrap=not out.is_terminal)
+        hang("[bold]becomes eventually consistent:[/]", plain(sentence))
     for name, sentence in rules:
-        out.print(
-            f"[dim]{plain(name)}: {plain(sentence)} (docs/rules.md#{plain(name)})[/]", soft_wrap=not out.is_terminal
-        )
+        hang(f"[dim]{plain(name)}:[/]", f"[dim]{plain(sentence)} (docs/rules.md#{plain(name)})[/]")
 
 
 def _shown_lines(passage: Passage) -> Iterator[Line | None]:
