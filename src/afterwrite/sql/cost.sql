@@ -86,13 +86,14 @@ select w.pid,
  where not w.granted and w.locktype in ('tuple', 'transactionid');
 
 -- name: read_rights
--- What this role may do for a probe: pass triggers over, make a temporary function, write here at all.
+-- What this role may do for a probe: write here at all, make a temporary function.
 select pg_catalog.pg_is_in_recovery() as standby,
-       case when pg_catalog.current_setting('server_version_num')::integer >= 150000
-            then pg_catalog.has_parameter_privilege('session_replication_role', 'set')
-            else pg_catalog.current_setting('is_superuser')::boolean end as replica_role,
        pg_catalog.has_database_privilege(pg_catalog.current_database(), 'temporary') as temporary,
-       current_user::text as role;
+       pg_catalog.current_setting('is_superuser')::boolean as superuser;
+
+-- name: may_pass_triggers_over
+-- Whether this role may set session_replication_role (PostgreSQL 15 or later; before, superusers may).
+select pg_catalog.has_parameter_privilege('session_replication_role', 'set');
 
 -- name: read_table_rights
 -- What this role may do with one table, and who owns it.

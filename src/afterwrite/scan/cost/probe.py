@@ -37,9 +37,8 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
     """What the session may do as a whole."""
 
     standby: bool
-    replica_role: bool
     temporary: bool
-    role: str
+    superuser: bool
 
 
 class TableRights(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +84,9 @@ async def plan_probe(db: Database, survey: Survey, wanted: Sequence[str], anyway
     atlas = Atlas(survey.inventory)
     async with reading(db):
         rights = await db.one(Rights, statement("cost.read_rights"))
+        may_pass_over = rights.superuser
+        if db.connection.info.server_version >= 150_000:
+            may_pass_over = await db.value(statement("cost.may_pass_triggers_over"))
     if rights.standby:
         raise Refused(f"{db.where} is a standby: nothing can be written there", remedy="probe the primary")
     tables = {table.oid: table for name in (*wanted, *anyway) for table in [_find(atlas, survey, name)]}
@@ -101,7 +103,7 @@ async def plan_probe(db: Database, survey: Survey, wanted: Sequence[str], anyway
         async with reading(db):
             may = await db.one(TableRights, statement("cost.read_table_rights"), oid=table.oid)
         owner = Switch.ALTER if may.owner else Switch.NONE
-        switch = Switch.REPLICA if rights.replica_role else owner
+        switch = Switch.REPLICA if may_pass_over else owner
         triggers = tuple(trigger for trigger in survey.inventory.triggers if _root_oid(atlas, trigger) == table.oid)
         subjects.append(Subject(table=table, triggers=triggers, switch=switch, rights=may))
     return Plan(
@@ -190,6 +192,9 @@ def _dangers_of(survey: Survey, trigger: Trigger) -> Iterator[str]:
             yield f"{name} sets a sequence (setval)"
     for fact in body.commands:
         yield f"{name} runs {fact.what}"
+    for fact in body.deletes:
+        if fact.truncate:
+            yield f"{name} truncates {fact.relation}, which locks out everybody"
     for fact in body.refreshes:
         yield f"{name} refreshes {fact.relation}, which locks out its readers"
 
