@@ -32,8 +32,8 @@ from afterwrite.defer.progress import read_progress
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.migrate.gates import Place
-from afterwrite.migrate.identity import parse_replica_identity, record_replica_identity
-from afterwrite.postgres import Database, LockPolicy, OnBlocked, connect
+from afterwrite.migrate.identity import parse_replica_identity, record_replica_identity, replica_identity_row
+from afterwrite.postgres import Database, LockPolicy, OnBlocked, connect, script, statement
 from afterwrite.prove.prover import Prover
 from afterwrite.scan.catalog import Event
 from afterwrite.scan.classify import Judgement, Verdict
@@ -167,10 +167,29 @@ def capture_setup(found: Survey, settings: Settings) -> CaptureSetup:
     )
 
 
+async def keep_published(source: Database, setup: CaptureSetup) -> CaptureSetup:
+    """The same, with what is published already: a table whose triggers were removed goes on being captured."""
+    legacy = frozenset(await _published(source, setup.legacy_publication)) | set(setup.legacy_tables)
+    tables = frozenset(await _published(source, setup.publication)) | set(setup.tables)
+    return msgspec.structs.replace(
+        setup, tables=tuple(sorted(tables - legacy)), legacy_tables=tuple(sorted(legacy - set(setup.tables)))
+    )
+
+
+async def _published(source: Database, publication: str) -> list[tuple[str, str]]:
+    rows = await source.rows(_Published, statement("migrate.read_published"), publication=publication)
+    return [(row.schema, row.table) for row in rows]
+
+
+class _Published(msgspec.Struct, frozen=True):
+    schema: str
+    table: str
+
+
 async def look_at_installation(settings: Settings, source: Database, store: Database) -> Installation:
     """What ``install`` would do. Reads only."""
     found = await survey(source)
-    setup = capture_setup(found, settings)
+    setup = await keep_published(source, capture_setup(found, settings))
     versions = {database: await read_version(database) for database in dict.fromkeys([source, store])}
     missing = [
         f"{upgrade.number:04d} {upgrade.name} in {database.where}"
@@ -200,6 +219,35 @@ async def look_at_installation(settings: Settings, source: Database, store: Data
         schema=tuple(missing),
         steps=tuple(await foresee(source, setup, checkpoint, identity)),
     )
+
+
+def installation_script(installation: Installation, settings: Settings) -> str:
+    """What ``install`` would do to the source, as SQL for an editor; ``install`` then only has to remember it.
+
+    Each publication, replica identity and slot is a transaction of its own, as the server wants it.
+    """
+    timeout = f"set lock_timeout = '{settings.lock_timeout_ms}ms';"
+    parts = [
+        "-- What has to be there before anything is silenced: the schema, replica identities, publications, the slot.\n"
+        "-- Afterwards run `afterwrite install --apply`, which finds it done and remembers it, then `afterwrite capture`.\n"
+        "-- The server needs wal_level = logical, and is better off with a max_slot_wal_keep_size.",
+    ]
+    missing = {step.partition(" in ")[0] for step in installation.schema}
+    for upgrade in known_upgrades():
+        if f"{upgrade.number:04d} {upgrade.name}" in missing:
+            text = script(f"schema/{upgrade.number:04}_{upgrade.name}").rstrip()
+            row = f"insert into afterwrite.version (number, name) values ({upgrade.number}, '{upgrade.name}');"
+            parts.append(f"-- schema {upgrade.number:04}_{upgrade.name}\nbegin;\n{text}\n{row}\ncommit;")
+    parts.append(timeout)
+    for step in installation.steps:
+        if step.sql is None:
+            continue
+        lines = [step.sql.rstrip().removesuffix(";")]
+        if step.kind is StepKind.IDENTITY and step.undo:
+            before, after = parse_replica_identity(step.undo), parse_replica_identity(step.sql)
+            lines = ["begin", *lines, replica_identity_row(step.where, before, after), "commit"]
+        parts.append(f"-- {step.text}\n" + "\n".join(f"{line};" for line in lines))
+    return "\n\n".join([*parts, "reset lock_timeout;"]) + "\n"
 
 
 async def examine_governance(settings: Settings, source: Database, checkpoint: Checkpoint) -> list[Finding]:
@@ -358,7 +406,8 @@ async def run_capture(
         async with connect(settings.dsn, guarded=True) as database:
             await require_store(database)
             found = await survey(database)
-        legacy = frozenset(capture_setup(found, settings).legacy_tables)
+            setup = await keep_published(database, capture_setup(found, settings))
+        legacy = frozenset(setup.legacy_tables)
         async with Prover(settings.dsn, found.judgements, found.bodies, folder=settings.spill_dir) as prover:
             yield Duty(observers=(prover,), legacy_tables=legacy)
 

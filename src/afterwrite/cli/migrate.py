@@ -36,13 +36,14 @@ from afterwrite.cli.plan import PlanFile, load
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.migrate.backup import render_sql
 from afterwrite.migrate.deeds import EventKind, MigrationEvent, render
-from afterwrite.migrate.engine import PhaseRun, remove_phases, run_all, run_phase
+from afterwrite.migrate.engine import Migrator, PhaseRun, remove_phases, run_all, run_phase
 from afterwrite.migrate.functions import FunctionsRun
 from afterwrite.migrate.overrides import overrides
 from afterwrite.migrate.phase import Gate
 from afterwrite.migrate.plan import Plan
 from afterwrite.migrate.rehearse import read_backups, rehearse
 from afterwrite.migrate.rollback import Rollback, rollback_phase
+from afterwrite.migrate.scripts import phase_script, write_scripts
 from afterwrite.migrate.status import MigrationStatus
 from afterwrite.migrate.status import status as read_status
 from afterwrite.postgres import connect, describe_dsn
@@ -63,15 +64,26 @@ def run_command(
     everything: Everything = False,
     apply: Apply = False,
     wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for gates that do not hold yet.", min=0)] = 0,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--sql", metavar="PATH", help="Write the SQL to this file; with --all all scripts into this folder."
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Silence a phase (or, with --all, each in turn, with its soak). Without --apply: the exact SQL, and the gates.
 
-    Exit 3 when a gate does not hold, 4 when the database is not what the plan says. Running it again goes on from
+    With --all --sql DIR the whole migration is written as scripts that work by hand, forward and back. Exit 3 when a gate does not hold, 4 when the database is not what the plan says. Running it again goes on from
     what is there.
     """
     _one_of(phase, everything)
-    return run(_run(settings(dsn, store_dsn), load(file), phase, apply=apply, wait=wait, json=json))
+    given, plan = settings(dsn, store_dsn), load(file)
+    if target is not None:
+        if apply:
+            raise UsageError("--sql writes what --apply would do", remedy="leave one of them out")
+        return run(_write_sql(given, plan, phase, target))
+    return run(_run(given, plan, phase, apply=apply, wait=wait, json=json))
 
 
 @app.command("rollback")
@@ -81,6 +93,9 @@ def rollback_command(
     phase: PhaseNumber = None,
     everything: Everything = False,
     apply: Apply = False,
+    target: Annotated[
+        Path | None, typer.Option("--sql", metavar="FILE", help="Write the SQL to this file instead.")
+    ] = None,
     backfill: Annotated[
         bool,
         typer.Option("--backfill/--no-backfill", help="Fill the legacy log for the time when its triggers were off."),
@@ -96,7 +111,13 @@ def rollback_command(
     captured, and compared. Without --apply it only shows the SQL. Exit 3 when the log could not be filled.
     """
     _one_of(phase, everything)
-    return run(_rollback(settings(dsn, store_dsn), phase, apply=apply, backfill=backfill, force=force, json=json))
+    if target is not None and apply:
+        raise UsageError("--sql writes what --apply would do", remedy="leave one of them out")
+    return run(
+        _rollback(
+            settings(dsn, store_dsn), phase, apply=apply, backfill=backfill, force=force, target=target, json=json
+        )
+    )
 
 
 @app.command("remove")
@@ -268,6 +289,39 @@ async def _run(given: Settings, plan: Plan, number: int | None, *, apply: bool, 
     return ExitCode.GATE if unmet else ExitCode.OK
 
 
+async def _write_sql(given: Settings, plan: Plan, number: int | None, target: Path) -> int:
+    """Write the script of one phase, or of everything; exit 3 when a gate did not hold at that moment."""
+    async with runtime.source_and_store(given) as (source, store):
+        migrator = Migrator(
+            source,
+            plan,
+            runtime.place_of(given),
+            store=store,
+            operator=operator_of(given),
+            policy=runtime.lock_policy(given),
+        )
+        if number is not None:
+            one = await migrator.show(plan.phase(number))
+            files, unmet = {target: phase_script(one)}, any(not gate.met for gate in one.gates)
+        else:
+            installation = await runtime.look_at_installation(given, source, store)
+            optimise = runtime.installation_script(installation, given)
+            if installation.schema:
+                say("afterwrite is not installed: the scripts of the phases come when 0-optimise.sql was run")
+                files, unmet = {target / "0-optimise.sql": optimise}, True
+            else:
+                found = await write_scripts(migrator, optimise)
+                files = {target / name: text for name, text in found.files.items()}
+                unmet = any(not gate.met for gates in found.gates.values() for gate in gates)
+            try:
+                target.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"{target} cannot be made: {error.strerror}", remedy="name another folder") from error
+    for path, text in files.items():
+        write_script(path, text)
+    return ExitCode.GATE if unmet else ExitCode.OK
+
+
 async def _remove(given: Settings, plan: Plan, number: int | None, *, functions: bool, apply: bool, json: bool) -> int:
     async with runtime.source_and_store(given) as (source, store):
         runs, dropped = await remove_phases(
@@ -323,7 +377,14 @@ def _show_removal(runs: Sequence[PhaseRun], dropped: FunctionsRun | None, script
 
 
 async def _rollback(
-    given: Settings, number: int | None, *, apply: bool, backfill: bool, force: bool, json: bool
+    given: Settings,
+    number: int | None,
+    *,
+    apply: bool,
+    backfill: bool,
+    force: bool,
+    target: Path | None,
+    json: bool,
 ) -> int:
     async with runtime.source_and_store(given) as (source, store):
         done = await rollback_phase(
@@ -349,6 +410,9 @@ async def _rollback(
                 "findings": done.findings,
             }
         )
+    elif target is not None:
+        write_script(target, done.sql)
+        show_findings(done.findings)
     else:
         _show_rollback(done)
     hole = any(finding.rule in ("rollback.hole", "rollback.unproven") for finding in done.findings)

@@ -89,6 +89,19 @@ async def record_replica_identity(db: Database, table: str, before: ReplicaIdent
     )
 
 
+def replica_identity_row(table: str, before: ReplicaIdentity, after: ReplicaIdentity) -> str:
+    """The statement that tells the same, for scripts that are run by hand."""
+    return ledger_row(
+        None,
+        None,
+        table,
+        Action.REPLICA_IDENTITY_SET.value,
+        sql=replica_identity_sql(table, after),
+        before=literal(msgspec.json.encode(before).decode()),
+        after=literal(msgspec.json.encode(after).decode()),
+    )
+
+
 async def restore_replica_identities(
     db: Database, *, apply: bool = True, policy: LockPolicy | None = None, on_event: OnEvent | None = None
 ) -> tuple[list[Deed], list[Finding]]:

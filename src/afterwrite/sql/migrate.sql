@@ -436,3 +436,9 @@ select r.rolname::text from pg_catalog.pg_roles r where r.rolname !~ '^pg_' orde
 -- name: has_role
 -- Whether there is a role of this name.
 select exists (select from pg_catalog.pg_roles r where r.rolname = :role);
+
+-- name: read_published
+-- The tables that a publication lists.
+select t.schemaname::text as schema, t.tablename::text as table
+  from pg_catalog.pg_publication_tables t
+ where t.pubname = :publication;
