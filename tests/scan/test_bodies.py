@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reading import read_all, read_one
+from reading import function, read_all, read_one
 
 from afterwrite.scan.facts import Language, OnConflict, Source, TermKind
 
@@ -273,3 +273,10 @@ def test_a_perform_knows_its_lines() -> None:
 def test_a_return_without_a_row_is_unread_wherever_it_stands() -> None:
     body = read_one("if tg_op = 'TRUNCATE' then return; end if; return new;")
     assert [(fact.rule, fact.guards) for fact in body.unknowns] == [("unparsable", ())]
+
+
+def test_a_variable_of_a_row_type_is_known_however_its_type_is_written() -> None:
+    kinds = ["s . t", 's. /* the row */ "a b"', '"S".t%rowtype', "record -- whatever it is\n"]
+    for body in read_all([function("r.f := 1; return new;", declare=f"r {kind};") for kind in kinds]):
+        assert body.parsed
+        assert [fact.variable for fact in body.assignments] == ["r.f"]

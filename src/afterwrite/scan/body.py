@@ -47,6 +47,8 @@ _EXPRESSION_MODE = 2
 # Each begins where a word begins and never gives a letter back: a literal of a megabyte is passed over once.
 _ALIAS = re.compile(r"(?<![\w$])([\w$]++)\s++alias\s+for\s+(\$\d+|[\w$]+)\s*;", re.IGNORECASE)
 _ROWTYPE = re.compile(r"(?<![\w$.\"])[\w$.\"]++\s*+%\s*rowtype\b", re.IGNORECASE)
+_SUM = re.compile(r"(?<![-+*/<>=~!@#%^&|])[+*](?![-+*/<>=~!@#%^&|])")
+_TYPE = r'(?:"[^"]+"|[\w$]+)(?:\s*\.\s*(?:"[^"]+"|[\w$]+))*'
 _UNKNOWN_FIELD = re.compile(r'"(?P<variable>[^".]+)\.[^"]*" is not a known variable')
 
 
@@ -88,20 +90,35 @@ def _parse_tolerantly(definition: str) -> Node:
                 raise
             name = re.escape(denied["variable"])
             declared = re.compile(
-                rf'(?<![\w$."])(\"?{name}\"?\s+(?:constant\s+)?)(?!record\b|alias\b)[\w$."]+(\s*%\s*rowtype\b)?(\s*\[\s*\])*',
+                rf'(?<![\w$."])(\"?{name}\"?\s+(?:constant\s+)?)(?!record\b|alias\b){_TYPE}(\s*%\s*rowtype\b)?(\s*\[\s*\])*',
                 re.IGNORECASE,
             )
-            better = declared.sub(r"\1record", text, count=1)
+            better = _without_comments(text)  # one may stand inside a declaration
+            better = declared.sub(r"\1record", text, count=1) if better == text else better
             better = _ROWTYPE.sub("record", text) if better == text else better
-            better = _without_comments(text) if better == text else better
             if better == text:
                 raise
             text = better
     raise _ParseError("too many variables of unknown composite types")
 
 
+def _is_number_type(name: str) -> bool:
+    return name in (
+        "int",
+        "integer",
+        "int4",
+        "bigint",
+        "int8",
+        "numeric",
+        "decimal",
+        "double precision",
+        "float8",
+        "real",
+    )
+
+
 def _without_comments(text: str) -> str:
-    """The text with its comments blanked out, line for line: one may stand inside a declaration."""
+    """The text with its comments blanked out, line for line."""
     blanked = list(text)
     head = text.find("$")  # the body begins with a dollar quote, which is one string to the tokens of the whole
     tag = text[head : text.find("$", head + 1) + 1] if head >= 0 else ""
@@ -546,7 +563,9 @@ class _Walker:
         self.notebook.add(Assignment, line, **fields)
         schema, kind = split_type(self.types.get(variable, ""))
         if kind:
-            constant = not names and not selected
+            # What is added up is a number already.
+            summed = _SUM.search(text) is not None and not selected
+            constant = (not names and not selected) or (summed and _is_number_type(kind))
             self.notebook.add(Cast, line, schema=schema, type=kind, names=names, constant=constant)
         if variable in self.never_null and any(name.startswith(("new.", "old.")) for name in names):
             guard = Guard(text=f"({text.strip()}) is null", line=line, names=names)
