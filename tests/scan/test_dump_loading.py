@@ -16,7 +16,7 @@ from afterwrite.demo.schema import create_legacy_application
 from afterwrite.errors import Finding
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server
-from afterwrite.scan.dump import DumpReport, let_execute, loaded_dump, told_of
+from afterwrite.scan.dump import DumpReport, let_execute, load, loaded_dump, told_of
 from afterwrite.scan.dump.sorting import Deed
 from afterwrite.scan.survey import Survey, survey
 
@@ -297,3 +297,24 @@ def test_thousands_of_statements_take_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 15
     assert sum(report.loaded.values()) == 8 * tables + 1
     assert {each.verdict.value for each in found.judgements} == {"retire"}
+
+
+def test_a_dump_that_takes_too_long_is_judged_as_far_as_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "_SECONDS", 0.5)
+    text = "".join(f"create table t{n} (id int primary key, a text unique);\n" for n in range(3_000))
+    found, report = of_text(tmp_path, text)
+    assert 0 < len(found.inventory.tables) < 3_000
+    assert report.untried + report.loaded["CREATE TABLE"] == 3_000
+    assert "dump-too-slow" in rules(found.findings)
+
+
+def test_a_statement_that_hangs_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(load._SESSION, "statement_timeout", "200ms")
+    text = (
+        "create table a (id int);\ncreate index slow on a ((length(repeat('x', 500000000)::text)));\ncreate table b ();"
+    )
+    found, report = of_text(tmp_path, text)
+    assert {table.name for table in found.inventory.tables} == {"a", "b"}
+    assert [each.kind for each in report.not_loaded] == ["CREATE INDEX"]

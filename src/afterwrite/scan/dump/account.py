@@ -68,8 +68,9 @@ class Unloaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DumpReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The account of a load. ``loaded`` counts statements by kind.
+    """The account of a load. ``loaded`` and ``failed`` count statements by kind; ``untried`` were not reached in time.
 
+    ``not_loaded`` are the first of those that failed.
     ``missing_extensions`` were not to be had here (or never are, because they reach files or networks). ``stand_ins``
     are parts that the dump only names. ``bare_tables`` were loaded without defaults and checks. ``stubbed_languages``
     counts functions that are kept as text.
@@ -78,7 +79,9 @@ class DumpReport(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     loaded: Mapping[str, int]
     left_out: tuple[LeftOut, ...] = ()
+    failed: Mapping[str, int] = {}
     not_loaded: tuple[Unloaded, ...] = ()
+    untried: int = 0
     extensions: tuple[str, ...] = ()
     missing_extensions: tuple[str, ...] = ()
     missing_roles: tuple[str, ...] = ()
@@ -86,7 +89,6 @@ class DumpReport(msgspec.Struct, frozen=True, kw_only=True):
     stand_ins: tuple[str, ...] = ()
     bare_tables: tuple[str, ...] = ()
     databases: tuple[str, ...] = ()
-    out_of_time: bool = False
 
     def of(self, deed: Deed) -> list[LeftOut]:
         """What was left out for this reason."""
@@ -115,11 +117,11 @@ class DumpReport(msgspec.Struct, frozen=True, kw_only=True):
         yield from self._parts_findings()
 
     def _whole_findings(self) -> Iterator[Finding]:
-        if self.out_of_time:
+        if self.untried:
             yield self._finding(
                 "dump-too-slow",
                 Severity.WARNING,
-                "the dump took too long to load, and a part of it was not tried",
+                f"the dump took too long to load: {self.untried:,} statements were not tried",
                 "dump fewer schemas at a time: pg_dump --schema-only -n SCHEMA",
             )
         if len(self.databases) > 1:
@@ -172,13 +174,14 @@ class DumpReport(msgspec.Struct, frozen=True, kw_only=True):
         kinds: defaultdict[str, list[Unloaded]] = defaultdict(list)
         for each in self.not_loaded:
             kinds[each.kind].append(each)
-        for kind, each in kinds.items():
+        for kind, count in self.failed.items():
+            each = kinds[kind]
             shown = "; ".join(f"line {one.line}, {one.why}" for one in each[:_LINES_SHOWN])
-            more = f"; and {len(each) - _LINES_SHOWN} more (subject.dump.not_loaded of --json has all)"
+            more = f"; and {count - _LINES_SHOWN:,} more (--json lists them: subject.dump.not_loaded)"
             yield self._finding(
                 "dump-not-loaded",
                 Severity.WARNING if kind in _MATTER else Severity.INFO,
-                f"{len(each):,} {kind} could not be loaded: {shown}{more if len(each) > _LINES_SHOWN else ''}",
+                f"{count:,} {kind} could not be loaded: {shown}{more if count > _LINES_SHOWN else ''}",
             )
 
     def _finding(self, rule: str, severity: Severity, text: str, remedy: str | None = None) -> Finding:

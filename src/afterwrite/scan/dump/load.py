@@ -67,6 +67,7 @@ _SECONDS = 120.0
 _MOST_TEXT = 512 * 1024 * 1024
 _MOST_STAND_INS = 2_000
 _MOST_LANGUAGES = 20
+_MOST_TOLD = 2_000
 _LOOK_AT_DISK_EVERY = 500
 
 
@@ -249,7 +250,6 @@ class _Loader:
         self.fired_up_to = 0
         self.new_trigger_functions = False
         self.deadline = time.monotonic() + _SECONDS
-        self.out_of_time = False
 
     async def load(self, databases: Sequence[str]) -> None:
         self.databases = databases
@@ -273,7 +273,6 @@ class _Loader:
     async def _schemas(self) -> None:
         for name in dict.fromkeys(each.sorted.names[0] for each in self._of(Deed.SCHEMA)):
             if time.monotonic() > self.deadline:
-                self.out_of_time = True
                 return
             await self._make_schema(name)
 
@@ -403,8 +402,7 @@ class _Loader:
 
     async def _attempt(self, each: Statement, text: str) -> Complaint | None:
         if time.monotonic() > self.deadline:
-            self.out_of_time = True
-            return Complaint(sqlstate=_REFUSED, message=f"not tried: {_SECONDS:g} s were over")
+            return Complaint(sqlstate=_UNTRIED, message=f"not tried: {_SECONDS:g} s were over")
         self.tried += 1
         if self.tried % _LOOK_AT_DISK_EVERY == 0:
             await self._look_at_disk(each.line)
@@ -603,15 +601,17 @@ class _Loader:
         for each in self.statements:
             if each.sorted.deed in (Deed.LANGUAGE, Deed.SERVER, Deed.ROLE):
                 self.tally.add(each.line, each.sorted.kind, Deed.NEEDLESS)
+        untried = [index for index, complaint in self.failed.items() if complaint.sqlstate == _UNTRIED]
+        failed = sorted(self.failed.keys() - set(untried))
         unloaded = [
             Unloaded(
                 line=self.statements[index].line,
                 kind=self.statements[index].sorted.kind,
                 text=shortened(self.statements[index].sorted.text),
-                why=shortened(complaint.message, 200),
-                refused=complaint.sqlstate == _REFUSED,
+                why=shortened(self.failed[index].message, 200),
+                refused=self.failed[index].sqlstate == _REFUSED,
             )
-            for index, complaint in sorted(self.failed.items())
+            for index in failed[:_MOST_TOLD]
         ]
         stubbed: defaultdict[str, int] = defaultdict(int)
         for each in self.statements:
@@ -622,7 +622,9 @@ class _Loader:
             file=path,
             loaded=dict(sorted(self.done.items())),
             left_out=self.tally.left_out(),
+            failed=dict(Counter(self.statements[index].sorted.kind for index in failed)),
             not_loaded=tuple(unloaded),
+            untried=len(untried),
             extensions=tuple(self.extensions),
             missing_extensions=tuple(shortened(name) for name, _ in self.missing_extensions),
             missing_roles=tuple(shortened(want.name) for want in self.stand_ins if want.kind is Missing.ROLE),
@@ -634,7 +636,6 @@ class _Loader:
             ),
             bare_tables=tuple(shortened(each, 200) for each in self.bare),
             databases=tuple(shortened(name) for name in dict.fromkeys(self.databases)),
-            out_of_time=self.out_of_time,
         )
 
 
@@ -660,5 +661,6 @@ def _quoted(name: str) -> str:
 
 _ORDER = {kind: place for place, kind in enumerate(Missing)}
 _REFUSED = "refused"
+_UNTRIED = "untried"
 # Trying again would take as long again: our own bounds, statement_timeout, no memory, a program limit.
-_FINAL = frozenset({_REFUSED, "57014", "53200", "54000", "54001", "54011"})
+_FINAL = frozenset({_REFUSED, _UNTRIED, "57014", "53200", "54000", "54001", "54011"})
