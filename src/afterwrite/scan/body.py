@@ -562,7 +562,7 @@ class _Walker:
         fields = {"variable": variable, "text": text.strip(), "names": names, "selected": selected}
         self.notebook.add(Assignment, line, **fields)
         schema, kind = split_type(self.types.get(variable, ""))
-        if kind:
+        if kind and schema != "pg_catalog":  # the counter of a loop has that, and fits it
             # What is added up is a number already.
             summed = _SUM.search(text) is not None and not selected
             constant = (not names and not selected) or (summed and _is_number_type(kind))

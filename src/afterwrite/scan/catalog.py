@@ -270,12 +270,16 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RewriteRule(msgspec.Struct, frozen=True, kw_only=True):
-    """A rewrite rule of a table: what it does instead of, or besides, a statement of its event."""
+    """A rewrite rule of a table: what it does instead of, or besides, a statement of its event.
+
+    ``reads`` are the oids of the tables that it names, written ones included.
+    """
 
     table_oid: int
     name: str
     event: Event
     definition: str
+    reads: tuple[int, ...] = ()
 
     @property
     def action(self) -> str:

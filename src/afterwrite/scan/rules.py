@@ -316,11 +316,10 @@ def feeds_a_policy(case: Case) -> Iterator[Reason]:
 
 
 def feeds_a_constraint(case: Case) -> Iterator[Reason]:
-    """What it writes is read by a constraint, a default or an index, through a function: it must be there at once."""
+    """What it writes is read by a constraint, a default, an index or a rewrite rule: it must be there at once."""
     for table, write in case.writes:
-        for function, what in case.world.enforced_by(table):
-            text = f"{_deed(write)} {table.full_name}, which {what} reads through {function.full_name}()"
-            yield case.reason(feeds_a_constraint, write, text)
+        for what in case.world.enforced_by(table):
+            yield case.reason(feeds_a_constraint, write, f"{_deed(write)} {table.full_name}, which {what} reads")
 
 
 def reads_own_write(case: Case) -> Iterator[Reason]:
@@ -668,12 +667,38 @@ def _unguarded(case: Case, table: Table, key: ForeignKey, given: dict[str, str])
     if key.referenced_oid == home.oid:  # the row that is being written is there, unless it is being deleted
         return
     columns = [_column_of(given.get(name, "")) for name in key.columns]
-    for own in home.foreign_keys:
-        if own.referenced_oid == key.referenced_oid and set(columns) <= set(own.columns):
-            return
+    if None not in columns and _is_there(case, home, tuple(name for name in columns if name), key.referenced_oid):
+        return
     owner = case.world.atlas.tables.get(key.referenced_oid)
     there = owner.full_name if owner is not None else "another table"
     yield f"writes {table.full_name} ({_list(key.columns)}), which {key.name} allows only for rows of {there}"
+
+
+def _is_there(case: Case, table: Table, columns: tuple[str, ...], oid: int, depth: int = 0) -> bool:
+    """Whether foreign keys see to it that values of these columns are keys of another table, at one or more removes."""
+    for key in table.foreign_keys:
+        if set(columns) <= set(key.columns):
+            if key.referenced_oid == oid:
+                return True
+            above = case.world.atlas.tables.get(key.referenced_oid)
+            names = dict(zip(key.columns, key.referenced_columns, strict=False))
+            further = tuple(names[column] for column in columns)
+            if above is not None and depth < 4 and _is_there(case, above, further, oid, depth + 1):
+                return True
+    return False
+
+
+def _may_be_null(case: Case, value: str, depth: int = 0) -> bool:
+    """Whether a value is of a kind that is NULL for some writers: a column that may be, a setting that nobody made."""
+    column = _column_of(value)
+    if column is not None:
+        of_home = {each.name: each.not_null for each in case.home.columns} if case.home is not None else {}
+        return not of_home.get(column, True)
+    text = re.sub(r"::[\w .\[\]]+$", "", value.strip().lower()).strip("() ")
+    if re.match(r"(pg_catalog\.)?current_setting\s*\(?[^()]*,\s*true", text) or text.startswith("nullif("):
+        return True
+    set_to = [fact for fact in case.body.assignments if fact.variable == text]
+    return depth < 3 and len(set_to) == 1 and not set_to[0].selected and _may_be_null(case, set_to[0].text, depth + 1)
 
 
 def _enforced_insert(case: Case, table: Table, write: Insert) -> Iterator[str]:
@@ -703,15 +728,22 @@ def _enforced_insert(case: Case, table: Table, write: Insert) -> Iterator[str]:
                 yield f"inserts into {table.full_name}, where {unique.name} allows {_list(guarded)} once"
     same = {_plain(check.definition) for check in case.world.atlas.checks(case.home)} if case.home is not None else ()
     for check in case.world.atlas.checks(table):
-        compares = re.search(r"[<>](?!>)", check.definition) and "ANY" not in check.definition
-        derived = [column for column in check.columns if _FROM_ROW.search(given.get(column, ""))]
+        lists = "ANY" in check.definition or "IS NOT NULL" in check.definition
+        # A list of words guards what is taken from the row as it is; other conditions also what is made of it.
+        derived = [
+            column
+            for column in check.columns
+            if (_column_of(given.get(column, "")) if lists else _FROM_ROW.search(given.get(column, "")))
+        ]
         copied = all(_is_column(given.get(column, ""), column) for column in check.columns)
-        if compares and derived and not (copied and _plain(check.definition) in same):
+        if derived and not (copied and _plain(check.definition) in same):
             yield f"inserts into {table.full_name} ({_list(derived)}), which {check.name} guards"
-    if not is_log:
-        for key in table.foreign_keys:
-            if any(_FROM_ROW.search(given.get(column, "")) for column in key.columns):
-                yield from _unguarded(case, table, key, given)
+    for key in table.foreign_keys:
+        if any(_FROM_ROW.search(given.get(column, "")) for column in key.columns):
+            yield from _unguarded(case, table, key, given)
+    for column in table.columns:
+        if column.not_null and column.name in given and _may_be_null(case, given[column.name]):
+            yield f"inserts into {table.full_name}, where {column.name} must not be NULL"
     yield from _refused(case, table, write)
 
 

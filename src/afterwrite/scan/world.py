@@ -197,11 +197,21 @@ class World:
                 found[self.atlas.root(self.atlas.tables[table]).oid].append(self.atlas.tables[view])
         return found
 
-    def enforced_by(self, table: Table) -> Iterator[tuple[Function, str]]:
-        """The constraints, defaults and indexes that read a table, each with the function through which."""
+    def enforced_by(self, table: Table) -> Iterator[str]:
+        """The constraints, defaults, indexes and rewrite rules by which other writes hang on a table's rows."""
         for function in self.function_reads[table.oid]:
             for what in dict.fromkeys(self._enforcing[function.oid]):
-                yield function, what
+                yield f"{what} (through {function.full_name}())"
+        for rule in self.inventory.rules:
+            owner = self.atlas.tables.get(rule.table_oid)
+            for named in (self.atlas.tables[oid] for oid in rule.reads if oid in self.atlas.tables):
+                # One that the rule only writes stands after INTO or UPDATE.
+                looked_at = re.search(
+                    rf'\b(from|join|using)\s+(only\s+)?([\w$"]+\.)?"?{re.escape(named.name)}\b', rule.definition, re.I
+                )
+                below = self.tables_read(Read(schema=named.schema, table=named.name))
+                if looked_at and any(seen.oid == table.oid for seen in below):
+                    yield f"the rule {rule.name} of {owner.full_name if owner is not None else rule.table_oid}"
 
     @cached_property
     def _enforcing(self) -> Mapping[int, list[str]]:
@@ -486,8 +496,16 @@ class World:
             body = self.function_bodies[function]
             if any(self.writes(body)) or any(fact.level == "exception" for fact in body.raises):
                 yield f"{function.full_name}() reads it and acts on it"
-        for function, what in self.enforced_by(table):
-            yield f"{what} reads it through {function.full_name}()"
+        for what in self.enforced_by(table):
+            yield f"{what} reads it"
+        writers = {trigger.oid for trigger, _ in self.trigger_writes[table.oid]}
+        for key in table.foreign_keys:
+            owner = self.atlas.tables.get(key.referenced_oid)
+            if owner is None or key.on_delete not in ("a", "r") or owner.oid == table.oid:
+                continue
+            makers = {trigger.oid for trigger, _ in self.trigger_writes[self.atlas.root(owner).oid]}
+            if not makers or not makers <= writers:  # what only the same triggers write goes with it
+                yield f"its foreign key {key.name} stops rows of {owner.full_name} from being deleted"
         for policy in self.policies_on[table.oid]:
             yield f"policy {policy} reads it"
 

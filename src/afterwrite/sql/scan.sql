@@ -362,7 +362,10 @@ select distinct r.ev_class::bigint as view_oid, d.refobjid::bigint as table_oid
 select r.ev_class::bigint as table_oid,
        r.rulename as name,
        case r.ev_type when '2' then 'update' when '3' then 'insert' when '4' then 'delete' end as event,
-       pg_catalog.pg_get_ruledef(r.oid) as definition
+       pg_catalog.pg_get_ruledef(r.oid) as definition,
+       array(select distinct d.refobjid::bigint from pg_catalog.pg_depend d
+              where d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = r.oid
+                and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> r.ev_class) as reads
   from pg_catalog.pg_rewrite r
   join pg_catalog.pg_class c on c.oid = r.ev_class
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace

@@ -21,7 +21,6 @@ begin
 end $$;
 -- = keep: enforced-target
 -- Because: thing.owner has no foreign key, the log's actor_id has: an owner that does not exist is refused through the log.
--- Wrong: scan says retire; a foreign key of the log on a value that is not known to exist refuses: LOOSE.
 create trigger log_actor after insert on thing for each row execute function log_actor();
 create table reason_log (thing_id int, reason text not null, at timestamptz default now());
 create function log_reason() returns trigger language plpgsql as $$
@@ -31,7 +30,6 @@ begin
 end $$;
 -- = keep
 -- Because: NOT NULL and a setting that may be missing: whoever gives no reason may not write. That is a rule, not a log.
--- Wrong: scan says retire; NOT NULL of the log on a value that may be missing (a setting with missing_ok, a column that may be null) refuses: LOOSE.
 create trigger log_reason after update on thing for each row execute function log_reason();
 create domain sku as text check (value ~ '^[A-Z]{3}-\d+$');
 create table sku_log (sku sku, thing_id int, at timestamptz default now());
@@ -42,7 +40,6 @@ begin
 end $$;
 -- = keep
 -- Because: the log's column is of a domain: a code that is no SKU is refused through the log.
--- Wrong: scan says retire; a column of a domain with a CHECK refuses: LOOSE.
 create trigger log_sku after insert on thing for each row execute function log_sku();
 create table paid_log (thing_id int, kind text, at timestamptz default now());
 create unique index paid_once on paid_log (thing_id) where kind = 'paid';
@@ -63,7 +60,6 @@ begin
 end $$;
 -- = defer: writes-other-table
 -- Because: the log's foreign key stops the DELETE of what was ever logged; when the rows come no more, contracts can go.
--- Wrong: scan says retire; the foreign key of the log (NO ACTION) stops DELETEs of what was logged: LOOSE.
 create trigger log_contract after insert or update on contract for each row execute function log_contract();
 create table memo (id int primary key, body text);
 create table memo_log (memo_id int references memo on delete cascade, body text, at timestamptz default now());
@@ -120,7 +116,6 @@ begin
 end $$;
 -- = keep
 -- Because: a rewrite rule throws deliveries away unless the log has an entry.
--- Wrong: scan says retire; a rewrite rule of another table reads the log: LOOSE.
 create trigger log_opening after insert on opening for each row execute function log_opening();
 
 create table edit (id int primary key, doc int, revision int);
@@ -406,7 +401,6 @@ begin
 end $$;
 -- = retire: has-no-effect
 -- Because: it adds up, and forgets.
--- Wrong: scan says review; a FOR loop over arithmetic in local variables has no effect.
 create trigger only_computes before update on thing for each row execute function only_computes();
 create function never() returns trigger language plpgsql as $$
 begin
