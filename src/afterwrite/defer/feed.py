@@ -96,7 +96,7 @@ async def read_steps(
         yield [end]
         return
     activities = await read_batch_activities(store, concerning, relations=sorted(relations), events=False)
-    transactions = _transactions(activities, settings, after=after)
+    transactions = transactions_of(activities, settings, after=after)
     steps: list[Step] = []
     following_batches = iter(batches)
     batch = next(following_batches)
@@ -138,7 +138,7 @@ async def _read_long_batch(
             activities = await read_batch_activities(
                 store, [batch], relations=sorted(relations), events=False, lsns=stretch
             )
-            transactions, long = _transactions(activities, settings, after=after), None
+            transactions, long = transactions_of(activities, settings, after=after), None
         yield [
             Step(
                 place=places[lsn],
@@ -194,9 +194,10 @@ async def _read_marks(store: Database, batches: Sequence[StoredBatch], *, after:
     return marks
 
 
-def _transactions(
+def transactions_of(
     activities: Sequence[StoredActivity], settings: Mapping[Lsn, Mapping[str, str]], *, after: Lsn
 ) -> dict[Lsn, SourceTransaction]:
+    """What committed together after a place, by commit; ``activities`` come in the order of the feed."""
     changes = [
         change
         for activity in activities

@@ -347,3 +347,82 @@ update afterwrite.backfill
 -- name: read_waiting_deferrals
 -- Those of these deferrals that failed calls wait for.
 select distinct deferral_id from afterwrite.dead_letter where deferral_id = any (:ids::bigint[]) and resolved_at is null;
+
+-- name: read_rehearsals
+-- What has come of rehearsals.
+select trigger, operation, outcome, count, last_lsn::text as last_lsn, last_at, example::text as example
+  from afterwrite.rehearsal
+ order by trigger, operation, outcome;
+
+-- name: note_rehearsals
+-- Count what came of some, each with its newest example.
+insert into afterwrite.rehearsal as r (trigger, operation, outcome, count, last_lsn, last_at, example)
+select n.trigger, n.operation, n.outcome, count(*), max(n.lsn), max(n.at),
+       (array_agg(nullif(n.example, 'null') order by n.lsn desc))[1]
+  from pg_catalog.jsonb_to_recordset(:rehearsals::jsonb)
+       as n (trigger text, operation text, outcome text, lsn pg_lsn, at timestamptz, example jsonb)
+ group by n.trigger, n.operation, n.outcome
+    on conflict (trigger, operation, outcome) do update
+   set count = r.count + excluded.count, last_lsn = excluded.last_lsn, last_at = excluded.last_at,
+       example = excluded.example;
+
+-- name: read_on
+-- Which of these triggers fire for ordinary sessions now, and the bodies that they have.
+select t.oid::bigint as oid, p.prosrc as source, t.tgenabled in ('O', 'A') as on
+  from pg_catalog.pg_trigger t
+  join pg_catalog.pg_proc p on p.oid = t.tgfoid
+ where t.oid = any (:oids::bigint[]::oid[]);
+
+-- name: rehearse
+-- Run the bodies that a transaction calls, in a transaction that will be undone.
+select ran from afterwrite.run_calls(:job::jsonb, false);
+
+-- name: read_transaction_time
+-- When this transaction began.
+select pg_catalog.transaction_timestamp();
+
+-- name: set_replication_role
+-- Whether triggers fire for what follows in this transaction.
+select pg_catalog.set_config('session_replication_role', :role, true);
+
+-- name: read_sequence
+-- The last value that a sequence gave.
+select pg_catalog.pg_sequence_last_value(:sequence::regclass);
+
+-- name: count_writes
+-- What this transaction has written to a table and its partitions, undone savepoints included.
+select coalesce(sum(pg_catalog.pg_stat_get_xact_tuples_inserted(r.oid)), 0)::bigint as inserted,
+       coalesce(sum(pg_catalog.pg_stat_get_xact_tuples_updated(r.oid)), 0)::bigint as updated,
+       coalesce(sum(pg_catalog.pg_stat_get_xact_tuples_deleted(r.oid)), 0)::bigint as deleted
+  from (select :oid::oid union select relid::oid from pg_catalog.pg_partition_tree(:oid::oid)) as r (oid);
+
+-- name: read_effect_table
+-- A table that a body writes: its key, the sequence that fills it, and whether some publication of ours sends it.
+select c.oid::bigint as oid, s.nspname as schema, c.relname as name, c.relkind::text as kind, c.relpages as pages,
+       array(select a.attname::text
+               from pg_catalog.pg_index x
+               cross join unnest(x.indkey::smallint[]) with ordinality as k (attnum, n)
+               join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+              where x.indrelid = c.oid and x.indisprimary
+              order by k.n) as key,
+       (select pg_catalog.pg_get_serial_sequence(c.oid::regclass::text, a.attname)
+          from pg_catalog.pg_index x
+          join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = x.indkey[0]
+         where x.indrelid = c.oid and x.indisprimary and x.indnkeyatts = 1) as sequence,
+       :publication::text is null
+       or exists (select from pg_catalog.pg_publication_rel r
+                    join pg_catalog.pg_publication p on p.oid = r.prpubid
+                   where r.prrelid = c.oid and p.pubname = :publication) as captured
+  from pg_catalog.pg_class c
+  join pg_catalog.pg_namespace s on s.oid = c.relnamespace
+ where c.oid = pg_catalog.to_regclass(:relation) and c.relkind in ('r', 'p');
+
+-- name: read_effect_columns
+-- Its columns, and which of them fill themselves with something that is no constant.
+select a.attname as name, a.attgenerated <> '' as generated,
+       a.attidentity <> ''
+       or coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid) ~* '(\(|current_|localtime)', false) as fills_itself
+  from pg_catalog.pg_attribute a
+  left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum and a.attgenerated = ''
+ where a.attrelid = :oid::oid and a.attnum > 0 and not a.attisdropped
+ order by a.attnum;

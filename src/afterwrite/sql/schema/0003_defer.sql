@@ -490,3 +490,12 @@ comment on table afterwrite.rehearsal is
     'What came of running the transplanted bodies of triggers that are still on, in transactions that were rolled back.';
 comment on column afterwrite.rehearsal.outcome is
     'matched: wrote what the trigger had written. idle: neither wrote. value, missing, extra, error: differs. unseen, mixed, unkeyed, unable: could not be judged.';
+
+create function afterwrite.is_own_row(row_xmin xid) returns boolean language sql volatile set search_path = pg_catalog as $$
+    -- A row that we can see and whose transaction is still running is of our own transaction, or of a part of it.
+    select pg_xact_status(
+               (((pg_current_xact_id()::text::bigint >> 32 << 32) + row_xmin::text::bigint)::text)::xid8)
+           = 'in progress'
+     where row_xmin::text::bigint >= pg_current_xact_id()::text::bigint % 4294967296
+$$;
+comment on function afterwrite.is_own_row(xid) is 'Whether a row that can be seen was written by the running transaction.';
