@@ -17,7 +17,8 @@ from rich.text import Text
 
 from afterwrite.cli.face import Json, counted, emit, out, run, say, table, talk
 from afterwrite.demo.story import Chapter, Outcome, Script, tell_story
-from afterwrite.errors import AfterwriteError, ExitCode
+from afterwrite.errors import AfterwriteError, ExitCode, UsageError
+from afterwrite.migrate.plan import Legacy
 from afterwrite.postgres.embedded import embedded_server, kept_servers, sweep
 
 
@@ -28,6 +29,23 @@ def demo(
     pg_bin: Annotated[
         Path | None, typer.Option("--pg-bin", help="Folder of other PostgreSQL binaries than the bundled ones.")
     ] = None,
+    legacy: Annotated[
+        Legacy | None,
+        typer.Option(
+            "--legacy", help="keep: the retired triggers' own bodies go on filling the old logs, after commit."
+        ),
+    ] = None,
+    twin: Annotated[
+        bool,
+        typer.Option(
+            "--twin",
+            help="Do the same work again in a second database whose triggers stay on, and compare the old logs. Asks"
+            " for --legacy keep.",
+        ),
+    ] = False,
+    no_serve: Annotated[
+        bool, typer.Option("--no-serve", help="End when the account is taken (as it does anyway).", hidden=True)
+    ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave server and data, and print the DSN.")] = False,
     clean: Annotated[
         bool, typer.Option("--clean", help="Stop and remove what --keep left, and do nothing else.")
@@ -45,7 +63,13 @@ def demo(
         removed = sweep(kept=True)
         out.print(f"{counted(len(removed), 'demo server')} removed")
         return ExitCode.OK
-    script = Script(clients=clients, rate=rate, seed=seed)
+    del no_serve
+    if twin and legacy is None:
+        raise UsageError(
+            "--twin compares the old logs, and without --legacy keep nobody fills them any more",
+            remedy="give both: afterwrite demo --legacy keep --twin",
+        )
+    script = Script(clients=clients, rate=rate, seed=seed, keep_legacy=legacy is not None, twin=twin)
     screen = _Screen()
     with screen, embedded_server(bin_dir=pg_bin) as server:
         # In the server's own folder, so that whatever becomes of us, both go together.
@@ -168,6 +192,9 @@ def _summary(outcome: Outcome) -> Table:
         str(outcome.unexplained_residuals),
         not outcome.unexplained_residuals,
     )
+    if (twin := outcome.twin) is not None:
+        different = twin.missing + twin.extra + twin.value
+        fact(f"legacy rows unlike the twin's, of {twin.matched + twin.alike + different:,}", str(different), twin.same)
     made.add_section()
     fact("triggers retired / deferred / kept", f"{outcome.retired} / {outcome.deferred} / {outcome.kept}")
     fact("capture lag, ms, p50 / p99", f"{outcome.lag_ms_p50:.0f} / {outcome.lag_ms_p99:.0f}")
@@ -214,6 +241,11 @@ def _picture(outcome: Outcome) -> str:
 
 
 def _explain_faults(outcome: Outcome) -> None:
+    for log in outcome.twin.logs if outcome.twin else ():
+        for unlike in log.examples:
+            say(f"[red]{escape(log.log)}[/] {escape(unlike.key)}")
+            say(f"  ours: {escape(unlike.ours or 'no such row')}")
+            say(f"  twin: {escape(unlike.twin or 'no such row')}")
     for kind, examples in outcome.account.examples.items():
         for example in examples:
             say(f"[red]{escape(kind)}[/]: {escape(example)}")
@@ -221,7 +253,18 @@ def _explain_faults(outcome: Outcome) -> None:
 
 def _as_json(outcome: Outcome) -> dict[str, object]:
     account, before, after = outcome.account, outcome.before, outcome.after
+    compared: dict[str, object] = {}
+    if (twin := outcome.twin) is not None:
+        compared = {
+            "twin_missing": twin.missing,
+            "twin_extra": twin.extra,
+            "twin_value": twin.value,
+            "twin_matched": twin.matched,
+            "twin_looked_up": twin.alike,
+            "twin_transactions": outcome.twin_transactions,
+        }
     return {
+        **compared,
         "schema_version": 1,
         "server_version": outcome.server_version,
         "transactions": account.transactions,

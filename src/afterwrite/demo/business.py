@@ -246,8 +246,8 @@ def touch_nothing(unit: Unit) -> None:
     """An UPDATE and a DELETE that find no row."""
     unit.begin(unit.world.admins.pick(unit.rng))
     nobody = str(uuid.UUID(int=unit.rng.getrandbits(128)))
-    unit.connection.execute(statement("application.bump_missing_document"), {"nobody": nobody})
-    unit.connection.execute(statement("application.delete_missing_subscription"), {"nobody": nobody})
+    unit.miss("bump", statement("application.bump_missing_document"), nobody=nobody)
+    unit.miss("delete", statement("application.delete_missing_subscription"), nobody=nobody)
 
 
 # --- Money in ---------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from psycopg.rows import DictRow, dict_row
 from afterwrite.demo.business import KINDS
 from afterwrite.demo.ledger import Committed, Ledger, Mark, Notice, Opening, RolledBack, Unknown
 from afterwrite.demo.schema import ROLE
+from afterwrite.demo.transcript import Played, Transcript
 from afterwrite.demo.unit import ChangedMind, Connection, NothingToDo, Unit, World, read_world
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import statement
@@ -108,9 +109,19 @@ class Session(msgspec.Struct, frozen=True):
 class Workload:
     """Clients, windows and the ledger. ``start``, then steer it; ``stop`` returns when every client has finished."""
 
-    def __init__(self, dsn: str, ledger: Ledger, *, clients: int = 8, seed: int = 1, rate: float = 100.0) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        ledger: Ledger,
+        *,
+        clients: int = 8,
+        seed: int = 1,
+        rate: float = 100.0,
+        transcript: Transcript | None = None,
+    ) -> None:
         self.dsn = conninfo.make_conninfo(dsn, user=ROLE, application_name="demo_app", connect_timeout=5)
         self.ledger = ledger
+        self.transcript = transcript
         self.clients = clients
         self.seed = seed
         self.rate = rate
@@ -225,7 +236,8 @@ class Workload:
                 with self._gate.inside():
                     if session.connection.closed:
                         session = self._connect()
-                    unit = Unit(session.connection, rng, world, stamped=self.stamped)
+                    given = self.transcript.given if self.transcript else None
+                    unit = Unit(session.connection, rng, world, stamped=self.stamped, given=given)
                     session = self._transact(session, unit, rng.choices(kinds, weights)[0])
         finally:
             session.connection.close()
@@ -239,6 +251,8 @@ class Workload:
             connection.execute(b"begin")
             kind(unit)
             unit.settle()
+            if self.transcript:
+                unit.number = self.transcript.draw()
             committing = True
             connection.execute(b"commit")
         except (NothingToDo, ChangedMind, psycopg.Error) as error:
@@ -299,6 +313,8 @@ class Workload:
                 window.latencies.append(latency)
         if unit.xid is None:
             raise AfterwriteError(f"{kind} committed without saying who acts")
+        if self.transcript:
+            self.transcript.take_down(Played(unit.number, unit.claims, unit.deeds))
         self.ledger.append(
             Committed(unit.xid, window.name, kind, unit.actor, unit.stamped, changes=unit.changes, effects=unit.effects)
         )

@@ -101,10 +101,12 @@ class Process:
 
 @asynccontextmanager
 async def application(
-    dsn: str, ledger: Path, *, clients: int, seed: int, rate: float, log: Path
+    dsn: str, ledger: Path, *, clients: int, seed: int, rate: float, log: Path, transcript: Path | None = None
 ) -> AsyncGenerator[Process]:
     """The legacy application at work; ``ask("mark NAME", "mark")`` and so on steer it (see workload.py)."""
     words = ["--dsn", dsn, "--ledger", str(ledger), "--clients", str(clients), "--seed", str(seed), "--rate", str(rate)]
+    if transcript is not None:
+        words += ["--transcript", str(transcript)]
     async with _process("workload", ["-m", "afterwrite.demo.workload", *words], log, spontaneous="tick") as process:
         await process.hear("ready")
         yield process

@@ -24,24 +24,30 @@ from afterwrite.demo.account import Account, take_account
 from afterwrite.demo.measure import Cost, Reading, cost_between, read_costs
 from afterwrite.demo.processes import Process, application, capture_worker
 from afterwrite.demo.schema import ROLE, create_legacy_application
+from afterwrite.demo.twin import LOGS, play
 from afterwrite.migrate.deeds import EventKind, MigrationEvent
 from afterwrite.migrate.engine import run_all
 from afterwrite.migrate.gates import read_table_figures
 from afterwrite.migrate.phase import Mode
-from afterwrite.migrate.plan import Plan, Thresholds, make_plan
+from afterwrite.migrate.plan import LeftTrigger, Legacy, Plan, Thresholds, make_plan
 from afterwrite.postgres import Database, connect, statement
 from afterwrite.postgres.embedded import Server
 from afterwrite.prove.report import read_proof
+from afterwrite.prove.twin import TwinComparison, compare_logs
 from afterwrite.scan.classify import Verdict
 from afterwrite.scan.survey import Survey, survey
 from afterwrite.settings import Settings
 
-DATABASE = "legacy"
+DATABASE, TWIN = "legacy", "twin"
 _PULSE_SECONDS = 0.5
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
-    """How long each part takes, and how hard the application works."""
+    """How long each part takes, and how hard the application works.
+
+    ``keep_legacy``: retired triggers' bodies go on filling the old logs after commit. ``twin``: in the end the logs are
+    compared with those of a twin whose triggers stayed on and in which the same was done.
+    """
 
     clients: int = 8
     rate: float = 100.0
@@ -51,6 +57,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     shadow_seconds: float = 20.0
     soak_seconds: float = 3.0
     patience_seconds: float = 90.0
+    keep_legacy: bool = False
+    twin: bool = False
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,11 +87,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     clients: int
     seconds: float
     server_version: int
+    twin: TwinComparison | None = None
+    twin_transactions: int = 0
 
     @property
     def lost_or_doubled(self) -> bool:
         """Whether the demo failed at what it is for."""
-        return not self.account.clean or self.unexplained_residuals > 0
+        differs = self.twin is not None and not self.twin.same
+        return not self.account.clean or self.unexplained_residuals > 0 or differs
 
 
 class Chapter(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +125,11 @@ async def tell_story(server: Server, folder: Path, script: Script, tell: Tell) -
     async with connect(settings.dsn, guarded=True) as database:
         await database.run(b"create extension if not exists pg_stat_statements with schema public")
         await create_legacy_application(database, seed=script.seed)
+    if script.twin:
+        async with connect(server.dsn()) as admin:
+            await admin.run(b"create database twin template legacy")
+    async with connect(settings.dsn, guarded=True) as database:
+        transcript = folder / "transcript.jsonl" if script.twin else None
         ledger = folder / "workload.jsonl"
         async with (
             application(
@@ -123,6 +139,7 @@ async def tell_story(server: Server, folder: Path, script: Script, tell: Tell) -
                 seed=script.seed,
                 rate=script.rate,
                 log=folder / "workload.log",
+                transcript=transcript,
             ) as app,
             narrator.watch(app),
         ):
@@ -167,6 +184,13 @@ async def tell_story(server: Server, folder: Path, script: Script, tell: Tell) -
             residuals, compared = await _proof_totals(database)
             account = await take_account(ledger, database, database, since="captured")
             narrator.close(_account(account))
+        twin, repeated = None, 0
+        if transcript is not None:
+            narrator.open("the twin: the same work again where every trigger stayed on")
+            repeated = await asyncio.to_thread(play, server.dsn(TWIN), transcript)
+            async with connect(server.dsn(TWIN)) as other:
+                twin = await compare_logs(database, other, LOGS)
+            narrator.close(_twin(twin, repeated))
     modes = [trigger.mode for phase in plan.phases for trigger in phase.triggers]
     return Outcome(
         account=account,
@@ -182,6 +206,8 @@ async def tell_story(server: Server, folder: Path, script: Script, tell: Tell) -
         clients=script.clients,
         seconds=time.monotonic() - began,
         server_version=server.version,
+        twin=twin,
+        twin_transactions=repeated,
     )
 
 
@@ -252,11 +278,47 @@ async def _plan(database: Database, found: Survey, script: Script) -> Plan:
         capture_lag_seconds=10.0,
         deferral_lag_seconds=10.0,
     )
-    return make_plan(
+    plan = make_plan(
         found.judgements,
         await read_table_figures(database),
         thresholds=thresholds,
         soak_seconds=script.soak_seconds,
+    )
+    return _keep_logs(plan) if script.keep_legacy else plan
+
+
+# After commit these would leave other rows in the logs than they leave within the transaction.
+_STAY = {
+    "public.investors.investors_import_line": "it counts the rows of each statement, and a deferred body sees those of"
+    " the transaction",
+    "public.investors.investors_bulk_progress": "it changes rows that are logged: deferred, the log would have the same"
+    " changes in other steps",
+    "public.projects.projects_name_copied": "it changes rows that are logged: deferred, the log would have the same"
+    " changes in another order",
+}
+
+
+def _keep_logs(plan: Plan) -> Plan:
+    """The plan of a team whose readers still need the old logs, to the row."""
+    stay = [trigger for phase in plan.phases for trigger in phase.triggers if trigger.trigger in _STAY]
+    left = {field for field in LeftTrigger.__struct_fields__ if field != "reason"}
+    return msgspec.structs.replace(
+        plan,
+        phases=tuple(
+            msgspec.structs.replace(
+                phase,
+                triggers=tuple(
+                    msgspec.structs.replace(trigger, legacy=Legacy.KEEP) if trigger.mode is Mode.RETIRE else trigger
+                    for trigger in phase.triggers
+                    if trigger not in stay
+                ),
+            )
+            for phase in plan.phases
+        ),
+        kept=(
+            *plan.kept,
+            *(LeftTrigger(**{name: getattr(each, name) for name in left}, reason=_STAY[each.trigger]) for each in stay),
+        ),
     )
 
 
@@ -331,6 +393,13 @@ def _cost(window: Window) -> str:
     return (
         f"{window.cost.server_us:,.0f} µs and {window.cost.wal_bytes:,.0f} B of WAL a write, "
         f"p95 {window.p95_ms:.1f} ms at {window.tps:.0f} tx/s"
+    )
+
+
+def _twin(twin: TwinComparison, transactions: int) -> str:
+    return (
+        f"{transactions:,} transactions again, {twin.matched + twin.alike:,} legacy rows alike, "
+        f"{twin.missing} missing, {twin.extra} extra, {twin.value} different"
     )
 
 

@@ -9,7 +9,7 @@ import random
 import secrets
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import cache
@@ -34,6 +34,7 @@ from afterwrite.demo.expectations import (
     summed,
 )
 from afterwrite.demo.ledger import Effect, RowChange
+from afterwrite.demo.transcript import Changed, Deed, Made, Missed, Removed
 from afterwrite.postgres import statement
 
 Item = TypeVar("Item")
@@ -159,13 +160,29 @@ class ChangedMind(Exception):  # noqa: N818 - not an error either
 
 
 class Unit:
-    """One transaction, and what it must leave behind if it commits."""
+    """One transaction, and what it must leave behind if it commits.
 
-    def __init__(self, connection: Connection, rng: random.Random, world: World, *, stamped: bool) -> None:
+    Where it is to be done again elsewhere (``given``: by table, the columns that the database fills), ``deeds`` tells
+    how.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        rng: random.Random,
+        world: World,
+        *,
+        stamped: bool,
+        given: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self.connection = connection
         self.rng = rng
         self.world = world
         self.stamped = stamped
+        self._given = given
+        self.claims = ""
+        self.number = 0
+        self.deeds: list[Deed] = []
         self.sampled = rng.random() < 0.25
         self.xid: int | None = None
         self.actor = ""
@@ -184,6 +201,7 @@ class Unit:
         }
         encoded = msgspec.json.encode(claims).decode()
         self.actor = actor
+        self.claims = encoded
         params = {"claims": encoded}
         if self.stamped:
             context = Context(
@@ -202,12 +220,14 @@ class Unit:
     def insert(self, table: str, **values: Any) -> DictRow:
         row = self._one(_insert(table, tuple(values)), _adapted(values))
         self._note(table, Operation.INSERT, [(None, row, values)])
+        self._tell_made(table, [row], [values])
         return row
 
     def insert_many(self, table: str, rows: Sequence[dict[str, Any]]) -> list[DictRow]:
         """Many rows in one statement."""
         made = self.connection.execute(_insert_many(table, tuple(rows[0])), {"rows": Jsonb(rows)}).fetchall()
         self._note(table, Operation.INSERT, [(None, row, None) for row in made])
+        self._tell_made(table, made, rows)
         return made
 
     def lock(self, table: str, *key: Any) -> DictRow:
@@ -222,6 +242,8 @@ class Unit:
         params = {**_adapted(values), **{f"key_{name}": row[name] for name in key_columns(table)}}
         new = self._one(_update(table, tuple(values)), params)
         self._note(table, Operation.UPDATE, [(row, new, values)])
+        if self._given is not None:
+            self.deeds.append(Changed(table, _told_by(table, row), values))
         return new
 
     def delete(self, table: str, row: DictRow) -> None:
@@ -235,6 +257,14 @@ class Unit:
             self._note(child, operation, [(old, new, None) for old, new in zip(children, emptied, strict=True)])
         self._one(_delete(table), {name: row[name] for name in key_columns(table)})
         self._note(table, Operation.DELETE, [(row, None, None)])
+        if self._given is not None:
+            self.deeds.append(Removed(table, _told_by(table, row)))
+
+    def miss(self, name: str, query: bytes, **params: Any) -> None:
+        """Run a statement that finds no row."""
+        self.connection.execute(query, params)
+        if self._given is not None:
+            self.deeds.append(Missed(name, params))
 
     def expect(self, *effects: Effect) -> None:
         self.effects += effects
@@ -242,12 +272,12 @@ class Unit:
     @contextmanager
     def savepoint(self) -> Generator[None]:
         """A nested transaction; what it did is forgotten when it fails or is abandoned."""
-        marks = len(self.changes), len(self.effects), len(self.on_commit)
+        marks = len(self.changes), len(self.effects), len(self.on_commit), len(self.deeds)
         try:
             with self.connection.transaction():
                 yield
         except BaseException:
-            del self.changes[marks[0] :], self.effects[marks[1] :], self.on_commit[marks[2] :]
+            del self.changes[marks[0] :], self.effects[marks[1] :], self.on_commit[marks[2] :], self.deeds[marks[3] :]
             raise
 
     def take(self, pool: Pool[Item]) -> Item:
@@ -287,11 +317,25 @@ class Unit:
                     effects.append(follows)
         self.effects += of_one_statement(effects)
 
+    def _tell_made(self, table: str, made: Sequence[DictRow], rows: Sequence[Mapping[str, Any]]) -> None:
+        """One statement made these rows of these values; what the database put into them besides is told too."""
+        if self._given is None:
+            return
+        filled = [name for name in self._given.get(table, ()) if name not in rows[0]]
+        told = [{**values, **{name: row[name] for name in filled}} for row, values in zip(made, rows, strict=True)]
+        self.deeds.append(Made(table, tuple(told[0]), told))
+
     def _one(self, query: bytes, params: dict[str, Any]) -> DictRow:
         row = self.connection.execute(query, params).fetchone()
         if row is None:
             raise NothingToDo
         return row
+
+
+def _told_by(table: str, row: DictRow) -> dict[str, Any]:
+    """What tells a row: its key, and where triggers write rows too, by which it is found in another database."""
+    natural = ("user_id", "kind", "reference_id", "read_at") if table == "notifications" else ()
+    return {name: row[name] for name in (*key_columns(table), *natural)}
 
 
 def _adapted(values: dict[str, Any]) -> dict[str, Any]:

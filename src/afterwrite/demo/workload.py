@@ -22,6 +22,7 @@ import selectors
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ import psycopg
 from afterwrite.demo.clients import Workload
 from afterwrite.demo.ledger import Ledger
 from afterwrite.demo.schema import ROLE
+from afterwrite.demo.transcript import Transcript
+from afterwrite.demo.twin import read_given
 from afterwrite.postgres import describe_dsn
 
 
@@ -113,9 +116,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=100.0, help="transactions a second in all; 0 for no pauses")
     parser.add_argument("--stamp", action="store_true", help="stamp the context into the WAL from the start")
+    parser.add_argument("--transcript", type=Path, help="file to append to what was done, for a twin to do again")
     given = parser.parse_args()
-    with Ledger(given.ledger) as ledger:
-        workload = Workload(given.dsn, ledger, clients=given.clients, seed=given.seed, rate=given.rate)
+    with Ledger(given.ledger) as ledger, ExitStack() as stack:
+        transcript = None
+        if given.transcript:
+            transcript = stack.enter_context(Transcript(given.transcript, read_given(given.dsn)))
+        workload = Workload(
+            given.dsn, ledger, clients=given.clients, seed=given.seed, rate=given.rate, transcript=transcript
+        )
         workload.stamped = given.stamp
         try:
             workload.start()
