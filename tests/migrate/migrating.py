@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 
-from afterwrite.migrate.gates import LagReading, Place, ProofReading, Readings, SlotReading
+from afterwrite.capture.preflight import CaptureSetup
+from afterwrite.capture.slot import prepare
+from afterwrite.capture.worker import Source, Worker
+from afterwrite.defer.replay import run_replayer
+from afterwrite.migrate.gates import LagReading, Place, ProofReading, Readings, SlotReading, read_slot
 from afterwrite.migrate.plan import Plan, Thresholds, make_plan, read_plan, write_plan
 from afterwrite.postgres import Database, LockPolicy, connect
+from afterwrite.prove.prover import Prover
 from afterwrite.scan.catalog import read_inventory
+from afterwrite.scan.survey import Survey
 from afterwrite.scan.verdicts import Judgement, Reason, Verdict
+from afterwrite.store.writer import open_sink
 
 PLACE = Place(source="app")
 QUICK = LockPolicy(lock_timeout_ms=100, attempts=3, first_pause_ms=10, longest_pause_ms=20)
@@ -147,3 +155,33 @@ async def end_deferrals(db: Database) -> None:
         "update afterwrite.deferral set state = 'ended', since_lsn = coalesce(since_lsn, '0/1'), until_lsn = '0/2' "
         "where state in ('prepared', 'live')"
     )
+
+
+TABLES = tuple(("app", name) for name in ("notifications", "project_settings", "payments", "tokens", "users"))
+
+
+@asynccontextmanager
+async def captured(dsn: str, db: Database, found: Survey | None = None) -> AsyncIterator[Place]:
+    """A capture worker and a replayer at work on the application, and a prover where there is a survey."""
+    place = Place(source="app", slot=f"gates_{dsn[-8:]}")
+    setup = CaptureSetup(source="app", tables=TABLES, legacy_tables=(("app", "audit_log"),), slot=place.slot)
+    async with open_sink(dsn) as sink:
+        await prepare(db, sink, setup)
+    worker = Worker(
+        Source(dsn=dsn, name="app", slot=place.slot, legacy_tables=frozenset(setup.legacy_tables)),
+        partial(open_sink, dsn),
+        observers=[Prover(dsn, found.judgements, found.bodies)] if found else [],
+    )
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(worker.run())
+        group.create_task(run_replayer(dsn, dsn, "app", stop=stop))
+
+        async def is_active() -> bool:
+            slot = await read_slot(db, place)
+            return slot is not None and slot.active
+
+        await until(is_active)
+        yield place
+        worker.stop()
+        stop.set()

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
-from migrating import HOLDING, PLACE, application, holding, judge, plan_of, until
+from migrating import HOLDING, PLACE, application, captured, holding, judge, plan_of, until
 
 from afterwrite.activity import Operation
-from afterwrite.capture.preflight import CaptureSetup
-from afterwrite.capture.slot import prepare
-from afterwrite.capture.worker import Source, Worker
-from afterwrite.defer.replay import run_replayer
 from afterwrite.errors import GateNotMet
 from afterwrite.migrate.engine import run_all, run_phase
 from afterwrite.migrate.gates import (
     DeferralReading,
-    Place,
     ProofReading,
     Readings,
     SlotReading,
@@ -39,42 +31,11 @@ from afterwrite.migrate.plan import PlannedTrigger, Thresholds, make_plan
 from afterwrite.migrate.rollback import rollback_phase
 from afterwrite.postgres import Database
 from afterwrite.prove.match import Reason
-from afterwrite.prove.prover import Prover
 from afterwrite.prove.report import OperationProof, Proof, TriggerProof
 from afterwrite.prove.watch import Mode
 from afterwrite.scan.catalog import Event
-from afterwrite.scan.survey import Survey, survey
+from afterwrite.scan.survey import survey
 from afterwrite.scan.verdicts import Verdict
-from afterwrite.store.writer import open_sink
-
-TABLES = tuple(("app", name) for name in ("notifications", "project_settings", "payments", "tokens", "users"))
-
-
-@asynccontextmanager
-async def captured(dsn: str, db: Database, found: Survey | None = None) -> AsyncIterator[Place]:
-    """A capture worker and a replayer at work on the application, and a prover where there is a survey."""
-    place = Place(source="app", slot=f"gates_{dsn[-8:]}")
-    setup = CaptureSetup(source="app", tables=TABLES, legacy_tables=(("app", "audit_log"),), slot=place.slot)
-    async with open_sink(dsn) as sink:
-        await prepare(db, sink, setup)
-    worker = Worker(
-        Source(dsn=dsn, name="app", slot=place.slot, legacy_tables=frozenset(setup.legacy_tables)),
-        partial(open_sink, dsn),
-        observers=[Prover(dsn, found.judgements, found.bodies)] if found else [],
-    )
-    stop = asyncio.Event()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(worker.run())
-        group.create_task(run_replayer(dsn, dsn, "app", stop=stop))
-
-        async def is_active() -> bool:
-            slot = await read_slot(db, place)
-            return slot is not None and slot.active
-
-        await until(is_active)
-        yield place
-        worker.stop()
-        stop.set()
 
 
 def test_a_running_capture_is_measured(installed_dsn: str) -> None:

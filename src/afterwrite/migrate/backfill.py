@@ -18,15 +18,18 @@ from datetime import datetime
 import msgspec
 
 from afterwrite.activity import Lsn
+from afterwrite.defer.window import Filled, replay_window
 from afterwrite.errors import AfterwriteError, Finding, Severity
 from afterwrite.migrate.deeds import EventKind, MigrationEvent, OnEvent
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.ledger import Action, write_entry
 from afterwrite.postgres import Database, statement
+from afterwrite.prove.window import WindowProof, prove_window
 from afterwrite.scan.catalog import Trigger
 
 _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
+_SHOWN = 5
 
 
 class Silence(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,11 +94,11 @@ async def fill_windows(
     *,
     phase: int | None,
     on_event: OnEvent | None = None,
-    patience: float = _PATIENCE_SECONDS,
+    patience: float | None = None,
 ) -> tuple[Backfill, ...]:
     """Fill and prove what ``read_holes`` gives; the caller holds the migration lock. Running it again does no harm.
 
-    Waits ``patience`` seconds for capture to have stored the restoring. What cannot be filled is a finding.
+    Waits ``patience`` seconds (a minute) for capture to have stored the restoring. What cannot be filled is a finding.
     """
     done: list[Backfill] = []
     fillable: list[Silence] = []
@@ -104,6 +107,7 @@ async def fill_windows(
             fillable.append(hole)
         else:
             done.append(Backfill(phase=hole.phase, triggers=(hole.identity,), findings=(_disturbed(hole),)))
+    patience = _PATIENCE_SECONDS if patience is None else patience
     windows = await _find_windows(store, place, fillable, patience)
     for hole in fillable:
         if hole.restore_seq not in windows:
@@ -155,9 +159,6 @@ async def _fill(
     holes: Sequence[Silence],
     on_event: OnEvent | None,
 ) -> Backfill:
-    from afterwrite.defer.window import Filled, replay_window
-    from afterwrite.prove.window import WindowProof, prove_window
-
     triggers = [msgspec.json.decode(hole.definition, type=Trigger) for hole in holes]
     names = tuple(hole.identity for hole in holes)
 
@@ -176,9 +177,6 @@ async def _fill(
             until=window.until,
             on_progress=tell,
         )
-        proof = await prove_window(
-            db, store, source=place.source, triggers=names, after=window.after, until=window.until
-        )
     except AfterwriteError as error:
         found = Finding(
             rule="rollback.hole",
@@ -188,36 +186,72 @@ async def _fill(
             remedy=error.remedy or f"run `afterwrite migrate rollback --phase {phase} --apply` again",
         )
         return Backfill(phase=phase, triggers=names, findings=(found,))
-    findings = _judge(names, holes, filled, proof)
-    for hole in holes:
-        if not filled.parked:
-            after = {
-                "restore": hole.restore_seq,
-                "after": str(window.after),
-                "until": str(window.until),
-                "together": names,
-                "transactions": filled.transactions,
-                "rows": filled.rows,
-                "already": filled.already,
-                "matched": proof.matched,
-                "unexplained": {reason.value: count for reason, count in proof.unexplained.items()},
-            }
-            await write_entry(
-                db, Action.LEGACY_BACKFILL, hole.identity, migration=hole.migration, phase=phase, after=after
-            )
+    proofs, findings = await _prove(db, store, place, window, names)
+    findings += _judge(names, holes, filled)
+    matched = sum(proof.matched for proof in proofs)
+    unexplained = sum(sum(proof.unexplained.values()) for proof in proofs)
+    for hole in holes if not filled.parked else ():
+        after = {
+            "restore": hole.restore_seq,
+            "after": str(window.after),
+            "until": str(window.until),
+            "together": names,
+            "transactions": filled.transactions,
+            "rows": filled.rows,
+            "already": filled.already,
+            "matched": matched,
+            "unexplained": unexplained,
+            "findings": [finding.text for finding in findings],
+        }
+        await write_entry(db, Action.LEGACY_BACKFILL, hole.identity, migration=hole.migration, phase=phase, after=after)
     return Backfill(
         phase=phase,
         triggers=names,
-        transactions=filled.transactions,
+        transactions=filled.transactions + filled.already,
         rows=filled.rows,
         parked=filled.parked,
-        matched=proof.matched,
-        unexplained=sum(proof.unexplained.values()),
-        findings=findings,
+        matched=matched,
+        unexplained=unexplained,
+        findings=tuple(findings),
     )
 
 
-def _judge(names: Sequence[str], holes: Sequence[Silence], filled: Filled, proof: WindowProof) -> tuple[Finding, ...]:
+async def _prove(
+    db: Database, store: Database, place: Place, window: Window, names: Sequence[str]
+) -> tuple[list[WindowProof], list[Finding]]:
+    """Compare what was filled: all triggers together, or, where one of them cannot be compared, each by itself."""
+    after, until = window.after, window.until
+    try:
+        together = await prove_window(db, store, source=place.source, triggers=names, after=after, until=until)
+    except AfterwriteError as error:
+        if len(names) == 1:
+            return [], [
+                Finding(
+                    rule="rollback.unproven",
+                    severity=Severity.WARNING,
+                    where=names[0],
+                    text=f"its legacy rows from {after} to {until} were filled, and not compared: {error}",
+                    remedy=error.remedy,
+                )
+            ]
+        each = [await _prove(db, store, place, window, [name]) for name in names]
+        return [proof for proofs, _ in each for proof in proofs], [found for _, said in each for found in said]
+    if together.whole:
+        return [together], []
+    said = ", ".join(f"{count:,} {reason.value}" for reason, count in together.unexplained.items())
+    examples = "; ".join(f"{found.reason.value} {found.key or ''}".strip() for found in together.examples[:_SHOWN])
+    return [together], [
+        Finding(
+            rule="rollback.unproven",
+            severity=Severity.ERROR,
+            where=", ".join(names),
+            text=f"what was filled is not what the triggers would have written: {said} ({examples})",
+            remedy="compare these rows of the legacy log with `afterwrite tail` before relying on them",
+        )
+    ]
+
+
+def _judge(names: Sequence[str], holes: Sequence[Silence], filled: Filled) -> list[Finding]:
     findings: list[Finding] = []
     if filled.parked:
         findings.append(
@@ -226,20 +260,8 @@ def _judge(names: Sequence[str], holes: Sequence[Silence], filled: Filled, proof
                 severity=Severity.ERROR,
                 where=", ".join(names),
                 text=f"{filled.parked:,} calls of the body failed while the log was filled, and their rows are missing",
-                remedy="read select identity, error from afterwrite.dead_letter where resolved_at is null, mend the "
-                "cause, run `afterwrite defer retry`, then the same rollback again",
-            )
-        )
-    if proof.unexplained:
-        said = ", ".join(f"{count:,} {reason.value}" for reason, count in proof.unexplained.items())
-        findings.append(
-            Finding(
-                rule="rollback.unproven",
-                severity=Severity.ERROR,
-                where=", ".join(names),
-                text=f"what was filled is not what the triggers would have written: {said}",
-                remedy="afterwrite.ledger has both (legacy.backfill); compare the rows by their keys before relying on "
-                "the log for that time",
+                remedy="look at them with `afterwrite defer list`, mend the cause, run `afterwrite defer retry`, then the "
+                "same rollback again",
             )
         )
     findings += [
@@ -254,7 +276,7 @@ def _judge(names: Sequence[str], holes: Sequence[Silence], filled: Filled, proof
         for hole in holes
         if hole.times > 1
     ]
-    return tuple(findings)
+    return findings
 
 
 def _disturbed(hole: Silence) -> Finding:
