@@ -9,9 +9,10 @@ from psycopg.conninfo import make_conninfo
 
 from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, connect
-from afterwrite.scan.cost.figures import Origin, Window
+from afterwrite.scan.cost.figures import Costs, Origin, Window
 from afterwrite.scan.cost.observe import observe, parse_duration
 from afterwrite.scan.cost.reckon import reckon
+from afterwrite.scan.cost.rehearse import rehearse
 from afterwrite.scan.survey import Survey, survey
 
 SCHEMA = """
@@ -52,7 +53,7 @@ async def write(db: Database) -> None:
     await db.run(b"select pg_stat_force_next_flush()")
 
 
-async def watched(dsn: str, found: Survey, seconds: float = 2.5) -> Window:
+async def watched(dsn: str, found: Survey, seconds: float = 1.5) -> Window:
     async with connect(dsn) as watching, connect(dsn) as working:
         task = asyncio.create_task(observe(watching, found, seconds))
         await asyncio.sleep(0.3)
@@ -94,10 +95,29 @@ def test_time_is_counted_and_a_shared_functions_is_divided_by_the_rows_of_its_ta
     assert retire.time_low <= retire.time_high
 
 
+def test_observed_times_go_with_rehearsed_wal_and_each_figure_says_where_it_is_from(dsn: str) -> None:
+    async def run() -> Costs:
+        found = await prepare(dsn)
+        window = await watched(dsn, found)
+        async with connect(dsn) as db:
+            measured = await rehearse(db, found)
+        return reckon(found, window=window, measured=[measured])
+
+    costs = asyncio.run(run())
+    assert costs.origins == (Origin.OBSERVE, Origin.REHEARSE)
+    logged = next(each for each in costs.triggers if each.name == "orders_log")
+    assert (logged.calls_from, logged.us_from, logged.wal_from) == (Origin.OBSERVE, Origin.OBSERVE, Origin.REHEARSE)
+    assert logged.wal is not None
+    assert 50 < logged.wal < 1_500
+    assert "and what a row took when it was measured" in logged.split
+    dawdled = next(each for each in costs.triggers if each.name == "orders_dawdle")
+    assert dawdled.rows == 0
+
+
 def test_functions_that_nobody_counts_are_said_with_the_remedy(dsn: str) -> None:
     async def run() -> tuple[Survey, Window]:
         found = await prepare(dsn, track="none")
-        return found, await watched(dsn, found, seconds=1.5)
+        return found, await watched(dsn, found)
 
     found, window = asyncio.run(run())
     finding = next(each for each in window.findings if each.rule == "functions-not-counted")
@@ -121,14 +141,14 @@ def test_rows_that_a_trigger_makes_sessions_queue_for_are_named_with_the_trigger
                 await holding.run(b"insert into parcels (amount) values (1)")
                 waiting = [asyncio.create_task(insert()) for _ in range(3)]
                 await asyncio.sleep(0.3)
-                window = await observe(watching, found, 2.2)
+                window = await observe(watching, found, 1.3)
             await asyncio.gather(*waiting)
             return window
 
     [hot] = asyncio.run(run()).hot
     assert (hot.table, hot.triggers, hot.certain) == ("public.total", ("public.parcels.parcels_total",), True)
     assert hot.queue == 3
-    assert hot.waited_seconds > 3
+    assert hot.waited_seconds > 2
 
 
 def test_what_was_seen_till_it_was_stopped_is_kept(dsn: str) -> None:
@@ -157,7 +177,7 @@ def test_a_role_without_privileges_observes_calls_and_rows_and_is_told_what_is_h
                 "do $$ begin create role afterwrite_watcher login; exception when duplicate_object then null; end $$"
             )
         async with connect(make_conninfo(dsn, user="afterwrite_watcher")) as watching, connect(dsn) as working:
-            task = asyncio.create_task(observe(watching, found, 2.0))
+            task = asyncio.create_task(observe(watching, found, 1.4))
             await asyncio.sleep(0.3)
             await write(working)
             return await task

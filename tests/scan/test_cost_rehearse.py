@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -73,7 +74,7 @@ async def fill(dsn: str) -> dict[str, Filled]:
         await db.script(ZOO)
         inventory = await read_inventory(db)
         atlas = Atlas(inventory)
-        filler = Filler(db, atlas, {})
+        filler = Filler(db, atlas, {}, deadline=time.monotonic() + 60)
         tables = with_parents(atlas, inventory.tables)
         await filler.learn(tables)
         return {table.name: await filler.fill(table) for table in filler.in_order(tables)}
@@ -219,3 +220,26 @@ def test_the_legacy_application_is_filled_and_measured_as_a_whole(dsn: str) -> N
     both = costs.savings[-1]
     assert both.time_low is not None
     assert both.time_low > 0.3
+
+
+ENDLESS = """
+create table log (id bigserial primary key, what text);
+create table swamp (id int primary key, name text not null);
+create function sink() returns trigger language plpgsql as $$ begin loop perform 1; end loop; end $$;
+create trigger swamp_sink before insert on swamp for each row execute function sink();
+create function slow_check(text) returns boolean language plpgsql as $$ begin perform pg_sleep(60); return true; end $$;
+create table bog (id int primary key, name text not null check (slow_check(name)));
+create trigger bog_sink before insert on bog for each row execute function sink();
+"""
+
+
+def test_triggers_and_checks_that_never_end_do_not_hold_it_up(dsn: str) -> None:
+    async def run() -> Measured:
+        async with connect(dsn) as db:
+            await db.script(ENDLESS)
+            return await rehearse(db, await survey(db), seconds=4)
+
+    measured = asyncio.run(run())
+    assert measured.seconds < 25
+    assert not measured.units
+    assert measured.findings

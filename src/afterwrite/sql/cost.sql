@@ -112,6 +112,14 @@ select pg_catalog.set_config('lock_timeout', :lock::text, true),
        pg_catalog.set_config('statement_timeout', :statement::text, true),
        pg_catalog.set_config('idle_in_transaction_session_timeout', :idle::text, true);
 
+-- name: end_long_statements
+-- Let no statement of this session run longer.
+select pg_catalog.set_config('statement_timeout', :limit::text, false);
+
+-- name: read_size
+-- How much room this database takes.
+select pg_catalog.pg_database_size(pg_catalog.current_database());
+
 -- name: set_for_now
 -- Set a setting until the transaction ends.
 select pg_catalog.set_config(:name::text, :value::text, true);

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -18,6 +19,7 @@ from typing import Any, cast
 import msgspec
 from psycopg import sql
 
+from afterwrite.errors import DatabaseError
 from afterwrite.postgres import Database, identifier, statement
 from afterwrite.scan.atlas import Atlas
 from afterwrite.scan.catalog import Column, ForeignKey, Kind, Table
@@ -29,6 +31,7 @@ _ATTEMPTS = 25
 _COMBINATIONS = 2_000
 _SOLUTIONS = 60
 _QUESTIONS = 60
+_TOOK_TOO_LONG = "57014"
 _GENERATED_DEFAULTS = ("nextval(", "gen_random_uuid(", "uuid_generate_", "uuidv")
 
 Row = dict[str, str | None]
@@ -63,9 +66,15 @@ def _condition_row(*, table_oid: int, name: str, expression: str, columns: list[
 
 
 class Filler:
-    """Makes rows for the tables of one database. ``hints`` are texts that triggers look for, by (table oid, column)."""
+    """Makes rows for the tables of one database. ``hints`` are texts that triggers look for, by (table oid, column).
 
-    def __init__(self, db: Database, atlas: Atlas, hints: Mapping[tuple[int, str], Sequence[str]]) -> None:
+    After ``deadline`` (time.monotonic) nothing more is asked or filled.
+    """
+
+    def __init__(
+        self, db: Database, atlas: Atlas, hints: Mapping[tuple[int, str], Sequence[str]], *, deadline: float
+    ) -> None:
+        self.deadline = deadline
         self.db = db
         self.atlas = atlas
         self.filled: dict[int, Filled] = {}
@@ -165,7 +174,7 @@ class Filler:
         for columns, rows in kinds.items():
             parts: list[list[Row]] = [rows] if columns else [[row] for row in rows]
             failed = 0
-            while parts and failed <= _ATTEMPTS:
+            while parts and failed <= _ATTEMPTS and time.monotonic() < self.deadline:
                 part = parts.pop(0)
                 try:
                     async with self.db.transaction():
@@ -376,7 +385,7 @@ class Filler:
         kept: list[Row] = []
         waiting: list[Sequence[Row]] = [rows]
         asked = 0
-        while waiting and asked < _QUESTIONS + len(rows) * 2 and len(kept) < _COMBINATIONS:
+        while waiting and asked < _QUESTIONS + len(rows) * 2 and time.monotonic() < self.deadline:
             part = waiting.pop(0)
             if not part:
                 continue
@@ -385,7 +394,9 @@ class Filler:
                 async with self.db.transaction():
                     places: list[int] = await self.db.values(_question(conditions, part, columns))
                 kept += [part[place] for place in sorted(places)]
-            except REFUSALS:
+            except REFUSALS as error:
+                if isinstance(error, DatabaseError) and error.sqlstate == _TOOK_TOO_LONG:
+                    break
                 if len(part) > 1:
                     half = len(part) // 2
                     waiting[:0] = [part[:half], part[half:]]

@@ -142,7 +142,9 @@ class Bench:
         self.rounds = rounds
 
     async def try_out(self, deed: Deed) -> Sample:
-        """Run it once as it is; raises DatabaseError when the database refuses."""
+        """Run it once as it is; raises DatabaseError when the database refuses, or when the time is up."""
+        if time.monotonic() > self.deadline:
+            raise DatabaseError("the time for measuring was up")
         async with undone(self.db):
             await self._prepare(deed)
             return read_plan(await explain(self.db, deed.query))

@@ -40,6 +40,8 @@ from afterwrite.scan.survey import Survey
 SECONDS = 120.0
 """How long a rehearsal may take before the tables that are left are passed over."""
 
+_LONGEST = "3s"
+_LARGEST = 2 * 1024 * 1024 * 1024
 _EVENTS = (Event.INSERT, Event.UPDATE, Event.DELETE)
 _TRIES = 12
 _TEMPTATIONS = 150
@@ -63,6 +65,8 @@ async def rehearse(db: Database, survey: Survey, *, seconds: float = SECONDS, to
     """
     begun = time.monotonic()
     inventory = await read_inventory(db)
+    # Conditions and triggers of a dump that nobody vouches for are run, and may never end.
+    await db.run(statement("cost.end_long_statements"), limit=_LONGEST)
     play = _Rehearsal(db, survey, inventory, begun + seconds, told or (lambda _: None))
     await play.fill()
     await play.measure()
@@ -90,7 +94,8 @@ class _Rehearsal:
         self.rounds = ROUNDS
         self.contexts: Sequence[Mapping[str, str]] = ({},)
         self._path = ", ".join(sql.Identifier(name).as_string() for name in survey.inventory.search_path)
-        self.filler = Filler(db, self.atlas, _hints(self.atlas, survey))
+        # Half of the time is for measuring.
+        self.filler = Filler(db, self.atlas, _hints(self.atlas, survey), deadline=(self.begun + deadline) / 2)
         self.by_table: defaultdict[int, list[Trigger]] = defaultdict(list)
         judged = {each.trigger.identity for each in survey.judgements}
         for trigger in inventory.triggers:
@@ -115,7 +120,7 @@ class _Rehearsal:
         await self.filler.learn(wanted)
         late: list[str] = []
         for table in self.filler.in_order(wanted):
-            if time.monotonic() > self.deadline - (self.deadline - self.begun) / 2:  # half of the time is for measuring
+            if time.monotonic() > self.filler.deadline:
                 late.append(table.full_name)
                 continue
             try:
@@ -173,6 +178,7 @@ class _Rehearsal:
         )
         if deeds * _SECONDS_OF_A_DEED > self.deadline - time.monotonic():
             self.rounds = 1
+        self.filler.deadline = self.deadline
         late: list[str] = []
         for table in self.tables:
             if time.monotonic() > self.deadline:
@@ -182,6 +188,9 @@ class _Rehearsal:
                 continue
             for event in _EVENTS:
                 await self._measure(table, event)
+            if await self.db.value(statement("cost.read_size")) > _LARGEST:
+                self._note("rehearsal-cut-short", table.full_name, "grew beyond all bounds: nothing more was measured")
+                break
         self._cut_short("measured", late)
 
     def _cut_short(self, what: str, late: Sequence[str]) -> None:
@@ -200,7 +209,7 @@ class _Rehearsal:
         if not triggers:
             return
         async with undone(self.db):
-            await self.db.run(statement("cost.be_brief"), lock="1s", statement="10s", idle="60s")
+            await self.db.run(statement("cost.be_brief"), lock="1s", statement=_LONGEST, idle="60s")
             await self.db.run(statement("cost.set_for_now"), name="search_path", value=self._path)
             await self.db.run(b"set constraints all immediate")
             bench = Bench(self.db, switch=Switch.ALTER, temporary=True, deadline=self.deadline, rounds=self.rounds)

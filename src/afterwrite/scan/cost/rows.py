@@ -312,6 +312,7 @@ _NAMED = {
     "punct": "-.,",
     "word": string.ascii_lowercase + "_",
 }
+_LONGEST = 5_000
 _PRINTABLE = string.ascii_letters + string.digits + "-_.@ /+:"
 
 
@@ -321,6 +322,7 @@ class _Pattern:
     def __init__(self, pattern: str, choose: random.Random) -> None:
         self._pattern = pattern.removeprefix("***:")
         self._place = 0
+        self._length = 0
         self._choose = choose
 
     def text(self) -> str:
@@ -351,7 +353,11 @@ class _Pattern:
         while (following := self._peek()) and following not in "|)":
             piece = self._piece()
             least, most = self._repetition()
-            made.append("".join(piece() for _ in range(self._choose.randint(least, most))))
+            for _ in range(self._choose.randint(least, most)):
+                made.append(piece())
+                self._length += len(made[-1])
+                if self._length > _LONGEST:
+                    raise _NotUnderstood
         return "".join(made)
 
     def _repetition(self) -> tuple[int, int]:
