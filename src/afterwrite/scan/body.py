@@ -15,11 +15,14 @@ from typing import Any, assert_never, cast
 import pgparse
 
 from afterwrite.scan.facts import (
+    ACTS,
     Assignment,
     Body,
+    Call,
     Cast,
     Command,
     Discard,
+    Division,
     Dynamic,
     Guard,
     Language,
@@ -27,6 +30,7 @@ from afterwrite.scan.facts import (
     Premise,
     PremiseKind,
     Raise,
+    Read,
     Return,
     Source,
     Term,
@@ -207,9 +211,7 @@ class _Walker:
             case "execsql":
                 self._sql(node, line)
             case "perform":
-                self._query(node.get("expr"), line, into=("found",))
-                text = _text(node.get("expr")).rstrip()
-                self.notebook.add(Discard, line, text=text.strip()[6:].strip(), further=text.count("\n"))
+                self._perform(node, line)
             case "call":
                 self._call(node, line)
             case "dynexecute":
@@ -424,6 +426,23 @@ class _Walker:
         known = query.terms.term(query.expression) if query is not None and plain else unknown()
         self._note(target, line, value, names)
         self._hold(target, known)
+
+    def _perform(self, node: Node, line: int) -> None:
+        facts = self.notebook.facts
+        before = {kind: len(found) for kind, found in facts.items()}
+        self._query(node.get("expr"), line, into=("found",))
+        new = [fact for kind, found in facts.items() for fact in found[before.get(kind, 0) :]]
+        text = _text(node.get("expr")).rstrip()
+        self.notebook.add(
+            Discard,
+            line,
+            text=text.strip()[6:].strip(),
+            further=text.count("\n"),
+            calls=tuple(fact.name for fact in new if isinstance(fact, Call)),
+            acts=any(isinstance(fact, ACTS) or getattr(fact, "written", getattr(fact, "locks", False)) for fact in new),
+            reads=any(isinstance(fact, Read) for fact in new),
+            risky=any(isinstance(fact, Cast | Division) for fact in new),
+        )
 
     def _sql(self, node: Node, line: int) -> None:
         targets = self._into(node.get("target"))

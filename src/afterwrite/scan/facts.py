@@ -271,11 +271,16 @@ class Division(Fact, frozen=True, kw_only=True, omit_defaults=True):
 class Discard(Fact, frozen=True, kw_only=True, omit_defaults=True):
     """A PERFORM: what it computes is thrown away, so that its point is what it does on the way.
 
-    ``further`` is how many lines it goes on after its first one.
+    ``further`` is how many lines it goes on after its first one. ``calls`` are the functions that it names; ``acts``
+    says that it does something by itself, ``reads`` that it looks at tables, ``risky`` that it may fail.
     """
 
     text: str
     further: int = 0
+    calls: tuple[str, ...] = ()
+    acts: bool = False
+    reads: bool = False
+    risky: bool = False
 
 
 class Notify(Fact, frozen=True, kw_only=True, omit_defaults=True):
@@ -337,6 +342,10 @@ class Unknown(Fact, frozen=True, kw_only=True, omit_defaults=True):
 
     rule: str
     text: str
+
+
+ACTS = (Insert, Update, Delete, Refresh, Notify, Lock, Outside, Command, Dynamic, Unknown)
+"""The kinds of facts that do something, or may."""
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

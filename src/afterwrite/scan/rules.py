@@ -91,9 +91,15 @@ class Case:
             *(*body.inserts, *body.updates, *body.deletes, *body.refreshes, *body.notifies, *body.locks, *body.outside),
             *(*body.commands, *body.dynamics, *body.unknowns, *body.raises, *(s for s in body.settings if s.written)),
             *(read for read in body.reads if read.locks),
-            *(call for call in body.calls if call.name in ("nextval", "setval") or call.name.startswith("pg_sleep")),
+            *(call for call in body.calls if _moves(call.name)),
         ]
-        return [fact for fact in body.discards if not any(_within(deed, fact) for deed in deeds)]
+        return [
+            fact
+            for fact in body.discards
+            if not (fact.acts or any(_moves(name) for name in fact.calls))
+            and not any(_below(deed, fact) for deed in deeds)
+            and not any(_within(unknown, fact) for unknown in body.unknowns)
+        ]
 
     def is_own(self, table: Table) -> bool:
         return self.home is not None and self.home.oid == table.oid
@@ -232,7 +238,7 @@ def demands_a_setting(case: Case) -> Iterator[Reason]:
 def fails_on_purpose(case: Case) -> Iterator[Reason]:
     """It computes something that may fail, and throws the answer away: it is there for its error."""
     for fact in case.pointless:
-        risky = [each for each in (*case.body.casts, *case.body.divisions) if _within(each, fact)]
+        risky = fact.risky or any(_below(each, fact) for each in (*case.body.casts, *case.body.divisions))
         if risky and not fact.caught:
             yield case.reason(fails_on_purpose, fact, f"computes {_short(fact.text)} only to see whether that fails")
 
@@ -398,11 +404,10 @@ def waits(case: Case) -> Iterator[Reason]:
 def throws_away(case: Case) -> Iterator[Reason]:
     """It computes or looks up something and throws the answer away: why, its text does not say."""
     for fact in case.pointless:
-        used = any(_within(each, fact) for each in (*case.body.calls, *case.body.reads))
         # What a function that calls itself does is told where it is called first.
-        around = {step.rpartition(":")[0].rpartition(".")[2] for step in fact.via} | {case.trigger.function}
-        again = any(call.name in around for call in case.body.calls if _within(call, fact))
-        if used and not again and not fact.caught:
+        around = {_called_in(step) for step in fact.via} | {case.trigger.function}
+        further = (call.name for call in case.body.calls if _below(call, fact))
+        if (fact.calls or fact.reads) and around.isdisjoint((*fact.calls, *further)) and not fact.caught:
             yield case.reason(throws_away, fact, f"throws away what it asks for: {_short(fact.text)}")
 
 
@@ -829,6 +834,24 @@ def _within(fact: Fact, outer: Fact) -> bool:
     """Whether something happens in the statement of another: on one of its lines, and as deep or deeper."""
     further = outer.further if isinstance(outer, Discard) else 0
     return 0 <= fact.line - outer.line <= further and fact.via[: len(outer.via)] == outer.via
+
+
+def _below(fact: Fact, outer: Discard) -> bool:
+    """Whether something happens in what a PERFORM calls: in a function that it names, or in one that nobody names."""
+    depth = len(outer.via)
+    if not _within(fact, outer) or len(fact.via) == depth:
+        return False
+    step = fact.via[depth]
+    return _called_in(step) in outer.calls or step.startswith("the ") or "." not in step
+
+
+def _called_in(step: str) -> str:
+    """The function of one step of ``via``."""
+    return step.rpartition(":")[0].rpartition(".")[2]
+
+
+def _moves(name: str) -> bool:
+    return name in ("nextval", "setval") or name.startswith("pg_sleep")
 
 
 def _numbers_a_row(case: Case, fact: Call) -> bool:
