@@ -29,11 +29,12 @@ from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, examine, fore
 from afterwrite.capture.watch import observe, read_pulse
 from afterwrite.capture.worker import Duty, Source, Worker, WorkerStatus, end_task
 from afterwrite.defer.progress import read_progress
+from afterwrite.defer.rehearse import Rehearsable, run_rehearser
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.identity import parse_replica_identity, record_replica_identity, replica_identity_row
-from afterwrite.postgres import Database, LockPolicy, OnBlocked, connect, script, statement
+from afterwrite.postgres import Database, LockPolicy, OnBlocked, connect, quoted, script, statement
 from afterwrite.prove.prover import Prover
 from afterwrite.scan.catalog import Event
 from afterwrite.scan.classify import Judgement, Verdict
@@ -400,6 +401,8 @@ async def run_capture(
         legacy_publication=settings.legacy_publication,
     )
 
+    surveyed: asyncio.Future[Survey] = asyncio.get_running_loop().create_future()
+
     @asynccontextmanager
     async def open_duty() -> AsyncGenerator[Duty]:
         # Scanned when it becomes active, not when it began to stand by.
@@ -455,6 +458,7 @@ async def run_capture(
             # Any step of these may be broken off: the next look goes on from there.
             maintaining = group.create_task(_maintain(settings, remember_maintenance))
             deferring = group.create_task(_defer(settings, replay_stop, remember))
+            rehearsing = group.create_task(_rehearse(settings, surveyed, replay_stop))
             try:
                 await worker.run()
             finally:
@@ -463,7 +467,9 @@ async def run_capture(
                 # Where the worker took its time to stop, the deferral had it too.
                 since = time.monotonic() - told_at[0] if told_at else 0.0
                 patience = max(0.0, _DEFERRAL_ENDS_SECONDS - since)
-                await asyncio.gather(end_task(maintaining), end_task(deferring, patience=patience))
+                await asyncio.gather(
+                    end_task(maintaining), end_task(rehearsing), end_task(deferring, patience=patience)
+                )
     except BaseExceptionGroup as group:
         raise _first(group) from group
 
@@ -479,6 +485,44 @@ async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[Replay
             tell(ReplayStatus(state=ReplayState.HALTED, trouble=str(error) or repr(error)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _HALTED_SECONDS)
+
+
+async def _rehearse(settings: Settings, surveyed: asyncio.Future[Survey], stop: asyncio.Event) -> None:
+    """Rehearse the bodies that are to be deferred, once this worker is active. Trouble is told, and capture goes on."""
+    known = [await surveyed]
+
+    async def load() -> list[Rehearsable]:
+        if known:
+            return rehearsable(known.pop())
+        async with connect(settings.dsn, guarded=True) as database:
+            return rehearsable(await survey(database))
+
+    while not stop.is_set():
+        try:
+            await run_rehearser(
+                settings.dsn, settings.store, settings.source, load, publication=settings.publication, stop=stop
+            )
+        except Exception as error:
+            if not isinstance(error, AfterwriteError):
+                log.exception("a defect of the rehearsals; capture goes on")
+            else:
+                log.warning("bodies are not rehearsed: %s", error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _HALTED_SECONDS)
+
+
+def rehearsable(found: Survey) -> list[Rehearsable]:
+    """The triggers that are to be deferred, with the tables that their bodies write."""
+    names = {table.full_name: quoted(table.schema, table.name) for table in found.inventory.tables}
+    return [
+        Rehearsable(
+            trigger=judgement.trigger,
+            effects=tuple(names[table] for table in judgement.effects if table in names),
+            lookups=bool(set(judgement.needs.lookups) - set(judgement.effects)),
+        )
+        for judgement in found.judgements
+        if judgement.verdict is Verdict.DEFER and judgement.trigger.parent_oid is None
+    ]
 
 
 async def _maintain(settings: Settings, tell: Callable[[MaintainStatus], None]) -> None:

@@ -182,6 +182,7 @@ class Rehearser:
         self._since = since
         self._position: int | None = None
         self._candidates: dict[int, Rehearsable] = {}
+        self._loaded = False
         # A trigger's effects can be expected of what committed after it was seen to be on, and to be as it is.
         self._on_since: dict[int, Lsn] = {}
         self._tallies: dict[tuple[str, Operation], _Tally] = {}
@@ -192,6 +193,8 @@ class Rehearser:
         if self._position is None:
             await self._begin()
         await self._look_at_triggers()
+        if not self._on_since:
+            return 0
         position = self._position or 0
         batches = await read_batches(self._store, position, 10_000, source=self._source)
         if not batches:
@@ -215,7 +218,8 @@ class Rehearser:
         """Notice which are on; one that was changed, or turned on just now, begins anew here."""
         rows = await self._db.rows(_OnRow, statement("defer.read_on"), oids=list(self._candidates))
         changed = {row.oid for row in rows if row.on and row.source != self._candidates[row.oid].trigger.source}
-        if changed or not self._candidates:
+        if changed or not self._loaded:
+            self._loaded = True
             self._candidates = {each.trigger.oid: each for each in await self._load()}
             self._tables.clear()
             rows = await self._db.rows(_OnRow, statement("defer.read_on"), oids=list(self._candidates))
