@@ -48,7 +48,7 @@ def test_json_says_that_the_source_is_a_dump_and_what_became_of_it() -> None:
 def test_the_terminal_and_markdown_name_the_dump_and_its_missing_parts() -> None:
     code, said, _ = afterwrite(DUMPS / "supabase.sql")
     assert code == ExitCode.OK
-    assert "7 triggers on 3 tables of the dump supabase.sql" in " ".join(said.split())
+    assert "8 triggers on 3 tables of the dump supabase.sql" in " ".join(said.split())
     assert "no statistics: a dump has none" in said
     assert "dump-missing-extension" in said
     code, said, _ = afterwrite(DUMPS / "supabase.sql", "--markdown")
@@ -102,7 +102,9 @@ def test_interrupting_a_load_leaves_no_server_and_no_folder(tmp_path: Path) -> N
 
 def server_of(parent: int) -> Path | None:
     """The folder of the server that a process has started."""
-    listed = subprocess.run(["ps", "-eww", "-o", "ppid=", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eww", "-o", "ppid=", "-o", "args="], capture_output=True, text=True, check=True
+    ).stdout
     for line in listed.splitlines():
         words = line.split()
         if words[0] == str(parent) and "-D" in words and words[1].endswith("/postgres"):

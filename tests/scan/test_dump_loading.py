@@ -119,6 +119,7 @@ def test_a_supabase_dump_is_judged_without_its_platform() -> None:
     found, report = scanned(DUMPS / "supabase.sql")
     assert verdicts(found) == {
         "audit_visits": "retire",
+        "audit_place": "retire",
         "count_visits": "defer",
         "handle_updated_at": "keep",
         "hash_secret": "keep",

@@ -154,6 +154,11 @@ select * from (values
   ('pg_hashids', 'id_encode', 'bigint, text default null, integer default null', 'text', 'immutable')
 ) as known (extension, name, arguments, result, volatility);
 
+-- name: known_prefixes
+-- Extensions with hundreds of functions, all of which only compute: how their names begin.
+select * from (values ('postgis', 'st_'), ('postgis_topology', 'st_'), ('postgis_raster', 'st_'), ('postgis_sfcgal', 'st_'),
+                      ('h3', 'h3_'), ('h3_postgis', 'h3_')) as known (extension, prefix);
+
 -- name: extension_schemas
 -- Where an extension puts its functions whatever schema it is created in.
 select * from (values ('pg_net', 'net'), ('pg_cron', 'cron'), ('supabase_vault', 'vault'), ('pgsodium', 'pgsodium'),

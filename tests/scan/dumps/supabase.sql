@@ -113,6 +113,18 @@ end;
 $$;
 
 
+CREATE OR REPLACE FUNCTION "audit"."remember_place"() RETURNS "trigger"
+    LANGUAGE "plpgsql" SECURITY DEFINER
+    SET "search_path" TO 'public', 'extensions'
+    AS $$
+begin
+  insert into audit.record_version (table_name, op, actor, record)
+  values ('place', tg_op, auth.uid(), jsonb_build_object('place', st_asgeojson(new.place), 'area', extensions.ST_Area(new.place)));
+  return null;
+end;
+$$;
+
+
 SET default_tablespace = '';
 
 SET default_table_access_method = "heap";
@@ -215,6 +227,9 @@ CREATE INDEX "visits_embedding_idx" ON "public"."visits" USING "hnsw" ("notes_em
 
 
 CREATE OR REPLACE TRIGGER "audit_visits" AFTER INSERT OR DELETE OR UPDATE ON "public"."visits" FOR EACH ROW EXECUTE FUNCTION "audit"."remember"();
+
+
+CREATE OR REPLACE TRIGGER "audit_place" AFTER INSERT OR UPDATE ON "public"."clinics" FOR EACH ROW EXECUTE FUNCTION "audit"."remember_place"();
 
 
 CREATE OR REPLACE TRIGGER "count_visits" AFTER INSERT ON "public"."visits" FOR EACH ROW EXECUTE FUNCTION "public"."count_visits"();

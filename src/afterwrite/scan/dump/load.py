@@ -355,6 +355,7 @@ class _Loader:
         texts = (each.sorted.text for each in self.statements if each.sorted.deed is Deed.RUN)
         for kind, name in sorted(mentioned(texts)):
             await self._surround(kind, name)
+        await self._computing_functions()
         tried: set[Want] = set()
         while waiting:
             wants = {want for index in waiting if (want := self._want(index)) is not None} - tried
@@ -576,6 +577,19 @@ class _Loader:
             )
             await self._try(owned)
 
+    async def _computing_functions(self) -> None:
+        """What bodies call of an extension that is not here and only computes. (Definitions say what they miss.)"""
+        missing = dict(self.missing_extensions)
+        prefixes = dict(await self.db.rows(_prefix, statement("dump.known_prefixes")))
+        for extension in missing.keys() & prefixes.keys():
+            pattern = re.compile(rf"\b{prefixes[extension]}\w+(?=\s*\()", re.IGNORECASE)
+            texts = (each.sorted.text for each in self.statements if each.sorted.kind == "CREATE FUNCTION")
+            called = {name.lower() for text in texts for name in pattern.findall(text)}
+            for name in sorted(called)[:_MOST_STAND_INS]:
+                want = Want(Missing.FUNCTION, missing[extension], name)
+                if await self._make_function(want, 'variadic "any"', "afterwrite_dump.anything", "immutable"):
+                    self.stand_ins.append(want)
+
     async def _run_bare(self, waiting: Sequence[int]) -> list[int]:
         """Tables without what the server did not take: defaults and checks may be missing, triggers need the table."""
         able = [index for index in waiting if self.statements[index].sorted.kind in ("CREATE TABLE", "ALTER TABLE")]
@@ -649,6 +663,10 @@ class _Known(msgspec.Struct, frozen=True, kw_only=True):
 
 def _pair(extension: str, schema: str) -> tuple[str, str]:
     return extension, schema
+
+
+def _prefix(extension: str, prefix: str) -> tuple[str, str]:
+    return extension, prefix
 
 
 def _signature(oid: int, signature: str) -> tuple[int, str]:
