@@ -18,10 +18,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from afterwrite.errors import AfterwriteError, Finding, Severity
+from afterwrite.scan.report import words
 from afterwrite.scan.report.visible import visible
 from afterwrite.settings import Settings, load_settings
 
 T = TypeVar("T")
+
+counted = words.counted
 
 # An option that takes no value: help shows no type for it.
 FLAG = ""
@@ -102,11 +105,6 @@ def prose(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
-def counted(count: int, noun: str) -> str:
-    """``1 trigger``, ``2 triggers``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def table(*columns: str, title: str | None = None) -> Table:
     """A table in the house style; a column name that starts with ``>`` is right-aligned."""
     made = Table(
@@ -138,11 +136,10 @@ def show_findings(findings: Sequence[Finding], console: Console | None = None, *
 
     ``most`` shortens other kinds than notes, too.
     """
-    order = [Severity.ERROR, Severity.WARNING, Severity.INFO]
     console = console or out
     kinds = Counter((finding.severity, finding.rule) for finding in findings)
     shown: Counter[tuple[Severity, str]] = Counter()
-    for finding in sorted(findings, key=lambda finding: order.index(finding.severity)):
+    for finding in words.gravest_first(findings):
         kind = (finding.severity, finding.rule)
         few = _NOTES_OF_A_KIND if finding.severity is Severity.INFO else most
         if few is not None and kinds[kind] > few + 1:

@@ -131,7 +131,10 @@ def _show_next(shown: ScanDocument) -> None:
     if unknown:
         first = unknown[0]
         name = f"{first.table}.{first.name}" if first.schema == "public" else first.identity
-        out.print(f"\nNext: [bold]afterwrite scan --explain {plain(name)}[/]", soft_wrap=True)
+        source = f"{plain(shown.subject.name)} " if shown.subject.dump is not None else ""
+        out.print(f"\nNext: [bold]afterwrite scan {source}--explain {plain(name)}[/]", soft_wrap=True)
+    elif moving and shown.subject.dump is not None:
+        out.print("\nNext: [bold]afterwrite scan --dsn …[/] [dim]of the live database, which knows what is written[/]")
     elif moving:
         out.print("\nNext: [bold]afterwrite plan[/] [dim]writes the phases down, for people to review[/]")
     if shown.costs is None:

@@ -11,7 +11,7 @@ from afterwrite.errors import Finding, Severity
 from afterwrite.scan.report.document import ReasonShown, ScanDocument, TriggerShown
 from afterwrite.scan.report.elements import Markup, element, join
 from afterwrite.scan.report.pictures import ORDER, cost_by_table, phase_plan, verdict_bar, verdicts_by_table
-from afterwrite.scan.report.words import MEANING, noticed, percent, saved, server
+from afterwrite.scan.report.words import MEANING, counted, gravest_first, noticed, percent, saved, server
 from afterwrite.scan.verdicts import Verdict
 
 _GRAVEST_FIRST = (Verdict.REVIEW, Verdict.DEFER, Verdict.KEEP, Verdict.RETIRE)
@@ -48,7 +48,8 @@ def html_report(shown: ScanDocument, at: datetime) -> str:
         element("h1", title),
         element(
             "p",
-            f"{len(shown.triggers):,} triggers on {tables:,} tables · PostgreSQL "
+            f"{counted(len(shown.triggers), 'trigger')} on {counted(tables, 'table')} · "
+            f"{'a schema dump, read by' if shown.subject.dump is not None else ''} PostgreSQL "
             f"{server(shown.subject.server_version)} · {at:%Y-%m-%d %H:%M %Z}",
             class_="quiet",
         ),
@@ -108,8 +109,7 @@ def _sections(shown: ScanDocument) -> Iterator[Markup]:
 
 def _deciding(count: int) -> Iterator[Markup]:
     if count:
-        noun = "trigger" if count == 1 else "triggers"
-        yield element("span", f" It decided on {count:,} {noun}.", class_="quiet")
+        yield element("span", f" It decided on {counted(count, 'trigger')}.", class_="quiet")
 
 
 def _section(title: str, note: str, *content: Markup | None) -> Markup:
@@ -157,7 +157,7 @@ def _findings(title: str, findings: Sequence[Finding], note: str = "") -> Iterat
             finding.text if finding.where in finding.text else f"{finding.where}: {finding.text}",
             element("code", finding.remedy, class_="remedy") if finding.remedy else None,
         )
-        for finding in findings
+        for finding in gravest_first(findings)
     ]
     yield _section(f"{title} ({len(findings):,})", note, element("ul", *listed, class_="findings"))
 
@@ -201,7 +201,7 @@ def _row(trigger: TriggerShown, shares: dict[str, float | None]) -> Markup:
     more = [f"of {', '.join(trigger.columns)}"] if trigger.columns else []
     more += [f"when {trigger.when}"] if trigger.when else []
     more += ["disabled"] if trigger.enabled.value == "D" else []
-    more += [f"{trigger.partitions} partitions"] if trigger.partitions else []
+    more += [f"also on {counted(trigger.partitions, 'partition')}"] if trigger.partitions else []
     cells = [
         element(
             "td",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from afterwrite.errors import Finding
 from afterwrite.scan.report.document import PhaseShown, ScanDocument, TriggerShown
 from afterwrite.scan.report.visible import visible
-from afterwrite.scan.report.words import MEANING, percent, saved, server
+from afterwrite.scan.report.words import MEANING, counted, gravest_first, percent, saved, server
 from afterwrite.scan.verdicts import Verdict
 
 _ORDER = (Verdict.REVIEW, Verdict.DEFER, Verdict.KEEP, Verdict.RETIRE)
@@ -30,7 +30,8 @@ def _report(shown: ScanDocument) -> Iterator[str]:
     tables = len({trigger.relation for trigger in shown.triggers})
     yield f"## Triggers of {_text(shown.subject.name)}"
     yield ""
-    yield f"PostgreSQL {server(shown.subject.server_version)}: {len(shown.triggers):,} triggers on {tables:,} tables."
+    count = f"{counted(len(shown.triggers), 'trigger')} on {counted(tables, 'table')}"
+    yield f"PostgreSQL {server(shown.subject.server_version)}: {count}."
     yield ""
     if not shown.triggers:
         yield "There is no user trigger."
@@ -108,7 +109,7 @@ def _findings(title: str, findings: Sequence[Finding]) -> Iterator[str]:
         return
     yield f"### {title}"
     yield ""
-    for finding in findings:
+    for finding in gravest_first(findings):
         where = "" if finding.where in finding.text else f"{_text(finding.where)}: "
         remedy = f" → {_code(finding.remedy)}" if finding.remedy else ""
         yield f"- {where}{_text(finding.text)}{remedy}"

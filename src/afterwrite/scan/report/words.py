@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from afterwrite.errors import Finding, Severity
 from afterwrite.scan.cost.figures import Costs
 from afterwrite.scan.verdicts import Eventual, Verdict
 
@@ -18,6 +19,17 @@ MEANING = {
 def server(version: int) -> str:
     """``18.1`` of server_version_num."""
     return f"{version // 10_000}.{version % 10_000}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 trigger``, ``2 triggers``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def gravest_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings in the order in which a reader wants them."""
+    order = [Severity.ERROR, Severity.WARNING, Severity.INFO]
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
 
 
 def percent(share: float | None) -> str:
@@ -57,8 +69,7 @@ def saved(costs: Costs) -> Iterator[str]:
             if low is not None
         ]
         how = f" ({saving.how})" if saving.how else ""
-        noun = "trigger" if saving.triggers == 1 else "triggers"
-        yield f"Without the {saving.triggers:,} {noun} to {named}, writing takes {' and '.join(parts)}{how}"
+        yield f"Without the {counted(saving.triggers, 'trigger')} to {named}, writing takes {' and '.join(parts)}{how}"
 
 
 def _between(low: float | None, high: float | None) -> str:
