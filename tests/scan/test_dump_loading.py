@@ -92,7 +92,7 @@ def test_a_dump_in_any_order_is_loaded(legacy_dump: Path, tmp_path: Path) -> Non
     assert report.not_loaded == ()
 
 
-@pytest.mark.parametrize("scene", ["rails", "supabase", "history", "outbox"])
+@pytest.mark.parametrize("scene", ["rails", "history"])
 def test_a_scene_of_the_corpus_is_judged_from_its_dump_as_it_is_live(
     server: Server, dsn: str, tmp_path: Path, scene: str
 ) -> None:
