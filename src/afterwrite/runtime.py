@@ -29,8 +29,9 @@ from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, examine, fore
 from afterwrite.capture.watch import observe, read_pulse
 from afterwrite.capture.worker import Duty, Source, Worker, WorkerStatus, end_task
 from afterwrite.defer.progress import read_progress
-from afterwrite.defer.rehearse import Rehearsable, run_rehearser
+from afterwrite.defer.rehearse import run_rehearser
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
+from afterwrite.defer.tryout import Rehearsable
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.identity import parse_replica_identity, record_replica_identity, replica_identity_row

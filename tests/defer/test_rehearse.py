@@ -12,7 +12,8 @@ from deferring import SOURCE, Stage, stage
 from afterwrite.activity import Lsn
 from afterwrite.defer import rehearse
 from afterwrite.defer.agree import Outcome
-from afterwrite.defer.rehearse import Rehearsable, Rehearser, read_rehearsals
+from afterwrite.defer.rehearse import Rehearser, read_rehearsals
+from afterwrite.defer.tryout import Rehearsable
 
 DDL = """
 create table orders (id int primary key, customer int, amount numeric(12, 2), status text default 'new', hash text);
@@ -48,18 +49,16 @@ create trigger m after update on orders for each row execute function write_mail
 SPIED = ["public.orders", "public.totals", "public.mail"]
 
 
-def rehearser(on: Stage, *given: tuple[str, Sequence[str]], lookups: bool = False, **change: object) -> Rehearser:
+def rehearser(
+    on: Stage, *given: tuple[str, Sequence[str]], publication: str | None = None, **change: object
+) -> Rehearser:
     async def load() -> list[Rehearsable]:
         return [
-            Rehearsable(
-                trigger=msgspec.structs.replace(await on.trigger(name), **change),
-                effects=tuple(effects),
-                lookups=lookups,
-            )
+            Rehearsable(trigger=msgspec.structs.replace(await on.trigger(name), **change), effects=tuple(effects))
             for name, effects in given
         ]
 
-    return Rehearser(on.db, on.store, SOURCE, load, since=Lsn(0))
+    return Rehearser(on.db, on.store, SOURCE, load, publication=publication, since=Lsn(0))
 
 
 async def outcomes(on: Stage) -> dict[tuple[str, str, str], int]:
@@ -140,17 +139,50 @@ def test_a_body_that_does_otherwise_is_an_unexplained_difference(dsn: str, body:
     asyncio.run(run())
 
 
-def test_what_cannot_be_judged_says_why(dsn: str) -> None:
+def test_what_others_wrote_too_is_compared_with_the_triggers_own_function(dsn: str) -> None:
     async def run() -> None:
         async with stage(dsn) as on:
             await on.lay(DDL, spied=SPIED)
             await on.do("insert into orders values (1, 1, 1.50)", "update totals set amount = 99 where customer = 1")
             await on.tell_all()
             await rehearser(on, ("t", ["public.totals"])).round()
-            assert await outcomes(on) == {("t", "insert", "mixed"): 1}
-            of = rehearser(on, ("t", ["public.totals", "public.nowhere"]))
-            await of.round()
-            assert (await outcomes(on))[("t", "insert", "unseen")] == 1
+            assert await outcomes(on) == {("t", "insert", "matched"): 1}
+
+    asyncio.run(run())
+
+
+def test_effects_that_are_not_captured_are_compared_with_the_triggers_own_function(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(DDL, spied=["public.orders"])
+            await on.do("insert into orders values (1, 1, 1.50)")
+            await on.do("select set_config('request.claims', 'bob', true)", "update orders set status = 'paid'")
+            await on.tell_all()
+            before = await state(on)
+            given = (("t", ["public.totals"]), ("m", ["public.mail"]))
+            await rehearser(on, *given, publication="none").round()
+            assert await outcomes(on) == {("t", "insert", "matched"): 1, ("m", "update", "matched"): 1}
+            assert await state(on) == before
+
+            # Not what the trigger's function does: told, and where.
+            source = (await on.trigger("t")).source.replace("values (new.customer, 1", "values (new.customer, 2")
+            other = source.replace("t.orders + 1", "t.orders + 2")
+            await rehearser(on, given[0], publication="none", source=other).round()
+            assert (await outcomes(on))["t", "insert", "value"] == 1
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_judged_says_why(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(DDL, spied=SPIED)
+            await on.do("insert into orders values (1, 1, 1.50)")
+            await on.tell_all()
+            await rehearser(on, ("t", ["public.totals", "public.nowhere"])).round()
+            assert await outcomes(on) == {("t", "insert", "unseen"): 1}
+            (found,) = await read_rehearsals(on.db)
+            assert "public.nowhere is no table" in (found.example or "")
 
     asyncio.run(run())
 

@@ -57,10 +57,10 @@ class EffectTable(msgspec.Struct, frozen=True, kw_only=True):
     schema: str
     name: str
     oid: int
-    kind: str
     pages: int
     key: tuple[str, ...]
     sequence: str | None
+    captured: bool
     columns: tuple[EffectColumn, ...]
 
     @property
@@ -114,6 +114,10 @@ class Counts(msgspec.Struct, frozen=True):
     @property
     def any(self) -> bool:
         return bool(self.inserted or self.updated or self.deleted)
+
+    def since(self, before: Counts) -> Counts:
+        """What came after these."""
+        return Counts(self.inserted - before.inserted, self.updated - before.updated, self.deleted - before.deleted)
 
 
 def decode_row(text: str | bytes) -> Row:
@@ -202,6 +206,44 @@ def judge(
         return _suspect(outcome, "a row", each.table.relation, each.after, now, reads_others=reads_others)
     if strange := [relation for relation, counts in wrote.items() if counts.any and not _touched(traced, relation)]:
         return Verdict(outcome=Outcome.EXTRA, why=f"it wrote {strange[0]}, where the trigger wrote nothing")
+    return Verdict(outcome=Outcome.MATCHED)
+
+
+Run = tuple[Mapping[str, Counts], Mapping[str, Sequence[Row] | None]]
+
+
+def compare_runs(tables: Mapping[str, EffectTable], body: Run, original: Run, window: Window) -> Verdict | None:
+    """Compare what a body wrote with what the trigger's own function writes for the same change in the same state.
+
+    None where the rows of one cannot be found.
+    """
+    if not any(counts.any for wrote in (body[0], original[0]) for counts in wrote.values()):
+        return Verdict(outcome=Outcome.IDLE)
+    for relation, table in tables.items():
+        mine, theirs = body[1][relation], original[1][relation]
+        if mine is None or theirs is None:
+            return None
+        left = list(theirs)
+        for row in mine:
+            same = next((other for other in left if _same(row, other, table, window)), None)
+            if same is None:
+                return Verdict(
+                    outcome=Outcome.VALUE,
+                    why=f"the trigger's own function writes another row into {relation}",
+                    relation=relation,
+                    expected=left[0] if left else None,
+                    found=row,
+                )
+            left.remove(same)
+        if left:
+            return Verdict(
+                outcome=Outcome.MISSING,
+                why=f"the trigger's own function writes one row more into {relation}",
+                relation=relation,
+                expected=left[0],
+            )
+        if (body[0][relation].deleted > 0) != (original[0][relation].deleted > 0):
+            return Verdict(outcome=Outcome.VALUE, why=f"one of the two deletes rows of {relation}", relation=relation)
     return Verdict(outcome=Outcome.MATCHED)
 
 

@@ -1,54 +1,28 @@
 """Rehearsing: while a trigger is still on, its transplanted body runs for the same changes, and is undone.
 
-::
-
-    a stored transaction ─▶ the rows that the trigger's effects touched, as they were before it
-                                    │ put back, in a transaction of ours that never commits
-                                    ▼
-                            the transplanted body runs ─▶ the same rows now ─▶ compared with what the trigger left
-
-No row of the user's is changed for anybody else. The rows that are put back are locked for these few milliseconds;
-where somebody else holds one, the rehearsal gives up at once. Sequences move on, as in any transaction that is undone.
+What was stored lately is looked through for transactions in which triggers fired that are to be deferred. Some of them
+are tried out, those of triggers and operations first that were seldom tried, and what came of it counts for the proof.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 
 import msgspec
-from psycopg import sql
 
 from afterwrite.activity import Lsn, Operation
-from afterwrite.defer.agree import (
-    Counts,
-    EffectColumn,
-    EffectTable,
-    Key,
-    Outcome,
-    Row,
-    Trace,
-    Verdict,
-    Window,
-    decode_row,
-    judge,
-    trace,
-)
-from afterwrite.defer.calls import Coverage, Deferral, Job, ReplayPolicy, SourceTransaction, encode_jobs, plan_job
-from afterwrite.defer.deferral import plan_deferral
+from afterwrite.defer.agree import Outcome, Verdict
+from afterwrite.defer.calls import Coverage, ReplayPolicy, SourceTransaction
 from afterwrite.defer.feed import transactions_of
-from afterwrite.defer.run import is_outage, is_transient, sqlstate
-from afterwrite.errors import AfterwriteError, Refused
+from afterwrite.defer.run import is_outage
+from afterwrite.defer.tryout import Rehearsable, Tryout
+from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database, connect, quoted, statement
-from afterwrite.scan.catalog import Trigger
 from afterwrite.store.reader import StoredBatch, read_batch_activities, read_batches, read_position, read_settings
-
-log = logging.getLogger(__name__)
 
 _WANTED = 20
 _AFTERWARDS_SECONDS = 60.0
@@ -58,7 +32,6 @@ _BATCHES_A_ROUND = 4
 _SAMPLES_A_ROUND = 24
 _OF_ONE = 2
 _BACK = 16
-_SMALL_PAGES = 1_000
 _ROUND_SECONDS = 2.0
 
 SESSION: Mapping[str, str] = {
@@ -70,17 +43,6 @@ SESSION: Mapping[str, str] = {
     "datestyle": "ISO",
     "default_transaction_read_only": "off",
 }
-
-
-class Rehearsable(msgspec.Struct, frozen=True, kw_only=True):
-    """A trigger that is to be deferred; ``effects`` are the tables (quoted) that scan says its body writes.
-
-    ``lookups``: it reads other tables, too, as they are at the moment.
-    """
-
-    trigger: Trigger
-    effects: tuple[str, ...]
-    lookups: bool = False
 
 
 class Rehearsed(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,10 +117,6 @@ class _OnRow(msgspec.Struct, frozen=True):
     on: bool
 
 
-class _UndoneError(Exception):
-    """The end of every rehearsal."""
-
-
 class Rehearser:
     """One connection's life of rehearsing. ``round`` looks at what was stored since the last, and rehearses some."""
 
@@ -177,8 +135,7 @@ class Rehearser:
         self._store = store
         self._source = source
         self._load = load
-        self._publication = publication
-        self._policy = policy or ReplayPolicy()
+        self._tryout = Tryout(db, source, policy or ReplayPolicy(), publication)
         self._since = since
         self._position: int | None = None
         self._candidates: dict[int, Rehearsable] = {}
@@ -186,7 +143,6 @@ class Rehearser:
         # A trigger's effects can be expected of what committed after it was seen to be on, and to be as it is.
         self._on_since: dict[int, Lsn] = {}
         self._tallies: dict[tuple[str, Operation], _Tally] = {}
-        self._tables: dict[str, EffectTable | None] = {}
 
     async def round(self) -> int:
         """Rehearse what is due among what was stored since the last round; says how many transactions."""
@@ -221,7 +177,7 @@ class Rehearser:
         if changed or not self._loaded:
             self._loaded = True
             self._candidates = {each.trigger.oid: each for each in await self._load()}
-            self._tables.clear()
+            self._tryout.forget()
             rows = await self._db.rows(_OnRow, statement("defer.read_on"), oids=list(self._candidates))
         now = self._since
         if now is None:
@@ -269,7 +225,7 @@ class Rehearser:
         told: list[dict[str, object]] = []
         at = asyncio.get_running_loop().time()
         for sample in samples:
-            verdict = await self._rehearse_one(sample)
+            verdict = await self._tryout.rehearse(sample.candidate, sample.transaction)
             for operation in sample.operations:
                 tally = self._tally(sample.candidate.trigger.identity, operation)
                 tally.last_tried = at
@@ -280,212 +236,6 @@ class Rehearser:
         if told:
             await self._db.run(statement("defer.note_rehearsals"), rehearsals=json.dumps(told, default=str))
 
-    async def _rehearse_one(self, sample: _Sample) -> Verdict | None:
-        """What came of it; None where somebody stood in the way, and another sample will do."""
-        tables: dict[str, EffectTable] = {}
-        for relation in sample.candidate.effects:
-            table = await self._table(relation)
-            if table is None:
-                return Verdict(
-                    outcome=Outcome.UNSEEN, why=f"{relation} is not captured: what the trigger wrote is unknown"
-                )
-            tables[relation] = table
-        traced = trace(sample.transaction.changes, tables)
-        if isinstance(traced, Verdict):
-            return traced
-        verdict: list[Verdict] = []
-        try:
-            async with self._db.transaction():
-                verdict.append(await self._run(sample, tables, traced))
-                raise _UndoneError
-        except _UndoneError:
-            return verdict[0]
-        except Refused as error:
-            return Verdict(outcome=Outcome.UNABLE, why=str(error))
-        except AfterwriteError as error:
-            state = sqlstate(error)
-            if is_outage(error) or state is None:
-                raise
-            if is_transient(state):
-                return None
-            return Verdict(outcome=Outcome.UNABLE, why=f"{state} {error.__cause__ or error}")
-
-    async def _run(self, sample: _Sample, tables: Mapping[str, EffectTable], traced: Mapping[Key, Trace]) -> Verdict:
-        candidate, transaction = sample.candidate, sample.transaction
-        prepared = await plan_deferral(self._db, candidate.trigger, source=self._source, salt="rehearsal")
-        for text in prepared.transplant.create:
-            await self._db.run(text.encode())
-        deferral = Deferral(
-            id=0,
-            identity=candidate.trigger.identity,
-            run=prepared.transplant.run,
-            relations=(quoted(candidate.trigger.schema, candidate.trigger.table),),
-            trigger=candidate.trigger,
-        )
-        job = plan_job(
-            transaction,
-            Coverage([deferral]),
-            source=self._source,
-            after=Lsn(0),
-            position=0,
-            reached=Lsn(0),
-            policy=self._policy,
-        )
-        if job is None:
-            return Verdict(outcome=Outcome.UNSEEN, why="nothing of it calls the body")
-        if refused := next(filter(None, (group.refused for group in job.groups)), None):
-            return Verdict(outcome=Outcome.UNSEEN, why=refused)
-        began: datetime = await self._db.value(statement("defer.read_transaction_time"))
-        await self._put_back(tables, traced)
-        marks = {relation: await self._mark(table) for relation, table in tables.items()}
-        before = await self._counts(tables)
-        if failed := await self._call(job):
-            return failed
-        after = await self._counts(tables)
-        wrote = {
-            relation: Counts(
-                *(
-                    now - then
-                    for now, then in zip(_of_counts(after[relation]), _of_counts(before[relation]), strict=True)
-                )
-            )
-            for relation in tables
-        }
-        standing: dict[Key, Row] = {}
-        made: list[tuple[EffectTable, Row]] = []
-        for relation, table in tables.items():
-            own = [each for each in traced.values() if each.table is table]
-            for row in await self._read_rows(table, own):
-                standing[table.key_of(row)] = row
-            if wrote[relation].inserted and table.key_fills_itself:
-                found = await self._read_new(table, marks[relation])
-                if found is None:
-                    return Verdict(outcome=Outcome.UNKEYED, why=f"new rows of {relation} cannot be found again")
-                made += [(table, row) for row in found if table.key_of(row) not in traced]
-        window = Window(committed_at=transaction.committed_at, began=began)
-        seen = Counter(change.relation for change in transaction.changes)
-        return judge(traced, seen, wrote, standing, made, window, reads_others=candidate.lookups)
-
-    async def _call(self, job: Job) -> Verdict | None:
-        """Run the bodies; what a failure shows, or None."""
-        try:
-            async with self._db.transaction():
-                await self._db.run(statement("defer.rehearse"), job=encode_jobs(job))
-        except AfterwriteError as error:
-            state = sqlstate(error)
-            if is_outage(error) or state is None or is_transient(state):
-                raise
-            return Verdict(outcome=Outcome.ERROR, why=f"{state} {error.__cause__ or error}")
-        return None
-
-    async def _put_back(self, tables: Mapping[str, EffectTable], traced: Mapping[Key, Trace]) -> None:
-        """Make the rows that the transaction touched as they were before it, with no trigger looking."""
-        if not traced:
-            return
-        await self._db.value(statement("defer.set_replication_role"), role="replica")
-        for table in tables.values():
-            own = [each for each in traced.values() if each.table is table]
-            if not own:
-                continue
-            name = sql.Identifier(table.schema, table.name)
-            await self._db.run(
-                sql.SQL(
-                    "delete from {name} t using jsonb_populate_recordset(null::{name}, %(rows)s::jsonb) k where {match}"
-                ).format(name=name, match=_match(table.key)),
-                rows=_array(each.left or each.was for each in own),
-            )
-            if any(each.was for each in own):
-                columns = sql.SQL(", ").join(_column(each.name) for each in table.columns if not each.generated)
-                await self._db.run(
-                    sql.SQL(
-                        "insert into {name} ({columns}) overriding system value"
-                        " select {columns} from jsonb_populate_recordset(null::{name}, %(rows)s::jsonb)"
-                    ).format(name=name, columns=columns),
-                    rows=_array(each.was for each in own),
-                )
-        await self._db.value(statement("defer.set_replication_role"), role="origin")
-
-    async def _read_rows(self, table: EffectTable, own: Iterable[Trace]) -> list[Row]:
-        rows = [each.left or each.was for each in own]
-        if not rows:
-            return []
-        found = await self._db.values(
-            sql.SQL(
-                "select to_jsonb(t)::text from {name} t"
-                " where ({key}) in (select {key} from jsonb_populate_recordset(null::{name}, %(rows)s::jsonb))"
-            ).format(name=sql.Identifier(table.schema, table.name), key=sql.SQL(", ").join(map(_column, table.key))),
-            rows=_array(rows),
-        )
-        return [decode_row(text) for text in found]
-
-    async def _mark(self, table: EffectTable) -> int:
-        """Where the sequence of its key stands."""
-        if table.sequence is None:
-            return 0
-        return int(await self._db.value(statement("defer.read_sequence"), sequence=table.sequence) or 0)
-
-    async def _read_new(self, table: EffectTable, mark: int) -> list[Row] | None:
-        """The rows that this transaction made: by its sequence, or in a small table by looking; None in a big one."""
-        if table.sequence is not None:
-            where = sql.SQL("t.{key} > %(mark)s").format(key=sql.Identifier(table.key[0]))
-        elif table.pages <= _SMALL_PAGES:
-            where = sql.SQL("%(mark)s = 0")
-        else:
-            return None
-        found = await self._db.values(
-            sql.SQL("select to_jsonb(t)::text from {name} t where {where} and afterwrite.is_own_row(t.xmin)").format(
-                name=sql.Identifier(table.schema, table.name), where=where
-            ),
-            mark=mark,
-        )
-        return [decode_row(text) for text in found]
-
-    async def _counts(self, tables: Mapping[str, EffectTable]) -> dict[str, Counts]:
-        found: dict[str, Counts] = {}
-        for relation, table in tables.items():
-            found[relation] = await self._db.one(_counts, statement("defer.count_writes"), oid=table.oid)
-        return found
-
-    async def _table(self, relation: str) -> EffectTable | None:
-        if relation not in self._tables:
-            row = await self._db.maybe(
-                _TableRow, statement("defer.read_effect_table"), relation=relation, publication=self._publication
-            )
-            self._tables[relation] = None
-            if row is not None and row.captured:
-                columns = await self._db.rows(EffectColumn, statement("defer.read_effect_columns"), oid=row.oid)
-                self._tables[relation] = EffectTable(
-                    relation=relation,
-                    schema=row.schema,
-                    name=row.name,
-                    oid=row.oid,
-                    kind=row.kind,
-                    pages=row.pages,
-                    key=tuple(row.key),
-                    sequence=row.sequence,
-                    columns=tuple(columns),
-                )
-        return self._tables[relation]
-
-
-class _TableRow(msgspec.Struct, frozen=True):
-    oid: int
-    schema: str
-    name: str
-    kind: str
-    pages: int
-    key: list[str]
-    sequence: str | None
-    captured: bool
-
-
-def _counts(*, inserted: int, updated: int, deleted: int) -> Counts:
-    return Counts(inserted, updated, deleted)
-
-
-def _of_counts(counts: Counts) -> tuple[int, int, int]:
-    return counts.inserted, counts.updated, counts.deleted
-
 
 def _of(event: object) -> Operation:
     return Operation(str(event))
@@ -493,27 +243,8 @@ def _of(event: object) -> Operation:
 
 def _operations(candidate: Rehearsable, transaction: SourceTransaction) -> tuple[Operation, ...]:
     """On which operations the trigger fired in this transaction, as far as the WAL can tell."""
-    deferral = Deferral(
-        id=0,
-        identity=candidate.trigger.identity,
-        run="",
-        relations=(quoted(candidate.trigger.schema, candidate.trigger.table),),
-        trigger=candidate.trigger,
-    )
-    coverage = Coverage([deferral])
+    coverage = Coverage([candidate.deferral()])
     return tuple(dict.fromkeys(change.operation for change in transaction.changes if coverage.of(change)))
-
-
-def _column(name: str) -> sql.Identifier:
-    return sql.Identifier(name)
-
-
-def _match(key: Sequence[str]) -> sql.Composed:
-    return sql.SQL(" and ").join(sql.SQL("t.{c} = k.{c}").format(c=sql.Identifier(name)) for name in key)
-
-
-def _array(rows: Iterable[bytes | None]) -> str:
-    return (b"[" + b",".join(filter(None, rows)) + b"]").decode()
 
 
 def _told(sample: _Sample, operation: Operation, verdict: Verdict) -> dict[str, object]:

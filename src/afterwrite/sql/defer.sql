@@ -398,7 +398,7 @@ select coalesce(sum(pg_catalog.pg_stat_get_xact_tuples_inserted(r.oid)), 0)::big
 
 -- name: read_effect_table
 -- A table that a body writes: its key, the sequence that fills it, and whether some publication of ours sends it.
-select c.oid::bigint as oid, s.nspname as schema, c.relname as name, c.relkind::text as kind, c.relpages as pages,
+select c.oid::bigint as oid, s.nspname as schema, c.relname as name, c.relpages as pages,
        array(select a.attname::text
                from pg_catalog.pg_index x
                cross join unnest(x.indkey::smallint[]) with ordinality as k (attnum, n)
@@ -426,3 +426,7 @@ select a.attname as name, a.attgenerated <> '' as generated,
   left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum and a.attgenerated = ''
  where a.attrelid = :oid::oid and a.attnum > 0 and not a.attisdropped
  order by a.attnum;
+
+-- name: enter_original
+-- Settings as in the original transaction, for a rehearsal.
+select afterwrite.enter_original(:settings::jsonb, :committed_at, null)::text;
