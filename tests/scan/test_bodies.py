@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from reading import function, read_all, read_one
 
 from afterwrite.scan.facts import Language, OnConflict, Source, TermKind
@@ -80,11 +81,30 @@ def test_the_only_way_through_is_known_afterwards() -> None:
 
 
 def test_case_without_else_raises_for_what_is_left() -> None:
-    body = read_one("case tg_op when 'INSERT' then insert into a values (1); when 'UPDATE' then null; end case;")
+    body = read_one(
+        "case tg_op when 'INSERT' then insert into a values (1); when 'UPDATE' then null; end case; return null;"
+    )
     (raised,) = body.raises
     assert (raised.level, raised.form) == ("exception", "case")
     assert [guard.negated for guard in raised.guards] == [True, True]
     assert body.inserts[0].condition == "(tg_op IN ('INSERT'))"
+
+
+@pytest.mark.parametrize(
+    ("text", "fails"),
+    [
+        ("insert into a values (1);", True),
+        ("if new.x = 1 then return new; end if;", True),
+        ("if new.x = 1 then return new; else return old; end if;", False),
+        ("loop return new; end loop;", False),
+        ("loop exit; end loop;", True),
+        ("case when new.x = 1 then return new; end case;", False),
+        ("begin return new; exception when others then null; end;", True),
+        ("raise exception 'x';", False),
+    ],
+)
+def test_a_trigger_function_that_may_end_without_return_fails_there(text: str, fails: bool) -> None:
+    assert any(fact.form == "no return" for fact in read_one(text).raises) is fails
 
 
 def test_every_way_of_changing_new_is_seen() -> None:

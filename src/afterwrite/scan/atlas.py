@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from afterwrite.scan.catalog import Check, Domain, Function, Inventory, Kind, Policy, RewriteRule, Table, Trigger
+from afterwrite.scan.catalog import (
+    Check,
+    Domain,
+    Function,
+    Inventory,
+    Kind,
+    Policy,
+    RewriteRule,
+    Table,
+    Trigger,
+    Unique,
+)
 from afterwrite.scan.tokens import split_names
 
 SYSTEM_SCHEMAS = ("pg_catalog", "information_schema", "pg_toast")
@@ -89,6 +100,21 @@ class Atlas:
             return [table]
         return [leaf for child in self._leaves[table.oid] for leaf in self.leaves(child)]
 
+    def uniques(self, table: Table) -> list[Unique]:
+        """A table's unique indexes, and those that only its partitions have."""
+        own = {(each.columns, each.expressions) for each in table.uniques}
+        below = {
+            (each.columns, each.expressions): each
+            for leaf in self.leaves(table)
+            for each in leaf.uniques
+            if (each.columns, each.expressions) not in own
+        }
+        return [*table.uniques, *below.values()]
+
+    def takes_every_row(self, table: Table) -> bool:
+        """Whether a partitioned table has a partition for whatever comes."""
+        return any(each.partition_bound == "DEFAULT" for each in self._leaves[table.oid])
+
     def heirs(self, table: Table) -> list[Table]:
         """The tables that inherit from it, at any depth: what is done to its rows is done to theirs."""
         found: dict[int, Table] = {}
@@ -114,8 +140,11 @@ class Atlas:
         return found
 
     def checks(self, table: Table) -> list[Check]:
-        """A table's CHECK constraints, and those of its columns' domains."""
-        found = list(table.checks)
+        """A table's CHECK constraints with those of its partitions, and those of its columns' domains."""
+        found = list(
+            {(each.name, each.definition): each for leaf in self.leaves(table) for each in leaf.checks}.values()
+        )
+        found += [each for each in table.checks if each not in found]
         for column in table.columns:
             for domain in self.domain_line(column.type):
                 for name, text in zip(domain.constraints, domain.checks, strict=True):

@@ -179,6 +179,9 @@ class _Walker:
         ended = False
         for each in nodes:
             for kind, node in each.items():
+                # The compiler puts a RETURN without a line at the end of every function: a trigger's may not get there.
+                if kind == "PLpgSQL_stmt_return" and "lineno" not in node and not ended and self.notebook.rows:
+                    self._fails(0, "no return")
                 ended = self._statement(kind, node) or ended
         del self.notebook.guards[depth:]
         return ended
@@ -196,6 +199,7 @@ class _Walker:
                 return self._case(node, line)
             case "loop" | "while" | "fori" | "fors" | "forc" | "foreach_a" | "dynfors":
                 self._loop(node, line)
+                return kind == "PLpgSQL_stmt_loop" and not _leaves(node)
             case "exit":
                 return self._exit(node, line)
             case "return":
@@ -632,6 +636,22 @@ def _catches(handlers: Iterable[Node], condition_name: str) -> bool:
     return condition_name in {name.lower() for name in names} and not any(
         _raises(exception.get("action", ())) for exception in exceptions
     )
+
+
+def _leaves(node: Any) -> bool:
+    """Whether there is an EXIT anywhere below a node."""
+    stack = [node]
+    while stack:
+        each = stack.pop()
+        if isinstance(each, list):
+            stack += cast("list[Any]", each)
+        elif isinstance(each, dict):
+            below = cast("Node", each)
+            exits = below.get("PLpgSQL_stmt_exit")
+            if exits is not None and exits.get("is_exit"):
+                return True
+            stack += below.values()
+    return False
 
 
 def _raises(node: Any) -> bool:

@@ -153,7 +153,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     """A table or view. Statistics count rows since the server's last reset; of a partitioned table, its leaves' sum.
 
     ``foreign_keys`` go out from it, ``referenced_by`` point at it. ``collected`` is false when nothing was counted yet.
-    ``definition`` is a view's query. ``computed`` is what its indexes compute whenever a row is written.
+    ``definition`` is a view's query, ``partition_key`` as ``RANGE (at)``, ``partition_bound`` as ``DEFAULT``.
+    ``computed`` is what its indexes compute whenever a row is written.
     """
 
     oid: int
@@ -161,6 +162,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     kind: Kind
     partition_of: int | None = None
+    partition_key: str | None = None
+    partition_bound: str | None = None
     persistence: str = "p"
     replica_identity: str = "d"
     row_security: bool = False

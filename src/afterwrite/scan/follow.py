@@ -403,7 +403,10 @@ class _Follower:
         for column in table.columns:
             if column.expression:
                 self._run(fact, table, column.expression, f"{table.full_name}.{column.name}", frame, _EFFECTS)
-        for text in table.computed:
+        computed = [text for leaf in self.atlas.leaves(table) for text in leaf.computed]
+        if table.partition_key:
+            computed.append(table.partition_key.partition("(")[2].removesuffix(")"))
+        for text in dict.fromkeys((*table.computed, *computed)):
             self._run(fact, table, text, f"an index of {table.full_name}", frame, _EFFECTS)
         if table.row_security:
             for policy in self.atlas.policies[table.oid]:

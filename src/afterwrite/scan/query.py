@@ -334,6 +334,8 @@ class Query:
             self._row(node, first, fields[1] if len(fields) > 1 else "*")
             return
         self.names[first] = None
+        if len(fields) > 1 and first in self.notebook.parameters:
+            self._add(Call, node, name=fields[1], into=self.into, field=True)
         if len(fields) > 1:
             self.names[".".join(fields[:2])] = None
         if first.startswith("tg_"):

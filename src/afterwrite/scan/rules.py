@@ -201,6 +201,8 @@ def raises(case: Case) -> Iterator[Reason]:
         if fact.level != "exception" or fact.form == "reraise":
             continue
         match fact.form:
+            case "no return":
+                text = f"ends without RETURN{_when(fact.guards)}, which is an error"
             case "strict":
                 text = f"fails unless exactly one row is found{_when(fact.guards)}"
             case "case":
@@ -646,7 +648,7 @@ def _enforced_update(case: Case, table: Table, columns: frozenset[str], given: d
         if computed.intersection(check.columns):
             named = _list(computed.intersection(check.columns))
             yield f"updates {table.full_name} ({named}), which {check.name} {_short(check.definition)} guards"
-    for unique in table.uniques:
+    for unique in case.world.atlas.uniques(table):
         if computed.intersection(unique.columns):
             named = _list(computed.intersection(unique.columns))
             kind = "exclusion constraint" if unique.exclusion else "unique index"
@@ -714,7 +716,7 @@ def _enforced_insert(case: Case, table: Table, write: Insert) -> Iterator[str]:
     # A row is inserted once, but updated often: only then can a copy of its key come again.
     once = len([event for event in events_of(case.trigger, write) if event is not Event.TRUNCATE]) == 1
     once = once and Event.UPDATE not in events_of(case.trigger, write)
-    for unique in table.uniques:
+    for unique in case.world.atlas.uniques(table):
         named = _named_in(unique.expressions, table) if unique.expressions else ()
         guarded = (*unique.columns, *named)
         if not columns.issuperset(guarded) or not guarded:
@@ -746,6 +748,11 @@ def _enforced_insert(case: Case, table: Table, write: Insert) -> Iterator[str]:
     for key in table.foreign_keys:
         if any(_FROM_ROW.search(given.get(column, "")) for column in key.columns):
             yield from _unguarded(case, table, key, given)
+    if table.partition_key and not case.world.atlas.takes_every_row(table):
+        named = [name for name in _named_in(table.partition_key, table) if not _is_time(table, name)]
+        derived = [name for name in named if _FROM_ROW.search(given.get(name, ""))]
+        if derived:
+            yield f"inserts into {table.full_name}, which has no partition for every {_list(derived)}"
     for column in table.columns:
         if column.not_null and column.name in given and _may_be_null(case, given[column.name]):
             yield f"inserts into {table.full_name}, where {column.name} must not be NULL"
@@ -811,7 +818,9 @@ def _named_in(expression: str, table: Table) -> tuple[str, ...]:
 
 
 def _is_time(table: Table, name: str) -> bool:
-    return any(column.name == name and column.type.startswith(("timestamp", "tstz", "ts")) for column in table.columns)
+    return any(
+        column.name == name and column.type.startswith(("timestamp", "tstz", "ts", "date")) for column in table.columns
+    )
 
 
 def _plain(definition: str) -> str:

@@ -113,6 +113,8 @@ select c.oid::bigint as oid,
        case when c.relispartition
             then (select i.inhparent::bigint from pg_catalog.pg_inherits i where i.inhrelid = c.oid limit 1)
        end as partition_of,
+       case when c.relkind = 'p' then pg_catalog.pg_get_partkeydef(c.oid) end as partition_key,
+       pg_catalog.pg_get_expr(c.relpartbound, c.oid) as partition_bound,
        c.relpersistence::text as persistence,
        c.relreplident::text as replica_identity,
        c.relrowsecurity as row_security,
