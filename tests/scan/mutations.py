@@ -176,11 +176,13 @@ def _sort(piece: str) -> str:
 
 
 def _negate(body: str, _: Ground, rng: random.Random) -> str:
-    """A condition turned round, or made certain."""
+    """A condition turned round, made certain, or narrowed."""
     listed = pieces(body)
     places = [place for place, piece in enumerate(listed) if piece.lower() in ("if", "when", "elsif", "where")]
     if places:
-        listed.insert(rng.choice(places) + 1, rng.choice((" not ", " true or ", " false and ", " new is null and ")))
+        listed.insert(
+            rng.choice(places) + 1, rng.choice((" not ", " true or ", " new is not null and ", " random() < 2 and "))
+        )
     return "".join(listed)
 
 

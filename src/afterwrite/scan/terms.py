@@ -103,8 +103,13 @@ class Terms:
                     return Premise(kind=forms[below["boolop"]], tests=tests)
                 case "NullTest":
                     test = Premise(kind=PremiseKind.IS_NULL, left=self._whole(below.get("arg")))
-                    wanted = below.get("nulltesttype") == "IS_NULL"
-                    return test if wanted else Premise(kind=PremiseKind.NOT, tests=(test,))
+                    if below.get("nulltesttype") == "IS_NULL":
+                        return test
+                    there = Premise(kind=PremiseKind.NOT, tests=(test,))
+                    if not self._is_row(below.get("arg")):
+                        return there
+                    # A row is NOT NULL when all of its columns are: that it is there is not enough.
+                    return Premise(kind=PremiseKind.ALL, tests=(there, Premise(kind=PremiseKind.UNKNOWN)))
                 case "A_Expr":
                     return self._comparison(below)
                 case "A_Const" | "ColumnRef":
@@ -113,10 +118,13 @@ class Terms:
                     break
         return Premise(kind=PremiseKind.UNKNOWN)
 
-    def _whole(self, node: Node | None) -> Term:
+    def _is_row(self, node: Node | None) -> bool:
         fields = [field_name(each) for each in (node or {}).get("ColumnRef", {}).get("fields", ())]
-        if len(fields) == 1 and fields[0] in self.notebook.rows:
-            return Term(kind=TermKind.NAME, text=self.notebook.rows[fields[0]])
+        return len(fields) == 1 and fields[0] in self.notebook.rows
+
+    def _whole(self, node: Node | None) -> Term:
+        if node is not None and self._is_row(node):
+            return Term(kind=TermKind.NAME, text=self.notebook.rows[field_name(node["ColumnRef"]["fields"][0])])
         return self.term(node)
 
     def _comparison(self, node: Node) -> Premise:

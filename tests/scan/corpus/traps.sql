@@ -412,3 +412,30 @@ begin
 end $$;
 -- = retire: appends-to-log
 create trigger never_for_deletes after insert or update on thing for each row execute function never();
+
+-- A row is NOT NULL when every column is (found by a mutated body). ---------------------------------------------------------
+create table form (id int primary key, answer text);
+create table form_log (id int, answer text);
+create function log_whole_form() returns trigger language plpgsql as $$
+begin
+  if new is not null then
+    insert into form_log (id, answer) values (new.id, new.answer);
+    return new;
+  else
+    raise exception 'incomplete';
+  end if;
+end $$;
+-- = keep: raises
+-- Because: NEW is there, and yet NEW IS NOT NULL is false where an answer is missing: such a row is refused.
+create trigger log_whole_form after insert or update on form for each row execute function log_whole_form();
+create function log_form_or_old() returns trigger language plpgsql as $$
+begin
+  if not (old is not null) then
+    insert into form_log (id, answer) values (new.id, new.answer);
+    return new;
+  end if;
+  raise exception 'forms are written once';
+end $$;
+-- = retire: appends-to-log
+-- Because: in an INSERT there is no OLD, and so it is not NOT NULL: the refusal is for UPDATEs, for which it is not made.
+create trigger log_form_or_old after insert on form for each row execute function log_form_or_old();
