@@ -195,10 +195,11 @@ class Filler:
         async for row in self.rows(table, wanted // 5, lean=True, start=wanted):
             yield row
         states = [column for column in table.columns if column.default and self._is_state(table, column)]
+        number = 0
         async for row in self.rows(table, wanted // 5, start=wanted * 2):
             for place, column in enumerate(states):
-                slot = self._slots[table.oid][column.name]
-                row[column.name] = self._values.plain(slot, self._choose.randrange(1_000) + place)
+                row[column.name] = self._values.plain(self._slots[table.oid][column.name], number + place)
+            number += 1
             yield row
 
     def _is_state(self, table: Table, column: Column) -> bool:

@@ -299,7 +299,10 @@ class _Reckoning:
         """What the shares of time are shares of, and how much that is."""
         if self.window is not None and any(each.us_from is Origin.OBSERVE for each in self.known):
             totals = self.window.totals
-            if totals.statements is not None and totals.statements.ms:
+            # Both are counted when a statement ends, and told up to a second apart: in a short window of long waits the
+            # triggers may seem to take longer than the statements. Then the other clock is asked, that ticks as theirs.
+            own = sum(each.us_low or 0.0 for each in self.known)
+            if totals.statements is not None and totals.statements.ms * 1000 > own:
                 return "the time of all statements that write (pg_stat_statements)", totals.statements.ms * 1000
             if totals.active_ms:
                 return "the time of all statements, reads included (pg_stat_database)", totals.active_ms * 1000
@@ -424,7 +427,7 @@ class _Reckoning:
             if len(verdicts) > 1 and not observed and (joint := self._joint("us")) is not None:
                 times.append(joint)
                 how += ", and as measured with all of them off"
-            if len(verdicts) > 1 and (joint := self._joint("wal")) is not None and self.weights_from is not Origin.NONE:
+            if len(verdicts) > 1 and not observed and (joint := self._joint("wal")) is not None:
                 bytes_saved.append(joint)
             yield Saving(
                 verdicts=verdicts,

@@ -355,14 +355,18 @@ class _Rehearsal:
 
     async def _tempting(self, table: Table, event: Event, trigger: Trigger) -> AsyncGenerator[Deed]:
         columns = list(dict.fromkeys((*trigger.columns, *_NAMED_IN_WHEN.findall(trigger.when or ""))))
-        known = {column.name for column in table.columns if not column.generated}
+        known = {column.name: column for column in table.columns if not column.generated}
         columns = [name for name in columns if name in known]
         if event is Event.DELETE:
             for place in await places(self.db, table, ROWS):
                 yield removal(table, place)
             return
         values: dict[str, list[str | None]] = {
-            name: [None, *self.filler.values_for(table, name, trigger.when or "")] for name in columns
+            name: [
+                *self.filler.values_for(table, name, trigger.when or ""),
+                *((None,) if not known[name].not_null else ()),
+            ]
+            for name in columns
         }
         if event is Event.INSERT:
             async for row in self.filler.rows(table, 2, start=ROWS * 30):
@@ -371,7 +375,7 @@ class _Rehearsal:
                         yield Deed(table=table, event=event, query=insertion(table, {**row, name: value}))
             return
         listed = await places(self.db, table, ROWS)
-        listed = listed[:: max(1, len(listed) // _TRIES)]
+        listed = listed[:: -max(1, len(listed) // _TRIES)]  # the last are those in another state
         free = list(alterable(table))[:1]
         for place in listed if free else ():  # its condition may be one of the row as it was
             yield changed(table, place, free)
