@@ -1,0 +1,970 @@
+-- Ways to hide what a trigger does, or what hangs on it, each in a database of its own. The trigger is called t.
+-- The line before each names it, and the verdicts that are no mistake (test_attacks.py).
+
+--- default effect plpgsql = defer|keep|review
+create table o (id int primary key, qty int);
+create table counters (n int);
+create function bump() returns timestamptz language plpgsql as $$ begin update counters set n = n + 1; return now(); end $$;
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default bump());
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- default effect stable lie = defer|keep|review
+create table o (id int primary key, qty int);
+create table counters (n int);
+create function bump() returns timestamptz language plpgsql as $$ begin update counters set n = n + 1; return now(); end $$;
+alter function bump() stable;
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default bump());
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- default notify = defer|keep|review
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, row_id int, z text default set_config('app.audited', 'yes', false));
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- default raises = keep
+create table o (id int primary key, qty int);
+create function actor() returns text language plpgsql as $$ begin if current_setting('app.user', true) is null then raise exception 'no user'; end if; return current_setting('app.user'); end $$;
+create table audit_log (id bigserial primary key, op text, row_id int, actor text default actor());
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- check effect = keep
+create table o (id int primary key, qty int);
+create function ok(q int) returns boolean language plpgsql as $$ begin if q < 0 then raise exception 'no'; end if; return true; end $$;
+create table audit_log (id bigserial primary key, op text, qty int check (ok(qty)));
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- domain check effect = keep
+create table o (id int primary key, qty int);
+create function ok(q int) returns boolean language plpgsql as $$ begin if q < 0 then raise exception 'no'; end if; return true; end $$;
+create domain good as int check (ok(value));
+create table audit_log (id bigserial primary key, op text, qty good);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- operator effect = keep|defer|review
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create function take(a int, b int) returns boolean language plpgsql as $$ begin update stock set n = n - b where id = a; return true; end $$;
+create operator ->> (leftarg = int, rightarg = int, function = take);
+create table audit_log (id bigserial primary key, op text, ok boolean);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, ok) values (tg_op, new.id ->> new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast effect = keep|defer|review
+create type money_t as (v int);
+create table o (id int primary key, qty money_t);
+create table stock (id int, n int);
+create function to_t(a money_t) returns text language plpgsql as $$ begin update stock set n = n - 1; return a.v; end $$;
+create cast (money_t as text) with function to_t(money_t) as assignment;
+create table audit_log (id bigserial primary key, op text, qty text);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- default argument effect = keep|defer|review
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create function take() returns int language plpgsql as $$ begin update stock set n = n - 1; return 1; end $$;
+create table audit_log (id bigserial primary key, op text, qty int);
+create function put(op text, q int default take()) returns void language sql as $$ insert into audit_log (op, qty) values (op, q) $$;
+create function f() returns trigger language plpgsql as $$ begin perform put(tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- aggregate effect = keep|defer|review
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create function step(s int, v int) returns int language plpgsql as $$ begin update stock set n = n - v; return 1; end $$;
+create aggregate drain(int) (sfunc = step, stype = int, initcond = '0');
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, qty) select tg_op, drain(new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- view effect = keep|defer|review
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create function step(v int) returns int language plpgsql as $$ begin update stock set n = n - v; return 1; end $$;
+create view w as select step(1) as s;
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, qty) select tg_op, s from w; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- attribute notation = keep|defer|review
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create function drained(r o) returns int language plpgsql as $$ begin update stock set n = n - r.qty; return 1; end $$;
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, qty) select tg_op, x.drained from o x where x.id = new.id; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- attribute notation row = keep|defer|review
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create function drained(r o) returns int language plpgsql as $$ begin update stock set n = n - r.qty; return 1; end $$;
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, qty) values (tg_op, (new).drained); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- shadowed variable = keep|review
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create table stock (id int, n int);
+create function f() returns trigger language plpgsql as $$
+declare q text := 'update stock set n = n - 1';
+begin
+  declare q text := 'select 1'; begin null; end;
+  execute q;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- call sets variable = keep|review
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create table stock (id int, n int);
+create procedure p(inout q text) language plpgsql as $$ begin q := 'update stock set n = 0'; end $$;
+create function f() returns trigger language plpgsql as $$
+declare q text := 'select 1';
+begin
+  call p(q);
+  execute q;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- regclass guard = keep
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  if tg_relid = 'o'::regclass and new.qty < 0 then raise exception 'no'; end if;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- char guard = keep
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  if tg_op::char(1) = 'I' and new.qty < 0 then raise exception 'no'; end if;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- char variable guard = keep
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+declare op "char" := tg_op; c char(1) := tg_op;
+begin
+  if op = 'I' and new.qty < 0 then raise exception 'no'; end if;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- citext variable guard = keep
+create extension citext;
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+declare op citext := tg_op;
+begin
+  if op = 'insert' and new.qty < 0 then raise exception 'no'; end if;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- citext argument guard = keep
+create extension citext;
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function g(op citext, q int) returns void language plpgsql as $$ begin if op = 'insert' and q < 0 then raise exception 'no'; end if; end $$;
+create function f() returns trigger language plpgsql as $$
+begin
+  perform g(tg_op::citext, new.qty);
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- bool guard = keep
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  if tg_argv[0]::bool = true and new.qty < 0 then raise exception 'no'; end if;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f('t');
+
+--- number guard = keep
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  if tg_argv[0]::int = 1 and new.qty < 0 then raise exception 'no'; end if;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f('01');
+
+--- not null variable = keep
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+declare q int not null := new.qty;
+begin
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- domain variable = keep
+create table o (id int primary key, qty int);
+create domain positive as int check (value > 0);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+declare q positive;
+begin
+  q := new.qty;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- domain cast = keep
+create table o (id int primary key, qty int);
+create domain positive as int check (value > 0);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  perform new.qty::positive;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- division = keep
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  perform 1 / (case when new.qty > 0 then 1 else 0 end);
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- only division = keep|review
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$
+declare x int;
+begin
+  x := 1 / new.qty;
+  return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- division in sql function = keep
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function chk(q int) returns int language sql as $$ select 1 / (q > 0)::int $$;
+create function f() returns trigger language plpgsql as $$
+begin
+  perform chk(new.qty);
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- perform cast json = keep
+create table o (id int primary key, qty text);
+create table audit_log (id bigserial primary key, op text, qty text);
+create function f() returns trigger language plpgsql as $$
+begin
+  perform new.qty::json;
+  insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- nextval effect = defer|review|keep
+create table o (id int primary key, qty int);
+create sequence cache_version;
+create function f() returns trigger language plpgsql as $$
+begin perform nextval('cache_version'); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- nextval effect and log = defer|review|keep
+create table o (id int primary key, qty int);
+create sequence cache_version;
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin perform nextval('cache_version'); insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- sleep = review
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin perform pg_sleep(0.1); insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- log unique version = keep
+create table o (id int primary key, version int, qty int);
+create table o_audit (id bigserial primary key, o_id int, version int, op text, unique (o_id, version));
+create function f() returns trigger language plpgsql as $$
+begin insert into o_audit (o_id, version, op) values (new.id, new.version, tg_op); return null; end $$;
+create trigger t after insert or update on o for each row execute function f();
+
+--- log check = keep|review
+create table o (id int primary key, version int, qty int);
+create table o_audit (id bigserial primary key, o_id int, qty int check (qty > 0), op text);
+create function f() returns trigger language plpgsql as $$
+begin insert into o_audit (o_id, qty, op) values (new.id, new.qty, tg_op); return null; end $$;
+create trigger t after insert or update on o for each row execute function f();
+
+--- own http name = keep
+create table o (id int primary key, qty int);
+create table audit_log (id bigserial primary key, op text, qty int);
+create function http_post(q int) returns void language plpgsql as $$ begin if q < 0 then raise exception 'no'; end if; end $$;
+create function f() returns trigger language plpgsql as $$
+begin perform http_post(new.qty); insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unread trigger on target = review|keep
+create table o (id int primary key, qty int);
+create table other (op text, qty int);
+create function g() returns trigger language plpgsql as $$ begin execute current_setting('app.sql'); return new; end $$;
+create trigger g before insert on other for each row execute function g();
+create function f() returns trigger language plpgsql as $$
+begin insert into other (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- rule on target = review|keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (qty int check (qty > 0));
+create rule r as on insert to audit_log do also insert into stock values (new.qty);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- inherited child updates parent = keep
+create table base (id int primary key, n int);
+create table o (qty int) inherits (base);
+create function f() returns trigger language plpgsql as $$
+begin update base set n = coalesce(n, 0) + 1 where id = new.id; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- inherited child refuses = keep
+create table o (id int primary key, n int);
+create table parent (id int, n int);
+create table child () inherits (parent);
+create function g() returns trigger language plpgsql as $$ begin if new.n > 5 then raise exception 'no'; end if; return new; end $$;
+create trigger g before update on child for each row execute function g();
+create function f() returns trigger language plpgsql as $$
+begin update parent set n = coalesce(n, 0) + 1 where id = new.id; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- fk cascade refuses = keep
+create table o (id int primary key, n int);
+create table parent (id int primary key);
+create table child (pid int references parent on delete cascade, locked boolean);
+create function g() returns trigger language plpgsql as $$ begin if old.locked then raise exception 'no'; end if; return old; end $$;
+create trigger g before delete on child for each row execute function g();
+create function f() returns trigger language plpgsql as $$
+begin delete from parent where id = old.n; return null; end $$;
+create trigger t after delete on o for each row execute function f();
+
+--- fk of target refuses = keep
+create table o (id int primary key, customer text);
+create table customers (code text primary key);
+create table stats (customer text references customers, n int);
+create function f() returns trigger language plpgsql as $$
+begin insert into stats values (new.customer, 1); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- replica only = review|keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+alter table o enable replica trigger t;
+
+--- read through function of function = defer|keep|review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int, at timestamptz default now());
+create function lately() returns bigint language sql stable as $$ select count(*) from audit_log where at > now() - interval '1 minute' $$;
+create function rate_limited() returns void language plpgsql as $$ begin if lately() > 5 then raise exception 'slow'; end if; end $$;
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- read through view by function = defer|keep|review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int, at timestamptz default now());
+create view recent as select * from audit_log where at > now() - interval '1 minute';
+create function rate_limited() returns void language plpgsql as $$ begin if (select count(*) from recent) > 5 then raise exception 'slow'; end if; end $$;
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- read by check constraint = defer|keep|review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int, at timestamptz default now());
+create function audited(q int) returns boolean language sql stable as $$ select exists (select from audit_log where qty = q) $$;
+create table pay (q int check (audited(q)));
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cte name is table = keep
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  insert into audit_log (op, qty) values (tg_op, new.qty);
+  with stock as (update stock set n = n - 1 where id = new.id returning n)
+  insert into audit_log (op, qty) select 'stock', n from stock;
+  if (select n from stock where id = new.id) < 0 then raise exception 'no'; end if;
+  return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- select into new = keep
+create table o (id int primary key, qty int);
+create table src (id int, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  select * into new from src where id = new.id;
+  return new; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- for new in = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  for new in select id, qty + 1 from o where id = old.id loop null; end loop;
+  return new; end $$;
+create trigger t before update on o for each row execute function f();
+
+--- for field = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  for new.qty in select 5 loop null; end loop;
+  return new; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- foreach field = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  foreach new.qty in array array[1,2] loop null; end loop;
+  return new; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- path before catalog = keep
+create schema app;
+create table o (id int primary key, qty int, email text);
+create table audit_log (op text, qty int);
+create function app.lower(q text) returns text language plpgsql as $$ begin if q = '' then raise exception 'no'; end if; return q; end $$;
+create function f() returns trigger language plpgsql set search_path = app, pg_catalog, public as $$
+begin insert into audit_log (op, qty) values (lower(new.email), new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- copy program = review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); copy audit_log to program 'cat'; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- perform read guarded = review|keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table admins (id int);
+create function f() returns trigger language plpgsql as $$
+begin perform 1 from admins; insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- returned log it = retire
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function logit(r o, op text) returns o language plpgsql as $$ begin insert into audit_log (op, qty) values (op, r.qty); return r; end $$;
+create function f() returns trigger language plpgsql as $$
+begin return logit(new, tg_op); end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- policy with check = keep|review|defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function ok(q int) returns boolean language plpgsql as $$ begin update stock set n = n - 1; return true; end $$;
+alter table audit_log enable row level security;
+create policy p on audit_log for insert with check (ok(qty));
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- index expression effect = keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function ok(q int) returns int immutable language plpgsql as $$ begin if q < 0 then raise exception 'no'; end if; return q; end $$;
+create index on audit_log (ok(qty));
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- generated effect = keep
+create table o (id int primary key, qty int);
+create function ok(q int) returns int immutable language plpgsql as $$ begin if q < 0 then raise exception 'no'; end if; return q; end $$;
+create table audit_log (op text, qty int, q2 int generated always as (ok(qty)) stored);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- log fk enforces = retire|keep
+create table users (id int primary key);
+create table o (id int primary key, user_id int);
+create table audit_log (op text, user_id int references users);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, user_id) values (tg_op, new.user_id); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- partition missing = retire|defer|keep|review
+create table o (id int primary key, d date);
+create table audit_log (op text, d date) partition by range (d);
+create table audit_log_1 partition of audit_log for values from ('2020-01-01') to ('2040-01-01');
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, d) values (tg_op, new.d); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- foreign log = defer|review
+create extension postgres_fdw;
+create server s foreign data wrapper postgres_fdw;
+create foreign table audit_log (op text, qty int) server s;
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unlogged log = retire|defer
+create unlogged table audit_log (op text, qty int);
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- temp log = review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin create temp table if not exists audit_log (op text, qty int); insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- setting read by policy = keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+alter table o enable row level security;
+create policy p on o using (current_setting('app.last', true) = '1');
+create function f() returns trigger language plpgsql as $$
+begin perform set_config('app.last', new.id::text, false); insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- return setof effect = defer
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create table audit_log (op text, qty int);
+create function many(q int) returns setof int language plpgsql as $$ begin return query update stock set n = n - q returning n; end $$;
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) select tg_op, m from many(new.qty) m; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cursor effect = defer
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create table audit_log (op text, qty int);
+create function many(q int) returns setof int language plpgsql as $$ begin return query update stock set n = n - q returning n; end $$;
+create function f() returns trigger language plpgsql as $$
+declare c cursor (z int) for select m from many(z) m; x int;
+begin open c(new.qty); fetch c into x; close c; insert into audit_log (op, qty) values (tg_op, x); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- sql in variadic = defer
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create table audit_log (op text, qty int);
+create function many(variadic q int[]) returns int language sql as $$ update stock set n = n - q[1] returning n $$;
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, many(new.id, new.qty)); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- ambiguous role path = review
+create schema app;
+create table o (id int primary key, qty int);
+create table app.audit_log (op text, qty int check (qty > 0), total int);
+create table audit_log (op text, qty int);
+do $$ begin create role scan_writer; exception when duplicate_object then null; end $$;
+do $$ begin execute format('alter role scan_writer in database %I set search_path = app, public', current_database()); end $$;
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- twins tenants = retire
+create schema a; create schema b;
+create table a.o (id int primary key, qty int); create table b.o (id int primary key, qty int);
+create table a.audit_log (op text, qty int); create table b.audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on a.o for each row execute function f();
+create trigger t2 after insert on b.o for each row execute function f();
+
+--- own row reading default of other = keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function nxt() returns bigint language sql as $$ select count(*) from audit_log $$;
+create table z (n bigint default nxt());
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- generated reader = keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function nxt(x int) returns bigint immutable language sql as $$ select count(*) from audit_log $$;
+create table z (x int, n bigint generated always as (nxt(x)) stored);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- partition key effect = keep|defer|review
+create table o (id int primary key, qty int);
+create function pk(q int) returns int immutable language plpgsql as $$ begin if q < 0 then raise exception 'no'; end if; return q; end $$;
+create table audit_log (op text, qty int) partition by range (pk(qty));
+create table audit_log_1 partition of audit_log default;
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- partition check = keep|defer|review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int) partition by range (qty);
+create table audit_log_1 partition of audit_log for values from (0) to (1000);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- leaf check = keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int) partition by list (op);
+create table audit_log_1 partition of audit_log default;
+alter table audit_log_1 add check (qty > 0);
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- leaf trigger = keep|defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int) partition by list (op);
+create table audit_log_1 partition of audit_log default;
+create function g() returns trigger language plpgsql as $$ begin if new.qty < 0 then raise exception 'no'; end if; return new; end $$;
+create trigger g before insert on audit_log_1 for each row execute function g();
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- leaf default = keep|defer|review
+create table o (id int primary key, qty int);
+create table c (n int);
+create function bump() returns text language plpgsql as $$ begin update c set n = n + 1; return 'x'; end $$;
+create table audit_log (op text, qty int, z text) partition by list (op);
+create table audit_log_1 partition of audit_log default;
+alter table audit_log_1 alter z set default bump();
+create function f() returns trigger language plpgsql as $$
+begin insert into audit_log_1 (op, qty) values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- sql function composite field = keep|defer|review
+create table o (id int primary key, qty int);
+create table stock (id int, n int);
+create table audit_log (op text, qty int);
+create function drained(r o) returns int language plpgsql as $$ begin update stock set n = n - r.qty; return 1; end $$;
+create function logit(p o) returns void language sql as $$ insert into audit_log (op, qty) values ('x', p.drained) $$;
+create function f() returns trigger language plpgsql as $$ begin perform logit(new); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- rowtype param shadow new = keep|review|defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function chk(new o) returns void language plpgsql as $$ begin if new.qty < 0 then raise exception 'no'; end if; end $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, new.qty); perform chk(new); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- exec into then exec = review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table cfg (q text);
+create function f() returns trigger language plpgsql as $$ declare q text := 'select 1'; begin execute 'select q from cfg' into q; execute q; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- select func out param = review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table cfg (q text);
+create function getq(out q text) language sql as $$ select q from cfg $$;
+create function f() returns trigger language plpgsql as $$ declare q text := 'select 1'; begin select getq() into q; execute q; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- foreach assign = review
+create table o (id int primary key, qty int, qs text[]);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ declare q text := 'select 1'; begin foreach q in array new.qs loop execute q; end loop; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- loop carried = keep|review|defer
+create table o (id int primary key, qty int, qs text[]);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function f() returns trigger language plpgsql as $$ declare q text := 'select 1'; begin for i in 1..2 loop execute q; q := 'update stock set n = n - 1'; end loop; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- handler assign = keep|review|defer
+create table o (id int primary key, qty int, qs text[]);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function f() returns trigger language plpgsql as $$ declare q text := 'select 1'; begin begin q := 'update stock set n = n - 1'; perform 1 / new.qty; q := 'select 1'; exception when others then null; end; execute q; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- alias of variable = keep|review|defer
+create table o (id int primary key, qty int, qs text[]);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function f() returns trigger language plpgsql as $$ declare q text := 'select 1'; a alias for q; begin a := 'update stock set n = n - 1'; execute q; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- label qualified = keep|review|defer
+create table o (id int primary key, qty int, qs text[]);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function f() returns trigger language plpgsql as $$ <<outerb>> declare q text := 'select 1'; begin outerb.q := 'update stock set n = n - 1'; execute q; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- quoted variable = keep|review|defer
+create table o (id int primary key, qty int, qs text[]);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function f() returns trigger language plpgsql as $$ declare "Q" text := 'select 1'; q text := 'select 1'; begin "Q" := 'update stock set n = n - 1'; execute "Q"; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- exec using into new = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$ begin execute 'select $1 + 1' into new.qty using new.qty; return new; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- hstore populate = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$ begin new := jsonb_populate_record(new, '{"qty": 1}'); return new; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- return populate = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$ begin return jsonb_populate_record(new, '{"qty": 1}'); end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- return record changed = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$ declare r o; begin r := new; r.qty := 1; return r; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- return selected = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$ declare r o; begin r := new; select 1, 2 into r; return r; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- no return before = keep|review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, new.qty); if new.qty > 0 then return new; end if; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- raise named condition = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$ begin if new.qty > 1 then raise unique_violation using message = 'x'; end if; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- raise sqlstate = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$ begin if new.qty > 1 then raise sqlstate 'AW001'; end if; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- raise caught by other handler = keep
+create table o (id int primary key, qty int);
+create function f() returns trigger language plpgsql as $$ begin begin if new.qty > 1 then raise exception 'x' using errcode = 'unique_violation'; end if; exception when raise_exception then null; end; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- handler raises conditionally = retire
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin begin insert into audit_log values (tg_op, new.qty); exception when others then if sqlstate = '23514' then raise; end if; end; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- nested function return null before = retire
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function g(q int) returns int language plpgsql as $$ begin return null; end $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, g(new.qty)); return new; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- lateral function = defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function g(q int) returns setof int language sql as $$ update stock set n = n - q returning n $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log select tg_op, x.g from o y, lateral g(y.qty) x where y.id = new.id; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- rows from = defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function g(q int) returns setof int language sql as $$ update stock set n = n - q returning n $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log select tg_op, a from rows from (g(new.qty), generate_series(1,2)) x(a, b); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- table inherits of log = retire|defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table audit_log_old () inherits (audit_log);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- log updated in statistics = defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+insert into audit_log select 'x', g from generate_series(1, 100) g; update audit_log set qty = 1; select pg_sleep(0.1); select pg_stat_force_next_flush();
+
+--- two things = keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, new.qty); update stock set n = n - 1; if new.qty < 0 then raise exception 'no'; end if; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- security definer path = retire
+create schema app;
+create table o (id int primary key, qty int);
+create table app.audit_log (op text, qty int);
+create function f() returns trigger language plpgsql security definer set search_path = app as $$ begin insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- set config local path = review
+create schema app;
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin set local search_path = app, public; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- setting in function config = review|retire
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql set session_replication_role = replica as $$ begin insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- dead branch by config = keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ declare op constant text := lower(tg_op); begin if op = 'insert' and new.qty < 0 then raise exception 'x'; end if; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- case expr guard = keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin case tg_op when 'INSERT' then if new.qty < 0 then raise exception 'x'; end if; else null; end case; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unlogged partition home = keep
+create table o (id int, qty int) partition by list (id);
+create unlogged table o1 partition of o default;
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- two logs one not = defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table sent_mail (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, new.qty); insert into sent_mail values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- check dynamic using new = retire
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin execute 'insert into audit_log values ($1, ($2).qty)' using tg_op, new; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- xml or array effect = defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function g(q int) returns int language sql as $$ update stock set n = n - q returning n $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, (array[g(new.qty), 2])[1]); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- subquery effect = defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function g(q int) returns int language sql as $$ update stock set n = n - q returning n $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, (select max(x) from (select g(1) as x union select 2) y)); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- order by effect = defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function g(q int) returns int language sql as $$ update stock set n = n - q returning n $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log select tg_op, qty from o order by g(qty) limit g(1) offset g(2); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- on conflict where effect = defer|keep|review
+create table o (id int primary key, qty int);
+create table audit_log (op text primary key, qty int);
+create table stock (n int);
+create function g(q int) returns int language sql as $$ update stock set n = n - q returning n $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log values (tg_op, 1) on conflict (op) do nothing; perform g(1); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- window default frame = defer
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function g(q int) returns int language sql as $$ update stock set n = n - q returning n $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log select tg_op, sum(qty) over (partition by g(qty)) from o; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- procedure transaction = review|keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create procedure p() language plpgsql as $$ begin commit; end $$;
+create function f() returns trigger language plpgsql as $$ begin call p(); insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- do block = review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin do $d$ begin raise exception 'x'; end $d$; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- prepare execute = review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin execute 'prepare p as select 1'; execute 'execute p'; insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- several in one dynamic = keep|defer|review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function f() returns trigger language plpgsql as $$ begin execute 'insert into audit_log values (1, 2); update stock set n = 1'; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- comment in dynamic = defer|review
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create table stock (n int);
+create function f() returns trigger language plpgsql as $$ begin execute '/* insert into audit_log */ update stock set n = 1 -- x'; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unicode ident = retire|defer
+create table o (id int primary key, qty int);
+create table "Überlog" (op text, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$ begin insert into U&"\00DCberlog" values (tg_op, new.qty); insert into audit_log values (tg_op, new.qty); return null; end $$;
+create trigger t after insert on o for each row execute function f();
