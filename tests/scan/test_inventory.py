@@ -136,6 +136,31 @@ def test_tables_come_with_keys_constraints_and_columns(dsn: str) -> None:
     assert found["app.items"].kind is Kind.VIEW
 
 
+def test_a_trigger_of_another_schema_counts_though_it_is_not_told(dsn: str) -> None:
+    laid(
+        dsn,
+        """
+        create schema app; create schema far;
+        create table app.item (id int primary key);
+        create table far.audit_log (id int);
+        create function far.refuse() returns trigger language plpgsql as $$
+        begin
+          if new.id < 0 then raise exception 'no'; end if;
+          return new;
+        end $$;
+        create trigger refuse before insert on far.audit_log for each row execute function far.refuse();
+        create function app.log_it() returns trigger language plpgsql as $$
+        begin
+          insert into far.audit_log values (new.id);
+          return null;
+        end $$;
+        create trigger log_it after insert on app.item for each row execute function app.log_it();
+        """,
+    )
+    (judged,) = surveyed(dsn, ["app"]).judgements
+    assert (judged.trigger.name, judged.verdict) == ("log_it", Verdict.KEEP)
+
+
 def test_only_the_schemas_asked_for_are_judged_though_all_are_known(dsn: str) -> None:
     laid(dsn)
     laid(dsn, "create table t (id int); create trigger t after insert on t for each row execute function app.log_it();")

@@ -48,15 +48,18 @@ def _say_nothing(said: str) -> None:
 async def survey(db: Database, schemas: Sequence[str] | None = None, *, tell: Tell = _say_nothing) -> Survey:
     """Scan a database: a verdict for every trigger of these schemas (all by default). Reads only.
 
-    ``tell`` hears what is being done, for people who wait.
+    All triggers are read and judged, since a verdict hangs on the others; ``schemas`` says which are told. ``tell``
+    hears what is being done, for people who wait.
     """
     tell(f"reading the catalog of {db.where}")
-    inventory = await read_inventory(db, schemas=schemas)
+    inventory = await read_inventory(db)
     async with open_parser() as parser:
-        return await judge_inventory(inventory, parser, tell=tell)
+        return await judge_inventory(inventory, parser, schemas=schemas, tell=tell)
 
 
-async def judge_inventory(inventory: Inventory, parser: Parser, *, tell: Tell = _say_nothing) -> Survey:
+async def judge_inventory(
+    inventory: Inventory, parser: Parser, *, schemas: Sequence[str] | None = None, tell: Tell = _say_nothing
+) -> Survey:
     """The same for an inventory that is at hand."""
     atlas = Atlas(inventory)
     tell(f"reading what {len(inventory.triggers):,} triggers do")
@@ -66,6 +69,14 @@ async def judge_inventory(inventory: Inventory, parser: Parser, *, tell: Tell = 
     functions = await _follow_all(others, lambda function: follow_function(function, atlas, read), parser, read)
     tell(f"judging {len(inventory.triggers):,} triggers")
     judgements = judge(inventory, bodies, functions)
+    if schemas is not None:
+        judgements = tuple(each for each in judgements if each.trigger.schema in schemas)
+        inventory = msgspec.structs.replace(
+            inventory,
+            triggers=tuple(each for each in inventory.triggers if each.schema in schemas),
+            clones=tuple(each for each in inventory.clones if each.schema in schemas),
+        )
+        atlas = Atlas(inventory)
     return Survey(
         inventory=inventory,
         bodies=bodies,
