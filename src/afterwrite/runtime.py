@@ -411,6 +411,8 @@ async def run_capture(
             await require_store(database)
             found = await survey(database)
             setup = await keep_published(database, capture_setup(found, settings))
+        if not surveyed.done():
+            surveyed.set_result(found)
         legacy = frozenset(setup.legacy_tables)
         async with Prover(settings.dsn, found.judgements, found.bodies, folder=settings.spill_dir) as prover:
             yield Duty(observers=(prover,), legacy_tables=legacy)

@@ -41,6 +41,11 @@ class Outcome(StrEnum):
         """Whether it agreed or differed."""
         return self not in (Outcome.UNSEEN, Outcome.MIXED, Outcome.UNKEYED, Outcome.UNABLE)
 
+    @property
+    def differs(self) -> bool:
+        """Whether the body did otherwise than the trigger."""
+        return self in (Outcome.VALUE, Outcome.MISSING, Outcome.EXTRA, Outcome.ERROR)
+
 
 class EffectColumn(msgspec.Struct, frozen=True, kw_only=True):
     """A column of a table that a body writes; ``fills_itself``: its default is no constant."""
@@ -123,6 +128,11 @@ class Counts(msgspec.Struct, frozen=True):
 def decode_row(text: str | bytes) -> Row:
     """A row from JSON, no digit lost."""
     return cast("Row", json.loads(text, parse_float=Decimal))
+
+
+def encode_rows(rows: Sequence[Row]) -> str:
+    """Keys of rows as JSON; numbers beyond a float's are written as strings, which PostgreSQL reads as well."""
+    return json.dumps(rows, default=str)
 
 
 def trace(changes: Iterable[FeedChange], tables: Mapping[str, EffectTable]) -> dict[Key, Trace] | Verdict:

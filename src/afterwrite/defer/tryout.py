@@ -21,6 +21,7 @@ import msgspec
 from psycopg import sql
 
 from afterwrite.activity import Lsn, Operation
+from afterwrite.context import Context
 from afterwrite.defer.agree import (
     Counts,
     EffectColumn,
@@ -33,6 +34,7 @@ from afterwrite.defer.agree import (
     Window,
     compare_runs,
     decode_row,
+    encode_rows,
     judge,
     trace,
 )
@@ -55,6 +57,7 @@ from afterwrite.scan.catalog import Trigger, TriggerLevel
 
 _SMALL_PAGES = 1_000
 _SCRATCH = "afterwrite_scratch"
+_COMPARED = 3
 
 
 class Rehearsable(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,20 +161,53 @@ class Tryout:
             await self._db.run(statement("defer.rehearse"), job=encode_jobs(job))
 
         seen = await self._observe(tables, known, body)
-        if seen.failed:
-            return seen.failed
-        verdict = unseen or self._judge(candidate, transaction, tables, known, seen, window)
-        if verdict.outcome.judged:
-            return verdict
-        fired = [change for change in transaction.changes if coverage.of(change)]
+        verdict = seen.failed or unseen or self._judge(candidate, transaction, tables, known, seen, window)
+        if not verdict.outcome.judged and seen.failed is None and not names_its_table(candidate.trigger):
+            fired = [change for change in transaction.changes if coverage.of(change)]
 
-        async def original() -> None:
-            await self._fire(candidate.trigger, fired, job, prepared.path)
+            async def original() -> None:
+                await self._fire(candidate.trigger, fired, job, prepared.path)
 
-        other = None if names_its_table(candidate.trigger) else await self._observe(tables, known, original)
-        if other is None or other.failed:
-            return verdict
-        return compare_runs(tables, (seen.wrote, seen.own), (other.wrote, other.own), window) or verdict
+            verdict = await self._compare(tables, seen, body, original, window) or verdict
+        if verdict.outcome.differs and not _is_stamped(transaction):
+            why = f"the transaction stamped no context, without which {verdict.why}"
+            return msgspec.structs.replace(verdict, outcome=Outcome.UNABLE, why=why)
+        return verdict
+
+    async def _compare(
+        self,
+        tables: Mapping[str, EffectTable],
+        seen: _Seen,
+        body: Callable[[], Awaitable[None]],
+        original: Callable[[], Awaitable[None]],
+        window: Window,
+    ) -> Verdict | None:
+        """Run both from the same state, the rows that the body wrote held meanwhile; None when it cannot be told."""
+        verdict: Verdict | None = None
+        for _ in range(_COMPARED):
+            for relation, table in tables.items():
+                await self._hold(table, seen.own.get(relation) or ())
+            seen = await self._observe(tables, {}, body)
+            other = await self._observe(tables, {}, original)
+            if seen.failed or other.failed:
+                return None
+            verdict = compare_runs(tables, (seen.wrote, seen.own), (other.wrote, other.own), window)
+            # A difference may be of what others changed between the two: it has to show again.
+            if verdict is None or not verdict.outcome.differs:
+                break
+        return verdict
+
+    async def _hold(self, table: EffectTable, rows: Sequence[Row]) -> None:
+        if not rows or not table.key:
+            return
+        keys = sql.SQL(", ").join(map(sql.Identifier, table.key))
+        await self._db.values(
+            sql.SQL(
+                "select 1 from {name} t where ({keys}) in"
+                " (select {keys} from jsonb_populate_recordset(null::{name}, %(rows)s::jsonb)) for update"
+            ).format(name=sql.Identifier(table.schema, table.name), keys=keys),
+            rows=encode_rows([{name: row.get(name) for name in table.key} for row in rows]),
+        )
 
     def _judge(
         self,
@@ -369,6 +405,11 @@ class _TableRow(msgspec.Struct, frozen=True):
     key: list[str]
     sequence: str | None
     captured: bool
+
+
+def _is_stamped(transaction: SourceTransaction) -> bool:
+    """Whether the transaction said who wrote: what its session alone knew is not known to us otherwise."""
+    return bool(transaction.settings) or any(change.context != Context() for change in transaction.changes)
 
 
 def _unable(error: AfterwriteError) -> Verdict | None:
