@@ -107,6 +107,15 @@ def test_a_trigger_function_that_may_end_without_return_fails_there(text: str, f
     assert any(fact.form == "no return" for fact in read_one(text).raises) is fails
 
 
+def test_what_cannot_be_parsed_is_named_with_its_line_where_that_is_certain() -> None:
+    (unknown,) = read_one("\n insert into a valus (1);\n return null;").unknowns
+    assert (unknown.line, unknown.text) == (2, 'syntax error at or near "valus"')
+    (unknown,) = read_one("\n x := 1;\n return null;").unknowns
+    assert unknown.line == 2
+    (unknown,) = read_one("\n ) \n ); return null;").unknowns
+    assert unknown.line == 0
+
+
 def test_every_way_of_changing_new_is_seen() -> None:
     ways = {
         "new.a := 1;": "a",

@@ -136,6 +136,18 @@ def test_tables_come_with_keys_constraints_and_columns(dsn: str) -> None:
     assert found["app.items"].kind is Kind.VIEW
 
 
+def test_triggers_on_commands_are_told(dsn: str) -> None:
+    laid(
+        dsn,
+        """
+        create function watch() returns event_trigger language plpgsql as $$ begin raise notice 'ddl'; end $$;
+        create event trigger watch_ddl on ddl_command_end execute function watch();
+        """,
+    )
+    (found,) = [each for each in surveyed(dsn).findings if each.rule == "event-trigger"]
+    assert found.where == "watch_ddl"
+
+
 def test_a_trigger_of_another_schema_counts_though_it_is_not_told(dsn: str) -> None:
     laid(
         dsn,

@@ -74,8 +74,23 @@ def read_body(source: Source) -> Body:
             case _:
                 assert_never(source.language)
     except _ParseError as error:
-        return Body(unknowns=(Unknown(rule="unparsable", text=_said(error)),))
+        said = _said(error)
+        return Body(unknowns=(Unknown(line=_line_of_error(source, said), rule="unparsable", text=said),))
     return notebook.body()
+
+
+def _line_of_error(source: Source, said: str) -> int:
+    """The line that the parser stumbled over, 0 where that cannot be told: it names a word, and no place."""
+    found = re.search(r'at or near "(.+)"$|^"([^"]+)" is not a known variable', said, re.DOTALL)
+    text = source.text
+    if source.language is Language.PLPGSQL:
+        mark = re.search(r"\$\w*\$", text)
+        text = text[mark.end() : text.rfind(mark[0])] if mark else text
+    if found is None:
+        return text.count("\n") + 1 if "at end of input" in said else 0
+    word = found[1] or found[2]
+    lines = {text.count("\n", 0, token.start) + 1 for token in tokens(text) if token.text == word}
+    return lines.pop() if len(lines) == 1 else 0
 
 
 def _parse_tolerantly(definition: str) -> Node:

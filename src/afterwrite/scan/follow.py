@@ -148,7 +148,8 @@ def follow(trigger: Trigger, atlas: Atlas, bodies: Bodies) -> Reach:
     source = trigger_source(trigger)
     if source is None:
         text = f"the function {trigger.function_schema}.{trigger.function}() is written in {trigger.language}"
-        follower.add(Unknown(rule="other-language", text=text))
+        readable = trigger.language not in ("c", "internal") and trigger.source.strip()
+        follower.add(Unknown(line=1 if readable else 0, rule="other-language", text=text))
     else:
         body = follower.body_of(source)
         if body is not None:

@@ -173,6 +173,14 @@ def _findings(atlas: Atlas, judgements: Sequence[Judgement], functions: Mapping[
                 text=f"a part of {function.full_name}() cannot be read ({body.unknowns[0].text}), "
                 "so that what it does to the tables that triggers write is not known in full",
             )
+    for trigger in atlas.inventory.event_triggers:
+        yield Finding(
+            rule="event-trigger",
+            severity=Severity.INFO,
+            where=trigger.name,
+            text=f"the event trigger {trigger.name} runs {trigger.function} on {trigger.event}: also when a migration "
+            "turns triggers off and on, or a replica identity is set",
+        )
     for name in atlas.inventory.vanished:
         yield Finding(
             rule="vanished",
