@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -300,8 +300,7 @@ _STAY = {
 
 def _keep_logs(plan: Plan) -> Plan:
     """The plan of a team whose readers still need the old logs, to the row."""
-    stay = [trigger for phase in plan.phases for trigger in phase.triggers if trigger.trigger in _STAY]
-    left = {field for field in LeftTrigger.__struct_fields__ if field != "reason"}
+    plan = leave_on(plan)
     return msgspec.structs.replace(
         plan,
         phases=tuple(
@@ -310,15 +309,29 @@ def _keep_logs(plan: Plan) -> Plan:
                 triggers=tuple(
                     msgspec.structs.replace(trigger, legacy=Legacy.KEEP) if trigger.mode is Mode.RETIRE else trigger
                     for trigger in phase.triggers
-                    if trigger not in stay
                 ),
             )
             for phase in plan.phases
         ),
-        kept=(
-            *plan.kept,
-            *(LeftTrigger(**{name: getattr(each, name) for name in left}, reason=_STAY[each.trigger]) for each in stay),
+    )
+
+
+def leave_on(plan: Plan, reasons: Mapping[str, str] = _STAY) -> Plan:
+    """The plan with these triggers kept, each for its reason."""
+    left = [name for name in LeftTrigger.__struct_fields__ if name != "reason"]
+    stay = [
+        LeftTrigger(**{name: getattr(trigger, name) for name in left}, reason=reasons[trigger.trigger])
+        for phase in plan.phases
+        for trigger in phase.triggers
+        if trigger.trigger in reasons
+    ]
+    return msgspec.structs.replace(
+        plan,
+        phases=tuple(
+            msgspec.structs.replace(phase, triggers=tuple(t for t in phase.triggers if t.trigger not in reasons))
+            for phase in plan.phases
         ),
+        kept=(*plan.kept, *stay),
     )
 
 

@@ -119,29 +119,32 @@ def _summed(account: Account, identities: set[str]) -> WindowProof:
 # which lie between that of its filling and the next filling's: such a row may be this filling's, or another session's.
 _GATHER = sql.SQL(
     "insert into pg_temp.afterwrite_filled"
-    " with filling as ("
-    "   select xid, commit_lsn,"
-    "          least(lead(xid) over (order by xid), xid + 10000) as following"
-    "     from afterwrite.backfilled"
-    "    where source = {source} and commit_lsn > {after}::pg_lsn and commit_lsn < {until}::pg_lsn),"
-    " now as materialized (select pg_catalog.pg_current_xact_id()::text::bigint as xid),"
-    " written as ("
-    "   select now.xid - pg_catalog.age(l.xmin) as by_xid, pg_catalog.to_jsonb(l)::text as row from {table} l, now)"
-    " select f.commit_lsn, {log}, w.by_xid = f.xid, w.row"
-    "   from written w"
-    "   join lateral (select f.xid, f.commit_lsn, f.following from filling f where f.xid <= w.by_xid"
-    "                  order by f.xid desc limit 1) f on w.by_xid < coalesce(f.following, f.xid + 10000)"
-    "  where w.by_xid between (select min(xid) from filling) and (select max(xid) + 10000 from filling)"
+    " select f.commit_lsn, {log}, w.by_xid = f.xid, pg_catalog.to_jsonb(w.l)::text"
+    "   from (select l, {now}::bigint - pg_catalog.age(l.xmin) as by_xid from {table} l) w"
+    "  cross join lateral (select f.xid, f.commit_lsn, f.following from pg_temp.afterwrite_filling f"
+    "                       where f.xid <= w.by_xid order by f.xid desc limit 1) f"
+    "  where w.by_xid between {first}::bigint and {last}::bigint and w.by_xid < f.following"
 )
 
 
+class _Span(msgspec.Struct, frozen=True):
+    """The transaction that we are, and the ids between which fillings wrote; None where nothing was filled."""
+
+    now: int
+    first: int | None
+    last: int | None
+
+
 async def _gather(db: Database, logs: Iterable[str], *, source: str, after: Lsn, until: Lsn) -> None:
+    await db.run(statement("prove.gather_fillings"))
+    await db.run(statement("prove.add_fillings"), source=source, after=str(after), until=str(until))
     await db.run(statement("prove.gather_filled"))
-    for log in logs:
+    span = await db.one(_Span, statement("prove.read_span"))
+    for log in logs if span.first is not None else ():
         query = _GATHER.format(
-            source=sql.Literal(source),
-            after=sql.Literal(str(after)),
-            until=sql.Literal(str(until)),
+            now=sql.Literal(span.now),
+            first=sql.Literal(span.first),
+            last=sql.Literal(span.last),
             log=sql.Literal(log),
             table=sql.SQL(log),  # pyright: ignore[reportArgumentType] - quoted already
         )

@@ -246,6 +246,28 @@ select coalesce(max(position), 0)
   from afterwrite.batch
  where source = :source and last_lsn <= :after::text::pg_lsn;
 
+-- name: gather_fillings
+-- The transactions that filled a window: an empty place for them, for the rest of the transaction.
+create temporary table afterwrite_filling (
+    xid        bigint primary key,
+    commit_lsn pg_lsn not null,
+    following  bigint not null
+) on commit drop;
+
+-- name: add_fillings
+-- Each with the commit that it filled, and the next one's id: ids between the two may be of its own exception handlers.
+insert into pg_temp.afterwrite_filling
+select xid, commit_lsn, least(coalesce(lead(xid) over (order by xid), xid + 10000), xid + 10000)
+  from afterwrite.backfilled
+ where source = :source
+   and commit_lsn > :after::text::pg_lsn
+   and commit_lsn < :until::text::pg_lsn;
+
+-- name: read_span
+-- Which transaction this is, and between which ids the fillings of the window wrote.
+select pg_catalog.pg_current_xact_id()::text::bigint as now, min(xid) as first, max(following) as last
+  from pg_temp.afterwrite_filling;
+
 -- name: gather_filled
 -- What fillings of a window wrote: an empty place for it, for the rest of the transaction.
 create temporary table afterwrite_filled (
