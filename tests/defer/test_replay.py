@@ -753,6 +753,85 @@ def test_effects_are_stamped_with_the_original_context_and_caused_by_the_change(
     asyncio.run(run())
 
 
+def test_a_body_has_the_rights_and_policies_of_the_role_that_was_stamped(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(
+                DDL
+                + """
+                do $$ begin create role a_writer; exception when duplicate_object then null; end $$;
+                alter table effects add column by name default current_user;
+                alter table effects enable row level security;
+                create policy own on effects to a_writer with check (what !~ 'secret');
+                grant insert on effects to a_writer;
+                grant select, update on counter to a_writer;
+                """
+            )
+            await on.defer("t")
+            writer = {"role": "a_writer"}
+            await on.teller.tell(
+                [item(1, "one")],
+                [item(2, "a secret")],
+                [item(3, "three")],
+                [item(4, "a secret")],
+                settings={0: writer, 1: writer, 2: {"role": "no_such_role"}},
+            )
+            await on.replay()
+            rows = await on.db.values(b"select what || ' by ' || by from effects order by n")
+            me = await on.db.value(b"select session_user::text")
+            assert rows == ["one by a_writer", f"a secret by {me}"]
+            letters = await read_dead_letters(on.db, SOURCE)
+            assert [(letter.ordinal, letter.sqlstate) for letter in letters] == [(0, "42501"), (0, "42704")]
+            assert "row-level security" in letters[0].error
+            # A role is part of what it takes to run it again.
+            await on.db.run(b"alter policy own on effects with check (true)")
+            assert (await retry_dead_letters(on.db, [letters[0].id]))[letters[0].id] is None
+            assert (
+                await on.db.value(b"select by::text from effects where what ~ 'secret' order by n desc") == "a_writer"
+            )
+            await on.db.script("drop owned by a_writer")
+
+    asyncio.run(run())
+
+
+def test_what_is_worth_trying_again_is_the_same_on_both_sides(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            states = ["40001", "40P01", "40003", "55P03", "55006", "57014", "08006", "HV00N", "XX000"]
+            others = ["23505", "42501", "22012", "P0001", "53100", "58030", "AW001", "AW002", "AW003", "25006", "XX001"]
+            for state in [*states, *others]:
+                there = await on.db.value(b"select afterwrite.is_transient(%(state)s)", state=state)
+                assert run_room.is_transient(state) is there is (state in states), state
+
+    asyncio.run(run())
+
+
+def test_a_server_that_a_body_asks_and_that_is_away_is_tried_again_and_no_outage_of_ours(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(
+                DDL
+                + """
+                create sequence tries;
+                create or replace function note() returns trigger language plpgsql as $$
+                begin
+                    if nextval('tries') < 4 then
+                        raise exception 'could not establish connection' using errcode = '08001';
+                    end if;
+                    insert into effects (what) values (new.name);
+                    return null;
+                end $$;
+                """
+            )
+            await on.defer("t")
+            await on.teller.tell([item(1, "one")], [item(2, "two")])
+            await on.replay()
+            assert await said(on) == ["one", "two"]
+            assert not await read_dead_letters(on.db, SOURCE)
+
+    asyncio.run(run())
+
+
 def test_a_default_of_now_is_told_of_and_its_remedy_gives_the_original_time(dsn: str) -> None:
     async def run() -> None:
         async with stage(dsn) as on:

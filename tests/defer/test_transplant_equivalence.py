@@ -332,6 +332,29 @@ CASES = {
         ),
         tables=("public.parted",),
     ),
+    "a body that asks for its partition": Case(
+        ddl="""
+        create schema parts;
+        create table parted (id int, region text, at date, primary key (id, region, at)) partition by list (region);
+        create table parts."Eu" partition of parted for values in ('eu', 'it''s') partition by range (at);
+        create table parts.eu_old partition of parts."Eu" for values from (minvalue) to ('2024-01-01');
+        create table parts.eu_new partition of parts."Eu" for values from ('2024-01-01') to (maxvalue);
+        create table parted_rest partition of parted default;
+        create function f() returns trigger language plpgsql as $$
+        begin
+            insert into effects (what) values (format('%s %s %s %s %s', tg_op, tg_relid::regclass, tg_relname,
+                tg_table_schema, tg_table_name));
+            return null;
+        end $$;
+        create trigger t after insert or update or delete on parted for each row execute function f();
+        """,
+        writes=(
+            ["insert into parted values (1, 'eu', '2020-01-01'), (2, 'it''s', '2024-01-01'), (3, 'us', '2024-01-01')"],
+            ["update parted set at = '2024-05-05' where id = 1"],
+            ["delete from parted"],
+        ),
+        tables=("public.parted",),
+    ),
     "two triggers and a constraint trigger, in their order": Case(
         ddl="""
         create function f() returns trigger language plpgsql as $$
