@@ -968,3 +968,43 @@ create table "Überlog" (op text, qty int);
 create table audit_log (op text, qty int);
 create function f() returns trigger language plpgsql as $$ begin insert into U&"\00DCberlog" values (tg_op, new.qty); insert into audit_log values (tg_op, new.qty); return null; end $$;
 create trigger t after insert on o for each row execute function f();
+
+--- a row that is not null has no null = keep
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  if new is not null then
+    insert into audit_log values (tg_op, new.qty);
+  else
+    raise exception 'nothing may be left out';
+  end if;
+  return null;
+end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- a row that is there may be null = keep
+create table o (id int, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  if new is null then raise exception 'not empty'; end if;
+  insert into audit_log values (tg_op, new.qty);
+  return null;
+end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- a row that is not there = retire
+create table o (id int primary key, qty int);
+create table audit_log (op text, qty int);
+create function f() returns trigger language plpgsql as $$
+begin
+  if new is null then
+    insert into audit_log values (tg_op, old.qty);
+  else
+    insert into audit_log values (tg_op, new.qty);
+  end if;
+  if old is null and tg_op = 'DELETE' then raise exception 'never'; end if;
+  return null;
+end $$;
+create trigger t after insert or delete on o for each row execute function f();

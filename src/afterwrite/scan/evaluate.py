@@ -48,12 +48,18 @@ Surroundings: TypeAlias = Mapping[str, tuple[Value, ...]]
 
 
 def surroundings(
-    trigger: Trigger, event: Event, *, tables: Sequence[tuple[str, str]] = (), numbers: Iterable[str] = ()
+    trigger: Trigger,
+    event: Event,
+    *,
+    tables: Sequence[tuple[str, str]] = (),
+    numbers: Iterable[str] = (),
+    may_be_empty: bool = False,
 ) -> dict[str, tuple[Value, ...]]:
     """The TG_ variables as the body sees them for an event.
 
     ``tables`` are the (schema, name) it may be fired for: a row trigger of a partitioned table sees the partition's.
-    ``numbers`` are the table's columns of numeric types.
+    ``numbers`` are the table's columns of numeric types; ``may_be_empty`` that all columns of a row may be NULL, and so
+    ``new IS NULL`` of a row that is there.
     """
     fired_for = tables or ((trigger.schema, trigger.table),)
     names = _few(name for _, name in fired_for)
@@ -72,7 +78,7 @@ def surroundings(
     known |= {f"tg_argv[{place}]": (argument,) for place, argument in enumerate(trigger.arguments)}
     absent = {Event.INSERT: ("old",), Event.DELETE: ("new",), Event.TRUNCATE: ("old", "new")}.get(event, ())
     for row in ("new", "old"):
-        known[row] = (None,) if row in absent else ("a row",)
+        known[row] = (None,) if row in absent else (Hole(row) if may_be_empty else "a row",)
         for column in numbers:
             known[f"{row}.{column}"] = (None,) if row in absent else (Hole(f"{row}.{column}", bare=True),)
     return known

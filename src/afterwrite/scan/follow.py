@@ -137,7 +137,11 @@ def follow(trigger: Trigger, atlas: Atlas, bodies: Bodies) -> Reach:
     if table is not None and trigger.level.value == "row":
         fired_for = [(leaf.schema, leaf.name) for leaf in atlas.leaves(table)]
     numbers = [column.name for column in table.columns if column.type.startswith(_NUMBERS)] if table else []
-    arounds = {event: surroundings(trigger, event, tables=fired_for, numbers=numbers) for event in trigger.events}
+    empty = table is not None and not any(column.not_null for column in table.columns)
+    arounds = {
+        event: surroundings(trigger, event, tables=fired_for, numbers=numbers, may_be_empty=empty)
+        for event in trigger.events
+    }
     follower = _Follower(atlas, bodies, trigger, table)
     if trigger.when:
         condition = Source(language=Language.CONDITION, text=trigger.when, trigger=True)
