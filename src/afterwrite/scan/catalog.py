@@ -152,7 +152,8 @@ class ForeignKey(msgspec.Struct, frozen=True, kw_only=True):
 class Table(msgspec.Struct, frozen=True, kw_only=True):
     """A table or view. Statistics count rows since the server's last reset; of a partitioned table, its leaves' sum.
 
-    ``foreign_keys`` go out from it, ``referenced_by`` point at it. ``collected`` is false when nothing was counted yet.
+    ``scans`` counts how often it was read, through an index or whole; ``collected`` is false when nothing was counted
+    yet. ``foreign_keys`` go out from it, ``referenced_by`` point at it.
     ``definition`` is a view's query, ``partition_key`` as ``RANGE (at)``, ``partition_bound`` as ``DEFAULT``.
     ``computed`` is what its indexes compute whenever a row is written.
     """
@@ -519,7 +520,7 @@ async def _read_tables(db: Database) -> tuple[Table, ...]:
 
 def _counted(rows: Sequence[Row]) -> dict[int, Row]:
     """Row counts, with a partitioned table's leaves added up into it."""
-    added = ("row_estimate", "inserted", "updated", "deleted")
+    added = ("row_estimate", "inserted", "updated", "deleted", "scans")
     counts: dict[int, Row] = {
         row["oid"]: {"collected": row["collected"]}
         | {name: row[name] if row["kind"] != Kind.PARTITIONED.value else 0 for name in added}

@@ -566,6 +566,8 @@ class World:
                 pass
 
     def _log_notes(self, table: Table) -> Iterator[str]:
+        if table.scans > 0:
+            yield f"it was read {table.scans} times: whoever does that would have to ask the store"
         if table.deleted > 0:
             yield f"rows are deleted from it ({table.deleted} so far): taken for pruning"
         for function, write in self.function_writes[table.oid]:
