@@ -309,3 +309,12 @@ def test_a_variable_of_a_row_type_is_known_however_its_type_is_written() -> None
     for body in read_all([function("r.f := 1; return new;", declare=f"r {kind};") for kind in kinds]):
         assert body.parsed
         assert [fact.variable for fact in body.assignments] == ["r.f"]
+
+
+def test_what_is_known_at_the_end_of_a_block_holds_after_it() -> None:
+    body = read_one("begin if tg_op = 'INSERT' then return new; end if; end; insert into b values (1); return null;")
+    assert body.inserts[0].condition == "(tg_op = 'INSERT') is not true"
+    body = read_one(
+        "begin if new.x then return new; end if; exception when others then null; end; insert into b values (1);"
+    )
+    assert body.inserts[0].guards == ()

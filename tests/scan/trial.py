@@ -22,7 +22,7 @@ from afterwrite.scan.classify import Judgement, Verdict
 
 _STRING = re.compile(r"'((?:[^']|'')*)'")
 _REFUSING = ("exec_stmt_raise", "exec_stmt_assert")  # where in the server (pl_exec.c) the error was made
-_REFUSED_STATES = frozenset({"P0002", "P0003", "20000"})  # no_data_found, too_many_rows, case_not_found
+_REFUSED_STATES = frozenset({"P0002", "20000"})  # no_data_found (INTO STRICT), case_not_found
 Contents = Mapping[str, Counter[str]]
 
 
@@ -184,6 +184,7 @@ class Court:
                 case Event.INSERT:
                     for number in range(3, 7):
                         yield self._insert(table, number, rng, varied=number > 3)
+                    yield self._insert(table, 7, rng, varied=True, nulls=1)
                 case Event.UPDATE:
                     for number in range(5):
                         yield self._update(table, trigger, rng, number)
@@ -196,14 +197,16 @@ class Court:
     def _name(self, table: Table) -> sql.Identifier:
         return sql.Identifier(table.schema, table.name)
 
-    def _insert(self, table: Table, number: int, rng: random.Random, *, varied: bool) -> sql.Composable:
+    def _insert(
+        self, table: Table, number: int, rng: random.Random, *, varied: bool, nulls: float = 0.15
+    ) -> sql.Composable:
         given = [column for column in table.columns if not column.generated and not column.identity]
         if not given:
             return sql.SQL("insert into {} default values").format(self._name(table))
         return sql.SQL("insert into {} ({}) values ({})").format(
             self._name(table),
             sql.SQL(", ").join(sql.Identifier(column.name) for column in given),
-            sql.SQL(", ").join(self._value(table, column, number, rng, varied=varied) for column in given),
+            sql.SQL(", ").join(self._value(table, column, number, rng, varied=varied, nulls=nulls) for column in given),
         )
 
     def _update(self, table: Table, trigger: Trigger, rng: random.Random, number: int) -> sql.Composable:
@@ -234,12 +237,14 @@ class Court:
             return sql.SQL("{} = {}").format(sql.Identifier(key.name), value)
         return sql.SQL("true")
 
-    def _value(self, table: Table, column: Column, number: int, rng: random.Random, *, varied: bool) -> sql.Composable:
+    def _value(
+        self, table: Table, column: Column, number: int, rng: random.Random, *, varied: bool, nulls: float = 0.15
+    ) -> sql.Composable:
         kind = column.type.lower()
         refers = any(column.name in key.columns for key in table.foreign_keys)
         is_key = column.name in table.primary_key
         base = 1 + (number - 1) % 2 if refers else number
-        if varied and not column.not_null and not is_key and rng.random() < 0.15:
+        if varied and not column.not_null and not is_key and rng.random() < nulls:
             return sql.SQL("null")
         text = self._text(kind, base, rng, varied=varied and not refers and not is_key)
         if text is None:

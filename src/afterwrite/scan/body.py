@@ -189,7 +189,8 @@ class _Walker:
 
     # Control ---------------------------------------------------------------------------------------------------------
 
-    def statements(self, nodes: Iterable[Node]) -> bool:
+    def statements(self, nodes: Iterable[Node], *, goes_on: bool = False) -> bool:
+        """``goes_on``: what is known at the end holds for what follows."""
         depth = len(self.notebook.guards)
         ended = False
         for each in nodes:
@@ -198,7 +199,8 @@ class _Walker:
                 if kind == "PLpgSQL_stmt_return" and "lineno" not in node and not ended and self.notebook.rows:
                     self._fails(0, "no return")
                 ended = self._statement(kind, node) or ended
-        del self.notebook.guards[depth:]
+        if not goes_on:
+            del self.notebook.guards[depth:]
         return ended
 
     def _statement(self, kind: str, node: Node) -> bool:
@@ -261,7 +263,7 @@ class _Walker:
         raises = caught or _catches(handlers, "raise_exception")
         self.notebook.caught += caught
         self.notebook.caught_raises += raises
-        ended = self.statements(node.get("body", ()))
+        ended = self.statements(node.get("body", ()), goes_on=not handlers and "label" not in node)
         self.notebook.caught -= caught
         self.notebook.caught_raises -= raises
         outcomes = [] if ended else [self.notebook.values]

@@ -842,7 +842,13 @@ def _never_null(case: Case, fact: Fact) -> bool:
 def _within(fact: Fact, outer: Fact) -> bool:
     """Whether something happens in the statement of another: on one of its lines, and as deep or deeper."""
     further = outer.further if isinstance(outer, Discard) else 0
-    return 0 <= fact.line - outer.line <= further and fact.via[: len(outer.via)] == outer.via
+    if not outer.via:
+        return 0 <= fact.line - outer.line <= further
+    last = len(outer.via) - 1
+    if fact.line != outer.line or len(fact.via) <= last or fact.via[:last] != outer.via[:last]:
+        return False
+    (there, _, first), (here, _, line) = outer.via[last].rpartition(":"), fact.via[last].rpartition(":")
+    return there == here and (first == line or 0 <= int(line) - int(first) <= further)
 
 
 def _below(fact: Fact, outer: Discard) -> bool:
