@@ -612,24 +612,20 @@ class _Match:
                 if reason.alarming:
                     self.example(each.firing, reason, each, rows, position, [])
         for position in rows.free():
-            mapping, operation, reason = self.blame(rows, position)
-            if mapping is None or reason is Reason.LEGACY_FOREIGN:
-                self.nobodys(mapping.identity if mapping else None, rows, position)
+            mapping, operation, role, reason = self.blame(rows, position)
+            if mapping is None or role is Role.OTHER:
+                self.nobodys(mapping.identity if mapping else None, rows, position, reason)
                 continue
             self.account.tally(mapping.identity, operation, self.transaction).count(reason)
             change = rows.changes[position]
             self.account.add(self.residual(mapping.identity, operation, reason, legacy=change, key=change.key))
 
-    def nobodys(self, writer: str | None, rows: Found, position: int) -> None:
+    def nobodys(self, writer: str | None, rows: Found, position: int, reason: Reason = Reason.LEGACY_FOREIGN) -> None:
         """A row that has nothing to do with the triggers in question; counted under the log's own name."""
         table = quoted(rows.relation.schema, rows.relation.table)
-        self.account.tally(table, Operation.INSERT, self.transaction).count(Reason.LEGACY_FOREIGN)
+        self.account.tally(table, Operation.INSERT, self.transaction).count(reason)
         change = rows.changes[position]
-        self.account.add(
-            self.residual(
-                table, Operation.INSERT, Reason.LEGACY_FOREIGN, legacy=change, key=change.key, expected=writer
-            )
-        )
+        self.account.add(self.residual(table, Operation.INSERT, reason, legacy=change, key=change.key, expected=writer))
 
     def after_silence(self, identity: str) -> Reason:
         """What a row of a silenced trigger means: deferred ones go on writing, after commit."""
@@ -651,7 +647,7 @@ class _Match:
         self.fill(firing, rule.writes.get(row.change.operation, ()))
         return [firing]
 
-    def blame(self, rows: Found, position: int) -> tuple[LegacyMapping | None, Operation, Reason]:
+    def blame(self, rows: Found, position: int) -> tuple[LegacyMapping | None, Operation, Role, Reason]:
         """Whose row an unclaimed one can be: the trigger whose INSERT it resembles most, or nobody's."""
         best: tuple[tuple[int, bool, bool], LegacyMapping, Role, Operation, Writes] | None = None
         for mapping, role in self.matcher.writers(rows.relation):
@@ -668,18 +664,20 @@ class _Match:
                     if best is None or score > best[0]:
                         best = score, mapping, role, operation, each
         if best is None:
-            return None, Operation.INSERT, Reason.LEGACY_FOREIGN
+            return None, Operation.INSERT, Role.OTHER, Reason.LEGACY_FOREIGN
         _, mapping, role, operation, writes = best
-        if role is Role.OTHER:
-            return mapping, operation, Reason.LEGACY_FOREIGN
-        if mapping.identity in self.silenced:
-            return mapping, operation, self.after_silence(mapping.identity)
         own = self.matcher.tables.get((mapping.trigger.schema, mapping.trigger.table))
         if own is not None and own.unlogged:
-            return mapping, operation, Reason.UNLOGGED
-        if writes.written.statement and (mapping.identity, operation) not in self.once:
-            return mapping, operation, Reason.EMPTY_STATEMENT
-        return mapping, operation, Reason.MISSING
+            reason = Reason.UNLOGGED
+        elif role is Role.OTHER:
+            reason = Reason.LEGACY_FOREIGN
+        elif mapping.identity in self.silenced:
+            reason = self.after_silence(mapping.identity)
+        elif writes.written.statement and (mapping.identity, operation) not in self.once:
+            reason = Reason.EMPTY_STATEMENT
+        else:
+            reason = Reason.MISSING
+        return mapping, operation, role, reason
 
     # --- examples -----------------------------------------------------------------------------------------------------
 
