@@ -47,8 +47,8 @@ create trigger t after insert on public.notes for each row execute function publ
 
 
 @asynccontextmanager
-async def at_work(dsn: str, *tables: str) -> AsyncIterator[Stage]:
-    """Capture and replayer of these tables run inside the block."""
+async def at_work(dsn: str, *tables: str, replaying: bool = True) -> AsyncIterator[Stage]:
+    """Capture and replayer (or capture alone) of these tables run inside the block."""
     async with connect(dsn) as db:
         await install_store(db)
         await db.script(DDL)
@@ -60,7 +60,8 @@ async def at_work(dsn: str, *tables: str) -> AsyncIterator[Stage]:
     stop = asyncio.Event()
     async with stage_again(dsn) as on, asyncio.TaskGroup() as tasks:
         tasks.create_task(worker.run())
-        tasks.create_task(run_replayer(dsn, dsn, "app", stop=stop))
+        if replaying:
+            tasks.create_task(run_replayer(dsn, dsn, "app", stop=stop))
         try:
             yield on
         finally:
@@ -160,6 +161,49 @@ def test_every_row_has_its_effect_once_while_the_trigger_goes_and_comes_under_lo
                 b"select count(*) from afterwrite.activity e join afterwrite.activity c on c.id = e.caused_by "
                 b"where e.relation = 'public.notes' and c.relation = 'public.items'"
             )
+
+    asyncio.run(run())
+
+
+def test_a_table_that_changes_its_name_while_the_replayer_is_away_keeps_its_bodies_and_no_other_gets_them(
+    dsn: str,
+) -> None:
+    async def run() -> None:
+        async with at_work(dsn, "items", replaying=False) as on:
+            await switch(on, "items", off=True)
+
+            async def write(table: str, *numbers: int) -> None:
+                for number in numbers:
+                    await on.db.run(f"insert into public.{table} values ({number}, 'x')".encode())
+
+            await write("items", 1)
+            await on.db.run(b"alter table public.items rename to things")
+            await write("things", 2)
+            await on.db.run(b"alter table public.things rename to old_items")
+            # Another table takes the name, and is captured as well.
+            await on.db.script(
+                "create table public.items (id bigint primary key, name text);"
+                "alter table public.items replica identity full; alter publication afterwrite add table public.items"
+            )
+            await write("items", 100)
+            await write("old_items", 3)
+            # They change places, as a rebuilt table does.
+            await on.db.script(
+                "begin; alter table public.items rename to scratch;alter table public.old_items rename to items; commit"
+            )
+            await write("items", 4)
+            await write("scratch", 101)
+            stop = asyncio.Event()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(run_replayer(dsn, dsn, "app", stop=stop))
+                await settle(on.db, on.store, source="app")
+                await write("items", 5)
+                await on.db.run(b"alter table public.items rename to again")
+                await write("again", 6)
+                await settle(on.db, on.store, source="app")
+                stop.set()
+            assert not await read_dead_letters(on.db, "app")
+            assert await on.db.values(b"select item from public.notes order by id") == [1, 2, 3, 4, 5, 6]
 
     asyncio.run(run())
 

@@ -27,6 +27,7 @@ import msgspec
 from afterwrite.activity import (
     CONTEXT_PREFIX,
     EVENT_PREFIX,
+    Lsn,
     Operation,
     from_pg_microseconds,
 )
@@ -120,6 +121,11 @@ class Assembler:
     def xid(self) -> int | None:
         """The transaction that is open, as the stream numbers it."""
         return None if self._open is None else self._open.begin.xid
+
+    @property
+    def commit_lsn(self) -> Lsn | None:
+        """Where the transaction that is open will commit."""
+        return None if self._open is None else self._open.begin.commit_lsn
 
     def is_crowded(self, bound: int) -> bool:
         """Whether the open transaction takes more memory than that, or has begun to be put aside and should go on."""

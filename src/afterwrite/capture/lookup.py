@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from afterwrite.capture.assemble import Assembler, TableFacts
 from afterwrite.capture.transaction import Column, Relation
 from afterwrite.capture.values import FIRST_USER_OID, PgType, TypeKind, is_after
-from afterwrite.postgres import Database, statement
+from afterwrite.postgres import Database, quoted, statement
 
 _DEFAULT_IDENTITY = "d"
 
@@ -143,6 +143,14 @@ async def teach(assembler: Assembler, relation: Relation, database: Database, pu
     asked = {*assembler.types.unknown(oids), *(oid for oid in oids if oid >= FIRST_USER_OID)}
     types = await read_types(database, sorted(asked)) if asked else []
     standing = await read_standing(database, relation.oid, publications)
+    if assembler.commit_lsn is not None and await database.value(statement("lookup.may_note")):
+        # Before any of its changes is stored, so that who reads those finds it.
+        await database.value(
+            statement("lookup.note_name"),
+            relation=quoted(relation.schema, relation.table),
+            oid=relation.oid,
+            lsn=str(assembler.commit_lsn),
+        )
     remembered = None
     if standing is None or not standing.key:
         remembered = await read_remembered(database, relation.oid, publications)

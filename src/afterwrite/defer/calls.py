@@ -57,8 +57,21 @@ class ReplayPolicy(msgspec.Struct, frozen=True, kw_only=True):
     poll_seconds: float = 0.05
 
 
+class Span(NamedTuple):
+    """From one commit on, and before another (None: to this day)."""
+
+    since: Lsn
+    until: Lsn | None
+
+    def holds(self, lsn: Lsn) -> bool:
+        return self.since <= lsn and (self.until is None or lsn < self.until)
+
+
 class Deferral(msgspec.Struct, frozen=True, kw_only=True):
-    """A trigger whose body runs after commit. ``relations`` are its table's quoted names: then, and now."""
+    """A trigger whose body runs after commit. ``relations`` are its table's quoted names: then, and now.
+
+    ``spans`` say when it had which, where that is known: another table may have had the name before or since.
+    """
 
     id: int
     identity: str
@@ -66,6 +79,7 @@ class Deferral(msgspec.Struct, frozen=True, kw_only=True):
     relations: tuple[str, ...]
     trigger: Trigger
     on_error: OnError = OnError.PARK
+    spans: Mapping[str, Sequence[Span]] = {}
 
 
 class FeedChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +197,16 @@ class Coverage:
 
     def of(self, change: FeedChange) -> list[Deferral]:
         """Those whose trigger would have fired for this change, as far as the WAL can tell (WHEN is the server's)."""
-        return [deferral for deferral in self._by_relation.get(change.relation, ()) if _fires(deferral.trigger, change)]
+        return [
+            deferral
+            for deferral in self._by_relation.get(change.relation, ())
+            if _is_of(deferral, change) and _fires(deferral.trigger, change)
+        ]
+
+
+def _is_of(deferral: Deferral, change: FeedChange) -> bool:
+    spans = deferral.spans.get(change.relation)
+    return spans is None or any(span.holds(change.commit_lsn) for span in spans)
 
 
 def _fires(trigger: Trigger, change: FeedChange) -> bool:

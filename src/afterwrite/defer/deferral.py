@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import msgspec
 from psycopg import sql
 
 from afterwrite.activity import Lsn
-from afterwrite.defer.calls import Deferral, OnError
+from afterwrite.defer.calls import Deferral, OnError, Span
 from afterwrite.defer.refusals import clock_default, refusals, written_tables
 from afterwrite.defer.transplant import ShapeColumn, TableShape, Transplant, body_path, drop_statements, transplant
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
@@ -50,13 +51,15 @@ class DeferralRow(msgspec.Struct, frozen=True, kw_only=True):
     def trigger(self) -> Trigger:
         return msgspec.json.decode(self.definition, type=Trigger)
 
-    def value(self) -> Deferral:
-        """What a replayer needs of it."""
+    def value(self, names: Sequence[TableName] = ()) -> Deferral:
+        """What a replayer needs of it; ``names`` say when its table was called what."""
+        spans = spans_of(self.table_oid, names)
         return Deferral(
             id=self.id,
             identity=self.identity,
             run=self.run,
-            relations=tuple(self.relations),
+            relations=tuple(dict.fromkeys([*self.relations, *spans])),
+            spans=spans,
             trigger=self.trigger,
             on_error=OnError(self.on_error),
         )
@@ -220,10 +223,42 @@ async def read_deferrals_of(db: Database, ids: Sequence[int]) -> list[DeferralRo
     return await db.rows(DeferralRow, statement("defer.read_deferrals_of"), ids=list(ids))
 
 
+class TableName(msgspec.Struct, frozen=True):
+    """A table (by its oid) had this quoted name from a commit on."""
+
+    relation: str
+    since_lsn: str
+    oid: int
+
+
+async def read_names(db: Database, rows: Sequence[DeferralRow | ActiveDeferral]) -> list[TableName]:
+    """Which tables had the names that the tables of these deferrals ever had, in order, as far as capture met them."""
+    if not rows:
+        return []
+    return await db.rows(TableName, statement("defer.read_names"), oids=sorted({row.table_oid for row in rows}))
+
+
+def spans_of(oid: int, names: Sequence[TableName]) -> dict[str, tuple[Span, ...]]:
+    """From which commit on and before which a table had which name.
+
+    The first that is known to have had a name is taken to have had it from the beginning.
+    """
+    spans: dict[str, list[Span]] = {}
+    for relation, of_one in groupby(names, key=lambda name: name.relation):
+        listed = list(of_one)
+        for number, name in enumerate(listed):
+            if name.oid == oid:
+                since = parse_lsn(name.since_lsn) if number else Lsn(0)
+                until = parse_lsn(listed[number + 1].since_lsn) if number + 1 < len(listed) else None
+                spans.setdefault(relation, []).append(Span(since, until))
+    return {relation: tuple(found) for relation, found in spans.items()}
+
+
 class ActiveDeferral(msgspec.Struct, frozen=True):
     """What may change about a deferral while a replayer runs."""
 
     id: int
+    table_oid: int
     state: str
     schema_now: str | None
     table_now: str | None

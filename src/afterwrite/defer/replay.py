@@ -23,7 +23,15 @@ import msgspec
 
 from afterwrite.activity import Lsn
 from afterwrite.defer.calls import Coverage, Job, ReplayPolicy, count_rows, encode_jobs, plan_job, plan_long_job
-from afterwrite.defer.deferral import ActiveDeferral, DeferralRow, read_active, read_deferrals, refresh_deferral
+from afterwrite.defer.deferral import (
+    ActiveDeferral,
+    DeferralRow,
+    TableName,
+    read_active,
+    read_deferrals,
+    read_names,
+    refresh_deferral,
+)
 from afterwrite.defer.feed import Mark, Place, Step, read_next_batches, read_steps
 from afterwrite.defer.progress import Progress, ProgressRow, read_progress
 from afterwrite.defer.run import (
@@ -155,7 +163,7 @@ class Replayer:
         # What was read beyond the progress and concerns nobody is written down lazily: to read it again does no harm.
         self._passed = Place(0, Lsn(0))
         self._passed_since: float | None = None
-        self._active: list[ActiveDeferral] = []
+        self._active: tuple[list[ActiveDeferral], list[TableName]] = ([], [])
         self._coverage = Coverage([])
         self._relations: frozenset[str] = frozenset()
         self._runner = Runner(db, store, self, self._policy)
@@ -185,17 +193,18 @@ class Replayer:
     async def _load_deferrals(self) -> None:
         """Notice what was prepared or dropped since, and tables that have another name now."""
         active = await read_active(self._db, self._source)
-        if active == self._active:
+        names = await read_names(self._db, active)
+        if (active, names) == self._active:
             return
         rows = await read_deferrals(self._db, self._source)
         for row in rows:
             if row.renamed:
                 await refresh_deferral(self._db, row)
         rows = await read_deferrals(self._db, self._source)
-        self._active = active
-        self._coverage = Coverage([row.value() for row in rows if row.state == "live"])
+        self._active = (active, names)
+        self._coverage = Coverage([row.value(names) for row in rows if row.state == "live"])
         # A prepared one goes live at a mark further on, which is to be found.
-        self._relations = frozenset(relation for row in rows for relation in row.value().relations)
+        self._relations = frozenset(relation for row in rows for relation in row.value(names).relations)
         self._runner.relations = self._relations
 
     async def run(self, stop: asyncio.Event) -> None:

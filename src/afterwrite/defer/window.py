@@ -16,13 +16,14 @@ from contextlib import aclosing
 import msgspec
 
 from afterwrite.activity import Lsn
-from afterwrite.defer.calls import Coverage, Deferral, Job, ReplayPolicy, encode_jobs, plan_job, plan_long_job
+from afterwrite.defer.calls import Coverage, Job, ReplayPolicy, encode_jobs, plan_job, plan_long_job
 from afterwrite.defer.deferral import (
     DeferralRow,
     Preparation,
     parse_lsn,
     plan_deferral,
     read_deferrals_of,
+    read_names,
     refresh_deferral,
 )
 from afterwrite.defer.feed import Step, read_next_batches, read_steps
@@ -241,7 +242,8 @@ class _Filler:
         for row in rows:
             if row.renamed:
                 await refresh_deferral(self._db, row)
-        deferrals: list[Deferral] = [row.value() for row in await read_deferrals_of(self._db, self._deferrals)]
+        names = await read_names(self._db, rows)
+        deferrals = [row.value(names) for row in await read_deferrals_of(self._db, self._deferrals)]
         self._coverage = Coverage(deferrals)
         self._runner.relations = frozenset(name for deferral in deferrals for name in deferral.relations)
         try:

@@ -88,12 +88,19 @@ select d.id, d.source, d.identity, d.body, d.run, d.relations, d.path, d.on_erro
 
 -- name: read_active
 -- Which deferrals there are, in what state, and what their tables are called now.
-select d.id, d.state, n.nspname as schema_now, c.relname as table_now
+select d.id, d.table_oid::bigint as table_oid, d.state, n.nspname as schema_now, c.relname as table_now
   from afterwrite.deferral d
   left join pg_catalog.pg_class c on c.oid = d.table_oid
   left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  where d.source = :source and d.state in ('prepared', 'live')
  order by d.id;
+
+-- name: read_names
+-- Which tables had the names that these tables ever had, from which commit on.
+select n.relation, n.since_lsn::text as since_lsn, n.oid::bigint as oid
+  from afterwrite.relation_name n
+ where n.relation in (select o.relation from afterwrite.relation_name o where o.oid = any (:oids::bigint[]::oid[]))
+ order by n.relation, n.since_lsn;
 
 -- name: judge_mark
 -- Whether a mark is the word of a deed that the ledger tells of (told), is nobody's (forged), or is not to be known yet (open).

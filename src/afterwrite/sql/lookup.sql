@@ -98,6 +98,16 @@ select c.relkind = 'p' as partitioned,
 -- Whether this database remembers what was published.
 select pg_catalog.to_regclass('afterwrite.published') is not null;
 
+-- name: may_note
+-- Whether this database remembers which table had which name, and lets this role write it down.
+select pg_catalog.to_regclass('afterwrite.relation_name') is not null
+   and pg_catalog.has_table_privilege(pg_catalog.to_regclass('afterwrite.relation_name'), 'insert')
+   and not pg_catalog.pg_is_in_recovery();
+
+-- name: note_name
+-- Remember that this table has this name from this commit on.
+select afterwrite.note_name(:relation, :oid::oid, :lsn::pg_lsn)::text;
+
 -- name: read_remembered
 -- Of a relation that is no more, or has no key any more: the key that it had, and whether it was a legacy log only.
 select t.key,

@@ -499,3 +499,26 @@ create function afterwrite.is_own_row(row_xmin xid) returns boolean language sql
      where row_xmin::text::bigint >= pg_current_xact_id()::text::bigint % 4294967296
 $$;
 comment on function afterwrite.is_own_row(xid) is 'Whether a row that can be seen was written by the running transaction.';
+
+create table afterwrite.relation_name (
+    relation  text   not null,
+    since_lsn pg_lsn not null,
+    oid       oid    not null,
+    constraint relation_name_pkey primary key (relation, since_lsn)
+);
+comment on table afterwrite.relation_name is
+    'Which table had a (quoted) name from which commit on, as capture met it: deferred bodies run for their table, whatever it was called then, and for no other of that name.';
+
+create function afterwrite.note_name(of_relation text, of_oid oid, at_lsn pg_lsn) returns void
+language sql set search_path = pg_catalog as $$
+    insert into afterwrite.relation_name (relation, since_lsn, oid)
+    select of_relation, at_lsn, of_oid
+     where of_oid is distinct from (
+               select n.oid
+                 from afterwrite.relation_name n
+                where n.relation = of_relation and n.since_lsn <= at_lsn
+                order by n.since_lsn desc
+                limit 1)
+        on conflict do nothing
+$$;
+comment on function afterwrite.note_name(text, oid, pg_lsn) is 'Remember that this table has this name from here on, where that is news.';
