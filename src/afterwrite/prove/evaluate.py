@@ -106,6 +106,10 @@ class Slots:
             number = self._numbers[key] = next(self._next)
         return number
 
+    def forget(self, shape: int) -> None:
+        """Nothing of this shape is asked for any more."""
+        self._numbers = {key: number for key, number in self._numbers.items() if key[0] != shape}
+
 
 class Compiler:
     """Compiles expressions over rows whose columns have these type OIDs.

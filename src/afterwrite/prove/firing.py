@@ -172,6 +172,7 @@ class Rule:
         self, mapping: LegacyMapping, relation: Relation, shape: TableShape | None, slots: Slots, number: int
     ) -> None:
         self.mapping = mapping
+        self.number = number
         self.identity = mapping.identity
         self.operations = frozenset(Operation(event.value) for event in mapping.trigger.events)
         self.identifies = {

@@ -295,6 +295,8 @@ class Matcher:
         known = self._rules.get(relation.oid)
         if known is not None and (known[0] is relation or known[0] == relation):
             return known[1]
+        if known is not None and known[1]:
+            self._slots.forget(known[1][0][0].number)
         found = self._mappings.get((relation.schema, relation.table), [])
         shape = self.tables.get((relation.schema, relation.table))
         self._shapes += 1
