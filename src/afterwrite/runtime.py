@@ -33,8 +33,10 @@ from afterwrite.defer.rehearse import run_rehearser
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
 from afterwrite.defer.tryout import Rehearsable
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
+from afterwrite.migrate.drift import note_drift
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.identity import parse_replica_identity, record_replica_identity, replica_identity_row
+from afterwrite.migrate.pulse import note_pulse
 from afterwrite.postgres import Database, LockPolicy, OnBlocked, connect, quoted, script, statement
 from afterwrite.prove.prover import Prover
 from afterwrite.scan.catalog import Event
@@ -53,6 +55,9 @@ _GAPS = frozenset({"slot.lost", "slot.continuity", "slot.owner", "publication.de
 _MENDED = frozenset({"slot.given_up"})
 _DEFERRAL_ENDS_SECONDS = 0.4
 _HALTED_SECONDS = 5.0
+# How often the source's counters are noted, and its triggers compared with the plan.
+_PULSE_SECONDS = 10.0
+_DRIFT_SECONDS = 25.0
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
@@ -462,6 +467,7 @@ async def run_capture(
             maintaining = group.create_task(_maintain(settings, remember_maintenance))
             deferring = group.create_task(_defer(settings, replay_stop, remember))
             rehearsing = group.create_task(_rehearse(settings, surveyed, replay_stop))
+            watching = group.create_task(_watch_migration(settings))
             try:
                 await worker.run()
             finally:
@@ -471,7 +477,7 @@ async def run_capture(
                 since = time.monotonic() - told_at[0] if told_at else 0.0
                 patience = max(0.0, _DEFERRAL_ENDS_SECONDS - since)
                 await asyncio.gather(
-                    end_task(maintaining), end_task(rehearsing), end_task(deferring, patience=patience)
+                    end_task(maintaining), end_task(watching), end_task(rehearsing), end_task(deferring, patience=patience)
                 )
     except BaseExceptionGroup as group:
         raise _first(group) from group
@@ -526,6 +532,28 @@ def rehearsable(found: Survey) -> list[Rehearsable]:
         for judgement in found.judgements
         if judgement.verdict is Verdict.DEFER and judgement.trigger.parent_oid is None
     ]
+
+
+async def _watch_migration(settings: Settings) -> None:
+    """Note how the source fares, for the gates to compare with, and what somebody else does to its triggers."""
+    told: str | None = None
+    looked = 0.0
+    while True:
+        try:
+            async with connect(settings.dsn, application_name="afterwrite watch", guarded=True) as database:
+                await note_pulse(database)
+                if time.monotonic() - looked >= _DRIFT_SECONDS:
+                    looked = time.monotonic()
+                    for finding in await note_drift(database):
+                        log.warning("%s %s; %s", finding.where, finding.text, finding.remedy)
+            told = None
+        except Exception as error:
+            if not isinstance(error, AfterwriteError):
+                log.exception("a defect of the watch over the migration; capture goes on")
+            elif str(error) != told:
+                log.warning("the migration cannot be watched now: %s", error)
+            told = str(error)
+        await asyncio.sleep(_PULSE_SECONDS * random.uniform(0.9, 1.1))
 
 
 async def _maintain(settings: Settings, tell: Callable[[MaintainStatus], None]) -> None:

@@ -58,10 +58,12 @@ class Settings(BaseSettings):
     # How long an attempt of our DDL may make writers wait, and how often it is tried.
     lock_timeout_ms: Annotated[int, Field(gt=0, le=60_000)] = 500
     lock_attempts: Annotated[int, Field(gt=0)] = 20
-    # What `plan` writes as thresholds: a phase's proof needs so many transactions over so long.
+    # What `plan` writes as thresholds: a phase's proof needs so many transactions over so long, its soak lasts so long,
+    # and the database must have been watched so long before, to be compared with afterwards.
     proof_transactions: Annotated[int, Field(ge=0)] = 1_000
     proof_seconds: Annotated[float, Field(ge=0)] = 3_600.0
     soak_seconds: Annotated[float, Field(ge=0)] = 3_600.0
+    baseline_seconds: Annotated[float, Field(ge=0)] = 60.0
     # A batch holds whole transactions of so many rows, and waits so long for more of them unless all is quiet.
     batch_rows: Annotated[int, Field(gt=0, le=100_000)] = 5_000
     linger_ms: Annotated[int, Field(ge=0, le=10_000)] = 40

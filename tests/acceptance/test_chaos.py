@@ -86,7 +86,7 @@ async def _chaos(server: Server, folder: Path) -> None:
 
 def _impatient(plan: Plan) -> Plan:
     """The same plan with gates that ask for no proof yet: here it is about crashes, not about evidence."""
-    thresholds = Thresholds(proof_transactions=0, proof_seconds=0)
+    thresholds = Thresholds(proof_transactions=0, proof_seconds=0, baseline_seconds=0)
     return msgspec.structs.replace(
         plan,
         thresholds=thresholds,

@@ -15,6 +15,7 @@ from afterwrite.capture.worker import Source, Worker
 from afterwrite.defer.replay import run_replayer
 from afterwrite.migrate.gates import LagReading, Place, ProofReading, Readings, SlotReading, read_slot
 from afterwrite.migrate.plan import Plan, Thresholds, make_plan, read_plan, write_plan
+from afterwrite.migrate.pulse import Load, LoadReading
 from afterwrite.postgres import Database, LockPolicy, connect
 from afterwrite.prove.prover import Prover
 from afterwrite.scan.catalog import read_inventory
@@ -124,11 +125,23 @@ async def judge(db: Database) -> list[Judgement]:
 
 async def plan_of(db: Database, *, soak_seconds: float = 0.0) -> Plan:
     """The application's plan, as it comes out of the file."""
-    thresholds = Thresholds(capture_lag_seconds=2.0, deferral_lag_seconds=5.0)
+    thresholds = Thresholds(capture_lag_seconds=2.0, deferral_lag_seconds=5.0, baseline_seconds=0.0)
     return read_plan(write_plan(make_plan(await judge(db), soak_seconds=soak_seconds, thresholds=thresholds)))
 
 
+_LOAD = Load(
+    seconds=3_600.0,
+    transactions=100_000,
+    rollbacks=10,
+    deadlocks=0,
+    failed_sessions=0,
+    active_us=900.0,
+    writes=200_000,
+    write_us=400.0,
+    cpu_us=700.0,
+)
 HOLDING = Readings(
+    load=LoadReading(before=_LOAD, since=_LOAD, silenced=True),
     slot=SlotReading(active=True, wal_status="reserved", safe_wal_size=None, lag_bytes=0),
     lag=LagReading(seconds=0.01, arrived=True),
     unpublished=(),

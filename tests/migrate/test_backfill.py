@@ -12,7 +12,7 @@ from afterwrite.migrate import backfill
 from afterwrite.migrate.engine import remove_phases, run_phase
 from afterwrite.migrate.gates import Readings
 from afterwrite.migrate.ledger import Action, read_ledger
-from afterwrite.migrate.plan import Plan, make_plan
+from afterwrite.migrate.plan import Plan, Thresholds, make_plan
 from afterwrite.migrate.rollback import Rollback, rollback_phase
 from afterwrite.postgres import Database
 from afterwrite.scan.survey import survey
@@ -73,7 +73,7 @@ async def prepare(db: Database) -> None:
 
 async def plan_by_scan(db: Database) -> Plan:
     """As scan judges: what counts payments is deferred."""
-    return make_plan((await survey(db)).judgements, soak_seconds=0.0)
+    return make_plan((await survey(db)).judgements, soak_seconds=0.0, thresholds=Thresholds(baseline_seconds=0.0))
 
 
 async def silence(db: Database, plan: Plan, place: Any) -> None:

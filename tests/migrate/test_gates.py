@@ -157,7 +157,9 @@ def test_a_phase_is_proven_by_what_shadow_saw_and_watched_afterwards(installed_d
             await db.run("alter table app.users replica identity full")
             await db.run("drop trigger log_late on app.users")
             found = await survey(db)
-            thresholds = Thresholds(proof_transactions=4, proof_seconds=0.0, capture_lag_seconds=5.0)
+            thresholds = Thresholds(
+                proof_transactions=4, proof_seconds=0.0, capture_lag_seconds=5.0, baseline_seconds=0.0
+            )
             plan = make_plan(found.judgements, thresholds=thresholds, soak_seconds=30.0)
             assert [planned.trigger for planned in plan.phase(5).triggers] == ["app.users.log"]
             async with captured(installed_dsn, db, found) as place:
@@ -311,7 +313,9 @@ def test_a_gate_says_value_threshold_window_and_source(readings: Readings, said:
 
 def test_while_a_phase_soaks_only_the_differences_of_its_proof_count() -> None:
     nothing_more = holding(proof=ProofReading(transactions=0, seconds=0, unexplained=0, unseen=("a.b.c on delete",)))
-    assert [gate.name for gate in evaluate(nothing_more, Thresholds(), soaking=True) if not gate.met] == []
+    assert [
+        gate.name for gate in evaluate(nothing_more, Thresholds(baseline_seconds=0.0), soaking=True) if not gate.met
+    ] == []
 
 
 def test_tables_are_weighed_by_what_the_server_counted(installed_dsn: str) -> None:

@@ -93,7 +93,11 @@ async def make(found: Survey, given: Settings, dsn: str | None) -> Plan:
     """The plan for what a survey found, with the thresholds of the settings."""
     async with connect(dsn) as database, reading(database):
         figures = await read_table_figures(database)
-    thresholds = Thresholds(proof_transactions=given.proof_transactions, proof_seconds=given.proof_seconds)
+    thresholds = Thresholds(
+        proof_transactions=given.proof_transactions,
+        proof_seconds=given.proof_seconds,
+        baseline_seconds=given.baseline_seconds,
+    )
     return make_plan(found.judgements, figures, thresholds=thresholds, soak_seconds=given.soak_seconds)
 
 

@@ -277,6 +277,10 @@ async def _plan(database: Database, found: Survey, script: Script) -> Plan:
         proof_seconds=script.shadow_seconds,
         capture_lag_seconds=10.0,
         deferral_lag_seconds=10.0,
+        # The soak is seconds long here: enough to see a change that matters, too short for a fine one.
+        baseline_seconds=5.0,
+        write_latency_ratio=3.0,
+        cpu_ratio=3.0,
     )
     plan = make_plan(
         found.judgements,

@@ -22,6 +22,7 @@ from afterwrite.defer.deferral import plan_deferral
 from afterwrite.errors import Drift, Finding, GateNotMet, Refused, Severity
 from afterwrite.migrate.backup import TriggerBackup, read_backup
 from afterwrite.migrate.deeds import Deed, EventKind, MigrationEvent, OnEvent, perform, render
+from afterwrite.migrate.drift import note_drift
 from afterwrite.migrate.functions import FunctionsRun, foresee_functions, remove_functions
 from afterwrite.migrate.gates import Place, soak_gate
 from afterwrite.migrate.ledger import (
@@ -35,6 +36,7 @@ from afterwrite.migrate.ledger import (
     write_entry,
 )
 from afterwrite.migrate.observe import Look, conclude, findings_of, look, measure
+from afterwrite.migrate.overrides import refuse_certain
 from afterwrite.migrate.phase import (
     Done,
     Gate,
@@ -51,8 +53,8 @@ from afterwrite.migrate.phase import (
     next_step,
     state_of,
 )
-from afterwrite.migrate.overrides import refuse_certain
 from afterwrite.migrate.plan import Phase, Plan, PlannedTrigger, entries, fingerprint, write_plan
+from afterwrite.migrate.pulse import note_pulse
 from afterwrite.migrate.rollback import Rollback, restore_phase
 from afterwrite.migrate.steps import (
     backup_statement,
@@ -66,6 +68,7 @@ from afterwrite.postgres import Database, LockPolicy, statement
 from afterwrite.scan.catalog import Enabled, Trigger, read_inventory
 
 _WAIT_PAUSE = 0.5
+_DRIFT_SECONDS = 15.0
 
 
 class PhaseRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,8 +125,12 @@ class Migrator:
             event = MigrationEvent(kind=kind, phase=phase, text=text)
             self.on_event(msgspec.structs.replace(event, **more))
 
-    async def observe(self, phase: Phase, *, soak_left: float | None = None) -> tuple[Look, Observation]:
-        """The phase as it is now, with every gate measured."""
+    async def observe(
+        self, phase: Phase, *, soak_left: float | None = None, note: bool = True
+    ) -> tuple[Look, Observation]:
+        """The phase as it is now, with every gate measured; ``note`` what the server counts, to compare with later."""
+        if note:
+            await note_pulse(self.db)
         seen = await look(self.db, phase, self.place)
         readings = await measure(self.db, self.store, seen, self.place, soaking=soak_left is not None)
         observation = conclude(seen, readings, Goal.SILENCED, soak_left=soak_left)
@@ -134,7 +141,7 @@ class Migrator:
         """The dry run: what ``advance`` would do now, and how the gates stand. Raises Drift as it would."""
         await self._require_consistency()
         await self._read_triggers(phase)
-        seen, observation = await self.observe(phase)
+        seen, observation = await self.observe(phase, note=False)
         if isinstance(step := next_step(observation), Halt):
             raise Drift(step.reason, remedy=step.remedy)
         deeds = await self._plan_deeds(seen)
@@ -186,7 +193,12 @@ class Migrator:
         Turns the phase back on, and raises GateNotMet, when a gate fails ``patience`` checks in a row.
         """
         broken = 0
+        looked = -_DRIFT_SECONDS
         while (left := await self._soak_left(phase)) is not None:
+            if (now := asyncio.get_running_loop().time()) - looked >= _DRIFT_SECONDS:
+                looked = now
+                for finding in await note_drift(self.db):
+                    self.say(EventKind.DRIFT, phase.number, f"{finding.where} {finding.text}", subject=finding.where)
             _, observation = await self.observe(phase, soak_left=left)
             step = next_step(observation)
             match step:

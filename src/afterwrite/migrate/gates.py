@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
 
 from afterwrite.migrate.phase import Gate
-from afterwrite.migrate.plan import PlannedTrigger, TableFigures, Thresholds
+from afterwrite.migrate.plan import Check, PlannedTrigger, TableFigures, Thresholds
+from afterwrite.migrate.pulse import Load, LoadReading
 from afterwrite.postgres import Database, statement
 from afterwrite.prove.report import Proof, read_proof
 from afterwrite.prove.watch import Mode as ProofMode
@@ -78,6 +79,15 @@ class DeferralReading(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: int
 
 
+class CheckReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the user's own checks: what it gave, as text (None where it could not be asked, for ``trouble``)."""
+
+    check: Check
+    value: str | None
+    met: bool
+    trouble: str = ""
+
+
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """All that was measured for a phase; None is what could not be. ``deferral`` matters once a body is deferred.
 
@@ -91,6 +101,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     deferring: bool = False
     deferral: DeferralReading | None = None
     unfinished: tuple[str, ...] = ()
+    load: LoadReading | None = None
+    checks: tuple[CheckReading, ...] = ()
 
     @property
     def captured(self) -> bool:
@@ -98,8 +110,12 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
         return self.slot is not None and self.slot.keeps_all and self.unpublished == ()
 
 
-def evaluate(readings: Readings, thresholds: Thresholds, *, soaking: bool = False) -> tuple[Gate, ...]:
+def evaluate(
+    readings: Readings, thresholds: Thresholds, *, soaking: bool = False, waive: Mapping[str, str] | None = None
+) -> tuple[Gate, ...]:
     """The gates of a phase, each with what was found against what is asked for.
+
+    ``waive`` says why a gate need not be measured; what was measured and does not hold stays so.
 
     While a phase soaks its triggers are off, and shadow compares nothing more for it: of the proof only that no
     difference came up is asked for.
@@ -116,7 +132,15 @@ def evaluate(readings: Readings, thresholds: Thresholds, *, soaking: bool = Fals
         gates += _deferral(readings.deferral, thresholds)
     if readings.unfinished:
         gates.append(_unfinished(readings.unfinished))
-    return tuple(gates)
+    gates += _load(readings.load, thresholds)
+    gates += [_check(each) for each in readings.checks]
+    waived = waive or {}
+    return tuple(
+        msgspec.structs.replace(gate, met=True, waived=waived[gate.name])
+        if gate.value is None and gate.name in waived
+        else gate
+        for gate in gates
+    )
 
 
 def _worker(slot: SlotReading | None) -> Gate:
@@ -304,6 +328,188 @@ def soak_gate(silent: float | None, needed: float, number: int) -> Gate:
         window="since the last trigger of the phase was silenced",
         source="afterwrite.ledger",
         remedy=f"wait, and watch it meanwhile: `afterwrite migrate run --phase {number} --apply --watch`",
+    )
+
+
+# With fewer than these a mean says nothing.
+_ENOUGH = 20
+_LOAD_REMEDY = (
+    "see what else happened at that time; a rollback of the phase takes it back, a higher {name} lets it pass"
+)
+
+
+def _load(load: LoadReading | None, thresholds: Thresholds) -> list[Gate]:
+    """What the database's own counters say of the time since the silencing, against the time before."""
+    before, since = (None, None) if load is None else (load.before, load.since)
+    statements = before is not None and before.writes is not None
+    written = "a writing statement" if statements else "a transaction"
+    return [
+        _mean_gate(
+            "write latency",
+            load,
+            thresholds,
+            of=lambda one: one.write_us if statements else one.active_us,
+            count=lambda one: (one.writes or 0) if statements else one.transactions,
+            unit=written,
+            ratio=("write_latency_ratio", thresholds.write_latency_ratio),
+            source="pg_stat_statements" if statements else "active_time of pg_stat_database",
+        ),
+        _mean_gate(
+            "database CPU",
+            load,
+            thresholds,
+            of=lambda one: one.cpu_us if _has_cpu(before, since) else one.active_us,
+            count=lambda one: one.transactions,
+            unit="a transaction",
+            ratio=("cpu_ratio", thresholds.cpu_ratio),
+            source="/proc of the server's processes" if _has_cpu(before, since) else "active_time of pg_stat_database",
+        ),
+        *(
+            _rate_gate(name, load, thresholds, field, most)
+            for name, field, most in (
+                ("rollbacks", "rollbacks", thresholds.rollbacks_per_thousand),
+                ("deadlocks", "deadlocks", thresholds.deadlocks_per_thousand),
+                ("failed sessions", "failed_sessions", thresholds.failed_sessions_per_thousand),
+            )
+        ),
+    ]
+
+
+def _has_cpu(before: Load | None, since: Load | None) -> bool:
+    return before is not None and before.cpu_us is not None and (since is None or since.cpu_us is not None)
+
+
+def _mean_gate(
+    name: str,
+    load: LoadReading | None,
+    thresholds: Thresholds,
+    *,
+    of: Callable[[Load], float | None],
+    count: Callable[[Load], int],
+    unit: str,
+    ratio: tuple[str, float],
+    source: str,
+) -> Gate:
+    """A mean since the silencing against the same before; until then only that there is one to compare with."""
+    setting, most = ratio
+
+    def gate(met: bool, value: str | None, threshold: str, window: str, remedy: str) -> Gate:
+        return Gate(name=name, met=met, value=value, threshold=threshold, window=window, source=source, remedy=remedy)
+
+    before = load.before if load else None
+    mean = of(before) if before is not None and count(before) >= _ENOUGH else None
+    if load is None or not load.silenced:
+        return gate(*_baseline(before, mean, count, unit, thresholds, f"then at most {most:g} times that"))
+    since = load.since
+    window = "no window yet" if since is None else f"{_lasting(since)} since it was silenced"
+    limit = f"at most {most:g} times what it was before"
+    if since is None or count(since) < _ENOUGH:
+        # Measured: nothing is slow where nothing happens.
+        few = 0 if since is None else count(since)
+        return gate(True, f"{few} {unit.partition(' ')[2]}s so far", limit, window, "")
+    now = of(since)
+    if mean is None or now is None:
+        remedy = f'give your word in the plan: [waive] "{name}" = "..."'
+        if thresholds.baseline_seconds == 0:
+            value = "nothing before to compare with" if now is None else f"{now:,.0f} µs {unit}, nothing before"
+            return gate(True, value, "nothing (baseline_seconds = 0)", window, remedy)
+        return gate(False, None, limit, window, remedy)
+    value = f"{now:,.0f} µs {unit}, {mean:,.0f} µs before"
+    return gate(now <= most * mean, value, limit, window, _LOAD_REMEDY.format(name=setting))
+
+
+def _baseline(
+    before: Load | None,
+    mean: float | None,
+    count: Callable[[Load], int],
+    unit: str,
+    thresholds: Thresholds,
+    then: str,
+) -> tuple[bool, str | None, str, str, str]:
+    asked = thresholds.baseline_seconds
+    window = "no window yet" if before is None else f"{_lasting(before)} before"
+    needs = f"at least {asked:g} s and {_ENOUGH} {unit.partition(' ')[2]}s to compare with; {then}"
+    remedy = (
+        "`afterwrite capture` notes the counters while it runs: let it run under the usual load, or wait for it with "
+        "--wait; where nothing is written at this time, lower baseline_seconds in the plan"
+    )
+    if before is None:
+        return asked == 0, None if asked else "nothing before to compare with", needs, window, remedy
+    if mean is None:
+        value = f"{count(before)} {unit.partition(' ')[2]}s"
+        return asked == 0, value, needs, window, remedy
+    return before.seconds >= asked, f"{mean:,.0f} µs {unit}", needs, window, remedy
+
+
+def _lasting(load: Load) -> str:
+    return f"{load.seconds:,.0f} s"
+
+
+def _rate_gate(name: str, load: LoadReading | None, thresholds: Thresholds, field: str, most: float) -> Gate:
+    """A count by thousand transactions since the silencing, against the same before."""
+    before, since = (None, None) if load is None else (load.before, load.since)
+    rate = before.per_thousand(getattr(before, field)) if before is not None and before.transactions else None
+    source = "pg_stat_database"
+    setting = f"{field}_per_thousand"
+    if load is None or not load.silenced:
+        window = "no window yet" if before is None else f"{_lasting(before)} before"
+        asked = thresholds.baseline_seconds
+        return Gate(
+            name=name,
+            met=asked == 0 or (before is not None and rate is not None and before.seconds >= asked),
+            value=f"{rate:.2f} of 1,000" if rate is not None else "nothing before" if asked == 0 else None,
+            threshold=f"at least {asked:g} s to compare with; then at most {most:g} of 1,000 more",
+            window=window,
+            source=source,
+            remedy="`afterwrite capture` notes the counters while it runs; wait for it with --wait",
+        )
+    window = "no window yet" if since is None else f"{_lasting(since)} since it was silenced"
+    limit = f"at most {most:g} of 1,000 more than before"
+    if since is None or since.transactions < _ENOUGH:
+        few = 0 if since is None else since.transactions
+        return Gate(
+            name=name,
+            met=True,
+            value=f"{few} transactions so far",
+            threshold=limit,
+            window=window,
+            source=source,
+            remedy="",
+        )
+    now = since.per_thousand(getattr(since, field))
+    if rate is None and thresholds.baseline_seconds > 0:
+        return Gate(
+            name=name,
+            met=False,
+            value=None,
+            threshold=limit,
+            window=window,
+            source=source,
+            remedy=f'give your word in the plan: [waive] "{name}" = "..."',
+        )
+    return Gate(
+        name=name,
+        met=now <= (rate or 0.0) + most,
+        value=f"{now:.2f} of 1,000, {rate or 0.0:.2f} before",
+        threshold=limit,
+        window=window,
+        source=source,
+        remedy=_LOAD_REMEDY.format(name=setting),
+    )
+
+
+def _check(reading: CheckReading) -> Gate:
+    check = reading.check
+    expected = "true" if check.expect is None and check.sql is not None else check.expect
+    where = "your query in the plan" if check.sql is not None else check.url or ""
+    return Gate(
+        name=f"check: {check.name}",
+        met=reading.met,
+        value=reading.value,
+        threshold=expected if expected is not None else "an answer",
+        window="now",
+        source=where,
+        remedy=f"mend what it tells of{f' ({reading.trouble})' if reading.trouble else ''}, or take it out of the plan",
     )
 
 

@@ -10,6 +10,7 @@ import msgspec
 from afterwrite.defer.deferral import read_deferrals
 from afterwrite.errors import Drift, Finding, Severity
 from afterwrite.migrate.backup import TriggerBackup, read_backup, read_relations
+from afterwrite.migrate.checks import read_checks
 from afterwrite.migrate.gates import (
     Place,
     Readings,
@@ -23,6 +24,7 @@ from afterwrite.migrate.gates import (
 from afterwrite.migrate.ledger import Silenced, read_deferral_ends, read_silenced
 from afterwrite.migrate.phase import Gate, Goal, Mode, Observation, TriggerSeen
 from afterwrite.migrate.plan import Phase, PlannedTrigger, backup_fingerprint
+from afterwrite.migrate.pulse import read_load
 from afterwrite.postgres import Database, statement
 from afterwrite.scan.catalog import Enabled
 
@@ -156,6 +158,11 @@ async def look(db: Database, phase: Phase, place: Place) -> Look:
     )
 
 
+class _Moments(msgspec.Struct, frozen=True):
+    silenced_at: datetime | None
+    steady_since: datetime | None
+
+
 async def measure(
     db: Database, store: Database, seen: Look, place: Place, *, soaking: bool = False, heartbeat: bool = True
 ) -> Readings:
@@ -174,6 +181,7 @@ async def measure(
         if trigger.moves_as is Mode.DEFER and trigger.trigger not in seen.silenced
     }
     ends = await read_deferral_ends(db, place.source) if again and not soaking else {}
+    moments = await db.one(_Moments, statement("migrate.read_phase_moments"), phase=seen.phase.number)
     return Readings(
         slot=slot,
         lag=lag,
@@ -182,6 +190,12 @@ async def measure(
         deferring=deferring,
         deferral=await read_deferral(db, store, place) if deferring else None,
         unfinished=tuple(sorted(identity for identity in again if ends.get(identity))),
+        load=await read_load(
+            db,
+            silenced_at=moments.silenced_at if seen.silent_since else None,
+            steady_since=moments.steady_since,
+        ),
+        checks=await read_checks(db, seen.phase.checks),
     )
 
 
@@ -206,7 +220,10 @@ def conclude(
         goal=goal,
         triggers=triggers,
         captured=readings.captured,
-        gates=(*evaluate(readings, seen.phase.thresholds, soaking=soak_left is not None), *more),
+        gates=(
+            *evaluate(readings, seen.phase.thresholds, soaking=soak_left is not None, waive=seen.phase.waive),
+            *more,
+        ),
         soak_left=soak_left,
     )
 

@@ -41,6 +41,12 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     capture_lag_bytes: int = 64 * 1024 * 1024
     slot_headroom_bytes: int = 1024 * 1024 * 1024
     deferral_lag_seconds: float = 30.0
+    baseline_seconds: float = 60.0
+    write_latency_ratio: float = 1.5
+    cpu_ratio: float = 1.5
+    rollbacks_per_thousand: float = 20.0
+    deadlocks_per_thousand: float = 1.0
+    failed_sessions_per_thousand: float = 5.0
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -55,7 +61,43 @@ _MEANING = {
     "capture_lag_bytes": "WAL that is flushed and not yet stored",
     "slot_headroom_bytes": "WAL that the slot may still hold back before the server drops it (max_slot_wal_keep_size)",
     "deferral_lag_seconds": "how old the newest change that awaits a deferred body may be",
+    "baseline_seconds": "for how long the database must have been watched before, to be compared with afterwards",
+    "write_latency_ratio": "how much longer than before a writing statement may take while a phase soaks",
+    "cpu_ratio": "how much more CPU than before a transaction may take",
+    "rollbacks_per_thousand": "how many more of 1,000 transactions than before may be rolled back",
+    "deadlocks_per_thousand": "and end in a deadlock",
+    "failed_sessions_per_thousand": "and how many more sessions may end in an error, by 1,000 transactions",
 }
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A condition of the user's own: one value that a query gives (in a read-only transaction), or a page that answers.
+
+    ``expect`` is the value as text, of a page a text that it holds. Exactly one of ``sql`` and ``url`` is given.
+    """
+
+    name: str
+    sql: str | None = None
+    url: str | None = None
+    expect: str | None = None
+    timeout_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if (self.sql is None) is (self.url is None):
+            raise ValueError(f"the check {self.name!r} needs either sql or url")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"the check {self.name!r} asks {self.url!r}, which is no http address")
+
+
+# Gates that a person may do without, with a reason, where they cannot be measured. The others are what nothing is lost by.
+WAIVABLE = (
+    "slot headroom",
+    "write latency",
+    "database CPU",
+    "rollbacks",
+    "deadlocks",
+    "failed sessions",
+)
 
 
 class Fires(StrEnum):
@@ -125,20 +167,30 @@ class LeftTrigger(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
-    """Triggers that move together, the thresholds of their gates, and how long they soak."""
+    """Triggers that move together, the thresholds of their gates, and how long they soak.
+
+    ``waive`` are gates that need not be measured, with the reason; ``checks`` are the plan's.
+    """
 
     number: int
     title: str
     soak_seconds: float
     thresholds: Thresholds
     triggers: tuple[PlannedTrigger, ...]
+    waive: Mapping[str, str] = {}
+    checks: tuple[Check, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Phases in their order, and what stays: ``kept`` for good, ``review`` until a person has decided."""
+    """Phases in their order, and what stays: ``kept`` for good, ``review`` until a person has decided.
+
+    ``waive`` and ``checks`` are of every phase.
+    """
 
     thresholds: Thresholds
     phases: tuple[Phase, ...]
+    waive: Mapping[str, str] = {}
+    checks: tuple[Check, ...] = ()
     kept: tuple[LeftTrigger, ...] = ()
     review: tuple[LeftTrigger, ...] = ()
 
@@ -314,6 +366,8 @@ def keep_decisions(old: Plan, new: Plan) -> tuple[Plan, list[str]]:
     return (
         Plan(
             thresholds=old.thresholds,
+            waive=old.waive,
+            checks=old.checks,
             phases=tuple(
                 msgspec.structs.replace(phases[number], triggers=tuple(moved[number])) for number in sorted(phases)
             ),
@@ -430,6 +484,21 @@ _HEAD = """\
 """
 
 
+_WAIVE_HEAD = (
+    "# A gate that cannot be measured is not met. Where you can do without it, give the reason (also within a [[phase]],",
+    '# as waive = { "slot headroom" = "..." }):',
+    "# [waive]",
+    '# "slot headroom" = "the server sets no limit, and the disk is watched"',
+)
+_CHECK_HEAD = (
+    "# Gates of your own: one value of a query, or a page that answers; asked before a phase is silenced and while it soaks:",
+    "# [[check]]",
+    '# name = "no order waits for long"',
+    "# sql = \"select count(*) < 10 from orders where state = 'new' and created_at < now() - interval '5 min'\"",
+    '# expect = "true"',
+)
+
+
 def write_plan(plan: Plan) -> str:
     """The plan as TOML, with comments for people; ``read_plan`` gives it back equal."""
     lines = [_HEAD, f"version = {VERSION}", ""]
@@ -438,6 +507,13 @@ def write_plan(plan: Plan) -> str:
     for name, value in msgspec.structs.asdict(plan.thresholds).items():
         lines.append(f"# {_MEANING[name]}")
         lines.append(f"{name} = {_toml(value)}")
+    lines += ["", *_WAIVE_HEAD]
+    if plan.waive:
+        lines += ["[waive]", *(f"{_toml(gate)} = {_toml(why)}" for gate, why in plan.waive.items())]
+    lines += ["", *_CHECK_HEAD]
+    for check in plan.checks:
+        said = {name: value for name, value in msgspec.structs.asdict(check).items() if value is not None}
+        lines += ["[[check]]", *(f"{name} = {_toml(value)}" for name, value in said.items())]
     for phase in plan.phases:
         retired = sum(trigger.mode is Mode.RETIRE for trigger in phase.triggers)
         counted = (
@@ -450,6 +526,8 @@ def write_plan(plan: Plan) -> str:
         own = {name: v for name, v in msgspec.structs.asdict(phase.thresholds).items() if v != of_plan[name]}
         if own:
             lines.append(f"gates = {{ {', '.join(f'{name} = {_toml(value)}' for name, value in own.items())} }}")
+        if waived := {gate: why for gate, why in phase.waive.items() if plan.waive.get(gate) != why}:
+            lines.append(f"waive = {_toml(waived)}")
         for trigger in phase.triggers:
             lines += ["", "[[phase.trigger]]", *_fields(trigger)]
     for title, table, left in (
@@ -491,12 +569,15 @@ class _PhaseFile(msgspec.Struct, forbid_unknown_fields=True):
     title: str
     soak_seconds: float
     gates: dict[str, Any] = {}
+    waive: dict[str, str] = {}
     trigger: list[PlannedTrigger] = []
 
 
 class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     version: int
     gates: Thresholds
+    waive: dict[str, str] = {}
+    check: list[Check] = []
     phase: list[_PhaseFile] = []
     keep: list[LeftTrigger] = []
     review: list[LeftTrigger] = []
@@ -518,21 +599,31 @@ def read_plan(text: str) -> Plan:
         )
     try:
         file = msgspec.convert(data, _PlanFile)
-        phases = tuple(_phase(found, file.gates) for found in file.phase)
+        phases = tuple(_phase(found, file) for found in file.phase)
     except msgspec.ValidationError as error:
         raise _unreadable(error, data) from error
-    plan = Plan(thresholds=file.gates, phases=phases, kept=tuple(file.keep), review=tuple(file.review))
+    plan = Plan(
+        thresholds=file.gates,
+        phases=phases,
+        waive=file.waive,
+        checks=tuple(file.check),
+        kept=tuple(file.keep),
+        review=tuple(file.review),
+    )
     _check_decisions(plan)
     return plan
 
 
-def _phase(found: _PhaseFile, defaults: Thresholds) -> Phase:
+def _phase(found: _PhaseFile, file: _PlanFile) -> Phase:
+    defaults = file.gates
     return Phase(
         number=found.number,
         title=found.title,
         soak_seconds=found.soak_seconds,
         thresholds=msgspec.convert({**msgspec.structs.asdict(defaults), **found.gates}, Thresholds),
         triggers=tuple(found.trigger),
+        waive=file.waive | found.waive,
+        checks=tuple(file.check),
     )
 
 
@@ -568,6 +659,7 @@ def _check_decisions(plan: Plan) -> None:
     for phase in plan.phases:
         if phase.soak_seconds < 0:
             raise UsageError(f"phase {phase.number} soaks for {phase.soak_seconds} s", remedy="give 0 or more")
+    _check_waivers(plan)
     seen: set[str] = set()
     for where, entry in entries(plan):
         if entry.trigger in seen:
@@ -626,6 +718,20 @@ def _check_certain(entry: PlannedTrigger | LeftTrigger) -> None:
             f"the plan turns off {entry.trigger}, which is how the server keeps a foreign key",
             remedy="take it out: drop the foreign key itself if that is meant",
         )
+
+
+def _check_waivers(plan: Plan) -> None:
+    if len({check.name for check in plan.checks}) < len(plan.checks):
+        raise UsageError("two checks of the plan have the same name", remedy="give each its own")
+    for waive in (plan.waive, *(phase.waive for phase in plan.phases)):
+        for gate, why in waive.items():
+            if gate not in WAIVABLE:
+                raise UsageError(
+                    f"the plan waives {gate!r}, which is no gate that one can do without",
+                    remedy=f"these may be waived: {', '.join(WAIVABLE)}",
+                )
+            if not why.strip():
+                raise UsageError(f"the plan waives {gate!r} and does not say why", remedy='give it = "a reason"')
 
 
 def entries(plan: Plan) -> list[tuple[str, PlannedTrigger | LeftTrigger]]:

@@ -442,3 +442,114 @@ select exists (select from pg_catalog.pg_roles r where r.rolname = :role);
 select t.schemaname::text as schema, t.tablename::text as table
   from pg_catalog.pg_publication_tables t
  where t.pubname = :publication;
+
+-- name: read_counters
+-- What the server counts of this database: transactions, deadlocks, sessions that ended in an error, and their active time.
+select pg_catalog.clock_timestamp() as at, d.xact_commit as commits, d.xact_rollback as rollbacks, d.deadlocks,
+       d.sessions_fatal as failed_sessions, d.active_time as active_ms, pg_catalog.pg_backend_pid() as backend
+  from pg_catalog.pg_stat_database d
+ where d.datname = pg_catalog.current_database();
+
+-- name: find_statement_statistics
+-- Where pg_stat_statements is, and whether it shows us everybody's statements.
+select n.nspname::text as schema, pg_catalog.pg_has_role('pg_read_all_stats', 'usage') as reads_all
+  from pg_catalog.pg_extension e
+  join pg_catalog.pg_namespace n on n.oid = e.extnamespace
+ where e.extname = 'pg_stat_statements';
+
+-- name: read_write_statements
+-- Statements that write in this database as their clients sent them, ours aside.
+select coalesce(sum(s.calls), 0)::bigint as statements, coalesce(sum(s.total_exec_time), 0)::float8 as statement_ms
+  from "{schema}".pg_stat_statements s
+ where s.dbid = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+   and s.toplevel
+   and s.query operator(pg_catalog.~*) '^[\s(]*(insert|update|delete|merge|with\M.*\m(insert\s+into|update|delete\s+from|merge\s+into)\M)'
+   and s.query operator(pg_catalog.!~) '\mafterwrite';
+
+-- name: is_pulse_fresh
+-- Whether somebody noted the counters in the last seconds.
+select exists (
+           select from afterwrite.pulse p
+            where p.at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => :seconds));
+
+-- name: write_pulse
+-- Note the counters of this moment.
+insert into afterwrite.pulse (at, commits, rollbacks, deadlocks, failed_sessions, active_ms, statements, statement_ms, cpu_seconds)
+values (:at, :commits, :rollbacks, :deadlocks, :failed_sessions, :active_ms, :statements, :statement_ms, :cpu_seconds)
+on conflict (at) do nothing;
+
+-- name: forget_pulses
+-- Forget what is older than a day and was not noted in the hour before something was silenced in the running migration.
+delete from afterwrite.pulse p
+ where p.at < pg_catalog.clock_timestamp() - interval '1 day'
+   and not exists (
+           select from afterwrite.ledger l
+             join afterwrite.migration m on m.id = l.migration
+            where m.finished_at is null and l.action = 'trigger.silence'
+              and l.at between p.at and p.at + interval '65 minutes');
+
+-- name: read_pulses
+-- The counters as noted between two moments, oldest first.
+select p.at, p.commits, p.rollbacks, p.deadlocks, p.failed_sessions, p.active_ms, p.statements, p.statement_ms, p.cpu_seconds
+  from afterwrite.pulse p
+ where p.at between :since::timestamptz and :until::timestamptz
+ order by p.at;
+
+-- name: read_phase_moments
+-- When a phase was last silenced in the running migration, and when something else last changed before that.
+with silenced as (
+    select max(l.at) as at
+      from afterwrite.ledger l
+      join afterwrite.migration m on m.id = l.migration
+     where m.finished_at is null and l.phase = :phase and l.action = 'trigger.silence'
+)
+select s.at as silenced_at,
+       (select max(l.at) from afterwrite.ledger l
+         where l.action in ('trigger.silence', 'trigger.restore')
+           and (s.at is null or l.at < s.at)
+           and (l.phase <> :phase or l.action = 'trigger.restore')) as steady_since
+  from silenced s;
+
+-- name: only_read
+-- Nothing may be written for the rest of this transaction.
+set transaction read only;
+
+-- name: limit_time
+-- Let no statement of this transaction take longer.
+select pg_catalog.set_config('statement_timeout', :milliseconds, true);
+
+-- name: read_triggers_now
+-- Every trigger that a person made (clones on partitions with their root), as plans know them, with its states.
+select n.nspname::text as schema, c.relname::text as table, t.tgname::text as trigger,
+       pg_catalog.format('%I.%I', n.nspname, c.relname) as relation, t.tgfoid::pg_catalog.regprocedure::text as function,
+       afterwrite.trigger_fingerprint(c.oid, t.tgname::text) as fingerprint,
+       array(select k.enabled from afterwrite.trigger_tree(c.oid, t.tgname::text) k) as states
+  from pg_catalog.pg_trigger t
+  join pg_catalog.pg_class c on c.oid = t.tgrelid
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where not t.tgisinternal and t.tgparentid = 0
+   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by 1, 2, 3;
+
+-- name: read_new_tables
+-- Tables that were not there when a migration began, and whether a publication of ours has them.
+select pg_catalog.format('%I.%I', n.nspname, c.relname) as relation,
+       exists (select from pg_catalog.pg_publication_tables t
+                where t.schemaname = n.nspname and t.tablename = c.relname and t.pubname ~ '^afterwrite') as captured
+  from pg_catalog.jsonb_array_elements_text(afterwrite.user_tables()) as now (oid)
+  join pg_catalog.pg_class c on c.oid = now.oid::oid
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  join afterwrite.ledger l on l.migration = :migration and l.action = 'migration.start'
+ where l.before is not null
+   and not l.before @> pg_catalog.to_jsonb(now.oid::bigint)
+ order by 1;
+
+-- name: read_open_drift
+-- What was seen to be otherwise in the running migration and is not over.
+select subject, rule
+  from (select distinct on (l.subject, l.after ->> 'rule') l.subject, l.after ->> 'rule' as rule, l.action
+          from afterwrite.ledger l
+          join afterwrite.migration m on m.id = l.migration
+         where m.finished_at is null and l.action in ('drift.seen', 'drift.over')
+         order by l.subject, l.after ->> 'rule', l.seq desc) last_word
+ where action = 'drift.seen';

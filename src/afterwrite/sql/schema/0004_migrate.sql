@@ -250,6 +250,24 @@ $$;
 comment on function afterwrite.require_trigger(text, text, text) is
     'Raises unless a trigger and its function are what a plan says.';
 
+create table afterwrite.pulse (
+    at              timestamptz not null,
+    commits         bigint not null,
+    rollbacks       bigint not null,
+    deadlocks       bigint not null,
+    failed_sessions bigint not null,
+    active_ms       double precision not null,
+    statements      bigint,
+    statement_ms    double precision,
+    cpu_seconds     double precision,
+    constraint pulse_pkey primary key (at)
+);
+comment on table afterwrite.pulse is
+    'The server''s counters as they were now and then: what the gates compare the time since a silencing with.';
+comment on column afterwrite.pulse.statements is
+    'Writing statements by pg_stat_statements, with their time; null where it is not installed, or does not show all.';
+comment on column afterwrite.pulse.cpu_seconds is 'CPU of the whole cluster, where whoever noted it is on its machine.';
+
 create function afterwrite.user_tables() returns jsonb
     language sql stable
     set search_path = pg_catalog
