@@ -28,6 +28,7 @@ from afterwrite.capture.preflight import CaptureSetup, judge_limit, read_server
 from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, examine, foresee, prepare
 from afterwrite.capture.watch import observe, read_pulse
 from afterwrite.capture.worker import Duty, Source, Worker, WorkerStatus, end_task
+from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.progress import read_progress
 from afterwrite.defer.rehearse import run_rehearser
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
@@ -115,6 +116,11 @@ def governor_policy(settings: Settings) -> Policy:
 def lock_policy(settings: Settings) -> LockPolicy:
     """How patient our DDL is."""
     return LockPolicy(lock_timeout_ms=settings.lock_timeout_ms, attempts=settings.lock_attempts)
+
+
+def replay_policy(settings: Settings) -> ReplayPolicy:
+    """How deferred bodies run."""
+    return ReplayPolicy(settings=settings.deferred_settings)
 
 
 def pace(settings: Settings) -> Pace:
@@ -487,7 +493,14 @@ async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[Replay
     """Run deferred bodies beside capture. What stops them is told, and must not stop capture: it holds the WAL back."""
     while not stop.is_set():
         try:
-            await run_replayer(settings.dsn, settings.store, settings.source, stop=stop, on_status=tell)
+            await run_replayer(
+                settings.dsn,
+                settings.store,
+                settings.source,
+                policy=replay_policy(settings),
+                stop=stop,
+                on_status=tell,
+            )
         except Exception as error:
             if not isinstance(error, AfterwriteError):
                 log.exception("a defect of the deferral of source %s; capture goes on", settings.source)
@@ -509,7 +522,13 @@ async def _rehearse(settings: Settings, surveyed: asyncio.Future[Survey], stop: 
     while not stop.is_set():
         try:
             await run_rehearser(
-                settings.dsn, settings.store, settings.source, load, publication=settings.publication, stop=stop
+                settings.dsn,
+                settings.store,
+                settings.source,
+                load,
+                publication=settings.publication,
+                policy=replay_policy(settings),
+                stop=stop,
             )
         except Exception as error:
             if not isinstance(error, AfterwriteError):

@@ -41,6 +41,11 @@ def _parse_size(value: object) -> object:
     return value if unit is None else int(float(match[1]) * unit)
 
 
+def _parse_words(value: object) -> object:
+    """A list from the file, or words with commas between them from the environment."""
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
 class Settings(BaseSettings):
     """Where the databases are, and the names and limits of what we set up in them."""
 
@@ -84,6 +89,8 @@ class Settings(BaseSettings):
     wal_alarm_share: Annotated[float, Field(gt=0, le=1)] = 0.8
     over_budget: Literal["alarm", "give-up"] = "alarm"
     lag_warn_seconds: Annotated[float, Field(gt=0)] = 60.0
+    # Which of the settings that a transaction stamped its deferred bodies find again, as patterns ("myapp.*").
+    deferred_settings: Annotated[tuple[str, ...], BeforeValidator(_parse_words)] = ("request.*", "app.*")
     # Who acts, for the ledger; None means the operating system's user.
     operator: str | None = None
 

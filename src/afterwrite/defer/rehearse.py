@@ -76,6 +76,7 @@ async def run_rehearser(
     load: Load,
     *,
     publication: str,
+    policy: ReplayPolicy,
     stop: asyncio.Event,
 ) -> None:
     """Rehearse what ``load`` says is to be deferred, as it happens, until ``stop``; outages are waited out.
@@ -88,7 +89,7 @@ async def run_rehearser(
                 connect(source_dsn, application_name="afterwrite rehearsal", options=SESSION) as db,
                 connect(store_dsn, application_name="afterwrite rehearsal: feed") as store,
             ):
-                rehearser = Rehearser(db, store, source, load, publication=publication)
+                rehearser = Rehearser(db, store, source, load, publication=publication, policy=policy)
                 while not stop.is_set():
                     await rehearser.round()
                     with suppress(TimeoutError):
