@@ -127,7 +127,7 @@ def _show(proof: Proof) -> None:
     if proof.through_at is None:
         out.print("Nothing was compared yet; `afterwrite capture` compares while it runs.")
         return
-    made = table("table, trigger", "on", ">seen", ">matched", ">explained", ">unexplained")
+    made = table("table, trigger", "on", ">seen", ">matched", ">ex-\nplained", ">unex-\nplained")
     last = ""
     for each in proof.triggers:
         name = _table_of(each.trigger)
@@ -136,6 +136,8 @@ def _show(proof: Proof) -> None:
         fill(made, _rows(each))
         last = name
     out.print(made)
+    if any(each.mode is Mode.DEFER for each in proof.triggers):
+        out.print("[dim]deferred: writes no log; that it fires is counted, and its body is rehearsed.[/]")
     _show_reasons(proof)
     _show_rehearsals(proof.triggers)
     _show_unseen(proof.triggers)
@@ -159,17 +161,15 @@ def _table_of(identity: str) -> str:
 def _rows(each: TriggerProof) -> Iterable[tuple[object, ...]]:
     """A line an operation; the trigger's name (and how it stands) beside the first."""
     name = f"  {each.trigger.rpartition('.')[2]}"
-    state = [] if each.mode is Mode.RETIRE else ["deferred: firings are counted"]
-    state += ["off"] if each.silenced else []
-    state += ["gone"] if not each.present else []
+    state = [word for word, holds in (("off", each.silenced), ("gone", not each.present)) if holds]
     if state:
         name += f" ({', '.join(state)})"
-    for operation in each.operations or ():
+    for operation in each.operations:
         yield (
             name,
             operation.operation.value,
             f"{operation.seen:,}",
-            "-" if each.mode is Mode.DEFER else f"{operation.matched:,}",
+            "deferred" if each.mode is Mode.DEFER else f"{operation.matched:,}",
             f"{sum(operation.explained.values()):,}",
             f"{sum(operation.unexplained.values()):,}",
         )
@@ -205,10 +205,10 @@ _NAMES = 3
 
 def _show_rehearsals(triggers: Sequence[TriggerProof]) -> None:
     """What running deferred bodies on real transactions, and undoing it, has shown."""
-    made = table("rehearsed body", "on", ">agreed", ">differed", "not judged")
+    made = table("body, rehearsed", "on", ">agreed", ">differed", "not judged")
     rows = [
         (
-            each.trigger.removeprefix("public."),
+            each.trigger.rpartition(".")[2],
             operation.operation.value,
             f"{rehearsed.agreed:,}",
             ", ".join(f"{count:,} {kind}" for kind, count in rehearsed.unexplained.items()) or "0",
