@@ -22,6 +22,7 @@ from afterwrite.defer.letters import (
     skip_halt,
 )
 from afterwrite.defer.progress import Deferred, Lag, Standing, read_deferred, read_lag, read_standing
+from afterwrite.defer.run import words
 from afterwrite.errors import AfterwriteError, ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.settings import Settings
@@ -185,7 +186,7 @@ async def _show(given: Settings, number: int, *, json: bool) -> int:
         ("change", f"{letter.activity_id}, commit {letter.commit_lsn}, change {letter.ordinal}"),
         ("committed", letter.committed_at.isoformat()),
         ("error", " ".join(filter(None, [letter.sqlstate, letter.error]))),
-        ("where", letter.detail),
+        ("where", (letter.detail or "").partition("\n")[0] or None),
         ("old row", letter.before),
         ("new row", letter.after),
         ("settings", letter.settings),
@@ -226,7 +227,7 @@ async def _retry(given: Settings, numbers: Sequence[int], trigger: str | None, *
                 "schema_version": 1,
                 "renewed": renewed,
                 "done": done,
-                "failed": {str(letter): str(error) for letter, error in failed.items()},
+                "failed": {str(letter): words(error) for letter, error in failed.items()},
             }
         )
         return ExitCode.ERROR if failed else ExitCode.OK
@@ -243,7 +244,7 @@ async def _retry(given: Settings, numbers: Sequence[int], trigger: str | None, *
 
 
 def _trouble(error: AfterwriteError | None) -> str:
-    return "" if error is None else plain(" ".join(str(error.__cause__ or error).split()))
+    return "" if error is None else plain(" ".join(words(error).split()))
 
 
 def _chosen(letters: Sequence[DeadLetter], numbers: Sequence[int]) -> list[DeadLetter]:

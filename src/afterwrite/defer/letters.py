@@ -8,6 +8,7 @@ from datetime import datetime
 import msgspec
 
 from afterwrite.defer.deferral import DeferralRow, read_deferrals_of, refresh_deferral
+from afterwrite.defer.run import words
 from afterwrite.errors import AfterwriteError, UsageError
 from afterwrite.postgres import Database, statement
 from afterwrite.scan.catalog import Trigger, read_inventory
@@ -88,7 +89,7 @@ async def retry_dead_letters(db: Database, ids: Sequence[int]) -> dict[int, Afte
             said[letter] = None
         except AfterwriteError as error:
             said[letter] = error
-            await db.run(statement("defer.note_attempt"), id=letter, error=str(error.__cause__ or error))
+            await db.run(statement("defer.note_attempt"), id=letter, error=words(error))
     return said
 
 

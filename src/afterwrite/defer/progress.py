@@ -91,7 +91,7 @@ async def wait_until(db: Database, store: Database, lsn: Lsn, *, source: str, ti
             raise AfterwriteError(
                 f"deferred bodies of source {source!r} have run to {progress.commit_lsn if progress else 'nowhere'}, "
                 f"not to {lsn}, after {timeout:.0f} s",
-                remedy="look whether capture and the replayer run: `afterwrite status`",
+                remedy="look whether `afterwrite capture` runs: `afterwrite defer status`",
             )
         await asyncio.sleep(0.05)
 

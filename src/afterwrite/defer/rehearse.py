@@ -103,6 +103,7 @@ async def run_rehearser(
 
 class _Tally(msgspec.Struct):
     judged: int = 0
+    tried: int = 0
     last_tried: float = float("-inf")
 
 
@@ -189,7 +190,8 @@ class Rehearser:
     def _is_due(self, trigger: str, operation: Operation) -> bool:
         tally = self._tally(trigger, operation)
         late = asyncio.get_running_loop().time() - tally.last_tried > _AFTERWARDS_SECONDS
-        return tally.judged < _WANTED or late
+        # What cannot be judged is not tried for ever at the same pace, either.
+        return (tally.judged < _WANTED and tally.tried < 3 * _WANTED) or late
 
     async def _choose(self, batches: Sequence[StoredBatch]) -> list[_Sample]:
         due = [
@@ -230,6 +232,7 @@ class Rehearser:
             for operation in sample.operations:
                 tally = self._tally(sample.candidate.trigger.identity, operation)
                 tally.last_tried = at
+                tally.tried += 1
                 if verdict is None:
                     continue
                 tally.judged += verdict.outcome.judged

@@ -218,6 +218,13 @@ def sqlstate(error: AfterwriteError) -> str | None:
     return error.__cause__.sqlstate if isinstance(error.__cause__, psycopg.Error) else None
 
 
+def words(error: AfterwriteError) -> str:
+    """What the server says of it in one line, without where."""
+    cause = error.__cause__
+    primary = cause.diag.message_primary if isinstance(cause, psycopg.Error) else None
+    return primary or str(error)
+
+
 def is_transient(state: str | None) -> bool:
     """Whether a body that failed like this may succeed when it is tried again; as afterwrite.is_transient() has it."""
     return state is not None and (state in _TRANSIENT or state[:2] in _TRANSIENT_CLASSES)
