@@ -15,9 +15,11 @@ from migrating import PLACE, QUICK, application, end_deferrals, holding, plan_of
 
 from afterwrite.migrate.backup import catalog_state
 from afterwrite.migrate.deeds import MigrationEvent
-from afterwrite.migrate.engine import run_phase
+from afterwrite.failpoints import VARIABLE
+from afterwrite.migrate.engine import remove_phases, run_phase
 from afterwrite.migrate.gates import Readings
 from afterwrite.migrate.ledger import Action, read_ledger, read_silenced
+from afterwrite.migrate.observe import read_user_triggers
 from afterwrite.migrate.phase import Mode
 from afterwrite.migrate.plan import Plan, read_plan, write_plan
 from afterwrite.migrate.rollback import rollback_phase
@@ -58,6 +60,11 @@ async def forward(db: Database, plan: Plan, at: _At | None = None) -> None:
         await run_phase(db, plan, number, place=PLACE, apply=True, policy=QUICK, on_event=at)
 
 
+async def remove(db: Database, plan: Plan, at: _At | None = None) -> None:
+    for number in PHASES:
+        await remove_phases(db, plan, number, place=PLACE, apply=True, policy=QUICK, on_event=at)
+
+
 async def back(db: Database, at: _At | None = None) -> None:
     await rollback_phase(db, None, place=PLACE, apply=True, policy=QUICK, on_event=at)
 
@@ -72,7 +79,9 @@ async def check_invariants(db: Database) -> None:
             "where t.tgenabled = 'D' and t.tgparentid = 0 and n.nspname = 'app'"
         )
     )
-    assert off == set(silenced) | {"app.tokens.dead"}
+    gone = {identity for identity, each in silenced.items() if each.removed_at is not None}
+    assert off == set(silenced) - gone | {"app.tokens.dead"}
+    assert not gone & {each.identity for each in await read_user_triggers(db)}
     prepared = set(await db.values("select identity from afterwrite.deferral where state in ('prepared', 'live')"))
     assert {identity for identity, each in silenced.items() if each.mode is Mode.DEFER} <= prepared
     entries = await read_ledger(db)
@@ -139,14 +148,48 @@ def test_a_killed_process_leaves_a_normal_start(installed_dsn: str) -> None:
     asyncio.run(main())
 
 
-def _kill(what: str, dsn: str, plan: Plan, points: int) -> None:
+@pytest.mark.parametrize("point", ["before_deed", "before_deed_commit", "after_deed"])
+def test_killed_at_a_failpoint_the_same_command_again_ends_in_the_same_state(installed_dsn: str, point: str) -> None:
+    async def main() -> None:
+        async with application(installed_dsn) as db:
+            plan = await plan_of(db)
+            start = await catalog_state(db)
+            await forward(db, plan)
+            silenced = await catalog_state(db)
+            await remove(db, plan)
+            removed = await catalog_state(db)
+            await back(db)
+            assert await catalog_state(db) == start
+            await end_deferrals(db)
+            for what, again, end in (
+                ("forward", forward, silenced),
+                ("remove", remove, removed),
+                ("back", back, start),
+            ):
+                _kill(what, installed_dsn, plan, 10**6, failpoints=f"migrate.{point}=kill@2")
+                await check_invariants(db)
+                if what == "back":
+                    await back(db)
+                else:
+                    await again(db, plan)  # type: ignore[arg-type]
+                await check_invariants(db)
+                assert await catalog_state(db) == end
+
+    asyncio.run(main())
+
+
+def _kill(what: str, dsn: str, plan: Plan, points: int, *, failpoints: str = "") -> None:
     done = subprocess.run(
         [sys.executable, __file__, what, dsn, str(points)],
         input=write_plan(plan),
         text=True,
         check=False,
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
+        env={
+            **os.environ,
+            VARIABLE: failpoints,
+            "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
+        },
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -158,7 +201,13 @@ def _victim() -> Iterator[None]:
     async def main() -> None:
         async with connect(dsn) as db:
             at = _At(int(points), kill=True)
-            await (forward(db, plan, at) if what == "forward" else back(db, at))
+            match what:
+                case "forward":
+                    await forward(db, plan, at)
+                case "remove":
+                    await remove(db, plan, at)
+                case _:
+                    await back(db, at)
 
     with pytest.MonkeyPatch.context() as patch:
 

@@ -20,6 +20,7 @@ import msgspec
 from afterwrite.activity import Lsn
 from afterwrite.defer.window import Filled, replay_window
 from afterwrite.errors import AfterwriteError, Finding, Severity
+from afterwrite.failpoints import failpoint
 from afterwrite.migrate.deeds import EventKind, MigrationEvent, OnEvent
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.ledger import Action, write_entry
@@ -167,6 +168,7 @@ async def _fill(
             text = f"{filled.rows:,} legacy rows of {filled.transactions:,} transactions filled so far"
             on_event(MigrationEvent(kind=EventKind.FILLING, phase=phase, subject=names[0], text=text))
 
+    failpoint("migrate.before_fill")
     try:
         filled = await replay_window(
             db,
@@ -188,6 +190,7 @@ async def _fill(
         return Backfill(phase=phase, triggers=names, findings=(found,))
     proofs, findings = await _prove(db, store, place, window, names)
     findings += _judge(names, holes, filled)
+    failpoint("migrate.after_fill")
     matched = sum(proof.matched for proof in proofs)
     unexplained = sum(sum(proof.unexplained.values()) for proof in proofs)
     for hole in holes if not filled.parked else ():

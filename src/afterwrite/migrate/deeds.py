@@ -8,6 +8,7 @@ from enum import Enum
 import msgspec
 
 from afterwrite.errors import DatabaseError, Drift
+from afterwrite.failpoints import failpoint
 from afterwrite.migrate.phase import Gate
 from afterwrite.postgres import Blocker, Database, LockPolicy, with_short_locks
 
@@ -89,6 +90,7 @@ async def perform(
         done = await build()
         if done is None:
             return
+        failpoint("migrate.before_deed")
         for text in done.statements:
             try:
                 await db.run(text.encode())
@@ -99,6 +101,7 @@ async def perform(
             if on_event:
                 on_event(MigrationEvent(kind=EventKind.STATEMENT, phase=phase, subject=done.title, text=text))
         await check()
+        failpoint("migrate.before_deed_commit")
 
     def blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
         if on_event:
@@ -107,4 +110,6 @@ async def perform(
             on_event(MigrationEvent(kind=EventKind.BLOCKED, phase=phase, subject=", ".join(relations), text=text))
 
     await with_short_locks(db, relations, work, policy=policy, on_blocked=blocked)
+    if done is not None:
+        failpoint("migrate.after_deed")
     return done

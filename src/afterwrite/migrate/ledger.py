@@ -14,6 +14,7 @@ from afterwrite.errors import Refused
 from afterwrite.migrate.backup import TriggerBackup, decode_backup
 from afterwrite.migrate.phase import Mode
 from afterwrite.postgres import Database, statement
+from afterwrite.postgres.pooler import shares_sessions
 
 _LOCK_TRIES = 10
 _LOCK_PAUSE = 0.2
@@ -153,8 +154,10 @@ def who(actor: str, operator: str | None) -> str:
 async def migration_lock(db: Database, operator: str | None) -> AsyncGenerator[None]:
     """Be the only one who changes triggers of this database; raises Refused, naming who is, after two seconds.
 
-    Two seconds, since the server may need a moment to see that the process of an earlier session was killed.
+    Two seconds, since the server may need a moment to see that the process of an earlier session was killed. Raises
+    Refused, too, where the session cannot hold it: on a standby, read-only, or behind a pooler in transaction mode.
     """
+    await _require_own_session(db)
     for _ in range(_LOCK_TRIES):
         if await db.value(statement("migrate.take_migration_lock")):
             break
@@ -172,6 +175,31 @@ async def migration_lock(db: Database, operator: str | None) -> AsyncGenerator[N
         yield
     finally:
         await _release(db)
+
+
+class _Session(msgspec.Struct, frozen=True):
+    standby: bool
+    read_only: bool
+
+
+async def _require_own_session(db: Database) -> None:
+    found = await db.one(_Session, statement("migrate.read_session"))
+    if found.standby:
+        raise Refused(
+            f"{db.where} is a standby: triggers are moved on the primary, and reach it from there",
+            remedy="name the primary with --dsn (target_session_attrs=read-write finds it among several hosts)",
+        )
+    if found.read_only:
+        raise Refused(
+            f"sessions of this role on {db.where} are read-only (default_transaction_read_only is on)",
+            remedy="connect as a role that may write, or: alter role ... set default_transaction_read_only = off",
+        )
+    if await shares_sessions(db):
+        raise Refused(
+            f"a pooler in transaction mode stands before {db.where}: every transaction gets another session, so that "
+            "nothing keeps a second operator away",
+            remedy="name the server itself with --dsn, or the pooler's port for session mode (Supabase: 5432, not 6543)",
+        )
 
 
 async def _release(db: Database) -> None:

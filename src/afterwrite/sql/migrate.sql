@@ -553,3 +553,8 @@ select subject, rule
          where m.finished_at is null and l.action in ('drift.seen', 'drift.over')
          order by l.subject, l.after ->> 'rule', l.seq desc) last_word
  where action = 'drift.seen';
+
+-- name: read_session
+-- Whether anything can be written from here.
+select pg_catalog.pg_is_in_recovery() as standby,
+       pg_catalog.current_setting('transaction_read_only')::boolean as read_only;
