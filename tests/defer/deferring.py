@@ -21,6 +21,7 @@ from afterwrite.activity import Activity, Batch, Checkpoint, Kind, Lsn, Operatio
 from afterwrite.defer.calls import OnError, ReplayPolicy
 from afterwrite.defer.deferral import prepare_deferral
 from afterwrite.defer.replay import Replayer
+from afterwrite.migrate.plan import Plan, Thresholds, write_plan
 from afterwrite.postgres import Database, connect
 from afterwrite.scan.catalog import Trigger, read_inventory
 from afterwrite.store.schema import install_store
@@ -28,6 +29,7 @@ from afterwrite.store.writer import open_sink
 
 SOURCE = "app"
 _BEGIN = 1 << 40
+_EMPTY_PLAN = write_plan(Plan(thresholds=Thresholds(), phases=()))
 SPY = """
 create schema stage;
 create table stage.spy (
@@ -62,7 +64,9 @@ class Seen(msgspec.Struct, frozen=True):
 
 async def tell_ledger(db: Database, action: str, subject: str, *, xid: int | None = None) -> None:
     """What migrate writes beside a mark; of its own transaction, or of the one with this xid."""
-    await db.run(b"insert into afterwrite.migration (id, plan) values (1, '') on conflict do nothing")
+    await db.run(
+        b"insert into afterwrite.migration (id, plan) values (1, %(plan)s) on conflict do nothing", plan=_EMPTY_PLAN
+    )
     await db.run(
         b"insert into afterwrite.ledger (migration, phase, subject, action, sql, xid)"
         b" values (1, 1, %(subject)s, %(action)s, '', coalesce(%(xid)s::text::xid8, pg_current_xact_id()))",
