@@ -48,6 +48,7 @@ from afterwrite.scan.survey import Survey, judge_inventory
 
 STRICTNESS = (Verdict.RETIRE, Verdict.DEFER, Verdict.REVIEW, Verdict.KEEP)
 _GOING = (Verdict.RETIRE, Verdict.DEFER)
+_UNREAD = ("unparsable", "other-language", "dynamic-sql")
 _RULES = {
     Verdict.KEEP: {rules.rule_name(rule) for rule in (*rules.KEEP, *rules.LATE_KEEP)},
     Verdict.DEFER: {rules.rule_name(rule) for rule in rules.DEFER},
@@ -202,7 +203,7 @@ async def try_one(scene: Scene, parser: Parser, number: int, seed: int, account:
         for what in _wrong(case, account):
             _fail(account, name, judgement, mutation, what)
         account.outcomes[mutation.kind][_outcome(case)] += 1
-    read = all(survey.bodies[oid].parsed for oid in running)
+    read = not any(fact.rule in _UNREAD for oid in running for fact in survey.bodies[oid].unknowns)
     for oid, judgement in after.items():
         if oid not in running and looser(judgement.verdict, scene.before[oid].verdict) and not read:
             named = [name for name in _written(scene.before[oid]) if _names(mutation.body, name)]

@@ -6,6 +6,7 @@ import pytest
 from reading import function, read_all, read_one
 
 from afterwrite.scan.facts import Language, OnConflict, Source, TermKind
+from afterwrite.scan.tokens import uncommented
 
 
 def test_an_insert_keeps_its_columns_values_and_line() -> None:
@@ -318,3 +319,8 @@ def test_what_is_known_at_the_end_of_a_block_holds_after_it() -> None:
         "begin if new.x then return new; end if; exception when others then null; end; insert into b values (1);"
     )
     assert body.inserts[0].guards == ()
+
+
+def test_comments_are_blanks_for_whoever_looks_at_a_text() -> None:
+    assert uncommented("f(a, -- it's b\n  /* 'c' /* d */ */ true)") == "f(a, true)"
+    assert uncommented("'--' || \"/*\" || $$ /* -- */ $$") == "'--' || \"/*\" || $$ /* -- */ $$"

@@ -12,6 +12,7 @@ from functools import cached_property
 import msgspec
 
 from afterwrite.scan.catalog import Enabled, Event, ForeignKey, Function, Kind, Table, Timing, Trigger, TriggerLevel
+from afterwrite.scan.evaluate import Surroundings, feasible, holds, surroundings
 from afterwrite.scan.facts import (
     FACT_FIELDS,
     Body,
@@ -23,11 +24,12 @@ from afterwrite.scan.facts import (
     Insert,
     OnConflict,
     Refresh,
+    Return,
     Update,
 )
 from afterwrite.scan.follow import DEFAULT_OF, events_of
 from afterwrite.scan.known import CANCELS_ROW, CHANGES_ROW, FORBIDS, NOTIFIES
-from afterwrite.scan.tokens import tokens, unquote
+from afterwrite.scan.tokens import tokens, uncommented, unquote
 from afterwrite.scan.verdicts import Reason, Verdict
 from afterwrite.scan.world import World, Write
 
@@ -175,7 +177,7 @@ def returns_another_row(case: Case) -> Iterator[Reason]:
         events = events_of(case.trigger, fact)
         if fact.what == "old" and Event.UPDATE in events:
             yield case.reason(returns_another_row, fact, "returns OLD from an UPDATE, which undoes the change")
-        elif fact.what not in ("new", "old", "null", "none") and not _is_given_row(fact.what, case.body):
+        elif fact.what not in ("new", "old", "null", "none") and not _is_given_row(fact, case, events):
             yield case.reason(returns_another_row, fact, f"returns {_short(fact.what)} as the row")
 
 
@@ -697,6 +699,7 @@ def _is_there(case: Case, table: Table, columns: tuple[str, ...], oid: int, dept
 
 def _may_be_null(case: Case, value: str, depth: int = 0) -> bool:
     """Whether a value is of a kind that is NULL for some writers: a column that may be, a setting that nobody made."""
+    value = uncommented(value)
     column = _column_of(value)
     if column is not None:
         of_home = {each.name: each.not_null for each in case.home.columns} if case.home is not None else {}
@@ -779,26 +782,49 @@ def _reads_after(case: Case, function: Function, cause: Write, table: Table) -> 
     return any(seen.oid == table.oid for read in later for seen in case.world.tables_read(read))
 
 
-def _is_given_row(what: str, body: Body) -> bool:
-    """Whether a returned expression can only be the row that the trigger was given."""
-    text = " ".join(what.lower().split())
-    if text in ("new", "old", "coalesce(new, old)"):
-        return True
-    if re.fullmatch(r"case when tg_op = 'delete' then old else new end", text):
+def _is_given_row(returned: Return, case: Case, events: Iterable[Event]) -> bool:
+    """Whether a returned expression can only be the row that lets the write go on as it is, at each of these events."""
+    text = _row_word(returned.what)
+    if text in (_EITHER_ROW, "case when tg_op = 'DELETE' then old else new end"):
         return True
     if not re.fullmatch(r"[\w$]+", text):
         return False
-    set_to = [fact.text for fact in body.assignments if fact.variable == text]
-    fields = [fact for fact in body.assignments if fact.variable.startswith(f"{text}.")]
-    return (
-        bool(set_to)
-        and not fields
-        and all(" ".join(each.lower().split()) in ("new", "old", "coalesce(new, old)") for each in set_to)
-    )
+    body = case.body
+    set_to = [fact for fact in body.assignments if fact.variable == text]
+    if any(fact.variable.startswith(f"{text}.") for fact in body.assignments):
+        return False
+    if any(call.procedure and text in {name.partition(".")[0] for name in call.names} for call in body.calls):
+        return False  # it may be an INOUT parameter
+
+    def holds_it(event: Event) -> bool:
+        around = surroundings(case.trigger, event)
+        row = "old" if event is Event.DELETE else "new"
+        reached = [fact for fact in set_to if feasible(fact.guards, around)]
+        right = all(_row_word(fact.text) in (row, _EITHER_ROW) for fact in reached)
+        return right and any(_surely_before(fact, returned, around, body) for fact in reached)
+
+    return all(holds_it(event) for event in events)
+
+
+_EITHER_ROW = "coalesce(new, old)"
+
+
+def _row_word(text: str) -> str:
+    """An expression in small letters and single spaces, but for what is quoted."""
+    return " ".join(each if each.startswith("'") else each.lower() for each in text.split())
+
+
+def _surely_before(fact: Fact, later: Fact, around: Surroundings, body: Body) -> bool:
+    """Whether one place is passed whenever the other is reached."""
+    shared = set(later.guards)
+    open_ways = [guard for guard in fact.guards if guard not in shared and holds(guard.test, around) is None]
+    blocks = [line for line in body.exception_blocks if line <= fact.line]
+    aside = bool(blocks) and (fact.caught is not later.caught or later.handler)
+    return not (open_ways or fact.loop or fact.handler or aside) and fact.line <= later.line
 
 
 def _laid(write: Insert | Update) -> Iterator[tuple[str, str]]:
-    return zip(write.columns, write.values, strict=False)
+    return zip(write.columns, map(uncommented, write.values), strict=False)
 
 
 def _is_column(value: str, column: str) -> bool:

@@ -17,6 +17,7 @@ from afterwrite.scan.catalog import Event, Function, Inventory, Kind, Table, Tim
 from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Read, Refresh, Update
 from afterwrite.scan.flow import Decision, everything, influence, refusal
 from afterwrite.scan.follow import DEFAULT_OF, events_of, source_of
+from afterwrite.scan.tokens import uncommented
 
 # Named so, a table is a log unless something speaks against it.
 LOG_WORDS = frozenset(
@@ -587,7 +588,7 @@ def _words(name: str) -> list[str]:
 
 
 def _row_text(write: Insert) -> str:
-    return " ".join((*write.values, write.source))
+    return uncommented(" ".join((*write.values, write.source)))
 
 
 def _queue_words(words: list[str]) -> frozenset[str]:
