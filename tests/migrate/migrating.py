@@ -13,11 +13,12 @@ from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.slot import prepare
 from afterwrite.capture.worker import Source, Worker
 from afterwrite.defer.replay import run_replayer
-from afterwrite.migrate.gates import LagReading, Place, ProofReading, Readings, SlotReading, read_slot
+from afterwrite.migrate.gates import LagReading, Place, Readings, SlotReading, read_slot
 from afterwrite.migrate.plan import Plan, Thresholds, make_plan, read_plan, write_plan
 from afterwrite.migrate.pulse import Load, LoadReading
 from afterwrite.postgres import Database, LockPolicy, connect
 from afterwrite.prove.prover import Prover
+from afterwrite.prove.report import Standing
 from afterwrite.scan.catalog import read_inventory
 from afterwrite.scan.survey import Survey
 from afterwrite.scan.verdicts import Judgement, Reason, Verdict
@@ -145,7 +146,7 @@ HOLDING = Readings(
     slot=SlotReading(active=True, wal_status="reserved", safe_wal_size=None, lag_bytes=0),
     lag=LagReading(seconds=0.01, arrived=True),
     unpublished=(),
-    proof=ProofReading(transactions=1_000_000, seconds=1_000_000.0, unexplained=0, unseen=()),
+    proof=Standing(transactions=1_000_000, seconds=1_000_000.0),
 )
 
 

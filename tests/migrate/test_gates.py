@@ -15,7 +15,6 @@ from afterwrite.errors import GateNotMet
 from afterwrite.migrate.engine import run_all, run_phase
 from afterwrite.migrate.gates import (
     DeferralReading,
-    ProofReading,
     Readings,
     SlotReading,
     evaluate,
@@ -24,14 +23,14 @@ from afterwrite.migrate.gates import (
     read_slot,
     read_table_figures,
     read_unpublished,
-    sum_up_proof,
 )
 from afterwrite.migrate.observe import look, measure
 from afterwrite.migrate.plan import PlannedTrigger, Thresholds, make_plan
 from afterwrite.migrate.rollback import rollback_phase
 from afterwrite.postgres import Database
 from afterwrite.prove.match import Reason
-from afterwrite.prove.report import OperationProof, Proof, TriggerProof
+from afterwrite.prove.legacy import MappedRow
+from afterwrite.prove.report import Lack, OperationProof, Proof, Standing, TriggerProof, standing
 from afterwrite.prove.watch import Mode
 from afterwrite.scan.catalog import Event
 from afterwrite.scan.survey import survey
@@ -100,7 +99,7 @@ def test_a_deferred_trigger_goes_over_to_the_replayer_and_back_without_a_gap(ins
             plan = await plan_of(db)
             proven = pytest.MonkeyPatch()
 
-            async def proof(*_: object, **__: object) -> ProofReading | None:
+            async def proof(*_: object, **__: object) -> Standing | None:
                 return HOLDING.proof
 
             proven.setattr("afterwrite.migrate.observe.read_phase_proof", proof)
@@ -173,7 +172,7 @@ def test_a_phase_is_proven_by_what_shadow_saw_and_watched_afterwards(installed_d
                 run = await run_phase(db, plan, 5, place=place, apply=True, wait_seconds=10.0)
                 assert run.silenced == ("app.users.log",)
 
-                async def proof() -> ProofReading:
+                async def proof() -> Standing:
                     readings = await measure(db, db, await look(db, plan.phase(5), place), place, soaking=True)
                     assert readings.proof is not None
                     return readings.proof
@@ -185,7 +184,7 @@ def test_a_phase_is_proven_by_what_shadow_saw_and_watched_afterwards(installed_d
                 await db.run("alter table app.users disable trigger log")
 
                 async def heard() -> bool:
-                    return (await proof()).not_silent == ("app.users.log",)
+                    return [lack.trigger for lack in (await proof()).not_silent] == ["app.users.log"]
 
                 await until(heard)
                 assert (await proof()).unexplained == 0
@@ -211,18 +210,8 @@ def test_a_proof_is_summed_up_for_the_triggers_of_a_phase() -> None:
         found = TriggerProof(trigger=identity, mode=Mode.RETIRE, silenced=False, present=True, operations=operations)
         return msgspec.structs.replace(found, **more)
 
-    def planned(identity: str, **more: Any) -> PlannedTrigger:
-        return PlannedTrigger(
-            trigger=identity,
-            verdict=Verdict.RETIRE,
-            mode="retire",  # type: ignore[arg-type]
-            because="",
-            fires=(Event.INSERT, Event.DELETE),
-            fingerprint="",
-            **more,
-        )
-
     now = datetime(2025, 5, 5, tzinfo=UTC)
+    mapping = (MappedRow(operation=Operation.INSERT, table="log", line=1, times="change"),)
     missing = operation(Operation.INSERT, fired=True, seen=9, unexplained={Reason.MISSING: 2})
     proof = Proof(
         started_at=now,
@@ -231,22 +220,29 @@ def test_a_proof_is_summed_up_for_the_triggers_of_a_phase() -> None:
         observed=100,
         transactions=50,
         triggers=(
-            watched("a", missing, operation(Operation.DELETE)),
-            watched("b", operation(Operation.INSERT, fired=True), operation(Operation.DELETE)),
+            watched("a", missing, operation(Operation.DELETE), mapping=mapping),
+            watched("b", operation(Operation.INSERT, fired=True), operation(Operation.DELETE), mapping=mapping),
             watched("c", notes=("line 3 cannot be followed",)),
             watched("d", present=False),
             watched("of another phase", missing),
         ),
     )
-    of_phase = [planned("a"), planned("b", rare=(Event.DELETE,)), planned("c"), planned("d"), planned("e")]
-    assert sum_up_proof(proof, of_phase, {}) == ProofReading(
+    found = standing(["a", "b", "c", "d", "e"], proof, rare={("b", Operation.DELETE)}, silent_since={})
+    assert found == Standing(
         transactions=50,
         seconds=90.0,
-        unexplained=2,
-        residuals="a on insert: 2 missing",
-        unwatched=("c cannot be compared: line 3 cannot be followed", "d is not watched", "e is not watched"),
-        unseen=("a on delete",),
+        residuals=(Lack("a", Operation.INSERT, 2, "missing"),),
+        unwatched=(
+            "c cannot be compared: line 3 cannot be followed",
+            "d is not watched: restart `afterwrite capture`, which scans the triggers again",
+            "e is not watched: restart `afterwrite capture`, which scans the triggers again",
+        ),
+        unseen=(Lack("a", Operation.DELETE),),
     )
+    assert found.unexplained == 2
+
+
+_UNSEEN = Lack("a.b.c", Operation.DELETE)
 
 
 def _unmet(readings: Readings, **thresholds: float) -> list[str]:
@@ -278,21 +274,23 @@ def _slot(**changes: object) -> Readings:
         (_slot(safe_wal_size=5), "slot headroom is 5 B, needs at least 1,073,741,824 B"),
         (holding(unpublished=("app.users",)), "published tables is missing app.users"),
         (
-            holding(proof=ProofReading(transactions=7, seconds=1e6, unexplained=0, unseen=())),
+            holding(proof=Standing(transactions=7, seconds=1e6)),
             "proof: transactions is 7, needs at least 1,000",
         ),
         (
-            holding(proof=ProofReading(transactions=9_999, seconds=60, unexplained=0, unseen=())),
+            holding(proof=Standing(transactions=9_999, seconds=60)),
             "proof: time is 60 s, needs at least 3,600 s",
         ),
         (
             holding(
-                proof=ProofReading(transactions=9_999, seconds=1e6, unexplained=2, unseen=(), residuals="missing 2")
+                proof=Standing(
+                    transactions=9_999, seconds=1e6, residuals=(Lack("a.b.c", Operation.INSERT, 2, "missing"),)
+                )
             ),
-            "unexplained residuals is 2 (missing 2), needs 0",
+            "unexplained residuals is 2 (a.b.c on insert: 2 missing), needs 0",
         ),
         (
-            holding(proof=ProofReading(transactions=9_999, seconds=1e6, unexplained=0, unseen=("a.b.c on delete",))),
+            holding(proof=Standing(transactions=9_999, seconds=1e6, unseen=(_UNSEEN,))),
             "not seen: a.b.c on delete",
         ),
         (
@@ -312,7 +310,7 @@ def test_a_gate_says_value_threshold_window_and_source(readings: Readings, said:
 
 
 def test_while_a_phase_soaks_only_the_differences_of_its_proof_count() -> None:
-    nothing_more = holding(proof=ProofReading(transactions=0, seconds=0, unexplained=0, unseen=("a.b.c on delete",)))
+    nothing_more = holding(proof=Standing(unseen=(_UNSEEN,), unrehearsed=(_UNSEEN,)))
     assert [
         gate.name for gate in evaluate(nothing_more, Thresholds(baseline_seconds=0.0), soaking=True) if not gate.met
     ] == []

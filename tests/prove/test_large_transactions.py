@@ -12,7 +12,7 @@ from afterwrite.activity import Operation
 from afterwrite.capture.transaction import Transaction
 from afterwrite.prove import parts
 from afterwrite.prove.match import Account, Matcher, Reason
-from afterwrite.prove.report import Minimums, OperationProof, Proof, proof_of
+from afterwrite.prove.report import Minimums, OperationProof, Proof, standing
 from afterwrite.prove.watch import watch
 
 _SCHEMA = """
@@ -72,7 +72,7 @@ def test_a_large_transaction_is_compared_in_parts_by_key(store: Scene) -> None:
     }
     assert operations(proof, "tag_audit")[Operation.INSERT].matched == 30
     assert (proof.transactions, proof.unexplained) == (1, 0)
-    assert proof_of([each.trigger for each in proof.triggers], proof, Minimums(transactions=1)) == []
+    assert standing([each.trigger for each in proof.triggers], proof).lacks(Minimums(transactions=1)) == []
 
 
 def test_what_does_not_come_out_even_is_openly_too_large_and_proves_nothing(store: Scene) -> None:
@@ -86,7 +86,7 @@ def test_what_does_not_come_out_even_is_openly_too_large_and_proves_nothing(stor
         Operation.DELETE: (10, 0, {Reason.TOO_LARGE: 10}),
     }
     assert proof.transactions == 0
-    lacks = proof_of([of(proof, "item_audit").trigger], proof, Minimums())
+    lacks = standing([of(proof, "item_audit").trigger], proof).lacks(Minimums())
     assert any("50 changes were in transactions too large to compare" in each for each in lacks)
     assert {(each.reason, each.xid) for each in proof.examples} == {(Reason.TOO_LARGE, transaction.xid)}
 

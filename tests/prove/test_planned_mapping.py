@@ -25,7 +25,7 @@ from afterwrite.prove.legacy import Override
 from afterwrite.prove.match import Reason
 from afterwrite.prove.plan import adopt, check, read_planned
 from afterwrite.prove.prover import Prover
-from afterwrite.prove.report import Minimums, proof_of, read_proof
+from afterwrite.prove.report import Minimums, read_proof, standing
 from afterwrite.prove.watch import Mode, Planned, watch
 from afterwrite.scan.survey import survey
 from afterwrite.scan.verdicts import Verdict
@@ -102,7 +102,7 @@ def test_a_running_proof_goes_on_by_the_plans_mapping_and_counts_that_trigger_an
         assert after.transactions == 2
         assert after.window_of([TRIGGER])[0] == 1
         assert after.window_of(["public.customer.customer_audit"])[0] == 2
-        lacks = proof_of([TRIGGER], after, Minimums(transactions=2))
+        lacks = standing([TRIGGER], after).lacks(Minimums(transactions=2))
         assert "1 of 2 transactions were compared" in lacks
 
     asyncio.run(story())

@@ -13,7 +13,7 @@ from afterwrite.errors import ConnectionLost
 from afterwrite.postgres import connect
 from afterwrite.prove.match import Reason
 from afterwrite.prove.prover import Prover, begin_window
-from afterwrite.prove.report import Minimums, proof_of, read_proof, to_json
+from afterwrite.prove.report import Minimums, read_proof, standing, to_json
 
 _SCHEMA = """
 create schema auth;
@@ -150,7 +150,7 @@ def test_typical_triggers_are_proven_on_compared_values(shop: Scene) -> None:
     assert of(proof, "orders_state").operations[0].explained == {Reason.WHEN_NOT_MET: 1}
     assert of(proof, "orders_state").operations[0].matched == 2
     assert {each.explained.get(Reason.PARTITION_LEAF) for each in of(proof, "parts_audit").operations} >= {3, 1}
-    assert proof_of([each.trigger for each in proof.triggers], proof, Minimums(transactions=5)) == []
+    assert standing([each.trigger for each in proof.triggers], proof).lacks(Minimums(transactions=5)) == []
     assert to_json(proof)["unexplained"] == 0
 
 
@@ -170,18 +170,9 @@ def test_a_trigger_that_somebody_disabled_in_the_middle_is_found_and_not_taken_f
     assert inserted.matched == 2
     (example,) = proof.examples
     assert (example.key, example.reason) == ("2", Reason.EXTRA)
-    (lacks,) = proof_of(
-        ["public.customer.customer_audit"],
-        proof,
-        Minimums(
-            rare=frozenset(
-                {
-                    ("public.customer.customer_audit", Operation.UPDATE),
-                    ("public.customer.customer_audit", Operation.DELETE),
-                }
-            )
-        ),
-    )
+    audit = "public.customer.customer_audit"
+    rare = {(audit, Operation.UPDATE), (audit, Operation.DELETE)}
+    (lacks,) = standing([audit], proof, rare=rare).lacks(Minimums())
     assert lacks == "public.customer.customer_audit has 1 unexplained on insert: extra"
 
 
@@ -312,7 +303,9 @@ def test_a_silenced_trigger_that_writes_is_an_alarm(shop: Scene) -> None:
     proof = shop.prove(shop.read(), found)
     assert proof.unexplained == 0
     assert of(proof, "customer_audit").alarms == 1
-    assert any("is silenced, and wrote 1 rows on insert" in each for each in proof_of([identity], proof, Minimums()))
+    assert any(
+        "is silenced, and wrote 1 rows on insert" in each for each in standing([identity], proof).lacks(Minimums())
+    )
 
 
 def test_a_transaction_shown_twice_counts_once(shop: Scene) -> None:
@@ -480,19 +473,22 @@ def test_a_deferred_trigger_is_covered_and_asked_for(shop: Scene) -> None:
     counted = of(proof, "customer_count")
     assert counted.mode == "defer"
     assert [each.seen for each in counted.operations if each.operation is Operation.INSERT] == [1]
-    assert proof_of(["public.customer.customer_count"], proof, Minimums()) == [
-        "public.customer.customer_count has not been seen firing on delete"
+    assert standing(["public.customer.customer_count"], proof).lacks(Minimums()) == [
+        "public.customer.customer_count has not been seen firing on delete",
+        "the body of public.customer.customer_count was not rehearsed on insert",
     ]
 
 
 def test_what_a_phase_lacks_is_said_in_words(shop: Scene) -> None:
     say(shop, "insert into orders (amount) values (1)", "update orders set amount = 2")
     proof = shop.prove(shop.read())
-    assert proof_of(["public.orders.orders_state", "public.x.gone"], proof, Minimums(transactions=10, seconds=60)) == [
+    assert standing(["public.orders.orders_state", "public.x.gone"], proof).lacks(
+        Minimums(transactions=10, seconds=60)
+    ) == [
         "1 of 10 transactions were compared",
         "shadow has run for 0 s of 60 s",
-        "public.orders.orders_state has not been seen firing on update (1 changes were seen, none to which it applies)",
         "public.x.gone is not watched: restart `afterwrite capture`, which scans the triggers again",
+        "public.orders.orders_state has not been seen firing on update (1 changes were seen, none to which it applies)",
     ]
 
 

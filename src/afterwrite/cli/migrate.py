@@ -395,6 +395,7 @@ async def _rollback(
             store=store,
             force=force,
             backfill=backfill,
+            replay=runtime.replay_policy(given),
             operator=operator_of(given),
             policy=runtime.lock_policy(given),
             on_event=_tell,

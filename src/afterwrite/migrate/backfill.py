@@ -18,6 +18,7 @@ from datetime import datetime
 import msgspec
 
 from afterwrite.activity import Lsn
+from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.window import Filled, replay_window
 from afterwrite.errors import AfterwriteError, Finding, Severity
 from afterwrite.failpoints import failpoint
@@ -95,6 +96,7 @@ async def fill_windows(
     *,
     phase: int | None,
     on_event: OnEvent | None = None,
+    replay: ReplayPolicy | None = None,
     patience: float | None = None,
 ) -> tuple[Backfill, ...]:
     """Fill and prove what ``read_holes`` gives; the caller holds the migration lock. Running it again does no harm.
@@ -118,7 +120,7 @@ async def fill_windows(
         if window := windows.get(hole.restore_seq):
             together.setdefault((hole.phase, window.after, window.until), []).append(hole)
     for (number, after, until), holes in together.items():
-        one = await _fill(db, store, place, number, Window(after=after, until=until), holes, on_event)
+        one = await _fill(db, store, place, number, Window(after=after, until=until), holes, on_event, replay)
         done.append(one)
         if on_event:
             text = f"{', '.join(one.triggers)}: {one.rows:,} legacy rows filled, {one.matched:,} proven"
@@ -159,6 +161,7 @@ async def _fill(
     window: Window,
     holes: Sequence[Silence],
     on_event: OnEvent | None,
+    replay: ReplayPolicy | None,
 ) -> Backfill:
     triggers = [msgspec.json.decode(hole.definition, type=Trigger) for hole in holes]
     names = tuple(hole.identity for hole in holes)
@@ -178,6 +181,7 @@ async def _fill(
             after=window.after,
             until=window.until,
             on_progress=tell,
+            policy=replay,
         )
     except AfterwriteError as error:
         found = Finding(

@@ -16,12 +16,12 @@ from datetime import datetime
 
 import msgspec
 
+from afterwrite.activity import Operation
 from afterwrite.migrate.phase import Gate
-from afterwrite.migrate.plan import Check, PlannedTrigger, TableFigures, Thresholds
+from afterwrite.migrate.plan import Check, PlannedTrigger, TableFigures, Thresholds, proof_plan_of
 from afterwrite.migrate.pulse import Load, LoadReading
 from afterwrite.postgres import Database, statement
-from afterwrite.prove.report import Proof, read_proof
-from afterwrite.prove.watch import Mode as ProofMode
+from afterwrite.prove.report import Standing, read_proof, standing
 
 _POLL_SECONDS = 0.05
 
@@ -55,22 +55,6 @@ class LagReading(msgspec.Struct, frozen=True, kw_only=True):
     arrived: bool
 
 
-class ProofReading(msgspec.Struct, frozen=True, kw_only=True):
-    """What shadow has shown: ``transactions`` and ``seconds`` of the whole window, the rest for a phase's triggers.
-
-    ``unexplained`` counts differences, and ``residuals`` says which; ``unwatched`` are triggers that nobody compares,
-    with the reason; ``unseen`` are those not seen firing on an operation; ``not_silent`` those that are off and wrote.
-    """
-
-    transactions: int
-    seconds: float
-    unexplained: int = 0
-    residuals: str = ""
-    unwatched: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
-    not_silent: tuple[str, ...] = ()
-
-
 class DeferralReading(msgspec.Struct, frozen=True, kw_only=True):
     """The deferred bodies. ``waiting_seconds`` is the age of the oldest stored batch that awaits them, 0 when none
     does, None when there is no progress to compare with."""
@@ -97,7 +81,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     slot: SlotReading | None = None
     lag: LagReading | None = None
     unpublished: tuple[str, ...] | None = None
-    proof: ProofReading | None = None
+    proof: Standing | None = None
     deferring: bool = False
     deferral: DeferralReading | None = None
     unfinished: tuple[str, ...] = ()
@@ -108,6 +92,10 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     def captured(self) -> bool:
         """Whether everything since the slot was made is stored or can still be."""
         return self.slot is not None and self.slot.keeps_all and self.unpublished == ()
+
+
+# What can be measured only where writers stamp their context, so that a person's word stands in for it.
+_BY_WORD = frozenset({"proof: every deferred body rehearsed"})
 
 
 def evaluate(
@@ -137,7 +125,7 @@ def evaluate(
     waived = waive or {}
     return tuple(
         msgspec.structs.replace(gate, met=True, waived=waived[gate.name])
-        if gate.value is None and gate.name in waived
+        if gate.name in waived and (gate.value is None or gate.name in _BY_WORD)
         else gate
         for gate in gates
     )
@@ -214,7 +202,7 @@ def _headroom(slot: SlotReading | None, thresholds: Thresholds) -> Gate:
     )
 
 
-def _proof(proof: ProofReading | None, thresholds: Thresholds, *, soaking: bool) -> list[Gate]:
+def _proof(proof: Standing | None, thresholds: Thresholds, *, soaking: bool) -> list[Gate]:
     window = "no window yet" if proof is None else f"{proof.seconds:,.0f} s of shadow"
 
     def gate(name: str, met: bool, value: str, threshold: str, remedy: str) -> Gate:
@@ -228,20 +216,21 @@ def _proof(proof: ProofReading | None, thresholds: Thresholds, *, soaking: bool)
             remedy=remedy,
         )
 
-    found = proof or ProofReading(transactions=0, seconds=0.0)
-    examples = f" ({found.residuals})" if found.residuals else ""
+    found = proof or Standing()
+    examples = "; ".join(f"{each.trigger} on {each.operation}: {each.count:,} {each.why}" for each in found.residuals)
+    loud = ", ".join(sorted({each.trigger for each in found.not_silent}))
     gates = [
         gate(
             "unexplained residuals",
             found.unexplained == 0,
-            f"{found.unexplained}{examples}",
+            f"{found.unexplained}{f' ({examples})' if examples else ''}",
             "0",
             "run `afterwrite prove`, which shows the newest examples of each reason",
         ),
         gate(
             "silenced triggers are silent",
             not found.not_silent,
-            f"written by {', '.join(found.not_silent)}" if found.not_silent else "nothing written",
+            f"written by {loud}" if loud else "nothing written",
             "no legacy row of theirs",
             "look who turned it on: `afterwrite migrate status`",
         ),
@@ -274,9 +263,16 @@ def _proof(proof: ProofReading | None, thresholds: Thresholds, *, soaking: bool)
         gate(
             "every trigger seen on every operation",
             not found.unseen,
-            f"not seen: {', '.join(found.unseen)}" if found.unseen else "all",
+            f"not seen: {', '.join(map(str, found.unseen))}" if found.unseen else "all",
             "all but those that the plan calls rare",
             'let shadow run on, or give your word in the plan: rare = ["..."]',
+        ),
+        gate(
+            "every deferred body rehearsed",
+            not found.unrehearsed,
+            f"not yet: {', '.join(map(str, found.unrehearsed))}" if found.unrehearsed else "all",
+            "all that were seen firing, but those that the plan calls rare",
+            "let `afterwrite capture` run on, which rehearses them; `afterwrite prove` says what could not be judged",
         ),
     ]
 
@@ -300,8 +296,7 @@ def _deferral(deferral: DeferralReading | None, thresholds: Thresholds) -> list[
             threshold="0",
             window="unresolved now",
             source="afterwrite.dead_letter",
-            remedy="read select identity, error from afterwrite.dead_letter where resolved_at is null, mend the cause, "
-            "retry them",
+            remedy="see `afterwrite defer list`, mend the cause, then `afterwrite defer retry`",
         ),
     ]
 
@@ -532,55 +527,11 @@ async def measure_lag(db: Database, place: Place, *, limit_seconds: float) -> La
 
 async def read_phase_proof(
     db: Database, triggers: Sequence[PlannedTrigger], silent_since: Mapping[str, datetime]
-) -> ProofReading:
+) -> Standing:
     """What the prover has saved for these triggers; ``silent_since`` says when those were silenced that are off."""
-    return sum_up_proof(await read_proof(db), triggers, silent_since)
-
-
-def sum_up_proof(
-    proof: Proof, triggers: Sequence[PlannedTrigger], silent_since: Mapping[str, datetime]
-) -> ProofReading:
-    """The part of a proof that a phase's gates ask about."""
-    found = {each.trigger: each for each in proof.of({planned.trigger for planned in triggers})}
-    rare = {(planned.trigger, operation.value) for planned in triggers for operation in planned.rare}
-    unwatched: list[str] = []
-    for planned in triggers:
-        each = found.get(planned.trigger)
-        if each is None or not each.present:
-            unwatched.append(f"{planned.trigger} is not watched")
-        elif each.mode is ProofMode.RETIRE and each.notes and not each.mapping:
-            unwatched.append(f"{planned.trigger} cannot be compared: {'; '.join(each.notes)}")
-    residuals = [
-        f"{each.trigger} on {operation.operation.value}: {count:,} {reason.value}"
-        for each in found.values()
-        for operation in each.operations
-        for reason, count in operation.unexplained.items()
-    ]
-    return ProofReading(
-        transactions=proof.transactions,
-        seconds=proof.seconds,
-        unexplained=sum(each.unexplained for each in found.values()),
-        residuals="; ".join(residuals),
-        unwatched=tuple(unwatched),
-        unseen=tuple(
-            f"{each.trigger} on {operation.value}"
-            for each in found.values()
-            for operation in each.unseen
-            if (each.trigger, operation.value) not in rare
-        ),
-        # The counts of a window outlive the reason for them; its newest examples say when.
-        not_silent=tuple(
-            sorted(
-                {
-                    residual.trigger
-                    for residual in proof.examples
-                    if residual.reason.alarming
-                    and residual.trigger in silent_since
-                    and residual.committed_at > silent_since[residual.trigger]
-                }
-            )
-        ),
-    )
+    rare = {(planned.trigger, Operation(operation.value)) for planned in triggers for operation in planned.rare}
+    identities = [planned.trigger for planned in triggers]
+    return standing(identities, await read_proof(db), rare=rare, silent_since=silent_since)
 
 
 async def read_deferral(db: Database, store: Database, place: Place) -> DeferralReading:

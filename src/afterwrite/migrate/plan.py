@@ -97,6 +97,7 @@ WAIVABLE = (
     "rollbacks",
     "deadlocks",
     "failed sessions",
+    "proof: every deferred body rehearsed",
 )
 
 
@@ -748,6 +749,11 @@ def entries(plan: Plan) -> list[tuple[str, PlannedTrigger | LeftTrigger]]:
 
 def proof_plan(plan: Plan) -> list[Planned]:
     """What the plan says of the proof otherwise than scan and the triggers' own INSERTs do."""
+    return proof_plan_of([trigger for phase in plan.phases for trigger in phase.triggers])
+
+
+def proof_plan_of(triggers: Iterable[PlannedTrigger]) -> list[Planned]:
+    """The same of some of its triggers."""
     return [
         Planned(
             trigger=trigger.trigger,
@@ -760,8 +766,7 @@ def proof_plan(plan: Plan) -> list[Planned]:
                 for column, said in trigger.mapping.items()
             ),
         )
-        for phase in plan.phases
-        for trigger in phase.triggers
+        for trigger in triggers
         if trigger.mapping or trigger.verdict not in (Verdict.RETIRE, Verdict.DEFER)
     ]
 

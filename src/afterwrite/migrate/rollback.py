@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.deferral import drop_deferral
 from afterwrite.errors import AfterwriteError, Drift, Finding, Refused, Severity
 from afterwrite.migrate.backfill import Backfill, fill_windows
@@ -69,6 +70,7 @@ async def rollback_phase(
     store: Database | None = None,
     force: bool = False,
     backfill: bool = False,
+    replay: ReplayPolicy | None = None,
     operator: str | None = None,
     policy: LockPolicy | None = None,
     on_event: OnEvent | None = None,
@@ -77,12 +79,19 @@ async def rollback_phase(
     they were removed.
 
     With ``force`` what somebody changed or dropped meanwhile is made as it was, too. With ``backfill`` the legacy log is
-    filled for the time when its triggers were off, from the store, and compared. Rolling back all also sets the replica
+    filled for the time when its triggers were off, from the store (as ``replay`` says), and compared. Rolling back all also sets the replica
     identities back that were changed for capture, and ends the migration. Raises, after everything that could be
     restored is, when a table stayed locked or a trigger is gone.
     """
     work = _Work(
-        db=db, store=store or db, place=place, force=force, backfill=backfill, policy=policy, on_event=on_event
+        db=db,
+        store=store or db,
+        place=place,
+        force=force,
+        backfill=backfill,
+        replay=replay,
+        policy=policy,
+        on_event=on_event,
     )
     if not apply:
         return await _restore(work, number, apply=False)
@@ -110,6 +119,7 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True):
     place: Place
     force: bool = False
     backfill: bool = False
+    replay: ReplayPolicy | None = None
     policy: LockPolicy | None = None
     on_event: OnEvent | None = None
 
@@ -152,7 +162,9 @@ async def _restore(work: _Work, number: int | None, *, apply: bool) -> Rollback:
         trouble.append(Drift(f"{missing[0].where} {missing[0].text}", remedy=missing[0].remedy))
     filled: tuple[Backfill, ...] = ()
     if apply and work.backfill:
-        filled = await fill_windows(db, work.store, work.place, phase=number, on_event=work.on_event)
+        filled = await fill_windows(
+            db, work.store, work.place, phase=number, on_event=work.on_event, replay=work.replay
+        )
         findings += [finding for each in filled for finding in each.findings]
     if apply and trouble:
         raise trouble[0]

@@ -169,55 +169,155 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Minimums(msgspec.Struct, frozen=True, kw_only=True):
-    """What a phase's proof asks for. ``rare`` are (trigger, operation) that need not have been seen."""
+    """What a phase's proof asks for."""
 
     transactions: int = 0
     seconds: float = 0.0
-    rare: frozenset[tuple[str, Operation]] = frozenset()
 
 
-def proof_of(identities: Iterable[str], proof: Proof, minimums: Minimums) -> list[str]:
-    """What these triggers' proof still lacks, each in words; nothing when they are proven."""
+class Lack(msgspec.Struct, frozen=True):
+    """What a trigger's proof lacks on an operation: how often, where it is counted, and why, where that is known."""
+
+    trigger: str
+    operation: Operation
+    count: int = 0
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.trigger} on {self.operation.value}{_in_brackets([self.why] if self.why else [])}"
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How the proof of some triggers stands: ``transactions`` and ``seconds`` compared, and what is lacking.
+
+    ``residuals`` are differences that nothing explains, in the window or in a rehearsal (``why`` says which);
+    ``unwatched`` sentences on those that nobody compares; ``unseen`` operations on which a trigger was not seen firing,
+    ``unrehearsed`` those on which a deferred body was not rehearsed; ``not_silent`` rows that a silenced trigger wrote.
+    """
+
+    transactions: int = 0
+    seconds: float = 0.0
+    residuals: tuple[Lack, ...] = ()
+    unwatched: tuple[str, ...] = ()
+    unseen: tuple[Lack, ...] = ()
+    unrehearsed: tuple[Lack, ...] = ()
+    not_silent: tuple[Lack, ...] = ()
+
+    @property
+    def unexplained(self) -> int:
+        """Differences that nothing explains."""
+        return sum(lack.count for lack in self.residuals)
+
+    def lacks(self, minimums: Minimums) -> list[str]:
+        """What is still lacking, each in words; nothing when these triggers are proven."""
+        said: list[str] = []
+        if self.transactions < minimums.transactions:
+            said.append(f"{self.transactions:,} of {minimums.transactions:,} transactions were compared")
+        if self.seconds < minimums.seconds:
+            said.append(f"shadow has run for {self.seconds:,.0f} s of {minimums.seconds:,.0f} s")
+        said += self.unwatched
+        said += [
+            f"{each.trigger} has {each.count:,} unexplained on {each.operation}: {each.why}" for each in self.residuals
+        ]
+        said += [
+            f"{each.trigger} is silenced, and wrote {each.count:,} rows on {each.operation} nevertheless"
+            for each in self.not_silent
+        ]
+        said += [
+            f"{each.trigger} has not been seen firing on {each.operation}{_in_brackets([each.why] if each.why else [])}"
+            for each in self.unseen
+        ]
+        said += [f"the body of {each.trigger} was not rehearsed on {each.operation}" for each in self.unrehearsed]
+        return said
+
+
+def standing(
+    identities: Iterable[str],
+    proof: Proof,
+    *,
+    rare: Collection[tuple[str, Operation]] = (),
+    silent_since: Mapping[str, datetime] | None = None,
+) -> Standing:
+    """How the proof of these triggers stands.
+
+    ``rare`` are (trigger, operation) that need not have been seen. ``silent_since`` says when those were silenced that
+    are off: what they wrote before is no alarm (the counts of a window outlive the reason for them; its newest examples
+    say when). None where it is not known: then every row counts.
+    """
     wanted = list(identities)
-    lacks: list[str] = []
-    transactions, seconds = proof.window_of(wanted)
-    if transactions < minimums.transactions:
-        lacks.append(f"{transactions:,} of {minimums.transactions:,} transactions were compared")
-    if seconds < minimums.seconds:
-        lacks.append(f"shadow has run for {seconds:,.0f} s of {minimums.seconds:,.0f} s")
     known = {each.trigger: each for each in proof.of(wanted)}
+    transactions, seconds = proof.window_of(wanted)
+    unwatched: list[str] = []
+    compared: list[TriggerProof] = []
     for identity in wanted:
         found = known.get(identity)
-        if found is None:
-            lacks.append(f"{identity} is not watched: restart `afterwrite capture`, which scans the triggers again")
+        if found is None or not found.present:
+            unwatched.append(f"{identity} is not watched: restart `afterwrite capture`, which scans the triggers again")
+        elif found.mode is Mode.RETIRE and not found.mapping:
+            unwatched.append(f"{identity} cannot be compared: {'; '.join(found.notes)}")
         else:
-            lacks += _trigger_lacks(found, minimums.rare)
-    return lacks
+            compared.append(found)
+    return Standing(
+        transactions=transactions,
+        seconds=seconds,
+        residuals=tuple(lack for found in known.values() for lack in _residuals(found)),
+        unwatched=tuple(unwatched),
+        unseen=tuple(
+            Lack(found.trigger, operation, why="; ".join(_why_unseen(found, operation)))
+            for found in compared
+            for operation in found.unseen
+            if (found.trigger, operation) not in rare
+        ),
+        unrehearsed=tuple(
+            Lack(found.trigger, operation)
+            for found in compared
+            for operation in found.unrehearsed
+            if (found.trigger, operation) not in rare
+        ),
+        not_silent=tuple(lack for found in known.values() for lack in _alarms(found, proof, silent_since)),
+    )
 
 
-def _trigger_lacks(found: TriggerProof, rare: Collection[tuple[str, Operation]]) -> list[str]:
-    lacks: list[str] = []
-    if found.mode is Mode.RETIRE and not found.mapping:
-        return [f"{found.trigger} cannot be compared: {'; '.join(found.notes)}"]
+def _residuals(found: TriggerProof) -> list[Lack]:
+    lacks: list[Lack] = []
     for each in found.operations:
-        for reason, count in each.unexplained.items():
-            lacks.append(f"{found.trigger} has {count:,} unexplained on {each.operation}: {reason}")
-        for reason, count in each.explained.items():
-            if reason.alarming:
-                lacks.append(f"{found.trigger} is silenced, and wrote {count:,} rows on {each.operation} nevertheless")
-    for operation in found.unseen:
-        if (found.trigger, operation) in rare:
-            continue
-        seen = next((each.seen for each in found.operations if each.operation is operation), 0)
-        large = next(
-            (each.explained.get(Reason.TOO_LARGE, 0) for each in found.operations if each.operation is operation), 0
-        )
-        why = [f"{large:,} changes were in transactions too large to compare"] if large else []
-        if seen > large:
-            why.append(f"{seen - large:,} changes were seen, none to which it applies")
-        why += found.notes
-        lacks.append(f"{found.trigger} has not been seen firing on {operation}{_in_brackets(why)}")
+        lacks += [Lack(found.trigger, each.operation, n, reason.value) for reason, n in each.unexplained.items()]
+        if each.rehearsed:
+            lacks += [
+                Lack(found.trigger, each.operation, n, f"{kind} in a rehearsal")
+                for kind, n in each.rehearsed.unexplained.items()
+            ]
     return lacks
+
+
+def _alarms(found: TriggerProof, proof: Proof, silent_since: Mapping[str, datetime] | None) -> list[Lack]:
+    counts = {
+        each.operation: sum(count for reason, count in each.explained.items() if reason.alarming)
+        for each in found.operations
+    }
+    if silent_since is None:
+        return [Lack(found.trigger, operation, count) for operation, count in counts.items() if count]
+    since = silent_since.get(found.trigger)
+    late = {
+        residual.operation
+        for residual in proof.examples
+        if residual.trigger == found.trigger
+        and residual.reason.alarming
+        and since is not None
+        and residual.committed_at > since
+    }
+    return [Lack(found.trigger, operation, counts.get(operation, 0)) for operation in sorted(late)]
+
+
+def _why_unseen(found: TriggerProof, operation: Operation) -> list[str]:
+    seen = next((each.seen for each in found.operations if each.operation is operation), 0)
+    large = next(
+        (each.explained.get(Reason.TOO_LARGE, 0) for each in found.operations if each.operation is operation), 0
+    )
+    why = [f"{large:,} changes were in transactions too large to compare"] if large else []
+    if seen > large:
+        why.append(f"{seen - large:,} changes were seen, none to which it applies")
+    return [*why, *found.notes]
 
 
 def _in_brackets(words: list[str]) -> str:
