@@ -103,6 +103,9 @@ def test_a_running_proof_goes_on_by_the_plans_mapping_and_counts_that_trigger_an
         assert after.window_of([TRIGGER])[0] == 1
         assert after.window_of(["public.customer.customer_audit"])[0] == 2
         lacks = standing([TRIGGER], after).lacks(Minimums(transactions=2))
+        assert standing([TRIGGER], after, planned=planned).unwatched == ()
+        assert "another mapping than the plan's" in standing([TRIGGER], after, planned=[_WRONG]).unwatched[0]
+        assert "another mapping than the plan's" in standing([TRIGGER], after, planned=[]).unwatched[0]
         assert "1 of 2 transactions were compared" in lacks
 
     asyncio.run(story())

@@ -531,7 +531,8 @@ async def read_phase_proof(
     """What the prover has saved for these triggers; ``silent_since`` says when those were silenced that are off."""
     rare = {(planned.trigger, Operation(operation.value)) for planned in triggers for operation in planned.rare}
     identities = [planned.trigger for planned in triggers]
-    return standing(identities, await read_proof(db), rare=rare, silent_since=silent_since)
+    proof = await read_proof(db)
+    return standing(identities, proof, rare=rare, silent_since=silent_since, planned=proof_plan_of(triggers))
 
 
 async def read_deferral(db: Database, store: Database, place: Place) -> DeferralReading:

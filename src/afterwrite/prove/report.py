@@ -12,7 +12,7 @@ from afterwrite.activity import Lsn, Operation
 from afterwrite.postgres import Database, statement
 from afterwrite.prove.legacy import MappedRow, Override
 from afterwrite.prove.match import Difference, Reason, Residual
-from afterwrite.prove.watch import Mode, WatchedRow, WindowRow
+from afterwrite.prove.watch import Mode, Planned, WatchedRow, WindowRow
 
 MEANING: Mapping[Reason, str] = {
     Reason.MISSING: "a row of the log for which no change was captured",
@@ -237,13 +237,16 @@ def standing(
     *,
     rare: Collection[tuple[str, Operation]] = (),
     silent_since: Mapping[str, datetime] | None = None,
+    planned: Iterable[Planned] | None = None,
 ) -> Standing:
     """How the proof of these triggers stands.
 
     ``rare`` are (trigger, operation) that need not have been seen. ``silent_since`` says when those were silenced that
     are off: what they wrote before is no alarm (the counts of a window outlive the reason for them; its newest examples
-    say when). None where it is not known: then every row counts.
+    say when). None where it is not known: then every row counts. ``planned`` is what the plan says of the proof (None:
+    whatever was taken over counts).
     """
+    said = None if planned is None else {each.trigger: each.overrides for each in planned}
     wanted = list(identities)
     known = {each.trigger: each for each in proof.of(wanted)}
     transactions, seconds = proof.window_of(wanted)
@@ -255,6 +258,10 @@ def standing(
             unwatched.append(f"{identity} is not watched: restart `afterwrite capture`, which scans the triggers again")
         elif found.mode is Mode.RETIRE and not found.mapping:
             unwatched.append(f"{identity} cannot be compared: {'; '.join(found.notes)}")
+        elif said is not None and set(said.get(identity, ())) != set(found.overrides):
+            unwatched.append(
+                f"{identity} is compared by another mapping than the plan's: run `afterwrite prove --plan` with it"
+            )
         else:
             compared.append(found)
     return Standing(
