@@ -6,6 +6,7 @@ import getpass
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -33,10 +34,11 @@ from afterwrite.cli.face import (
     talk,
 )
 from afterwrite.cli.plan import PlanFile, load
+from afterwrite.cli.watching import View, watched
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.migrate.backup import render_sql
 from afterwrite.migrate.deeds import EventKind, MigrationEvent, render
-from afterwrite.migrate.engine import Migrator, PhaseRun, remove_phases, run_all, run_phase
+from afterwrite.migrate.engine import Control, Migrator, PhaseRun, remove_phases, run_all, run_phase
 from afterwrite.migrate.functions import FunctionsRun
 from afterwrite.migrate.overrides import overrides
 from afterwrite.migrate.phase import Gate
@@ -70,6 +72,9 @@ def run_command(
             "--sql", metavar="PATH", help="Write the SQL to this file; with --all all scripts into this folder."
         ),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show gates and soak live, with keys to pause, resume and roll back.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Silence a phase (or, with --all, each in turn, with its soak). Without --apply: the exact SQL, and the gates.
@@ -83,7 +88,9 @@ def run_command(
         if apply:
             raise UsageError("--sql writes what --apply would do", remedy="leave one of them out")
         return run(_write_sql(given, plan, phase, target))
-    return run(_run(given, plan, phase, apply=apply, wait=wait, json=json))
+    if watch and not apply:
+        raise UsageError("there is nothing to watch in a dry run", remedy="give --apply, too")
+    return run(_run(given, plan, phase, apply=apply, wait=wait, watch=watch, json=json))
 
 
 @app.command("rollback")
@@ -246,20 +253,33 @@ def operator_of(given: Settings) -> str:
         return "unknown"
 
 
-async def _run(given: Settings, plan: Plan, number: int | None, *, apply: bool, wait: float, json: bool) -> int:
+async def _run(
+    given: Settings, plan: Plan, number: int | None, *, apply: bool, wait: float, watch: bool, json: bool
+) -> int:
+    control = Control()
+    view = View(plan, control)
+
+    def listen(event: MigrationEvent) -> None:
+        view.hear(event)
+        if not (watch and talk.is_terminal):
+            _tell(event)
+
     async with runtime.source_and_store(given) as (source, store):
-        if number is None:
-            runs = await run_all(
-                source,
-                plan,
-                place=runtime.place_of(given),
-                apply=apply,
-                store=store,
-                operator=operator_of(given),
-                wait_seconds=wait,
-                policy=runtime.lock_policy(given),
-                on_event=_tell,
-            )
+        if number is None or watch:
+            with watched(view) if watch else nullcontext():
+                runs = await run_all(
+                    source,
+                    plan,
+                    place=runtime.place_of(given),
+                    apply=apply,
+                    store=store,
+                    operator=operator_of(given),
+                    wait_seconds=wait,
+                    policy=runtime.lock_policy(given),
+                    on_event=listen,
+                    control=control,
+                    number=number,
+                )
         else:
             one = await run_phase(
                 source,
@@ -436,7 +456,7 @@ def _tell(event: MigrationEvent) -> None:
     match event.kind:
         case EventKind.SILENCED | EventKind.RESTORED | EventKind.REMOVED | EventKind.FILLED:
             say(f"[green]✓[/] {escape(event.text)}")
-        case EventKind.BLOCKED | EventKind.WAITING | EventKind.FILLING | EventKind.DRIFT:
+        case EventKind.PAUSED | EventKind.BLOCKED | EventKind.WAITING | EventKind.FILLING | EventKind.DRIFT:
             say(f"[yellow]…[/] {escape(event.text)}")
         case EventKind.HALTED:
             say(f"[red]✗[/] {escape(event.text)}")

@@ -38,6 +38,7 @@ class EventKind(Enum):
     FILLING = "filling"
     FILLED = "filled"
     DRIFT = "drift"
+    PAUSED = "paused"
     SOAKING = "soaking"
     SOAKED = "soaked"
     HALTED = "halted"

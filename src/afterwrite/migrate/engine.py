@@ -94,6 +94,15 @@ class PhaseRun(msgspec.Struct, frozen=True, kw_only=True):
         return render(self.deeds, LockPolicy(lock_timeout_ms=self.lock_timeout_ms))
 
 
+class Control:
+    """What somebody at the keyboard wants of a run: paused before the next deed, the phase taken back, or left alone."""
+
+    def __init__(self) -> None:
+        self.paused = False
+        self.back = False
+        self.left = False
+
+
 class Migrator:
     """A plan, the databases it is about, and who asks. Give the same to any number of runs."""
 
@@ -107,6 +116,7 @@ class Migrator:
         operator: str | None = None,
         policy: LockPolicy | None = None,
         on_event: OnEvent | None = None,
+        control: Control | None = None,
     ) -> None:
         self.db = db
         self.store = store or db
@@ -116,6 +126,7 @@ class Migrator:
         self.operator = operator
         self.policy = policy or LockPolicy()
         self.on_event = on_event
+        self.control = control or Control()
         self._known = {entry.trigger for _, entry in entries(plan)}
         self._triggers: dict[str, Trigger] = {}
 
@@ -160,10 +171,13 @@ class Migrator:
         deeds: list[Deed] = []
         silenced: list[str] = []
         while True:
+            await self._obey(phase, locked=True)
             seen, observation = await self.observe(phase)
             step = next_step(observation)
             match step:
                 case Silence():
+                    if not await self._allowed(phase):
+                        continue  # what was true before the pause is looked at anew
                     deeds += await self._silence(seen)
                     silenced += step.triggers
                 case Wait():
@@ -195,6 +209,7 @@ class Migrator:
         broken = 0
         looked = -_DRIFT_SECONDS
         while (left := await self._soak_left(phase)) is not None:
+            await self._obey(phase, locked=False)
             if (now := asyncio.get_running_loop().time()) - looked >= _DRIFT_SECONDS:
                 looked = now
                 for finding in await note_drift(self.db):
@@ -221,6 +236,8 @@ class Migrator:
                 case Halt():
                     await self.halt(phase, step)
                 case Done():
+                    if not await self._allowed(phase):
+                        continue
                     async with migration_lock(self.db, self.operator):
                         await self._write(Action.PHASE_SOAKED, phase, {"seconds": phase.soak_seconds})
                     self.say(EventKind.SOAKED, phase.number, f"phase {phase.number} has soaked")
@@ -229,6 +246,33 @@ class Migrator:
                     raise AssertionError(f"a soaking phase was asked to {step}")
                 case _:
                     assert_never(step)
+
+    async def _allowed(self, phase: Phase) -> bool:
+        """Whether nobody wants a pause; waits for a moment where somebody does."""
+        if self.control.paused:
+            self.say(EventKind.PAUSED, phase.number, "paused: the next step waits")
+            await asyncio.sleep(_WAIT_PAUSE)
+        return not self.control.paused
+
+    async def _obey(self, phase: Phase, *, locked: bool) -> None:
+        """Take the phase back, or leave, where that was asked for."""
+        if self.control.back:
+            because = f"asked for by {self.operator or 'the operator'}"
+            if locked:
+                await self.give_back(phase, because)
+            else:
+                async with migration_lock(self.db, self.operator):
+                    await self.give_back(phase, because)
+            raise GateNotMet(
+                f"phase {phase.number} was turned on again: {because}",
+                remedy=f"`afterwrite migrate rollback --phase {phase.number} --apply` fills its legacy log; "
+                "`afterwrite migrate run` silences it again",
+            )
+        if self.control.left:
+            raise GateNotMet(
+                f"phase {phase.number} was left while it was being watched; what is silenced stays so",
+                remedy="`afterwrite migrate status` says where it stands, the same command goes on",
+            )
 
     async def foresee_removal(self, phase: Phase) -> PhaseRun:
         """The dry run of ``remove``. Raises Drift as it would."""
@@ -665,15 +709,21 @@ async def run_all(
     patience: int = 3,
     policy: LockPolicy | None = None,
     on_event: OnEvent | None = None,
+    control: Control | None = None,
+    number: int | None = None,
 ) -> list[PhaseRun]:
     """Silence every phase in order, each after the one before has soaked; goes on where an earlier run ended.
+
+    ``number`` leaves out all other phases; ``control`` is asked before each step.
 
     While a phase soaks its gates are measured every ``check_seconds``; after ``patience`` failures in a row the phase
     is turned on again and GateNotMet is raised (at once when capture itself is lost).
     """
-    migrator = Migrator(db, plan, place, store=store, operator=operator, policy=policy, on_event=on_event)
+    migrator = Migrator(
+        db, plan, place, store=store, operator=operator, policy=policy, on_event=on_event, control=control
+    )
     runs: list[PhaseRun] = []
-    for phase in plan.phases:
+    for phase in plan.phases if number is None else [plan.phase(number)]:
         if not phase.triggers:
             continue
         if not apply:
