@@ -48,6 +48,7 @@ _ParseError = cast("type[Exception]", pgparse.PGQueryError)  # type: ignore[repo
 _LEVELS = {14: "debug", 15: "log", 17: "info", 18: "notice", 19: "warning", 21: "exception"}  # elog.h
 _ASSIGNMENT_MODES = (3, 4, 5)  # RawParseMode: RAW_PARSE_PLPGSQL_ASSIGN1..3
 _EXPRESSION_MODE = 2
+_UNCATCHABLE = frozenset({"assert_failure", "query_canceled", "p0004", "57014"})
 # Each begins where a word begins and never gives a letter back: a literal of a megabyte is passed over once.
 _ALIAS = re.compile(r"(?<![\w$])([\w$]++)\s++alias\s+for\s+(\$\d+|[\w$]+)\s*;", re.IGNORECASE)
 _ROWTYPE = re.compile(r"(?<![\w$.\"])[\w$.\"]++\s*+%\s*rowtype\b", re.IGNORECASE)
@@ -401,6 +402,8 @@ class _Walker:
             what = what[1:-1].strip()
         lowered = what.lower().removesuffix(".*")
         plain = self.notebook.rows.get(lowered, "null" if lowered == "null" else what)
+        if lowered in self.hidden:
+            plain = f"{what} (one of several of that name)"
         self.notebook.add(Return, line, what=plain, names=tuple(query.names) if query else ())
         return True
 
@@ -411,6 +414,8 @@ class _Walker:
         form = "reraise" if bare and self.notebook.handler else "raise"
         plain = not any(key in node for key in ("condname", "options"))
         caught = self.notebook.caught_raises if plain else self.notebook.caught
+        if not plain and not _is_caught_by_others(node):
+            caught, form = 0, "uncatchable"
         level = "caught" if level == "exception" and caught else level
         self.notebook.add(Raise, line, level=level, form=form, message=node.get("message", node.get("condname", "")))
         return level in ("exception", "caught")
@@ -653,6 +658,19 @@ def _catches(handlers: Iterable[Node], condition_name: str) -> bool:
     return condition_name in {name.lower() for name in names} and not any(
         _raises(exception.get("action", ())) for exception in exceptions
     )
+
+
+def _is_caught_by_others(node: Node) -> bool:
+    """Whether WHEN OTHERS takes what a RAISE throws: it leaves cancelled queries and failed assertions alone."""
+    codes = [str(node.get("condname", ""))]
+    for option in node.get("options", ()):
+        each = option.get("PLpgSQL_raise_option", {})
+        if each.get("opt_type") in (0, "PLPGSQL_RAISEOPTION_ERRCODE"):
+            literal = re.fullmatch(r"\s*'([\w]+)'\s*", _text(each.get("expr")))
+            if literal is None:
+                return False
+            codes.append(literal[1])
+    return not _UNCATCHABLE.intersection(code.lower() for code in codes)
 
 
 def _leaves(node: Any) -> bool:

@@ -21,6 +21,7 @@ PLACEHOLDER = "afterwrite?"
 """Stands for an identifier that is quoted but not known: harmless as a column, never as a table or a function."""
 
 _MOST = 16
+_WRITTEN_TRUTHS = ("true", "false", "t", "f")
 _FORMAT = re.compile(r"%(?:(?P<position>\d+)\$)?(?P<kind>[sIL%])")
 _SAME = frozenset({"text", "varchar", "name", "unknown"})
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
@@ -136,7 +137,8 @@ def _called(term: Term, given: Sequence[Value]) -> Value:
         case "||":
             return _joined(given, null=None)
         case "concat":
-            return _joined(given, null="")
+            # A boolean is written `t` here, and `true` elsewhere: which it was, its text does not say.
+            return hole if any(value in _WRITTEN_TRUTHS for value in given) else _joined(given, null="")
         case "format":
             return _formatted(given)
         case "quote_ident":
@@ -150,7 +152,10 @@ def _called(term: Term, given: Sequence[Value]) -> Value:
         case "lower" | "upper" | "btrim":
             if isinstance(first, Hole) or first is None or len(given) > 1:
                 return hole
-            return {"lower": first.lower, "upper": first.upper, "btrim": first.strip}[term.text]()
+            if term.text == "btrim":
+                return first.strip(" ")
+            # Beyond ASCII it is the locale that decides.
+            return (first.lower() if term.text == "lower" else first.upper()) if first.isascii() else hole
         case "replace" if len(given) == 3 and all(isinstance(value, str) for value in given):
             text, old, new = (str(value) for value in given)
             return text.replace(old, new)
@@ -246,7 +251,7 @@ def _format_piece(kind: str, value: Value) -> str | None:
         case _:
             if isinstance(value, Hole):
                 return f"({value.sql})" if value.bare else None
-            return value or ""
+            return None if value in _WRITTEN_TRUTHS else value or ""
 
 
 def _literal(value: Value) -> str:

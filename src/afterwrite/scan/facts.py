@@ -206,8 +206,9 @@ class Raise(Fact, frozen=True, kw_only=True, omit_defaults=True):
     """RAISE and what amounts to it. ``level`` is exception, warning, notice, info, log or debug, or ``caught``: an
     exception that its own block takes and passes on to nobody.
 
-    ``form`` is raise, reraise (a bare RAISE in a handler), assert, strict (INTO STRICT), case (CASE without ELSE),
-    not null (a variable that may not be NULL) or no return (the end of a trigger's function is reached).
+    ``form`` is raise, uncatchable (WHEN OTHERS leaves it alone), reraise (a bare RAISE in a handler), assert, strict
+    (INTO STRICT), case (CASE without ELSE), not null (a variable that may not be NULL) or no return (the end of a
+    trigger's function is reached).
     """
 
     level: str

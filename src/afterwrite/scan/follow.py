@@ -78,6 +78,8 @@ _EFFECTS: frozenset[type[Fact]] = frozenset(
 )
 # Whether an expression can run anything at all (a call, a query, an operator), or asks who is writing.
 _RUNS = re.compile(r"\(|[^\w\s.,:'\"]|\b(current_user|session_user|user|current_role)\b", re.IGNORECASE)
+# Errors that WHEN OTHERS of a caller does not take.
+_UNCATCHABLE = ("assert", "uncatchable")
 DEFAULT_OF = "the default of "
 """How ``via`` begins where something is run because a column was not given."""
 _ANY = ("anyelement", "anycompatible", "record")
@@ -285,7 +287,7 @@ class _Follower:
             "loop": fact.loop or frame.loop,
             "caught": fact.caught or frame.caught,
         }
-        if frame.caught and isinstance(fact, Raise) and fact.level == "exception" and fact.form != "assert":
+        if frame.caught and isinstance(fact, Raise) and fact.level == "exception" and fact.form not in _UNCATCHABLE:
             changes["level"] = "caught"
         for name in ("names", "into"):
             given = getattr(fact, name, ())
@@ -349,7 +351,7 @@ class _Follower:
             self._dress(fact, table, frame, plain=plain)
             return
         system = fact.schema in SYSTEM_SCHEMAS or (fact.schema is None and fact.table.startswith("pg_"))
-        if isinstance(fact, _WRITES):
+        if isinstance(fact, (*_WRITES, Refresh)):
             text = f"it writes {fact.relation}, which is not a table that can be seen here"
             rule = "writes-system-catalog" if system else "unknown-table"
             self.add(Unknown(line=fact.line, via=fact.via, guards=fact.guards, rule=rule, text=text))
