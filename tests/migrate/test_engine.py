@@ -297,7 +297,7 @@ def test_an_unmet_gate_is_named_with_value_and_threshold_and_nothing_is_done(
             assert await catalog_state(db) == before
             assert await read_ledger(db) == []
             shown = await run_phase(db, plan, 1, place=PLACE, apply=False)
-            assert [gate.met for gate in shown.gates].count(False) == 6
+            assert [gate.met for gate in shown.gates].count(False) == 7
             assert shown.deeds
 
     asyncio.run(main())

@@ -43,7 +43,7 @@ from afterwrite.migrate.functions import FunctionsRun
 from afterwrite.migrate.overrides import overrides
 from afterwrite.migrate.phase import Gate
 from afterwrite.migrate.plan import Plan
-from afterwrite.migrate.rehearse import read_backups, rehearse
+from afterwrite.migrate.rehearse import note_rehearsal, read_backups, rehearse
 from afterwrite.migrate.rollback import Rollback, rollback_phase
 from afterwrite.migrate.scripts import phase_script, write_scripts
 from afterwrite.migrate.status import MigrationStatus
@@ -197,9 +197,9 @@ def backup_command(
 
 @app.command("rehearse")
 def rehearse_command(dsn: Dsn = None, file: PlanFile = Path("plan.toml"), json: Json = False) -> int:
-    """Try the backup out: restore it into a server of our own, and compare the catalogs. Reads only.
+    """Try the backup out: restore it into a server of our own, and compare the catalogs.
 
-    Exit 4 when something would not come back as it was.
+    Nothing is done to the database but a line in the ledger. Exit 4 when something would not come back as it was.
     """
     given = settings(dsn)
     return run(_rehearse(given, load(file), json=json))
@@ -225,6 +225,7 @@ def write_script(path: Path, script: str) -> None:
 async def _rehearse(given: Settings, plan: Plan, *, json: bool) -> int:
     async with connect(given.dsn, guarded=True) as source:
         found = await rehearse(source, plan, given.dsn)
+        await note_rehearsal(source, found, operator_of(given))
     if json:
         emit({"schema_version": 1, "same": found.same, **msgspec.structs.asdict(found)})
     else:
@@ -528,6 +529,7 @@ def _show_status(found: MigrationStatus) -> None:
     ]
     if rows:
         out.print(fill(table(">phase", "what", "state", ">off", ">on", "silenced"), rows))
+    _show_checklist(found)
     for phase in found.phases:
         if phase.halted:
             out.print(f"[red]phase {phase.number}[/]: {escape(phase.halted)}")
@@ -545,6 +547,21 @@ def _show_status(found: MigrationStatus) -> None:
         _show_gates(unmet)
     else:
         out.print(f"[bold]next:[/] {escape(found.next)}")
+
+
+def _show_checklist(found: MigrationStatus) -> None:
+    section = None
+    for item in found.checklist:
+        if item.section is not section:
+            section = item.section
+            out.print(f"[bold]{section.value}[/]")
+        mark = {True: "[green]✓[/]", False: "[yellow]·[/]", None: "[dim]-[/]"}[item.done]
+        when = f", {item.at:%Y-%m-%d %H:%M}" if item.at else ""
+        by = f" by {item.by}" if item.by else ""
+        detail = f" ({item.detail})" if item.detail else ""
+        out.print(f"  {mark} {plain(item.what)}{when}{plain(by)}[dim]{plain(detail)}[/]", soft_wrap=True)
+        if item.done is False and item.how:
+            out.print(f"      [green]→[/] {plain(item.how)}", soft_wrap=True)
 
 
 def _run_as_json(done: PhaseRun) -> dict[str, object]:
@@ -574,11 +591,14 @@ def _status_as_json(found: MigrationStatus) -> dict[str, object]:
                 "gates": phase.gates,
                 "silenced_at": phase.silenced_at,
                 "silenced_by": phase.silenced_by,
+                "soaked_at": phase.soaked_at,
+                "removed_at": phase.removed_at,
                 "restored_at": phase.restored_at,
                 "halted": phase.halted,
             }
             for phase in found.phases
         ],
         "findings": found.findings,
+        "checklist": found.checklist,
         "next": found.next,
     }

@@ -36,6 +36,7 @@ class Action(StrEnum):
     FUNCTION_REMOVE = "function.remove"
     FUNCTION_RESTORE = "function.restore"
     LEGACY_BACKFILL = "legacy.backfill"
+    BACKUP_REHEARSED = "backup.rehearsed"
     DRIFT_SEEN = "drift.seen"
     DRIFT_OVER = "drift.over"
     REPLICA_IDENTITY_SET = "replica_identity.set"

@@ -29,12 +29,12 @@ from afterwrite.migrate.backup import (
     read_function,
     render_sql,
 )
-from afterwrite.migrate.ledger import read_silenced
+from afterwrite.migrate.ledger import Action, read_silenced, write_entry
 from afterwrite.migrate.observe import read_user_triggers
 from afterwrite.migrate.plan import Plan
 from afterwrite.postgres import Database, connect, parse_dsn, quoted, statement
 from afterwrite.postgres.embedded import Server, embedded_server, find_installation
-from afterwrite.store.schema import install_store
+from afterwrite.store.schema import install_store, read_version
 
 _DATABASE = "rehearsal"
 _SHOWN = 5
@@ -113,6 +113,15 @@ async def rehearse(db: Database, plan: Plan, dsn: str | None) -> Rehearsal:
         findings=tuple(findings),
         seconds=time.monotonic() - began,
     )
+
+
+async def note_rehearsal(db: Database, found: Rehearsal, operator: str | None) -> None:
+    """Tell the ledger, where there is one, that the backup was tried out and what came of it."""
+    if await read_version(db) is None:
+        return
+    await db.run(statement("migrate.set_operator"), operator=operator or "")
+    after = {"same": found.same, "triggers": len(found.triggers), "server_version": found.server_version}
+    await write_entry(db, Action.BACKUP_REHEARSED, "plan", after=after)
 
 
 async def _try_out(

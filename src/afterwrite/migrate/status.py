@@ -7,6 +7,7 @@ from datetime import datetime
 import msgspec
 
 from afterwrite.errors import Finding
+from afterwrite.migrate.checklist import Item, Stage, read_checklist
 from afterwrite.migrate.drift import find_drift
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.ledger import Action, Migration, PhaseRow, read_last, read_phase_rows
@@ -32,15 +33,21 @@ class PhaseStatus(msgspec.Struct, frozen=True, kw_only=True):
     soaked_at: datetime | None = None
     restored_at: datetime | None = None
     restored_by: str | None = None
+    removed_at: datetime | None = None
+    removed_by: str | None = None
     halted: str | None = None
 
 
 class MigrationStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole. ``migration`` is None before the first phase was applied; ``next`` is what to do now, in words."""
+    """The whole. ``migration`` is None before the first phase was applied; ``next`` is what to do now, in words.
+
+    ``checklist`` is everything that there is to do, with what was done, when and by whom.
+    """
 
     migration: Migration | None
     phases: tuple[PhaseStatus, ...]
     findings: tuple[Finding, ...]
+    checklist: tuple[Item, ...]
     next: str
 
 
@@ -81,8 +88,25 @@ async def status(
             )
         )
     findings += await find_drift(db)
+    stages = [
+        Stage(
+            number=each.number,
+            title=each.title,
+            state=each.state,
+            off=len(each.off),
+            soaked_at=each.soaked_at,
+            halted=each.halted,
+        )
+        for each in phases
+        if each.on or each.off or each.state is State.REMOVED
+    ]
+    checklist = await read_checklist(db, place, plan, last, stages, rows)
     return MigrationStatus(
-        migration=last, phases=tuple(phases), findings=tuple(findings), next=_next(plan, last, phases, findings)
+        checklist=tuple(checklist),
+        migration=last,
+        phases=tuple(phases),
+        findings=tuple(findings),
+        next=_next(plan, last, phases, findings),
     )
 
 
@@ -99,6 +123,7 @@ def _phase_status(
     silenced = rows.get((phase.number, Action.TRIGGER_SILENCE))
     soaked = rows.get((phase.number, Action.PHASE_SOAKED))
     restored = rows.get((phase.number, Action.TRIGGER_RESTORE))
+    removed = rows.get((phase.number, Action.TRIGGER_REMOVE))
     halted = rows.get((phase.number, Action.PHASE_HALTED))
     newest = max((row.at for row in (silenced, soaked) if row), default=None)
     return PhaseStatus(
@@ -112,8 +137,10 @@ def _phase_status(
         silenced_at=silenced.at if silenced and off else None,
         silenced_by=silenced.by if silenced and off else None,
         soaked_at=soaked.at if soaked and silenced and soaked.at > silenced.at and off else None,
-        restored_at=restored.at if restored and not off else None,
-        restored_by=restored.by if restored and not off else None,
+        removed_at=removed.at if removed and state is State.REMOVED else None,
+        removed_by=removed.by if removed and state is State.REMOVED else None,
+        restored_at=restored.at if restored and on else None,
+        restored_by=restored.by if restored and on else None,
         halted=halted.because if halted and (newest is None or halted.at > newest) else None,
     )
 
@@ -141,4 +168,7 @@ def _next(plan: Plan | None, last: Migration | None, phases: list[PhaseStatus], 
                 return f"the triggers of phase {phase.number} are gone: look who dropped them"
             case State.SILENCED:
                 continue
-    return "nothing: every phase is silenced; `afterwrite migrate rollback` takes any of them back"
+    back = "`afterwrite migrate rollback` takes any of them back"
+    if any(phase.off for phase in phases):
+        return f"every phase is silenced: after its soak `afterwrite migrate remove --all --apply` drops what is off; {back}"
+    return f"nothing: every phase is removed; {back}"

@@ -558,3 +558,39 @@ select subject, rule
 -- Whether anything can be written from here.
 select pg_catalog.pg_is_in_recovery() as standby,
        pg_catalog.current_setting('transaction_read_only')::boolean as read_only;
+
+-- name: read_facts
+-- When afterwrite was installed here, since when shadow compares, and since when the server's counters are noted.
+select (select max(v.applied_at) from afterwrite.version v) as installed_at, w.started_at as proof_since,
+       w.transactions as proof_transactions, (select min(p.at) from afterwrite.pulse p) as noted_since
+  from afterwrite.proof_window w;
+
+-- name: read_rehearsed
+-- The newest rehearsal of the backup, and what came of it.
+select l.at, l.actor, l.operator, (l.after ->> 'same')::boolean as same, (l.after ->> 'triggers')::int as count
+  from afterwrite.ledger l
+ where l.action = 'backup.rehearsed'
+ order by l.seq desc
+ limit 1;
+
+-- name: read_functions_removed
+-- When the last function was dropped in the running migration, and how many are.
+select max(l.at) as at, (array_agg(l.actor order by l.seq desc))[1] as actor,
+       (array_agg(l.operator order by l.seq desc))[1] as operator, null::boolean as same, count(*)::int as count
+  from afterwrite.ledger l
+  join afterwrite.migration m on m.id = l.migration
+ where m.finished_at is null and l.action = 'function.remove'
+   and not exists (select from afterwrite.ledger r
+                    where r.action = 'function.restore' and r.subject = l.subject and r.seq > l.seq)
+having count(*) > 0;
+
+-- name: count_open_drift
+-- How much of what was seen to be otherwise in the running migration is not over.
+select count(*)
+  from (select distinct on (l.subject, l.after ->> 'rule') l.action
+          from afterwrite.ledger l
+          join afterwrite.migration m on m.id = l.migration
+         where m.finished_at is null and l.action in ('drift.seen', 'drift.over')
+           and l.after ->> 'rule' ~ '^migrate.drift'
+         order by l.subject, l.after ->> 'rule', l.seq desc) last_word
+ where action = 'drift.seen';

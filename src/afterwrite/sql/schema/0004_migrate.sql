@@ -44,7 +44,7 @@ create table afterwrite.ledger (
         'phase.soaked', 'phase.halted',
         'trigger.backup', 'trigger.silence', 'trigger.remove', 'trigger.restore', 'trigger.left',
         'function.remove', 'function.restore',
-        'legacy.backfill', 'drift.seen', 'drift.over',
+        'legacy.backfill', 'backup.rehearsed', 'drift.seen', 'drift.over',
         'replica_identity.set', 'replica_identity.restore')),
     constraint ledger_trigger_in_migration check (
         action not in ('trigger.backup', 'trigger.silence', 'trigger.remove', 'trigger.restore', 'trigger.left')
