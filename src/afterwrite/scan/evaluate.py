@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from math import prod
 from typing import TypeAlias, assert_never
 
 import msgspec
@@ -21,6 +22,8 @@ PLACEHOLDER = "afterwrite?"
 """Stands for an identifier that is quoted but not known: harmless as a column, never as a table or a function."""
 
 _MOST = 16
+# Fourteen CASEs of four values each are 268 million ways to be called, however few their results.
+_MOST_COMBINATIONS = 4_096
 _WRITTEN_TRUTHS = ("true", "false", "t", "f")
 _FORMAT = re.compile(r"%(?:(?P<position>\d+)\$)?(?P<kind>[sIL%])")
 _SAME = frozenset({"text", "varchar", "name", "unknown"})
@@ -99,7 +102,10 @@ def values(term: Term, around: Surroundings) -> tuple[Value, ...]:
         case TermKind.UNKNOWN:
             return (Hole(term.text),)
         case TermKind.CALL:
-            combinations = product(*(values(part, around) for part in term.parts))
+            choices = [values(part, around) for part in term.parts]
+            if prod(map(len, choices)) > _MOST_COMBINATIONS:
+                return (Hole(term.sql),)
+            combinations = product(*choices)
             return _few(_spelled(_called(term, combination), combination) for combination in combinations)
         case _:
             assert_never(term.kind)
