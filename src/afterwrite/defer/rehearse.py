@@ -28,6 +28,8 @@ _WANTED = 20
 _AFTERWARDS_SECONDS = 60.0
 _BATCH_ROWS = 5_000
 _TRANSACTION_ROWS = 200
+# One that is longer is put back and undone only for a body that no shorter one has shown, and one a round.
+_LONG_ROWS = 5_000
 _BATCHES_A_ROUND = 4
 _SAMPLES_A_ROUND = 24
 _OF_ONE = 2
@@ -202,6 +204,7 @@ class Rehearser:
         relations = {quoted(each.trigger.schema, each.trigger.table) for each in due}
         chosen: list[_Sample] = []
         taken: dict[tuple[str, Operation], int] = {}
+        any_long = False
         concerning = [
             batch
             for batch in reversed(batches)
@@ -211,14 +214,19 @@ class Rehearser:
             activities = await read_batch_activities(self._store, [batch], events=False)
             settings = {lsn: told for (_, lsn), told in (await read_settings(self._store, [batch])).items()}
             for transaction in reversed(list(transactions_of(activities, settings, after=Lsn(0)).values())):
-                if len(transaction.changes) > _TRANSACTION_ROWS or len(chosen) >= _SAMPLES_A_ROUND:
+                rows = len(transaction.changes)
+                long = rows > _TRANSACTION_ROWS
+                if rows > _LONG_ROWS or (long and any_long) or len(chosen) >= _SAMPLES_A_ROUND:
                     continue
                 for candidate in due:
                     if transaction.commit_lsn <= self._on_since[candidate.trigger.oid]:
                         continue
                     operations = _operations(candidate, transaction)
                     keys = [(candidate.trigger.identity, operation) for operation in operations]
+                    if long and (any_long or any(key in taken or self._tally(*key).judged for key in keys)):
+                        continue
                     if any(self._is_due(*key) and taken.get(key, 0) < _OF_ONE for key in keys):
+                        any_long = any_long or long
                         chosen.append(_Sample(candidate, transaction, operations))
                         for key in keys:
                             taken[key] = taken.get(key, 0) + 1
