@@ -6,10 +6,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
+from afterwrite.cli.costs import Wanted, costs_of
 from afterwrite.cli.face import Dsn, Json, counted, emit, fill, out, plain, run, say, settings, show_findings, table
 from afterwrite.errors import ExitCode, Finding, Refused, Severity, UsageError
+from afterwrite.migrate.estimate import Estimate, estimate, lasting
 from afterwrite.migrate.gates import read_table_figures
 from afterwrite.migrate.ledger import read_silenced_names
 from afterwrite.migrate.overrides import forbidden, overrides
@@ -24,6 +27,8 @@ from afterwrite.migrate.plan import (
 )
 from afterwrite.postgres import Database, connect
 from afterwrite.scan.catalog import reading
+from afterwrite.scan.cost.observe import parse_duration
+from afterwrite.scan.report.words import percent
 from afterwrite.scan.survey import Survey, survey
 from afterwrite.scan.verdicts import Judgement
 from afterwrite.settings import Settings
@@ -44,9 +49,16 @@ def plan(
     force: Annotated[
         bool, typer.Option("--force", help="Write over an existing file; what was decided in it is gone.")
     ] = False,
+    observing: Annotated[
+        str | None,
+        typer.Option("--observe", metavar="DURATION", help="Watch the database for so long (60s, 5m), to estimate."),
+    ] = None,
     json: Json = False,
 ) -> int:
-    """Write the plan of the migration: which trigger moves in which phase, behind which gates."""
+    """Write the plan of the migration: which trigger moves in which phase, behind which gates.
+
+    Each phase comes with an estimate of how long it takes and what it saves, better with --observe.
+    """
     given = settings(dsn)
     if compare:
         return check(file, *run(_survey(given)), json=json)
@@ -56,13 +68,13 @@ def plan(
             remedy="compare with --check, write it anew with --again (which keeps them), or over it with --force",
         )
     before = load(file) if again else None
-    made = run(_make(given))
+    made, estimates = run(_make(given, parse_duration(observing) if observing else None))
     if before is not None:
         made, lost = keep_decisions(before, made)
         for what in lost:
             say(f"[yellow]not kept:[/] {plain(what)}")
     if json:
-        emit(made)
+        emit({**msgspec.to_builtins(made), "estimates": estimates})
         return ExitCode.OK
     if str(file) == "-":
         typer.echo(write_plan(made), nl=False)
@@ -71,16 +83,20 @@ def plan(
         file.write_text(write_plan(made), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}", remedy="name another with --file") from error
+    known = {each.number: each for each in estimates}
     rows = [
         (
             phase.number,
             phase.title,
             sum(t.mode == "retire" for t in phase.triggers),
             sum(t.mode == "defer" for t in phase.triggers),
+            lasting(known[phase.number].seconds) if phase.number in known else "",
+            _share(known.get(phase.number)),
         )
         for phase in made.phases
     ]
-    out.print(fill(table(">phase", "what", ">retire", ">defer"), rows))
+    out.print(fill(table(">phase", "what", ">retire", ">defer", ">takes", ">saves"), rows))
+    _explain_estimates(estimates)
     if not any(phase.triggers for phase in made.phases):
         out.print("No trigger can be retired or deferred: there is nothing to migrate.")
     out.print(f"{counted(len(made.kept), 'trigger')} to keep, {len(made.review)} for a person to look at.")
@@ -112,10 +128,36 @@ def load(file: Path) -> Plan:
     return read_plan(text)
 
 
-async def _make(given: Settings) -> Plan:
+async def _make(given: Settings, observing: float | None) -> tuple[Plan, tuple[Estimate, ...]]:
     async with connect(given.dsn) as database:
         found = await survey(database)
-    return await make(found, given, given.dsn)
+        async with reading(database):
+            figures = await read_table_figures(database)
+    made = await make(found, given, given.dsn)
+    costs = await costs_of(given.dsn, found, Wanted(observe=observing))
+    return made, estimate(made, costs, figures)
+
+
+def _share(known: Estimate | None) -> str:
+    return "" if known is None or known.time_share is None else percent(known.time_share)
+
+
+def _explain_estimates(estimates: Sequence[Estimate]) -> None:
+    if not estimates:
+        return
+    prove = [each.prove_seconds for each in estimates if each.prove_seconds is not None]
+    total = sum(each.seconds for each in estimates)
+    proof = (
+        f"shadow first takes {lasting(max(prove))} until the proof may hold"
+        if prove
+        else ("how long shadow takes until the proof holds cannot be told without --observe")
+    )
+    out.print(f"[dim]takes: silencing and soak, {lasting(total)} in all; {proof}.[/]")
+    if source := next((each.source for each in estimates if each.source), ""):
+        out.print(f"[dim]saves: {plain(source)}.[/]")
+    if quiet := [name for each in estimates for name in each.quiet]:
+        named = f"{', '.join(quiet[:_NAMES])}{' and more' if len(quiet) > _NAMES else ''}"
+        out.print(f"[dim]not called meanwhile, so the proof may wait for: {plain(named)}.[/]")
 
 
 async def _survey(given: Settings) -> tuple[tuple[Judgement, ...], frozenset[str] | None]:
