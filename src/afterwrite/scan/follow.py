@@ -618,6 +618,8 @@ class _Follower:
             return
         if function.oid in frame.stack or (self._goes_outside(seen) and function.extension is not None):
             return
+        if self.visits > _MOST_VISITS:
+            return  # that was said, and forbids what a lighter verdict needs
         if len(frame.stack) > _DEEPEST:
             self._unknown(seen, "unknown-function", f"the calls go deeper than {_DEEPEST} functions")
             return
