@@ -1,6 +1,8 @@
 -- Ways to hide what a trigger does, or what hangs on it, each in a database of its own. The trigger is called t.
 -- The line before each names it, and the verdicts that are no mistake (test_attacks.py).
 
+-- Constraints of what is written, which refuse the writer.
+
 --- default effect plpgsql = defer|keep|review
 create table o (id int primary key, qty int);
 create table counters (n int);
@@ -1008,3 +1010,257 @@ begin
   return null;
 end $$;
 create trigger t after insert or delete on o for each row execute function f();
+
+--- call inout rec then return = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create procedure p2(inout r o) language plpgsql as $$ begin r.qty := 7; end $$;
+create function f() returns trigger language plpgsql as $$ declare r o; begin r := new; call p2(r); insert into audit_log (op, row_id) values (tg_op, new.id); return r; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- rec old in update else branch = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare r record; begin if tg_op='INSERT' then r := new; else r := old; end if; insert into audit_log (op, row_id) values (tg_op, new.id); return r; end $$;
+create trigger t before insert or update on o for each row execute function f();
+
+--- rec old in update = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare r record; begin r := old; insert into audit_log (op, row_id) values (tg_op, new.id); return r; end $$;
+create trigger t before update on o for each row execute function f();
+
+--- rec new in delete = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare r record; begin r := new; insert into audit_log(op,row_id) values (tg_op, old.id); return r; end $$;
+create trigger t before delete on o for each row execute function f();
+
+--- others does not catch assert_failure = keep
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin begin if new.qty < 0 then raise assert_failure using message='no'; end if; exception when others then null; end; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- others does not catch query_canceled = keep
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin begin if new.qty < 0 then raise exception 'no' using errcode='query_canceled'; end if; exception when others then null; end; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- others does not catch 57014 = keep
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin begin if new.qty < 0 then raise sqlstate '57014'; end if; exception when others then null; end; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- concat bool = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin if concat('x', true) = 'xt' then raise exception 'no'; end if; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- btrim tab = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin if btrim(E'\tx') <> 'x' then raise exception 'no'; end if; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- lower turkish = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin if upper('ß') = 'ß' then raise exception 'no'; end if; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- perform fails 6 new note new doc = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin perform new.note ~ new.doc; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- perform fails 12 xmlparse document new note = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin perform xmlparse(document new.note); insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- assign unused fails 0 sqrt new qty = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare v text; begin v := sqrt(new.qty)::text; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- assign unused fails 9 select id from o where email new emai = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare v text; begin v := (select id from o where email = new.email)::text; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- assign unused fails 17 new qty 0 = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare v text; begin v := new.qty % 0::text; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- command 29 refresh materialized view mv = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin refresh materialized view mv; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- policy operator reads log = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create table stock (id int primary key, n int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+create function seen(i int, j int) returns bool language sql stable as 'select exists (select from audit_log a where a.row_id = i)'; create operator ~~~ (leftarg=int,rightarg=int,function=seen); alter table stock enable row level security; create policy pp on stock using (id ~~~ n);
+
+--- rule reads log by function = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create table stock (id int primary key, n int);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+create function seen(i int) returns bool language sql stable as 'select exists (select from audit_log a where a.row_id = i)'; create rule rr as on delete to stock where seen(old.id) do instead nothing;
+
+--- undo function dynamic = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+create function undo() returns void language plpgsql as $$ declare r record; begin for r in select * from audit_log order by id desc limit 1 loop execute format('delete from %I where id = $1', r.op) using r.row_id; end loop; end $$;
+
+--- consume select for update = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+create function c() returns int language plpgsql as $$ declare i int; begin select id into i from audit_log order by id for update skip locked limit 1; return i; end $$;
+
+--- queue col is_new boolean default true = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table change_log(id bigserial primary key, op text, row_id int, at timestamptz default now(), is_new boolean default true);
+create function f() returns trigger language plpgsql as $$ begin insert into change_log(op,row_id) values (tg_op,new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- queue col flushed_at timestamptz = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table change_log(id bigserial primary key, op text, row_id int, at timestamptz default now(), flushed_at timestamptz);
+create function f() returns trigger language plpgsql as $$ begin insert into change_log(op,row_id) values (tg_op,new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- queue col priority int default 0 = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table change_log(id bigserial primary key, op text, row_id int, at timestamptz default now(), priority int default 0);
+create function f() returns trigger language plpgsql as $$ begin insert into change_log(op,row_id) values (tg_op,new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- queue col last_error text = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table change_log(id bigserial primary key, op text, row_id int, at timestamptz default now(), last_error text);
+create function f() returns trigger language plpgsql as $$ begin insert into change_log(op,row_id) values (tg_op,new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- name points_log own cols = defer|keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table points_log(id bigserial primary key, title text, owner int, amount int);
+create function f() returns trigger language plpgsql as $$ begin insert into points_log(title,owner,amount) values (new.note,new.owner,new.qty); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- truncate log then append = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin truncate audit_log; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- insert casts by enum = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create type st as enum ('a','b'); create table st_log(op text, s st, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into st_log(op,s) values (tg_op, new.note::st); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- variable of enum = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create type st as enum ('a','b');
+create function f() returns trigger language plpgsql as $$ declare v st; begin v := new.note; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- variable int from text = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare v int; begin v := new.note; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- if cast fails = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin if new.doc::jsonb is null then null; end if; insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- perform function returning json cast = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function h(t text) returns jsonb language sql immutable as 'select t::jsonb';
+create function f() returns trigger language plpgsql as $$ begin perform h(new.doc); insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- policy aggregate reads log = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create table stock (id int primary key, n int);
+create function seen(b bool, i int) returns bool language sql stable as 'select exists (select from audit_log a where a.row_id = i)'; create aggregate sa(int) (sfunc=seen, stype=bool); alter table stock enable row level security; create policy pp on stock using ((select sa(x) from (values (stock.id)) v(x)));
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- default operator reads log = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function seen(i int, j int) returns int language sql stable as 'select count(*)::int from audit_log a where a.row_id = i'; create operator ~~~ (leftarg=int,rightarg=int,function=seen); create table other(x int default 1 ~~~ 2);
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- check operator reads log = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function seen(i int, j int) returns bool language sql stable as 'select exists (select from audit_log a where a.row_id = i)'; create operator ~~~ (leftarg=int,rightarg=int,function=seen); create table other(x int, check (x ~~~ 2));
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- function notifies from log = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function pub() returns void language plpgsql as $$ declare r record; begin for r in select * from audit_log loop perform pg_notify('x', r.op); end loop; end $$;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- dynamic picks by tg_table to business = keep|defer|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table o_stats(op text, n int);
+create function f() returns trigger language plpgsql as $$ begin execute format('insert into %I values ($1,1)', tg_table_name || '_stats') using tg_op; return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- r null when unset = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare r o; begin if new.qty > 0 then r := new; end if; insert into audit_log (op, row_id) values (tg_op, new.id); return r; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- r new then null in handler = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare r o; begin begin insert into audit_log (op, row_id) values (tg_op, new.id); r := new; exception when others then null; end; return r; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- r assigned after loop zero iterations = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare r o; begin for i in 1..new.qty loop r := new; end loop; insert into audit_log (op, row_id) values (tg_op, new.id); return r; end $$;
+create trigger t before insert on o for each row execute function f();
+
+--- r shadowed = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1, tags text[], doc text);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare r o; begin r := new; insert into audit_log (op, row_id) values (tg_op, new.id); declare r o; begin return r; end; end $$;
+create trigger t before insert on o for each row execute function f();

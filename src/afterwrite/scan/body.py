@@ -611,12 +611,19 @@ class _Walker:
             # What is added up is a number already.
             summed = _SUM.search(text) is not None and not selected
             constant = (not names and not selected) or (summed and _is_number_type(kind))
-            self.notebook.add(Cast, line, schema=schema, type=kind, names=names, constant=constant)
+            column = self._plain_column(text)
+            self.notebook.add(Cast, line, schema=schema, type=kind, names=names, column=column, constant=constant)
         if variable in self.never_null and any(name.startswith(("new.", "old.")) for name in names):
             guard = Guard(text=f"({text.strip()}) is null", line=line, names=names)
             self.notebook.guards.append(guard)
             self._fails(line, "not null", variable)
             self.notebook.guards.pop()
+
+    def _plain_column(self, text: str) -> str:
+        """The column that an expression is, as ``new.name``; empty where it is anything else."""
+        row, _, column = text.strip().partition(".")
+        row = self.notebook.rows.get(row.lower(), "")
+        return f"{row}.{unquote(column)}" if row and re.fullmatch(r'[\w$]+|"[^"]+"', column) else ""
 
     def _hold(self, variable: str, term: Term) -> None:
         """What a variable holds from here on, as far as its type lets it through unchanged."""

@@ -254,11 +254,13 @@ class Operator(Fact, frozen=True, kw_only=True, omit_defaults=True):
 class Cast(Fact, frozen=True, kw_only=True, omit_defaults=True):
     """A value made into another type, by a cast or by a variable of that type: it may fail, or run a function.
 
-    ``type`` is the name as written, ``schema`` apart; ``table%type`` is written out. ``names`` are what it looks at.
+    ``type`` is the name as written, ``schema`` apart; ``table%type`` is written out. ``names`` are what it looks at,
+    ``column`` the value if it is nothing but a column or a parameter.
     """
 
     schema: str | None = None
     type: str
+    column: str = ""
     names: tuple[str, ...] = ()
     constant: bool = False
 

@@ -301,6 +301,8 @@ class _Follower:
             given = getattr(fact, name, "")
             if given and name != "text":
                 changes[name] = substitute(given, frame.substitution)
+        if isinstance(fact, Cast) and fact.column:
+            changes["column"] = substitute(fact.column, frame.substitution)
         variable = getattr(fact, "variable", None)
         if variable is not None and frame.label:
             changes["variable"] = f"{frame.label}.{variable}"

@@ -376,7 +376,10 @@ class Query:
         schema = names[-2] if len(names) > 1 else None
         constant = "A_Const" in node.get("arg", {})
         if names and not constant:
-            self._add(Cast, node, schema=schema, type=names[-1], names=tuple(self.names))
+            whole = ".".join(field_name(each) for each in node.get("arg", {}).get("ColumnRef", {}).get("fields", ()))
+            first, _, rest = whole.partition(".")
+            column = f"{self.notebook.rows.get(first, first)}.{rest}" if rest else first
+            self._add(Cast, node, schema=schema, type=names[-1], names=tuple(self.names), column=column)
         self.names |= before
 
     def _uses(self, operator: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise
 
 import msgspec
 
@@ -15,6 +16,7 @@ from afterwrite.scan.catalog import Enabled, Event, ForeignKey, Function, Kind, 
 from afterwrite.scan.evaluate import Surroundings, feasible, holds, surroundings
 from afterwrite.scan.facts import (
     FACT_FIELDS,
+    Assignment,
     Body,
     Call,
     Delete,
@@ -101,6 +103,18 @@ class Case:
             if not (fact.acts or any(_moves(name) for name in fact.calls))
             and not any(_below(deed, fact) for deed in deeds)
             and not any(_within(unknown, fact) for unknown in body.unknowns)
+        ]
+
+    @cached_property
+    def unused(self) -> list[Assignment]:
+        """Its assignments to variables that nothing looks at; none that FOUND, or a write, is the point of."""
+        assigned = [fact for fact in self.body.assignments if not fact.via and "." not in fact.variable]
+        looked_at = _looked_at(self.trigger.source) if assigned else set[str]()
+        return [
+            fact
+            for fact in assigned
+            if fact.variable not in looked_at
+            and not (fact.selected and ("found" in looked_at or not fact.text.lower().startswith("select")))
         ]
 
     def is_own(self, table: Table) -> bool:
@@ -413,6 +427,22 @@ def throws_away(case: Case) -> Iterator[Reason]:
         further = (call.name for call in case.body.calls if _below(call, fact))
         if (fact.calls or fact.reads) and around.isdisjoint((*fact.calls, *further)) and not fact.caught:
             yield case.reason(throws_away, fact, f"throws away what it asks for: {_short(fact.text)}")
+        elif not (fact.calls or fact.reads or fact.caught or _is_harmless(fact.text)):
+            yield case.reason(throws_away, fact, f"throws away what it computes: {_short(fact.text)}")
+    for fact in case.unused:
+        if not fact.caught and not _is_harmless(fact.text):
+            yield case.reason(throws_away, fact, f"never looks at {fact.variable}, made from {_short(fact.text)}")
+
+
+def may_fail(case: Case) -> Iterator[Reason]:
+    """It reads a text column of its row as another type: a text that is none makes the write fail."""
+    types = {column.name: column.type for column in case.home.columns} if case.home is not None else {}
+    for fact in case.body.casts:
+        row, _, name = fact.column.partition(".")
+        given = types.get(unquote(name), "") if row.lower() in ("new", "old") else ""
+        taken = fact.type in _TAKES_TEXT or (given.startswith("json") and fact.type.startswith("json"))
+        if given.startswith(_FREE_TYPES) and not taken and not fact.caught:
+            yield case.reason(may_fail, fact, f"fails where {fact.column} ({given}) holds no {fact.type}")
 
 
 def sets_session_state(case: Case) -> Iterator[Reason]:
@@ -556,6 +586,7 @@ REVIEW: tuple[Rule, ...] = (
     fires_only_as_replica,
     waits,
     throws_away,
+    may_fail,
     sets_session_state,
     runs_commands,
     takes_lock,
@@ -883,7 +914,52 @@ def _below(fact: Fact, outer: Discard) -> bool:
     if not _within(fact, outer) or len(fact.via) == depth:
         return False
     step = fact.via[depth]
+    if step.startswith(DEFAULT_OF) and not outer.calls:  # an INSERT of the same line: this one runs none
+        return False
     return _called_in(step) in outer.calls or step.startswith("the ") or "." not in step
+
+
+def _looked_at(source: str) -> set[str]:
+    """The words of a body that stand for more than the name of what is declared or set."""
+    listed = [token for token in tokens(source) if token.text.strip()]
+    found: set[str] = set()
+    for place, token in enumerate(listed):
+        if token.kind not in ("word", "quoted"):
+            continue
+        before = listed[place - 1].text.lower() if place else ";"
+        after = listed[place + 1].text if place + 1 < len(listed) else ";"
+        declared = before in (";", "declare") and after not in (".", "[", ";", "(")
+        declared = declared or (before in ("begin", "then", "else", "loop") and after == ":=")
+        if not declared and before != "into":
+            found.add(unquote(token.text))
+    return found
+
+
+def _is_harmless(text: str) -> bool:
+    """Whether computing an expression cannot fail and does nothing: names, literals, and a few calls."""
+    listed = [token for token in tokens(text) if token.text.strip()]
+    for before, token in pairwise(listed):
+        called = token.text == "(" and before.kind in ("word", "quoted")
+        if called and unquote(before.text) not in _CANNOT_FAIL:
+            return False
+        if before.text.lower() in ("from", "join") and token.text != "(":  # more than one row is an error
+            return False
+    bare = "".join(" " if token.kind in ("word", "quoted", "string", "number") else token.text for token in listed)
+    return not re.search(r"[~/%*+^&#!@-]", bare.replace("->>", "").replace("->", "").replace("=>", ""))
+
+
+_CANNOT_FAIL = frozenset(
+    {
+        *("now", "clock_timestamp", "statement_timestamp", "transaction_timestamp", "current_setting", "coalesce"),
+        *("nullif", "concat", "lower", "upper", "btrim", "trim", "length", "to_json", "to_jsonb", "row_to_json", "row"),
+        *("jsonb_build_object", "json_build_object", "hstore", "gen_random_uuid", "txid_current", "inet_client_addr"),
+        *("current_query", "md5", "quote_literal", "quote_ident", "quote_nullable", "array", "jsonb_strip_nulls"),
+        *("from", "in", "and", "or", "not", "when", "then", "else", "case"),
+    }
+)
+# Types that hold whatever is written, and those that anything can be made.
+_FREE_TYPES = ("text", "character", "json", "citext", "name")
+_TAKES_TEXT = frozenset({"text", "varchar", "bpchar", "char", "name", "citext", "character", "character varying"})
 
 
 def _called_in(step: str) -> str:

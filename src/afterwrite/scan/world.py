@@ -17,7 +17,7 @@ from afterwrite.scan.catalog import Event, Function, Inventory, Kind, Table, Tim
 from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Read, Refresh, Update
 from afterwrite.scan.flow import Decision, everything, influence, refusal
 from afterwrite.scan.follow import DEFAULT_OF, events_of, source_of
-from afterwrite.scan.tokens import uncommented
+from afterwrite.scan.tokens import tokens, uncommented, unquote
 
 # Named so, a table is a log unless something speaks against it.
 LOG_WORDS = frozenset(
@@ -45,6 +45,11 @@ STATE_COLUMN = re.compile(
     r"|synced|retried|exported|done|completed)(_at|_by|_on)?|(next_)?(attempts?|attempt_at|retries|retry_count|tries)"
     r"|.*_attempts|consume_after|run_after|available_at|scheduled_at"
 )
+_WAITING_NAME = re.compile(r"priority|(last_)?error|(run|retry|due|start)_(at|after)|not_before|locked_until")
+# Named so, it holds sums, one row for each of what is summed.
+_SUM_WORDS = frozenset({"stats", "stat", "statistics", "totals", "counts", "counters", "summary"})
+# What is counted and spent: a log of it, if its rows say no more than that, is its account.
+_ACCOUNT_WORDS = frozenset({"points", "credit", "credits", "balance", "balances", "loyalty", "wallet"})
 _APPENDS = re.compile(r"\binsert\s+into\s+[\w$.\"]+")
 _STATUS_COLUMN = re.compile(r"status|state|.*_status|.*_state")
 _SHAPE = re.compile(r"\btg_op\b|\btg_table_name\b|\btg_relname\b|\btg_relid\b", re.IGNORECASE)
@@ -108,6 +113,7 @@ class World:
             if table is not None:
                 self.triggers_on[self.atlas.root(table).oid].append(trigger)
         self._logs: dict[int, LogTable] = {}
+        self._runs: dict[str, frozenset[int]] = {}
         self._below: defaultdict[int, set[int]] = defaultdict(set)
         for view, table_oid in inventory.views:
             self._below[view].add(table_oid)
@@ -205,6 +211,8 @@ class World:
                 yield f"{what} (through {function.full_name}())"
         for rule in self.inventory.rules:
             owner = self.atlas.tables.get(rule.table_oid)
+            if any(function.oid in self._run_by(rule.definition) for function in self.function_reads[table.oid]):
+                yield f"the rule {rule.name} of {owner.full_name if owner is not None else rule.table_oid}"
             for named in (self.atlas.tables[oid] for oid in rule.reads if oid in self.atlas.tables):
                 # One that the rule only writes stands after INTO or UPDATE.
                 looked_at = re.search(
@@ -224,6 +232,11 @@ class World:
                 callers[call.name].add(function.oid)
         for each in self.inventory.enforcing:
             found[each.function_oid].append(each.what)
+        if self.atlas.operators or self.inventory.aggregates:
+            for table in self.inventory.tables:
+                for what, text in _enforced_texts(table):
+                    for oid in self._run_by(text):
+                        found[oid].append(what)
         for function in self.function_bodies:
             waiting, seen = [function], {function.oid}
             while waiting:
@@ -232,6 +245,17 @@ class World:
                     found[function.oid] += [each.what for each in self.inventory.enforcing if each.function_oid == oid]
                     waiting.append(self.atlas.functions[oid])
         return found
+
+    def _run_by(self, text: str) -> frozenset[int]:
+        """The functions that an expression may run: those that it names, and those of operators and aggregates."""
+        if text not in self._runs:
+            words = {token.text.lower() for token in tokens(text) if token.kind == "word"}
+            words |= {unquote(token.text) for token in tokens(text) if token.kind == "quoted"}
+            run = {function.oid for function in self.function_bodies if function.name in words}
+            run |= {each.oid for name, parts in self.atlas.operators.items() if name in text for each in parts}
+            run |= {oid for each in self.inventory.aggregates if each.name in words for oid in each.functions}
+            self._runs[text] = frozenset(run)
+        return self._runs[text]
 
     @cached_property
     def policies_on(self) -> Mapping[int, list[str]]:
@@ -243,7 +267,9 @@ class World:
             name = f"{policy.name} on {owner.full_name if owner else policy.table_oid}"
             named = [self.atlas.tables[oid] for oid in policy.reads if oid in self.atlas.tables]
             reads = [Read(schema=table.schema, table=table.name) for table in named]
-            reads += [read for oid in policy.functions if oid in by_oid for read in by_oid[oid].reads]
+            texts = f"{policy.using_expression or ''} {policy.check_expression or ''}"
+            called = dict.fromkeys((*policy.functions, *self._run_by(texts)))
+            reads += [read for oid in called if oid in by_oid for read in by_oid[oid].reads]
             seen = {table.oid for read in reads for table in self.tables_read(read)}
             for oid in seen:
                 found[oid].append(name)
@@ -450,11 +476,13 @@ class World:
             if named and names_origin:
                 yield "it is named like a log, and its rows name the operation or the table that they come from"
             return
+        if _ACCOUNT_WORDS.intersection(words) and not (names_origin or "audit" in words):
+            return
         if named:
             yield "it is named like a log"
         elif PAST_WORDS.intersection(words) and (names_origin or copies_rows):
             yield "it is named like a history, and its rows are copies or name where they come from"
-        elif names_origin:
+        elif names_origin and not _SUM_WORDS.intersection(words):
             yield "its rows name the operation or the table that they come from"
         elif any({column.name for column in table.columns}.issuperset(shape) for shape in LOG_SHAPES):
             yield "it has the columns of a history that a library keeps"
@@ -495,8 +523,12 @@ class World:
             yield f"trigger {trigger.name} reads it"
         for function in self.function_reads[table.oid]:
             body = self.function_bodies[function]
-            if any(self.writes(body)) or any(fact.level == "exception" for fact in body.raises):
+            relays = body.notifies or body.outside or any(fact.rule == "dynamic-sql" for fact in body.unknowns)
+            raises = any(fact.level == "exception" for fact in body.raises)
+            if relays or raises or any(self.writes(body)):
                 yield f"{function.full_name}() reads it and acts on it"
+            elif any(read.locks and table in self.tables_read(read) for read in body.reads):
+                yield f"{function.full_name}() locks its rows, as a consumer of a queue does"
         for what in self.enforced_by(table):
             yield f"{what} reads it"
         writers = {trigger.oid for trigger, _ in self.trigger_writes[table.oid]}
@@ -542,7 +574,11 @@ class World:
         for column in table.columns:
             name = column.name.lower()
             left_alone = column.name not in given
-            if left_alone and (STATE_COLUMN.fullmatch(name) or _STATUS_COLUMN.fullmatch(name)):
+            named = STATE_COLUMN.fullmatch(name) or _STATUS_COLUMN.fullmatch(name) or _WAITING_NAME.fullmatch(name)
+            empty = not (column.not_null or column.default or column.identity or column.generated or column.expression)
+            # A truth that no trigger tells, or a time that none fills in, is told by somebody later.
+            untold = column.type == "boolean" or (empty and column.type.startswith(("timestamp", "date")))
+            if left_alone and (named or (untold and given)):
                 yield f"its column {column.name} waits for somebody to set it"
 
     def _protects(self, trigger: Trigger) -> bool:
@@ -559,6 +595,8 @@ class World:
                 yield f"{who} overwrites its rows (ON CONFLICT DO UPDATE)"
             case Update():
                 yield f"{who} updates it"
+            case Delete() if not anybody and not write.where:
+                yield f"{who} empties it"
             case Delete(truncate=False) if re.search(r"\breturning\b|\bskip\s+locked\b", write.text, re.IGNORECASE):
                 yield f"{who} takes rows out of it"
             case Delete(truncate=False) if not anybody and re.search(r"\b(new|old)\b", write.where, re.IGNORECASE):
@@ -581,6 +619,18 @@ class World:
             yield f"view {view.full_name} shows it, and would have to look at the store"
         for function in self.function_reads[table.oid]:
             yield f"{function.full_name}() reads it, and would have to ask the store"
+
+
+def _enforced_texts(table: Table) -> Iterator[tuple[str, str]]:
+    """The expressions that every write of a table runs, and what they are."""
+    for check in table.checks:
+        yield f"{check.name} of {table.full_name}", check.expression or ""
+    for column in table.columns:
+        for text in (column.default, column.expression):
+            if text:
+                yield f"the column {column.name} of {table.full_name}", text
+    for text in table.computed:
+        yield f"an index of {table.full_name}", text
 
 
 def _words(name: str) -> list[str]:
