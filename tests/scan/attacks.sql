@@ -3,6 +3,149 @@
 
 -- Constraints of what is written, which refuse the writer.
 
+--- once a day date = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table vote_log (voter int, day date, unique(voter,day));
+create function f() returns trigger language plpgsql as $$ begin insert into vote_log(voter,day) values (new.owner, current_date); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unique with generated column = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table vote_log (voter text, lv text generated always as (lower(voter)) stored unique, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into vote_log(voter) values (new.email); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unique by variable = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table email_log (email text unique, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare v text; begin v := lower(new.email); insert into email_log(email) values (v); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unique by transition = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table email_log (email text unique, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into email_log(email) select email from nn; return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- unique coalesce uuid = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table code_log (code text unique, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into code_log(code) values (coalesce(new.note, gen_random_uuid()::text)); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- pk tombstone delete = keep|review
+create table account (name text primary key);
+create table deleted_log (name text primary key, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into deleted_log(name) values (old.name); return null; end $$;
+create trigger t after delete on account for each row execute function f();
+
+--- check allows no delete = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table op_log (op text check (op in ('INSERT','UPDATE')), at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into op_log(op) values (tg_op); return null; end $$;
+create trigger t after insert or update or delete on o for each row execute function f();
+
+--- check default current_user = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table op_log (op text, actor text default current_user check (actor <> 'intern'), at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into op_log(op) values (tg_op); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- check whole row = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table op_log (op text, row_id int, at timestamptz default now());
+create function okr(r op_log) returns bool language sql as 'select r.row_id > 0';
+alter table op_log add check (okr(op_log));
+create function f() returns trigger language plpgsql as $$ begin insert into op_log(op,row_id) values (tg_op,new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- check on generated col = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table op_log (op text, qty int, g int generated always as (qty * 2) stored check (g > 0), at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into op_log(op,qty) values (tg_op,new.qty); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- not null default auth.uid = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create schema auth;
+create function auth.uid() returns uuid language sql stable as $$ select nullif(current_setting('request.jwt.claim.sub', true), '')::uuid $$;
+create table op_log (op text, uid uuid not null default auth.uid(), at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into op_log(op) values (tg_op); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- not null var auth.uid = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create schema auth;
+create function auth.uid() returns uuid language sql stable as $$ select nullif(current_setting('request.jwt.claim.sub', true), '')::uuid $$;
+create table op_log (op text, uid uuid not null, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare v uuid; begin v := auth.uid(); insert into op_log(op,uid) values (tg_op,v); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- not null omitted = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table op_log (op text, uid int not null, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into op_log(op) values (tg_op); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- not null concat = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table op_log (op text not null, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into op_log(op) values (tg_op || new.note); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- not null old in insert = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table op_log (op text not null, was int not null, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into op_log(op, was) values (tg_op, old.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- target partial unique literal = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table shift (id int primary key, worker int, status text);
+create unique index on shift(worker) where status = 'open';
+create function f() returns trigger language plpgsql as $$ begin update shift set status = 'open' where id = new.owner; return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- target check literal status = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table inv (id int primary key, status text, approved bool, check (status <> 'paid' or approved));
+create function f() returns trigger language plpgsql as $$ begin update inv set status = 'paid' where id = new.owner; return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- target fk by variable = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table owners (id int primary key);
+create table asset (id int primary key, owner int references owners);
+create function f() returns trigger language plpgsql as $$ declare v int; begin v := new.owner; update asset set owner = v where id = new.qty; return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- target matview unique refresh = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create materialized view mv as select email from o;
+create unique index on mv(email);
+create function f() returns trigger language plpgsql as $$ begin refresh materialized view mv; return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- policy on log blocks = keep|review
+create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
+create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
+alter table audit_log enable row level security;
+alter table audit_log force row level security;
+create function f() returns trigger language plpgsql as $$ begin insert into audit_log (op, row_id) values (tg_op, new.id); return new; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- constraints that hold = retire
+create table account (id bigint generated always as identity primary key, name text not null, code text not null check (code <> ''));
+create table account_log (id bigserial primary key, op text not null check (op in ('INSERT', 'UPDATE', 'DELETE')), kind char(1) not null check (kind in ('I', 'U', 'D')), account bigint not null, name text not null, code text check (code <> ''), actor text not null default current_user, at timestamptz not null default now(), row_data jsonb not null, unique (account, at));
+create function f() returns trigger language plpgsql as $$ declare r account; begin if tg_op = 'DELETE' then r := old; else r := new; end if; insert into account_log (op, kind, account, name, code, row_data) values (tg_op, left(tg_op, 1), coalesce(new.id, old.id), r.name, r.code, to_jsonb(r)); return null; end $$;
+create trigger t after insert or update or delete on account for each row execute function f();
+
+--- target constraints that hold = defer
+create table account (id bigserial primary key, parent bigint not null references account, amount numeric not null);
+create table total (id bigint primary key, sum numeric not null default 0, state text not null check (state in ('new', 'used')), first bigint references account);
+create function f() returns trigger language plpgsql as $$ declare v numeric := 0; begin v := v + new.amount; insert into total as x (id, sum, state, first) values (new.parent, v, 'new', new.parent) on conflict (id) do update set sum = x.sum + excluded.sum; return null; end $$;
+create trigger t after insert on account for each row execute function f();
+
 --- default effect plpgsql = defer|keep|review
 create table o (id int primary key, qty int);
 create table counters (n int);

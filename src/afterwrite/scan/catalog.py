@@ -124,7 +124,10 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unique(msgspec.Struct, frozen=True, kw_only=True):
-    """A unique index or an exclusion constraint; ``columns`` are the plain ones where it also holds ``expressions``."""
+    """A unique index or an exclusion constraint; ``columns`` are the plain ones where it also holds ``expressions``.
+
+    ``condition`` says which rows are in a partial index.
+    """
 
     name: str
     columns: tuple[str, ...]
@@ -132,6 +135,7 @@ class Unique(msgspec.Struct, frozen=True, kw_only=True):
     partial: bool = False
     exclusion: bool = False
     expressions: str | None = None
+    condition: str | None = None
 
 
 class ForeignKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +172,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     persistence: str = "p"
     replica_identity: str = "d"
     row_security: bool = False
+    forced_row_security: bool = False
+    owner: str = ""
     has_rules: bool = False
     row_estimate: int = 0
     inserted: int = 0
@@ -490,10 +496,16 @@ async def _read_tables(db: Database) -> tuple[Table, ...]:
     uniques = _by_table(await _read(db, statement("scan.read_unique_indexes")))
     constraints = await _read(db, statement("scan.read_constraints"))
     computed: defaultdict[int, list[str]] = defaultdict(list)
+    conditions: dict[tuple[int, str], str | None] = {}
     for row in await _read(db, statement("scan.read_index_expressions")):
         computed[row["table_oid"]] += [text for text in (row["expressions"], row["condition"]) if text]
+        conditions[row["table_oid"], row["name"]] = row["condition"]
     checks = _by_table(row for row in constraints if row["kind"] == "c" and row["definition"] is not None)
-    exclusions = _by_table({**row, "exclusion": True} for row in constraints if row["kind"] == "x")
+    exclusions = _by_table(
+        {**row, "exclusion": True, "condition": conditions.get((row["table_oid"], row["name"]))}
+        for row in constraints
+        if row["kind"] == "x"
+    )
     outgoing: defaultdict[int, list[ForeignKey]] = defaultdict(list)
     incoming: defaultdict[int, list[ForeignKey]] = defaultdict(list)
     for key in _structs(ForeignKey, (row for row in constraints if row["kind"] == "f")):

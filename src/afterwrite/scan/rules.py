@@ -13,6 +13,7 @@ from itertools import pairwise
 import msgspec
 
 from afterwrite.scan.catalog import Enabled, Event, ForeignKey, Function, Kind, Table, Timing, Trigger, TriggerLevel
+from afterwrite.scan.constraints import refusals
 from afterwrite.scan.evaluate import Surroundings, feasible, holds, surroundings
 from afterwrite.scan.facts import (
     FACT_FIELDS,
@@ -406,6 +407,15 @@ def feeds_the_unread(case: Case) -> Iterator[Reason]:
             yield case.reason(feeds_the_unread, write, text)
 
 
+def may_be_refused(case: Case) -> Iterator[Reason]:
+    """A constraint of a table that it writes is not proven to take every row, and may refuse the writer with it."""
+    for table, write in case.writes:
+        if case.is_own(table) or table.kind is Kind.VIEW or any(_enforced(case, table, write)):
+            continue
+        for text in dict.fromkeys(refusals(case.world, case.trigger, table, write)):
+            yield case.reason(may_be_refused, write, text)
+
+
 def fires_only_as_replica(case: Case) -> Iterator[Reason]:
     """It fires only for writes that a replica applies, which look like all others in the WAL."""
     if case.trigger.enabled is Enabled.REPLICA:
@@ -583,6 +593,7 @@ REVIEW: tuple[Rule, ...] = (
     unreadable,
     sets_off_the_unread,
     feeds_the_unread,
+    may_be_refused,
     fires_only_as_replica,
     waits,
     throws_away,

@@ -118,6 +118,8 @@ select c.oid::bigint as oid,
        c.relpersistence::text as persistence,
        c.relreplident::text as replica_identity,
        c.relrowsecurity as row_security,
+       c.relforcerowsecurity as forced_row_security,
+       pg_catalog.pg_get_userbyid(c.relowner) as owner,
        c.relkind in ('r', 'p') and c.relhasrules as has_rules,
        case when c.relkind in ('v', 'm') then pg_catalog.pg_get_viewdef(c.oid) end as definition,
        greatest(c.reltuples, 0)::bigint as row_estimate,
@@ -188,6 +190,7 @@ select i.indrelid::bigint as table_oid,
        i.indisprimary as "primary",
        i.indpred is not null or i.indexprs is not null as partial,
        pg_catalog.pg_get_expr(i.indexprs, i.indrelid) as expressions,
+       pg_catalog.pg_get_expr(i.indpred, i.indrelid) as condition,
        array(select a.attname::text
                from pg_catalog.unnest(i.indkey::smallint[]) with ordinality as u (number, place)
                join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.number
