@@ -87,6 +87,12 @@ create table op_log (op text, uid int not null, at timestamptz default now());
 create function f() returns trigger language plpgsql as $$ begin insert into op_log(op) values (tg_op); return new; end $$;
 create trigger t after insert on o for each row execute function f();
 
+--- not null made of itself = keep|review
+create table o (id int primary key);
+create table a_log (n int not null, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare v int; begin v := v + 1; insert into a_log (n) values (v); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
 --- not null concat = keep|review
 create table o (id int primary key, qty int, note text, email text, owner int not null default 1);
 create table op_log (op text not null, at timestamptz default now());

@@ -756,7 +756,12 @@ class _Values:
         for each in possible:
             direct = not further or each.variable in fields
             found |= inner.assigned(each, () if direct else further)
-        sure = [each for each in possible if not each.handler and (not each.loop or proof.write.loop)]
+        # What is made of the variable itself is no beginning: a variable that nobody set is NULL.
+        sure = [
+            each
+            for each in possible
+            if not each.handler and (not each.loop or proof.write.loop) and name not in each.names
+        ]
         if not _covered(sure, self._conditions(), self.around):
             found.add(None)
         return frozenset(found) or (frozenset() if possible else NOTHING)
