@@ -242,14 +242,14 @@ def installation_script(installation: Installation, settings: Settings) -> str:
     timeout = f"set lock_timeout = '{settings.lock_timeout_ms}ms';"
     parts = [
         "-- What has to be there before anything is silenced: the schema, replica identities, publications, the slot.\n"
-        "-- Afterwards run `afterwrite install --apply`, which finds it done and remembers it, then `afterwrite capture`.\n"
+        "-- Afterwards run `afterwrite install --apply`, which finds it done and remembers it, then capture.\n"
         "-- The server needs wal_level = logical, and is better off with a max_slot_wal_keep_size.",
     ]
     missing = {step.partition(" in ")[0] for step in installation.schema}
     for upgrade in known_upgrades():
         if f"{upgrade.number:04d} {upgrade.name}" in missing:
             text = script(f"schema/{upgrade.number:04}_{upgrade.name}").rstrip()
-            row = f"insert into afterwrite.version (number, name) values ({upgrade.number}, '{upgrade.name}');"
+            row = f"insert into afterwrite.version values ({upgrade.number}, '{upgrade.name}');"  # noqa: S608 - ours
             parts.append(f"-- schema {upgrade.number:04}_{upgrade.name}\nbegin;\n{text}\n{row}\ncommit;")
     parts.append(timeout)
     for step in installation.steps:
@@ -483,7 +483,8 @@ async def run_capture(
                 since = time.monotonic() - told_at[0] if told_at else 0.0
                 patience = max(0.0, _DEFERRAL_ENDS_SECONDS - since)
                 await asyncio.gather(
-                    end_task(maintaining), end_task(watching), end_task(rehearsing), end_task(deferring, patience=patience)
+                    *(end_task(task) for task in (maintaining, watching, rehearsing)),
+                    end_task(deferring, patience=patience),
                 )
     except BaseExceptionGroup as group:
         raise _first(group) from group

@@ -18,7 +18,7 @@ from afterwrite.postgres import Database
 from afterwrite.scan.survey import survey
 
 BEFORE = ["insert into app.users values (1, 'one')"]
-# Several rows a statement and statements a transaction, a rolled back savepoint, a column that the trigger does not fire for.
+# Several rows a statement, several statements a transaction, a savepoint that is rolled back, a column of no interest.
 DURING = [
     "insert into app.users select n, 'u' || n from generate_series(2, 30) n",
     "update app.users set name = upper(name) where id between 3 and 9",

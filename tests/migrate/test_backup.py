@@ -1,4 +1,4 @@
-"""The backup's script brings everything back by hand, also where nothing of ours is left; and it is tried out before."""
+"""The backup's script brings everything back by hand, also where nothing of ours is left; it is tried out before."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_script_brings_back_what_was_dropped_without_anything_of_ours(instal
                 "and tgparentid = 0 and tgname not in ('touch', 'checked') and tgrelid::regclass::text like 'app.%%'"
             ):
                 await db.run(f"drop trigger {name} on {relation}".encode())
-            await db.run("drop function app.log(); drop function app.count()".encode())
+            await db.run(b"drop function app.log(); drop function app.count()")
             await db.run("alter default privileges in schema app grant execute on functions to migrate_clerk")
             await db.run("drop schema afterwrite, afterwrite_deferred, afterwrite_clock cascade")
             with psycopg.connect(installed_dsn, autocommit=True) as editor:

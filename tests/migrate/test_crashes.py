@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from migrating import PLACE, QUICK, application, end_deferrals, holding, plan_of
 
+from afterwrite.failpoints import VARIABLE
 from afterwrite.migrate.backup import catalog_state
 from afterwrite.migrate.deeds import MigrationEvent
-from afterwrite.failpoints import VARIABLE
 from afterwrite.migrate.engine import remove_phases, run_phase
 from afterwrite.migrate.gates import Readings
 from afterwrite.migrate.ledger import Action, read_ledger, read_silenced

@@ -64,7 +64,15 @@ def test_without_a_measurement_the_servers_statistics_stand_in_and_no_rate_is_ma
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(40, "40 s"), (119.6, "2 min"), (3_600, "60 min"), (11_100, "3 h 5 min"), (187_200, "2 d 4 h"), (172_800, "2 d")],
+    [
+        (40, "40 s"),
+        (119.6, "2 min"),
+        (2_400, "40 min"),
+        (3_600, "1 h"),
+        (11_100, "3 h 5 min"),
+        (187_200, "2 d 4 h"),
+        (172_800, "2 d"),
+    ],
 )
 def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert lasting(seconds) == said

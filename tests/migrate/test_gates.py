@@ -25,16 +25,13 @@ from afterwrite.migrate.gates import (
     read_unpublished,
 )
 from afterwrite.migrate.observe import look, measure
-from afterwrite.migrate.plan import PlannedTrigger, Thresholds, make_plan
+from afterwrite.migrate.plan import Thresholds, make_plan
 from afterwrite.migrate.rollback import rollback_phase
-from afterwrite.postgres import Database
-from afterwrite.prove.match import Reason
 from afterwrite.prove.legacy import MappedRow
+from afterwrite.prove.match import Reason
 from afterwrite.prove.report import Lack, OperationProof, Proof, Standing, TriggerProof, standing
 from afterwrite.prove.watch import Mode
-from afterwrite.scan.catalog import Event
 from afterwrite.scan.survey import survey
-from afterwrite.scan.verdicts import Verdict
 
 
 def test_a_running_capture_is_measured(installed_dsn: str) -> None:

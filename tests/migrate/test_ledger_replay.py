@@ -143,7 +143,7 @@ class Migrations(RuleBasedStateMachine):
         there = world.do(self.states())
         for phase in world.plan.phases:
             for trigger in phase.triggers:
-                if trigger.trigger in there and there[trigger.trigger] or trigger.trigger == "app.tokens.dead":
+                if there.get(trigger.trigger) or trigger.trigger == "app.tokens.dead":
                     continue
                 assert trigger.trigger in silenced, f"{trigger.trigger} is off, and the ledger does not say so"
                 if silenced[trigger.trigger].mode is Mode.DEFER:

@@ -157,11 +157,13 @@ def test_many_writers_and_long_transactions_wait_no_longer_than_one_attempt(
     during = False
 
     async def stand_in_the_way(begun: asyncio.Event) -> None:
-        async with await psycopg.AsyncConnection.connect(installed_dsn, autocommit=True) as connection:
-            async with connection.transaction():
-                await connection.execute("insert into app.users values (nextval('app.n'), 'long')")
-                begun.set()
-                await asyncio.sleep(1.5)
+        async with (
+            await psycopg.AsyncConnection.connect(installed_dsn, autocommit=True) as connection,
+            connection.transaction(),
+        ):
+            await connection.execute("insert into app.users values (nextval('app.n'), 'long')")
+            begun.set()
+            await asyncio.sleep(1.5)
 
     async def write(stop: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import re
 import sys
@@ -41,12 +42,12 @@ from afterwrite.migrate.deeds import EventKind, MigrationEvent, render
 from afterwrite.migrate.engine import Control, Migrator, PhaseRun, remove_phases, run_all, run_phase
 from afterwrite.migrate.functions import FunctionsRun
 from afterwrite.migrate.overrides import overrides
-from afterwrite.migrate.phase import Gate
+from afterwrite.migrate.phase import Gate, State
 from afterwrite.migrate.plan import Plan
 from afterwrite.migrate.rehearse import note_rehearsal, read_backups, rehearse
 from afterwrite.migrate.rollback import Rollback, rollback_phase
 from afterwrite.migrate.scripts import phase_script, write_scripts
-from afterwrite.migrate.status import MigrationStatus
+from afterwrite.migrate.status import MigrationStatus, PhaseStatus
 from afterwrite.migrate.status import status as read_status
 from afterwrite.postgres import connect, describe_dsn
 from afterwrite.settings import Settings
@@ -79,8 +80,8 @@ def run_command(
 ) -> int:
     """Silence a phase (or, with --all, each in turn, with its soak). Without --apply: the exact SQL, and the gates.
 
-    With --all --sql DIR the whole migration is written as scripts that work by hand, forward and back. Exit 3 when a gate does not hold, 4 when the database is not what the plan says. Running it again goes on from
-    what is there.
+    With --all --sql DIR the whole migration is written as scripts that work by hand, forward and back. Exit 3 when a
+    gate does not hold, 4 when the database is not what the plan says. Running it again goes on from what is there.
     """
     _one_of(phase, everything)
     given, plan = settings(dsn, store_dsn), load(file)
@@ -335,7 +336,7 @@ async def _write_sql(given: Settings, plan: Plan, number: int | None, target: Pa
                 files = {target / name: text for name, text in found.files.items()}
                 unmet = any(not gate.met for gates in found.gates.values() for gate in gates)
             try:
-                target.mkdir(parents=True, exist_ok=True)
+                await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
             except OSError as error:
                 raise UsageError(f"{target} cannot be made: {error.strerror}", remedy="name another folder") from error
     for path, text in files.items():
@@ -457,6 +458,8 @@ def _tell(event: MigrationEvent) -> None:
     match event.kind:
         case EventKind.SILENCED | EventKind.RESTORED | EventKind.REMOVED | EventKind.FILLED:
             say(f"[green]✓[/] {escape(event.text)}")
+        case EventKind.WAITING if event.gates:
+            _tell_waiting(event)
         case EventKind.PAUSED | EventKind.BLOCKED | EventKind.WAITING | EventKind.FILLING | EventKind.DRIFT:
             say(f"[yellow]…[/] {escape(event.text)}")
         case EventKind.HALTED:
@@ -465,6 +468,18 @@ def _tell(event: MigrationEvent) -> None:
             say(f"[green]●[/] {escape(event.text)}")
         case EventKind.GATES | EventKind.STATEMENT | EventKind.SOAKING:
             pass
+
+
+_waited: set[tuple[int | None, str]] = set()
+
+
+def _tell_waiting(event: MigrationEvent) -> None:
+    """What is waited for, once each; the gates are measured again and again."""
+    fresh = [gate for gate in event.gates if (event.phase, gate.name) not in _waited]
+    _waited.update((event.phase, gate.name) for gate in fresh)
+    for gate in fresh:
+        found = "not measured yet" if gate.value is None else gate.value
+        say(f"[yellow]…[/] phase {event.phase} waits: {escape(f'{gate.name} {found}, needs {gate.threshold}')}")
 
 
 # The plan's text goes into the ledger, and would bury what is done to the triggers.
@@ -520,7 +535,7 @@ def _show_status(found: MigrationStatus) -> None:
         (
             phase.number,
             phase.title,
-            phase.state.value,
+            phase.state.value if _moves(phase) else "nothing to do",
             len(phase.off),
             len(phase.on),
             f"{phase.silenced_at:%Y-%m-%d %H:%M} {phase.silenced_by or ''}" if phase.silenced_at else "",
@@ -547,6 +562,10 @@ def _show_status(found: MigrationStatus) -> None:
         _show_gates(unmet)
     else:
         out.print(f"[bold]next:[/] {escape(found.next)}")
+
+
+def _moves(phase: PhaseStatus) -> bool:
+    return bool(phase.on or phase.off or phase.left) or phase.state is State.REMOVED
 
 
 def _show_checklist(found: MigrationStatus) -> None:

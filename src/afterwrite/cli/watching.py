@@ -75,7 +75,7 @@ class View:
         if state and self.phase is not None:
             self.states[self.phase] = state
         if event.text and (not self.lines or not self.lines[-1].endswith(event.text)):
-            self.lines.append(f"{datetime.now():%H:%M:%S}  {event.text}")
+            self.lines.append(f"{datetime.now().astimezone():%H:%M:%S}  {event.text}")
 
     def picture(self) -> RenderableType:
         """All of it, for a terminal."""

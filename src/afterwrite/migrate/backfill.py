@@ -31,6 +31,7 @@ from afterwrite.scan.catalog import Trigger
 
 _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
+_TELL_SECONDS = 5.0
 _SHOWN = 5
 
 
@@ -129,7 +130,7 @@ async def fill_windows(
 
 
 async def _find_windows(store: Database, place: Place, holes: Sequence[Silence], patience: float) -> dict[int, Window]:
-    """The borders of each hole as the store has them, by ``restore_seq``; those it does not have in time are left out."""
+    """The borders of each hole as the store has them, by ``restore_seq``; without those it does not have in time."""
     if not holes:
         return {}
     deadline = asyncio.get_running_loop().time() + patience
@@ -166,8 +167,13 @@ async def _fill(
     triggers = [msgspec.json.decode(hole.definition, type=Trigger) for hole in holes]
     names = tuple(hole.identity for hole in holes)
 
+    told = asyncio.get_running_loop().time()
+
     def tell(filled: Filled) -> None:
-        if on_event:
+        nonlocal told
+        now = asyncio.get_running_loop().time()
+        if on_event and now - told >= _TELL_SECONDS:
+            told = now
             text = f"{filled.rows:,} legacy rows of {filled.transactions:,} transactions filled so far"
             on_event(MigrationEvent(kind=EventKind.FILLING, phase=phase, subject=names[0], text=text))
 
@@ -267,8 +273,8 @@ def _judge(names: Sequence[str], holes: Sequence[Silence], filled: Filled) -> li
                 severity=Severity.ERROR,
                 where=", ".join(names),
                 text=f"{filled.parked:,} calls of the body failed while the log was filled, and their rows are missing",
-                remedy="look at them with `afterwrite defer list`, mend the cause, run `afterwrite defer retry`, then the "
-                "same rollback again",
+                remedy="see `afterwrite defer list`, mend the cause, run `afterwrite defer retry`, then the same "
+                "rollback again",
             )
         )
     findings += [
@@ -292,7 +298,7 @@ def _disturbed(hole: Silence) -> Finding:
         severity=Severity.WARNING,
         where=hole.identity,
         text=f"was turned on again by somebody between {hole.silenced_at:%Y-%m-%d %H:%M} and "
-        f"{hole.restored_at:%Y-%m-%d %H:%M}, nobody knows when: its log is not filled, for some rows would be there twice",
+        f"{hole.restored_at:%Y-%m-%d %H:%M}, nobody knows when: its log is not filled, or rows might be there twice",
         remedy="the store has all changes of that time: `afterwrite tail`",
     )
 

@@ -41,6 +41,13 @@ class FunctionBackup(msgspec.Struct, frozen=True):
     config: list[str] | None
     comment: str | None
 
+    @property
+    def granted(self) -> frozenset[tuple[str | None, bool]]:
+        """Who may run it, in no order; no grants at all are the default ones."""
+        if self.grants is None:
+            return frozenset({(None, False), (self.owner, False)})
+        return frozenset((grant.grantee, grant.grantable) for grant in self.grants)
+
 
 class CloneBackup(msgspec.Struct, frozen=True):
     """The trigger's clone on a partition (at any depth), which has an enabled state of its own."""
@@ -113,7 +120,7 @@ class _Relation(msgspec.Struct, frozen=True):
 
 
 async def read_relations(db: Database, tables: Iterable[int]) -> dict[int, str]:
-    """What these tables and all partitions below them are called now (quoted), by oid; those that are gone are not in it."""
+    """What these tables and all partitions below them are called now (quoted), by oid, without those that are gone."""
     rows = await db.rows(_Relation, statement("migrate.read_relations"), oids=list(dict.fromkeys(tables)))
     return {row.oid: row.relation for row in rows}
 
@@ -201,8 +208,8 @@ def make_trigger(backup: TriggerBackup, tables: Mapping[int, str] | None = None)
     return lines
 
 
-# Default privileges, or somebody since, may have given it to others. PUBLIC by its own word: where there are no grants at
-# all, it has the right by default. Not a function of ours, since a backup must be good for something without us.
+# Default privileges, or somebody since, may have given it to others. PUBLIC by its own word: where there are no grants
+# at all, it has the right by default. Not a function of ours, since a backup must be good for something without us.
 _REVOKE = """\
 do $revoke$
 declare
@@ -221,7 +228,7 @@ $revoke$"""
 
 
 def make_function(function: FunctionBackup) -> list[str]:
-    """The statements that give a function the backup's definition, owner, grants and comment; none for a server's own."""
+    """What gives a function the backup's definition, owner, grants and comment; nothing for one of the server's own."""
     if not function.definition:
         return []
     signature = function.signature

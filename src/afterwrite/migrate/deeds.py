@@ -12,7 +12,6 @@ from afterwrite.failpoints import failpoint
 from afterwrite.migrate.phase import Gate
 from afterwrite.postgres import Blocker, Database, LockPolicy, with_short_locks
 
-
 # What afterwrite.require_trigger() raises.
 _NOT_AS_PLANNED = "AW003"
 

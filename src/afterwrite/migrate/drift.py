@@ -1,4 +1,4 @@
-"""What somebody else did to the triggers while a migration goes on: seen within a minute, named, and kept in the ledger.
+"""What somebody else does to the triggers while a migration goes on: seen within a minute, named, and put on record.
 
 The worker looks every half minute, a run that soaks does, and so does every `migrate status`.
 """
@@ -103,7 +103,8 @@ def _judge(
     found: list[Finding] = []
     if ours is not None and now.on:
         how = "removed" if ours.removed_at is not None else "silenced"
-        text = f"was {how} on {ours.removed_at or ours.at:%Y-%m-%d %H:%M} by {ours.by} and is on again: its work happens twice"
+        since = ours.removed_at or ours.at
+        text = f"was {how} on {since:%Y-%m-%d %H:%M} by {ours.by} and is on again: its work happens twice"
         found.append(_drift("reenabled", entry.trigger, text, f"{again}, or {back}"))
     if ours is None and not now.on and entry.enabled is not Fires.NEVER:
         text = "was turned off by somebody else: what it did is not done any more, unless something else does it"

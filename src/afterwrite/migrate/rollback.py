@@ -78,10 +78,10 @@ async def rollback_phase(
     """Turn the triggers of one phase, or of all (``number`` None), on again exactly as they were; make them again where
     they were removed.
 
-    With ``force`` what somebody changed or dropped meanwhile is made as it was, too. With ``backfill`` the legacy log is
-    filled for the time when its triggers were off, from the store (as ``replay`` says), and compared. Rolling back all also sets the replica
-    identities back that were changed for capture, and ends the migration. Raises, after everything that could be
-    restored is, when a table stayed locked or a trigger is gone.
+    With ``force`` what somebody changed or dropped meanwhile is made as it was, too. With ``backfill`` the legacy log
+    is filled for the time when its triggers were off, from the store (as ``replay`` says), and compared. Rolling back all
+    also sets the replica identities back that were changed for capture, and ends the migration. Raises, after
+    everything that could be restored is, when a table stayed locked or a trigger is gone.
     """
     work = _Work(
         db=db,
@@ -261,7 +261,7 @@ class _Restoring:
         now = found.function if found is not None else await read_function(self.db, backup.signature)
         changed = now is not None and _essence(now) != _essence(backup)
         if changed and not self.force:
-            self.findings.append(_changed(each, "its function"))
+            self.findings.append(_changed(each, "or its function "))
         if backup.signature in done or not (now is None or (changed and self.force)):
             return []
         done.add(backup.signature)
@@ -276,7 +276,7 @@ class _Restoring:
         if changed and self.force:
             return remake_statements(each.migration, each.phase, each.mode, each.backup, self._tables, found)
         if changed and not moved:
-            self.findings.append(_changed(each, "it"))
+            self.findings.append(_changed(each, ""))
         return restore_statements(each.migration, each.phase, each.mode, each.backup, found)
 
     async def check(self) -> None:
@@ -302,8 +302,7 @@ async def _find(db: Database, backup: TriggerBackup) -> TriggerBackup | None:
 
 def _essence(function: FunctionBackup) -> tuple[object, ...]:
     """What makes a function what it is, whichever oid it has today."""
-    acl = None if function.acl is None else tuple(sorted(function.acl))
-    return function.signature, function.definition, function.owner, function.comment, acl
+    return function.signature, function.definition, function.owner, function.comment, function.granted
 
 
 def _definition(backup: TriggerBackup) -> tuple[object, ...]:
@@ -312,14 +311,13 @@ def _definition(backup: TriggerBackup) -> tuple[object, ...]:
 
 def _changed(each: Silenced, what: str) -> Finding:
     how = "removed" if each.removed_at is not None else "off"
+    back = f"afterwrite migrate rollback --phase {each.phase} --force --apply"
     return Finding(
         rule="rollback.changed",
         severity=Severity.WARNING,
         where=each.identity,
-        text=f"{'or ' if what != 'it' else ''}{what if what != 'it' else ''}{' ' if what != 'it' else ''}was changed by "
-        f"somebody while it was {how}; it is turned on as it is now",
-        remedy=f"`afterwrite migrate rollback --phase {each.phase} --force --apply` instead makes it as it was; the row "
-        "trigger.backup of afterwrite.ledger shows how that is",
+        text=f"{what}was changed by somebody while it was {how}; it is turned on as it is now",
+        remedy=f"`{back}` instead makes it as it was; the row trigger.backup of afterwrite.ledger shows how that is",
     )
 
 

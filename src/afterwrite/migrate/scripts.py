@@ -5,8 +5,8 @@
     0-optimise.sql  phase-1.sql … phase-N.sql  remove.sql        forward, in this order, each behind the gates it names
     rollback.sql  rollback-removed.sql  backup.sql               back: from silenced, from removed, and by hand
 
-Every file is what ``--apply`` would run, in the same transactions, with the same ledger rows and marks: what was begun by
-hand can be looked at, gone on with and rolled back by the commands.
+Every file is what ``--apply`` would run, in the same transactions, with the same ledger rows and marks: what was begun
+by hand can be looked at, gone on with and rolled back by the commands.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ async def write_scripts(migrator: Migrator, optimise: str) -> Scripts:
         migrator.policy,
     )
     files["rollback.sql"] = _script(
-        "Turn on again what is silenced (for what was removed: rollback-removed.sql). Newest phase first; leave out the\n"
-        "-- phases that are to stay. Afterwards `afterwrite migrate rollback --all --apply` fills the legacy log for the\n"
-        "-- time in between, sets the replica identities back and ends the migration.",
+        "Turn on again what is silenced (for what was removed: rollback-removed.sql). Newest phase first; leave out\n"
+        "-- the phases that are to stay. Afterwards `afterwrite migrate rollback --all --apply` fills the legacy log\n"
+        "-- for the time in between, sets the replica identities back and ends the migration.",
         [
             _deed(part, [_restore(migration, part.phase, t.moves_as, b) for t, b in part.triggers])
             for part in back[::-1]
@@ -77,8 +77,8 @@ async def write_scripts(migrator: Migrator, optimise: str) -> Scripts:
         migrator.policy,
     )
     files["backup.sql"] = (
-        "-- Every trigger of the plan and its function, as they were. It needs nothing of afterwrite's, and tells the ledger\n"
-        "-- nothing: it is for the day when afterwrite itself is gone.\n\n" + render_sql(*backups.values())
+        "-- Every trigger of the plan and its function, as they were. It needs nothing of afterwrite's, and tells the\n"
+        "-- ledger nothing: it is for the day when afterwrite itself is gone.\n\n" + render_sql(*backups.values())
     )
     return Scripts(files=files, gates={run.number: run.gates for run in runs})
 
@@ -87,7 +87,8 @@ def phase_script(run: PhaseRun) -> str:
     """The script of one phase, with the gates as they stood when it was written."""
     gates = "".join(f"--   [{'x' if gate.met else ' '}] {_comment(str(gate))}\n" for gate in run.gates)
     what = f"Silence phase {run.number}: {_comment(run.title)}. Watch it for its soak: `afterwrite migrate status`."
-    return f"-- {what}\n{_BY_HAND}--\n-- Gates as they stood when this was written (no gate is asked when you run it):\n{gates}\n{run.sql}"
+    head = "-- Gates as they stood when this was written (no gate is asked when you run it):\n"
+    return f"-- {what}\n{_BY_HAND}--\n{head}{gates}\n{run.sql}"
 
 
 def _comment(text: str) -> str:

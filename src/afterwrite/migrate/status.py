@@ -125,6 +125,7 @@ def _phase_status(
     restored = rows.get((phase.number, Action.TRIGGER_RESTORE))
     removed = rows.get((phase.number, Action.TRIGGER_REMOVE))
     halted = rows.get((phase.number, Action.PHASE_HALTED))
+    idle = bool(off) or state is State.REMOVED
     newest = max((row.at for row in (silenced, soaked) if row), default=None)
     return PhaseStatus(
         number=phase.number,
@@ -134,9 +135,9 @@ def _phase_status(
         off=off,
         left=left,
         gates=gates,
-        silenced_at=silenced.at if silenced and off else None,
-        silenced_by=silenced.by if silenced and off else None,
-        soaked_at=soaked.at if soaked and silenced and soaked.at > silenced.at and off else None,
+        silenced_at=silenced.at if silenced and idle else None,
+        silenced_by=silenced.by if silenced and idle else None,
+        soaked_at=soaked.at if soaked and silenced and soaked.at > silenced.at and idle else None,
         removed_at=removed.at if removed and state is State.REMOVED else None,
         removed_by=removed.by if removed and state is State.REMOVED else None,
         restored_at=restored.at if restored and on else None,
@@ -170,5 +171,6 @@ def _next(plan: Plan | None, last: Migration | None, phases: list[PhaseStatus], 
                 continue
     back = "`afterwrite migrate rollback` takes any of them back"
     if any(phase.off for phase in phases):
-        return f"every phase is silenced: after its soak `afterwrite migrate remove --all --apply` drops what is off; {back}"
+        drop = "`afterwrite migrate remove --all --apply` drops what is off"
+        return f"every phase is silenced: after its soak {drop}; {back}"
     return f"nothing: every phase is removed; {back}"

@@ -26,9 +26,9 @@ from afterwrite.scan.catalog import Enabled, Trigger
 
 
 def start_statements(migration: int, plan: str) -> list[str]:
-    """Begin a migration unless one goes on: its row, and the first line of its ledger with the tables that there are."""
+    """Begin a migration unless one goes on: its row, and the ledger's first line with the tables that there are."""
     return [
-        "with begun as (\n"
+        "with begun as (\n"  # noqa: S608 - a script for people; the plan is a literal, as every value in it
         "    insert into afterwrite.migration (id, plan)\n"
         f"    select {migration}, {literal(plan)}\n"
         "     where not exists (select from afterwrite.migration where finished_at is null)\n"

@@ -16,8 +16,8 @@ _TRIES = 3
 async def shares_sessions(db: Database) -> bool:
     """Whether a pooler in transaction mode stands between. Call it outside a transaction.
 
-    A pooler makes up the process id that it tells at the login, so that nothing more is asked where that is the server's
-    own. Behind one in session mode a second connection never gets the server process that the first one had.
+    A pooler makes up the process id that it tells at the login, so that nothing more is asked where that is the
+    server's own. Behind one in session mode a second connection never gets the server process that the first one had.
     """
     connection = db.connection
     with translated(db.where):
