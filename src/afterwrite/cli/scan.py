@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,17 +218,29 @@ async def _look(
         with _progress() as tell:
             database, loaded = await stack.enter_async_context(_opened(source, tell))
             found = await survey(database, schemas, tell=tell)
-            found = found if loaded is None else told_of(found, loaded.report)
+            _are_there(schemas or (), found)
+            found = found if loaded is None else told_of(found, loaded.report, loaded.dark)
             async with reading(database):
                 figures = await read_table_figures(database)
         measured = await costs.costs_of(source.dsn, found, wanted, dump=loaded)
         return found, figures, loaded.report if loaded is not None else None, measured
 
 
+def _are_there(schemas: Iterable[str], found: Survey) -> None:
+    """Raises UsageError for a schema in which there is no table."""
+    there = sorted({table.schema for table in found.inventory.tables})
+    unknown = [schema for schema in schemas if schema not in there]
+    if unknown:
+        raise UsageError(
+            f"there is no schema {unknown[0]} with tables in it", remedy=f"--schema one of: {', '.join(there[:20])}"
+        )
+
+
 async def _for_check(source: Source) -> tuple[tuple[Judgement, ...], frozenset[str] | None]:
     with _progress() as tell:
         async with _opened(source, tell) as (database, loaded):
             found = await survey(database, tell=tell)
+            found = found if loaded is None else told_of(found, loaded.report, loaded.dark)
             # A dump may say anything of a migration's ledger.
             silenced = await plan.read_silenced_by_us(database) if loaded is None else None
             return found.judgements, silenced

@@ -17,13 +17,13 @@ import re
 import resource
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 from psycopg import sql
 
-from afterwrite.errors import AfterwriteError, ConnectionLost, Refused
+from afterwrite.errors import AfterwriteError, ConnectionLost, Refused, UsageError
 from afterwrite.postgres import Complaint, Database, connect, identifier, statement
 from afterwrite.postgres.embedded import Server, embedded_server
 from afterwrite.scan.dump.account import DumpReport, Tally, Unloaded, shortened
@@ -82,13 +82,15 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
 class LoadedDump(msgspec.Struct, frozen=True, kw_only=True):
     """A dump that stands in a database: ``dsn`` logs in as the role that owns it and has no other right.
 
-    ``admin`` is the superuser's. ``report`` says what was not loaded, and what stands in for what.
+    ``admin`` is the superuser's. ``report`` says what was not loaded, and what stands in for what; ``dark`` holds the
+    texts of what was not, by ``line N, KIND``.
     """
 
     dsn: str
     admin: str
     report: DumpReport
     server: Server
+    dark: Mapping[str, str] = {}
 
 
 @asynccontextmanager
@@ -99,7 +101,13 @@ async def loaded_dump(path: str) -> AsyncGenerator[LoadedDump]:
     """
     with open_dump(path) as lines:  # before the server starts: most mistakes show here
         async with open_sorter() as sorter:
-            statements, tally, databases = await _read(cut(lines), sorter)
+            dark: dict[str, str] = {}
+            statements, tally, databases = await _read(cut(lines), sorter, dark)
+            odd = [each.kind for each in tally.left_out() if each.deed is not Deed.NEEDLESS]
+            if not statements and odd and len(odd) == len(tally.left_out()):
+                raise UsageError(
+                    f"{path} holds no definition that can be read", remedy="name a dump made with pg_dump --schema-only"
+                )
             with contextlib.ExitStack() as stack:
                 with _bounded_memory():
                     server = stack.enter_context(embedded_server(settings=_SETTINGS))
@@ -109,7 +117,9 @@ async def loaded_dump(path: str) -> AsyncGenerator[LoadedDump]:
                 loader = _Loader(server, name, sorter, statements, tally)
                 await loader.load(databases)
                 report = loader.account(path)
-                yield LoadedDump(dsn=server.dsn(name, OWNER), admin=server.dsn(name), report=report, server=server)
+                dark |= loader.texts_not_loaded()
+                owner = server.dsn(name, OWNER)
+                yield LoadedDump(dsn=owner, admin=server.dsn(name), report=report, server=server, dark=dark)
 
 
 async def let_execute(dump: LoadedDump) -> None:
@@ -122,7 +132,9 @@ async def let_execute(dump: LoadedDump) -> None:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-async def _read(pieces: Iterable[Piece], sorter: Sorter) -> tuple[list[Statement], Tally, list[str]]:
+async def _read(
+    pieces: Iterable[Piece], sorter: Sorter, dark: dict[str, str]
+) -> tuple[list[Statement], Tally, list[str]]:
     """The statements that matter, what was left out, and the databases that the dump connects to."""
     statements: list[Statement] = []
     tally = Tally()
@@ -141,6 +153,8 @@ async def _read(pieces: Iterable[Piece], sorter: Sorter) -> tuple[list[Statement
                     tally.add(piece.line, answer.kind, Deed.NEEDLESS)
                 case Deed.NEEDLESS | Deed.REFUSED | Deed.UNREADABLE:
                     tally.add(piece.line, answer.kind, answer.deed, answer.why)
+                    if answer.deed is Deed.UNREADABLE or answer.kind == "DO":
+                        dark[f"line {piece.line}, {answer.kind}"] = piece.text
                 case _:
                     statements.append(Statement(line=piece.line, sorted=answer, path=path))
         waiting.clear()
@@ -154,6 +168,8 @@ async def _read(pieces: Iterable[Piece], sorter: Sorter) -> tuple[list[Statement
         answer = first_word(piece.text)
         if answer is not None:
             tally.add(piece.line, answer.kind, answer.deed, answer.why)
+            if answer.kind == "DO":
+                dark[f"line {piece.line}, {answer.kind}"] = piece.text
             continue
         size += len(piece.text)
         if size > _MOST_TEXT:
@@ -609,6 +625,11 @@ class _Loader:
         return sorted(still)
 
     # Telling ---------------------------------------------------------------------------------------------------------
+
+    def texts_not_loaded(self) -> dict[str, str]:
+        """What the server did not take, by ``line N, KIND``."""
+        failed = [self.statements[index] for index in sorted(self.failed)]
+        return {f"line {each.line}, {each.sorted.kind}": each.sorted.text for each in failed}
 
     def account(self, path: str) -> DumpReport:
         """What became of every statement."""
