@@ -79,8 +79,8 @@ async def rollback_phase(
     they were removed.
 
     With ``force`` what somebody changed or dropped meanwhile is made as it was, too. With ``backfill`` the legacy log
-    is filled for the time when its triggers were off, from the store (as ``replay`` says), and compared. Rolling back all
-    also sets the replica identities back that were changed for capture, and ends the migration. Raises, after
+    is filled for the time when its triggers were off, from the store (as ``replay`` says), and compared. Rolling back
+    all also sets the replica identities back that were changed for capture, and ends the migration. Raises, after
     everything that could be restored is, when a table stayed locked or a trigger is gone.
     """
     work = _Work(
