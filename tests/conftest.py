@@ -31,6 +31,9 @@ _GIVEN = os.environ.get("AFTERWRITE_TEST_DSN")
 _OURS = f"afterwrite_test_{secrets.token_hex(3)}"
 
 
+_LONG = frozenset({"test_faults.py", "test_chaos.py", "test_demo.py", "test_bench_capture.py", "test_graceful_stop.py"})
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pg-bin", metavar="DIR", help="run on the PostgreSQL (>= 14) whose initdb is in this folder")
 
@@ -70,6 +73,11 @@ def pytest_report_header() -> str:
         return f"PostgreSQL {given.version}, given by AFTERWRITE_TEST_DSN ({describe_dsn(_GIVEN)})"
     installation = find_installation()
     return f"PostgreSQL {installation.version} from {installation.bin_dir}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest first: at the end one of two workers would be busy with them alone.
+    items.sort(key=lambda item: item.path.name not in _LONG)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

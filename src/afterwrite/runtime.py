@@ -472,7 +472,9 @@ async def run_capture(
             # Any step of these may be broken off: the next look goes on from there.
             maintaining = group.create_task(_maintain(settings, remember_maintenance))
             deferring = group.create_task(_defer(settings, replay_stop, remember))
-            rehearsing = group.create_task(_rehearse(settings, surveyed, replay_stop))
+            rehearsing = group.create_task(
+                _rehearse(settings, surveyed, replay_stop) if settings.rehearse else _nothing()
+            )
             watching = group.create_task(_watch_migration(settings))
             try:
                 await worker.run()
@@ -508,6 +510,10 @@ async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[Replay
             tell(ReplayStatus(state=ReplayState.HALTED, trouble=str(error) or repr(error)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _HALTED_SECONDS)
+
+
+async def _nothing() -> None:
+    """What is not wanted is done at once."""
 
 
 async def _rehearse(settings: Settings, surveyed: asyncio.Future[Survey], stop: asyncio.Event) -> None:

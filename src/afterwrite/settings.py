@@ -90,6 +90,8 @@ class Settings(BaseSettings):
     over_budget: Literal["alarm", "give-up"] = "alarm"
     lag_warn_seconds: Annotated[float, Field(gt=0)] = 60.0
     # Which of the settings that a transaction stamped its deferred bodies find again, as patterns ("myapp.*").
+    # Whether bodies that are to be deferred are tried out while their triggers are still on.
+    rehearse: bool = True
     deferred_settings: Annotated[tuple[str, ...], BeforeValidator(_parse_words)] = ("request.*", "app.*")
     # Who acts, for the ledger; None means the operating system's user.
     operator: str | None = None

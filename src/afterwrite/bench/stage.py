@@ -81,9 +81,14 @@ class Stage:
 
     @asynccontextmanager
     async def capturing(self) -> AsyncGenerator[Process]:
-        """``afterwrite capture`` in a process of its own, inside the block."""
+        """``afterwrite capture`` in a process of its own, inside the block.
+
+        Without rehearsals: those end when each body was judged often enough, and are no part of a standing bill.
+        """
         log = self.folder / "capture.log"
-        async with capture_worker(self.server.dsn(DATABASE), log, store_dsn=self.settings.store_dsn) as worker:
+        async with capture_worker(
+            self.server.dsn(DATABASE), log, store_dsn=self.settings.store_dsn, rehearse=False
+        ) as worker:
             yield worker
 
     async def bill(self, load: Load, worker: Process | None) -> Bill:

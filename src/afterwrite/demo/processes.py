@@ -113,7 +113,9 @@ async def application(
 
 
 @asynccontextmanager
-async def capture_worker(dsn: str, log: Path, *, store_dsn: str | None = None) -> AsyncGenerator[Process]:
+async def capture_worker(
+    dsn: str, log: Path, *, store_dsn: str | None = None, rehearse: bool = True
+) -> AsyncGenerator[Process]:
     """``afterwrite capture`` in a process of its own; ``latest`` is its status line.
 
     It reads neither the variables nor the afterwrite.toml of whoever runs us: those are for databases of his own.
@@ -122,6 +124,7 @@ async def capture_worker(dsn: str, log: Path, *, store_dsn: str | None = None) -
     if store_dsn is not None:
         words += ["--store-dsn", store_dsn]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AFTERWRITE_")}
+    environment["AFTERWRITE_REHEARSE"] = str(rehearse).lower()
     async with _process(
         "capture worker", words, log, spontaneous=None, environment=environment, cwd=log.parent
     ) as process:
