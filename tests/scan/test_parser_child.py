@@ -120,6 +120,6 @@ def _mutated(text: str, rng: random.Random) -> str:
 
 
 def _child(parser: Parser) -> int:
-    child = parser._child  # the process that the test is about
-    assert child is not None
-    return child.pid
+    pid = parser._child.pid  # the process that the test is about
+    assert pid is not None
+    return pid

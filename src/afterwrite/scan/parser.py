@@ -8,9 +8,7 @@ One child lives as long as the ``Parser``; when it dies, what it was reading is 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
-import os
 import sys
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -18,9 +16,9 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from afterwrite.errors import AfterwriteError
+from afterwrite.scan.child import Child
 from afterwrite.scan.facts import Body, Source, Unknown, shared
 
-_LINE_BYTES = 256 * 1024 * 1024
 _SECONDS = 20.0
 _encoder = msgspec.json.Encoder()
 _bodies = msgspec.json.Decoder(Body)
@@ -33,7 +31,7 @@ class Parser:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.deaths = 0
-        self._child: asyncio.subprocess.Process | None = None
+        self._child = Child("afterwrite.scan.parser")
         self._read: dict[Source, Body] = {}
 
     async def read(self, sources: Iterable[Source]) -> Mapping[Source, Body]:
@@ -45,14 +43,12 @@ class Parser:
         return {source: self._read[source] for source in wanted}
 
     async def _ask(self, source: Source) -> Body:
-        child = await self._living()
-        if child.stdin is None or child.stdout is None:
-            raise AfterwriteError("the parser's process has no pipes")
+        writer, reader = await self._child.pipes()
         try:
             async with asyncio.timeout(self.seconds):
-                child.stdin.write(_encoder.encode(source) + b"\n")
-                await child.stdin.drain()
-                answer = await child.stdout.readline()
+                writer.write(_encoder.encode(source) + b"\n")
+                await writer.drain()
+                answer = await reader.readline()
         except TimeoutError:
             return await self._bury(f"the parser did not answer within {self.seconds:g} s")
         except (ConnectionError, ValueError):
@@ -64,29 +60,6 @@ class Parser:
         except (msgspec.DecodeError, RecursionError):
             return _unreadable("the text is nested too deeply")
 
-    async def _living(self) -> asyncio.subprocess.Process:
-        if self._child is not None and self._child.returncode is None:
-            return self._child
-        self._child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "afterwrite.scan.parser",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=_LINE_BYTES,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        hello = await self._child.stdout.readline() if self._child.stdout else b""
-        if hello != b"ready\n":
-            await self.close()
-            raise AfterwriteError(
-                "the parser's process does not start",
-                remedy=f"look at what `{sys.executable} -m afterwrite.scan.parser` says",
-            )
-        return self._child
-
     async def _bury(self, why: str) -> Body:
         await self.close()
         self.deaths += 1
@@ -94,14 +67,7 @@ class Parser:
 
     async def close(self) -> None:
         """End the child, if there is one."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        if child.stdin is not None:
-            child.stdin.close()
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+        await self._child.close()
 
 
 @asynccontextmanager

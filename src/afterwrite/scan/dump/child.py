@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -17,11 +16,10 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from afterwrite.errors import AfterwriteError
+from afterwrite.scan.child import Child
 from afterwrite.scan.dump.sorting import Deed, Question, Sorted, answer
 
 _BUNDLE = 200
-_LINE_BYTES = 256 * 1024 * 1024
 _SECONDS = 20.0
 _ALL_SECONDS = 120.0
 _MEMORY = 3 * 1024 * 1024 * 1024
@@ -36,7 +34,7 @@ class Sorter:
     def __init__(self) -> None:
         self.deaths = 0
         self.deadline = time.monotonic() + _ALL_SECONDS
-        self._child: asyncio.subprocess.Process | None = None
+        self._child = Child("afterwrite.scan.dump.child")
 
     async def sort(self, questions: Sequence[Question]) -> list[Sorted]:
         """An answer to each question, in order. Never raises for a text."""
@@ -57,50 +55,18 @@ class Sorter:
 
     async def _ask(self, bundle: Sequence[Question]) -> list[Sorted]:
         """The answers that came before the child died or fell silent."""
-        child = await self._living()
-        if child.stdin is None or child.stdout is None:
-            raise AfterwriteError("the parser's process has no pipes")
+        writer, reader = await self._child.pipes()
         found: list[Sorted] = []
         with contextlib.suppress(TimeoutError, ConnectionError, ValueError, msgspec.DecodeError):
-            child.stdin.write(b"".join(_encoder.encode(question) + b"\n" for question in bundle))
+            writer.write(b"".join(_encoder.encode(question) + b"\n" for question in bundle))
             async with asyncio.timeout(_SECONDS):
                 for _ in bundle:
-                    found.append(_answers.decode(await child.stdout.readline()))
+                    found.append(_answers.decode(await reader.readline()))
         return found
-
-    async def _living(self) -> asyncio.subprocess.Process:
-        if self._child is not None and self._child.returncode is None:
-            return self._child
-        self._child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "afterwrite.scan.dump.child",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=_LINE_BYTES,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        hello = await self._child.stdout.readline() if self._child.stdout else b""
-        if hello != b"ready\n":
-            await self.close()
-            raise AfterwriteError(
-                "the parser's process does not start",
-                remedy=f"look at what `{sys.executable} -m afterwrite.scan.dump.child` says",
-            )
-        return self._child
 
     async def close(self) -> None:
         """End the child, if there is one."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        if child.stdin is not None:
-            child.stdin.close()
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+        await self._child.close()
 
 
 @asynccontextmanager
