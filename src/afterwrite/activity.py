@@ -202,8 +202,9 @@ class Entries(Activities, Protocol):
     def entries(self) -> Iterator[Entry]: ...
 
 
-_of_origin = attrgetter(*Origin.__struct_fields__)
-_of_sort = attrgetter(*Sort.__struct_fields__)
+# The values of such fields, in their order, from an activity or from the part itself.
+origin_values = attrgetter(*Origin.__struct_fields__)
+sort_values = attrgetter(*Sort.__struct_fields__)
 
 
 def to_entries(activities: Iterable[Activity]) -> Iterator[Entry]:
@@ -212,7 +213,7 @@ def to_entries(activities: Iterable[Activity]) -> Iterator[Entry]:
     origin: Origin | None = None
     sorts: dict[tuple[object, ...], Sort] = {}
     for a in activities:
-        of_origin, of_sort = _of_origin(a), _of_sort(a)
+        of_origin, of_sort = origin_values(a), sort_values(a)
         if origin is None or of_origin != last:
             origin, last = Origin(**dict(zip(Origin.__struct_fields__, of_origin, strict=True))), of_origin
         sort = sorts.get(of_sort)

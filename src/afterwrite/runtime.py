@@ -470,12 +470,13 @@ async def run_capture(
         async with asyncio.TaskGroup() as group:
             ending = group.create_task(end_when_told())
             # Any step of these may be broken off: the next look goes on from there.
-            maintaining = group.create_task(_maintain(settings, remember_maintenance))
+            beside = [
+                group.create_task(_maintain(settings, remember_maintenance)),
+                group.create_task(_watch_migration(settings)),
+            ]
+            if settings.rehearse:
+                beside.append(group.create_task(_rehearse(settings, surveyed, replay_stop)))
             deferring = group.create_task(_defer(settings, replay_stop, remember))
-            rehearsing = group.create_task(
-                _rehearse(settings, surveyed, replay_stop) if settings.rehearse else _nothing()
-            )
-            watching = group.create_task(_watch_migration(settings))
             try:
                 await worker.run()
             finally:
@@ -485,7 +486,7 @@ async def run_capture(
                 since = time.monotonic() - told_at[0] if told_at else 0.0
                 patience = max(0.0, _DEFERRAL_ENDS_SECONDS - since)
                 await asyncio.gather(
-                    *(end_task(task) for task in (maintaining, watching, rehearsing)),
+                    *map(end_task, beside),
                     end_task(deferring, patience=patience),
                 )
     except BaseExceptionGroup as group:
@@ -510,10 +511,6 @@ async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[Replay
             tell(ReplayStatus(state=ReplayState.HALTED, trouble=str(error) or repr(error)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _HALTED_SECONDS)
-
-
-async def _nothing() -> None:
-    """What is not wanted is done at once."""
 
 
 async def _rehearse(settings: Settings, surveyed: asyncio.Future[Survey], stop: asyncio.Event) -> None:

@@ -28,7 +28,6 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from math import inf, isinf, isnan, nextafter
-from operator import attrgetter
 from typing import cast
 
 import msgspec
@@ -42,6 +41,8 @@ from afterwrite.activity import (
     Kind,
     Origin,
     Sort,
+    origin_values,
+    sort_values,
     to_activity,
     to_entries,
 )
@@ -72,7 +73,6 @@ _DOUBTED_BYTES = 16 * 1024 * 1024
 # Bytes that UTF-8 never uses hold the places of separators and nulls while a whole chunk is escaped at once.
 _FIELD, _ROW, _NULL = b"\xfe", b"\xfd", b"\xff"
 _SEPARATORS = bytes.maketrans(_FIELD + _ROW, b"\t\n")
-_of_origin, _of_sort = attrgetter(*Origin.__struct_fields__), attrgetter(*Sort.__struct_fields__)
 _RELATION, _BATCH = COLUMNS.index("relation"), COLUMNS.index("batch_id")
 
 
@@ -221,7 +221,7 @@ def _join(entries: Iterable[Entry], batch: bytes, *, doubting: bool) -> bytes | 
             shared, last = joined, origin
         kind = kinds.get(sort)
         if kind is None:
-            kind = kinds[sort] = _FIELD.join([null if text is None else text.encode() for text in _of_sort(sort)])
+            kind = kinds[sort] = _FIELD.join([null if text is None else text.encode() for text in sort_values(sort)])
         ids.append(id)
         if before is not None:
             jsons.append(before)
@@ -260,7 +260,7 @@ def _join_origin(origin: Origin, batch: bytes) -> bytes | None:
     """What the rows of a transaction have in common, with the batch; None when it may not be kept as it is."""
     null = _NULL
     at, source, actor_id, actor_type, tenant_id, session_id, request_id, trace_id, ip, user_agent, cause, xid, lsn = (
-        _of_origin(origin)
+        origin_values(origin)
     )
     address = null if ip is None else _address(ip)
     caused_by = null if cause is None else _identity(cause)
