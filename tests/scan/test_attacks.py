@@ -8,14 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import psycopg
 import pytest
+from scenes import judge_scripts
 
-from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server
-from afterwrite.scan.catalog import read_inventory
-from afterwrite.scan.parser import open_parser
-from afterwrite.scan.survey import judge_inventory
 from afterwrite.scan.verdicts import Judgement, Verdict
 
 
@@ -38,24 +34,7 @@ ATTACKS = list(attacks())
 def judged(server: Server) -> dict[str, Judgement]:
     """The judgement of the trigger ``t`` of every attack."""
 
-    async def look() -> dict[str, Judgement]:
-        found: dict[str, Judgement] = {}
-        async with open_parser() as parser:
-            for attack in ATTACKS:
-                with psycopg.connect(server.dsn(), autocommit=True) as admin:
-                    admin.execute("create database scan_attack")
-                try:
-                    with psycopg.connect(server.dsn("scan_attack"), autocommit=True) as laid:
-                        laid.execute(attack.sql)  # type: ignore[arg-type]
-                    async with connect(server.dsn("scan_attack")) as db:
-                        survey = await judge_inventory(await read_inventory(db), parser)
-                finally:
-                    with psycopg.connect(server.dsn(), autocommit=True) as admin:
-                        admin.execute("drop database scan_attack with (force)")
-                (found[attack.name],) = [each for each in survey.judgements if each.trigger.name == "t"]
-        return found
-
-    return asyncio.run(look())
+    return asyncio.run(judge_scripts(server, {attack.name: attack.sql for attack in ATTACKS}, trigger="t"))
 
 
 @pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name.replace(" ", "-")) for attack in ATTACKS])

@@ -8,15 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import psycopg
 import pytest
+from scenes import judge_scripts
 
-from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server
-from afterwrite.scan.catalog import read_inventory
-from afterwrite.scan.parser import open_parser
 from afterwrite.scan.rules import RULES
-from afterwrite.scan.survey import judge_inventory
 from afterwrite.scan.verdicts import Judgement, Verdict
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
@@ -45,24 +41,7 @@ CHAPTERS = list(chapters())
 def judged(server: Server) -> dict[str, Judgement]:
     """The judgement of the trigger ``example`` of every chapter."""
 
-    async def look() -> dict[str, Judgement]:
-        found: dict[str, Judgement] = {}
-        async with open_parser() as parser:
-            for chapter in CHAPTERS:
-                with psycopg.connect(server.dsn(), autocommit=True) as admin:
-                    admin.execute("create database scan_rules")
-                try:
-                    with psycopg.connect(server.dsn("scan_rules"), autocommit=True) as laid:
-                        laid.execute(chapter.sql)  # type: ignore[arg-type]
-                    async with connect(server.dsn("scan_rules")) as db:
-                        survey = await judge_inventory(await read_inventory(db), parser)
-                finally:
-                    with psycopg.connect(server.dsn(), autocommit=True) as admin:
-                        admin.execute("drop database scan_rules with (force)")
-                (found[chapter.name],) = [each for each in survey.judgements if each.trigger.name == "example"]
-        return found
-
-    return asyncio.run(look())
+    return asyncio.run(judge_scripts(server, {chapter.name: chapter.sql for chapter in CHAPTERS}, trigger="example"))
 
 
 def test_every_rule_has_its_chapter_under_its_verdict() -> None:
