@@ -20,7 +20,6 @@ from typing import cast
 
 import msgspec
 
-from afterwrite.activity import Checkpoint
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.governor import OverBudget, Policy, human_bytes
 from afterwrite.capture.governor import judge as judge_slot
@@ -40,6 +39,7 @@ from afterwrite.migrate.identity import parse_replica_identity, record_replica_i
 from afterwrite.migrate.pulse import note_pulse
 from afterwrite.postgres import Database, LockPolicy, OnBlocked, connect, quoted, script, statement
 from afterwrite.prove.prover import Prover
+from afterwrite.record import Checkpoint
 from afterwrite.scan.catalog import Event
 from afterwrite.scan.classify import Judgement, Verdict
 from afterwrite.scan.survey import Survey, survey

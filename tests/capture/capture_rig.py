@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 
 import psycopg
 
-from afterwrite.activity import Activity, Batch, Checkpoint, Receipt
 from afterwrite.capture.assemble import Assembler
 from afterwrite.capture.lookup import Publications, teach
 from afterwrite.capture.pgoutput import RELATION_TAG, decode
@@ -19,6 +18,7 @@ from afterwrite.capture.slot import Prepared, prepare
 from afterwrite.capture.stream import open_stream
 from afterwrite.capture.transaction import Change, Relation, Transaction
 from afterwrite.postgres import Database, connect, script
+from afterwrite.record import Activity, Batch, Checkpoint, Receipt
 
 
 class MemorySink:

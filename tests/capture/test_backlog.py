@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from afterwrite.activity import Lsn
 from afterwrite.capture.backlog import Backlog, Pace
 from afterwrite.capture.transaction import Message, Transaction
+from afterwrite.record import Lsn
 
 
 def transaction(number: int, rows: int = 1, size: int = 100) -> Transaction:

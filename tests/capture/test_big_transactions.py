@@ -17,7 +17,6 @@ from test_pgoutput import BEGIN, COMMIT, DELETE, INSERT, RELATION, UPDATE, row
 from test_worker import QUICK, run_sql, run_worker, until, write
 
 import big_transaction
-from afterwrite.activity import Batch, Kind, Lsn, Operation, Receipt
 from afterwrite.capture.assemble import Assembler
 from afterwrite.capture.backlog import Backlog, Pace
 from afterwrite.capture.spill import NoRoom, Spill
@@ -25,6 +24,7 @@ from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Transaction
 from afterwrite.capture.worker import Worker, WorkerState
 from afterwrite.errors import AfterwriteError, ConnectionLost
+from afterwrite.record import Batch, Kind, Lsn, Operation, Receipt
 
 RENAMED = RELATION.replace(b"note\0", b"text\0")
 CONTEXT = b"M" + struct.pack("!BQ", 1, 0x20) + b"afterwrite.context\0" + struct.pack("!i", 17) + b'{"actor_id":"me"}'

@@ -10,7 +10,6 @@ import psycopg
 import pytest
 from capture_rig import MemorySink, changes_of, drain, install, lay_memory, setup_of
 
-from afterwrite.activity import Batch, Lsn, Receipt
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.continuity import read_memory
 from afterwrite.capture.preflight import CaptureSetup
@@ -19,6 +18,7 @@ from afterwrite.capture.worker import Source, Worker, WorkerState
 from afterwrite.errors import Finding, Refused
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server
+from afterwrite.record import Batch, Lsn, Receipt
 
 QUICK = Pace(linger_ms=5, pulse_seconds=0.05, heartbeat_seconds=0.3, first_pause_ms=20, takeover_seconds=1.5)
 

@@ -9,7 +9,6 @@ import psycopg
 import pytest
 from capture_rig import MemorySink, install, setup_of
 
-from afterwrite.activity import Checkpoint
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.preflight import CaptureSetup, Survey, judge, judge_limit, survey
 from afterwrite.capture.slot import examine
@@ -17,6 +16,7 @@ from afterwrite.capture.worker import Source, Worker
 from afterwrite.errors import Finding, Refused, Severity
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server
+from afterwrite.record import Checkpoint
 
 
 def run_sql(dsn: str, script: str) -> list[tuple]:

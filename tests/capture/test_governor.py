@@ -11,13 +11,13 @@ import pytest
 from capture_rig import MemorySink, changes_of, drain, install
 from test_continuity import accept, examined, laid, run_sql, until, wal
 
-from afterwrite.activity import Batch, Lsn, Receipt
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.governor import Health, LagClock, Observed, OverBudget, Policy, judge
 from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.slot import Gap, StepKind
 from afterwrite.capture.worker import Source, Worker, WorkerState, WorkerStatus
 from afterwrite.errors import ConnectionLost, Refused
+from afterwrite.record import Batch, Lsn, Receipt
 
 MB = 1 << 20
 ALARM = Policy(wal_budget=100 * MB)

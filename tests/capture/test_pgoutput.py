@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterwrite.activity import Lsn
 from afterwrite.capture.assemble import Assembler
 from afterwrite.capture.pgoutput import (
     UNCHANGED,
@@ -26,6 +25,7 @@ from afterwrite.capture.pgoutput import (
 )
 from afterwrite.capture.transaction import Column, Relation, Transaction
 from afterwrite.errors import AfterwriteError
+from afterwrite.record import Lsn
 
 
 def row(*values: bytes | None) -> bytes:

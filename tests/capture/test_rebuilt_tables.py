@@ -24,12 +24,12 @@ import psycopg
 from capture_rig import MemorySink, drain, setup_of
 from psycopg import sql
 
-from afterwrite.activity import Batch, Checkpoint, Lsn, TransactionContext
 from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.slot import prepare
 from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Transaction
 from afterwrite.postgres import connect
+from afterwrite.record import Batch, Checkpoint, Lsn, TransactionContext
 from afterwrite.store.reader import verify_feed
 from afterwrite.store.writer import open_sink
 

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from capture_rig import capture, changes_of, drain, install, parsed, setup_of
 
-from afterwrite.activity import Kind, Level, Operation
 from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Transaction
+from afterwrite.record import Kind, Level, Operation
 
 LONG = "md5(random()::text) || (select string_agg(md5(g::text), '') from generate_series(1, 400) g)"
 

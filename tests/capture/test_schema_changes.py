@@ -12,7 +12,6 @@ from capture_rig import capture, drain, install, parsed, setup_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from afterwrite.activity import Activity
 from afterwrite.capture.assemble import TableFacts
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.lookup import Attribute, Remembered, Standing, find_key, state_facts
@@ -20,6 +19,7 @@ from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Column, Relation, Transaction
 from afterwrite.capture.values import PgType, TypeCatalog, TypeKind, is_after
 from afterwrite.capture.worker import Source, Worker
+from afterwrite.record import Activity
 
 
 def told(dsn: str, before: str, *work: str, tables: Iterable[str] = ("t",), full: Iterable[str] = ()) -> list[Activity]:

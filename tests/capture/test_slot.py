@@ -10,7 +10,6 @@ import psycopg
 import pytest
 from capture_rig import MemorySink, changes_of, drain, install, setup_of
 
-from afterwrite.activity import Checkpoint, Lsn
 from afterwrite.capture.preflight import CaptureSetup, SlotState, preflight, read_slot, survey
 from afterwrite.capture.slot import (
     Gap,
@@ -26,6 +25,7 @@ from afterwrite.capture.slot import (
 from afterwrite.errors import Finding, Refused, Severity
 from afterwrite.postgres import LockTimeout, connect
 from afterwrite.postgres.embedded import Server, embedded_server
+from afterwrite.record import Checkpoint, Lsn
 
 
 def run_sql(dsn: str, script: str) -> list[tuple]:

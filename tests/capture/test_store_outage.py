@@ -17,7 +17,6 @@ from capture_rig import MemorySink, install, setup_of
 from test_standby import ended
 from test_worker import run_sql, start_process, stored, until, wait_for
 
-from afterwrite.activity import Batch, Receipt
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.slot import prepare
@@ -25,6 +24,7 @@ from afterwrite.capture.worker import Source, Worker, WorkerState
 from afterwrite.errors import DatabaseError
 from afterwrite.postgres import connect, translate
 from afterwrite.postgres.embedded import Server, embedded_server
+from afterwrite.record import Batch, Receipt
 from afterwrite.store.schema import install_store
 from afterwrite.store.writer import open_sink
 

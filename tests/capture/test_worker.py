@@ -18,7 +18,6 @@ import psycopg
 import pytest
 from capture_rig import MemorySink, install, setup_of
 
-from afterwrite.activity import Batch, Lsn, Receipt, Sink
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.slot import prepare
@@ -28,6 +27,7 @@ from afterwrite.capture.worker import Source, Worker, WorkerState, WorkerStatus
 from afterwrite.errors import ConnectionLost, Refused
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import embedded_server
+from afterwrite.record import Batch, Lsn, Receipt, Sink
 from afterwrite.store.schema import install_store
 from afterwrite.store.writer import open_sink
 

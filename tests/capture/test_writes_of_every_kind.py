@@ -9,9 +9,9 @@ import pytest
 from capture_rig import capture, changes_of, drain, install, parsed, setup_of
 from psycopg import sql
 
-from afterwrite.activity import Activity
 from afterwrite.capture.tell import Told
 from afterwrite.capture.transaction import Change, Transaction
+from afterwrite.record import Activity
 
 
 def laid(dsn: str, script: str) -> None:

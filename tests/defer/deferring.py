@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 from psycopg import sql
 
-from afterwrite.activity import Activity, Batch, Checkpoint, Kind, Lsn, Operation, TransactionContext, change_id
 from afterwrite.defer.calls import OnError, ReplayPolicy
 from afterwrite.defer.deferral import prepare_deferral
 from afterwrite.defer.replay import Replayer
 from afterwrite.migrate.plan import Plan, Thresholds, write_plan
 from afterwrite.postgres import Database, connect
+from afterwrite.record import Activity, Batch, Checkpoint, Kind, Lsn, Operation, TransactionContext, change_id
 from afterwrite.scan.catalog import Trigger, read_inventory
 from afterwrite.store.schema import install_store
 from afterwrite.store.writer import open_sink

@@ -7,10 +7,10 @@ import sys
 
 import msgspec
 
-from afterwrite.activity import Lsn
 from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.window import replay_window
 from afterwrite.postgres import connect
+from afterwrite.record import Lsn
 from afterwrite.scan.catalog import Trigger
 
 

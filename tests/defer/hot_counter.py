@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from deferring import tell_ledger
 
-from afterwrite.activity import EVENT_PREFIX
 from afterwrite.capture.preflight import CaptureSetup
 from afterwrite.capture.slot import prepare
 from afterwrite.defer.deferral import prepare_deferral
 from afterwrite.defer.progress import settle
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server, embedded_server
+from afterwrite.record import EVENT_PREFIX
 from afterwrite.scan.catalog import read_inventory
 from afterwrite.store.schema import install_store
 from afterwrite.store.writer import open_sink

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from triggers import a_trigger
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.context import Context, decode_context
 from afterwrite.defer import calls as defer_calls
 from afterwrite.defer.calls import (
@@ -31,6 +30,7 @@ from afterwrite.defer.calls import (
     plan_long_job,
     split_job,
 )
+from afterwrite.record import Lsn, Operation
 from afterwrite.scan.catalog import Event, TriggerLevel
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)

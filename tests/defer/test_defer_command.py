@@ -10,11 +10,11 @@ import sys
 
 from deferring import SOURCE, Stage, change, stage
 
-from afterwrite.activity import Activity
 from afterwrite.defer.calls import OnError
 from afterwrite.defer.letters import read_dead_letters
 from afterwrite.defer.progress import read_standing
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
+from afterwrite.record import Activity
 
 DDL = """
 create table items (id int primary key, name text);

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from deferring import SOURCE, Stage, stage
 
-from afterwrite.activity import Lsn
 from afterwrite.defer import rehearse
 from afterwrite.defer.agree import Outcome
 from afterwrite.defer.rehearse import Rehearser, read_rehearsals
 from afterwrite.defer.tryout import Rehearsable
+from afterwrite.record import Lsn
 
 DDL = """
 create table orders (id int primary key, customer int, amount numeric(12, 2), status text default 'new', hash text);

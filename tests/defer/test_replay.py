@@ -15,7 +15,6 @@ import msgspec
 import pytest
 from deferring import SOURCE, Stage, change, mark, stage, stage_again, tell_ledger
 
-from afterwrite.activity import Activity, Lsn
 from afterwrite.defer import feed
 from afterwrite.defer import run as run_room
 from afterwrite.defer.calls import OnError, ReplayPolicy
@@ -25,6 +24,7 @@ from afterwrite.defer.progress import caught_up, read_lag, read_progress, settle
 from afterwrite.defer.replay import Replayer, ReplayState, ReplayStatus, run_replayer
 from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.postgres import connect
+from afterwrite.record import Activity, Lsn
 from afterwrite.store import reader
 
 DDL = """

@@ -12,13 +12,13 @@ import msgspec
 import pytest
 from deferring import SOURCE, Stage, change, mark, stage
 
-from afterwrite.activity import Lsn
 from afterwrite.defer import feed
 from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.letters import read_dead_letters, retry_dead_letters
 from afterwrite.defer.window import Filled, replay_window
 from afterwrite.errors import Refused
 from afterwrite.postgres import connect
+from afterwrite.record import Lsn
 from afterwrite.scan.catalog import Trigger
 from afterwrite.store import reader
 

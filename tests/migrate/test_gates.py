@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from migrating import HOLDING, PLACE, application, captured, holding, judge, plan_of, until
 
-from afterwrite.activity import Operation
 from afterwrite.errors import GateNotMet
 from afterwrite.migrate.engine import run_all, run_phase
 from afterwrite.migrate.gates import (
@@ -31,6 +30,7 @@ from afterwrite.prove.legacy import MappedRow
 from afterwrite.prove.match import Reason
 from afterwrite.prove.report import Lack, OperationProof, Proof, Standing, TriggerProof, standing
 from afterwrite.prove.watch import Mode
+from afterwrite.record import Operation
 from afterwrite.scan.survey import survey
 
 

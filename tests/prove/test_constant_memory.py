@@ -13,12 +13,12 @@ import psycopg
 from proof_scene import Scene, of  # type: ignore[import-not-found]
 from test_match import _SHAPES, Story, mapped, row, trigger  # type: ignore[import-not-found]
 
-from afterwrite.activity import Lsn
 from afterwrite.capture.transaction import Column, Transaction
 from afterwrite.postgres import connect
 from afterwrite.prove.match import EXAMPLES, Account, Matcher
 from afterwrite.prove.prover import Prover
 from afterwrite.prove.report import read_proof
+from afterwrite.record import Lsn
 
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 

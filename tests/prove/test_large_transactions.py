@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from proof_scene import Scene, of  # type: ignore[import-not-found]
 
-from afterwrite.activity import Operation
 from afterwrite.capture.transaction import Transaction
 from afterwrite.prove import parts
 from afterwrite.prove.match import Account, Matcher, Reason
 from afterwrite.prove.report import Minimums, OperationProof, Proof, standing
 from afterwrite.prove.watch import watch
+from afterwrite.record import Operation
 
 _SCHEMA = """
 create table item (id integer primary key, label text);

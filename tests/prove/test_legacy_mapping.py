@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from afterwrite.activity import Operation
 from afterwrite.prove.body import Written
 from afterwrite.prove.expression import TRUE, show
 from afterwrite.prove.legacy import LegacyMapping, Override, TableShape, infer
 from afterwrite.prove.syntax import Routine
+from afterwrite.record import Operation
 from afterwrite.scan.catalog import Event, Timing, Trigger, TriggerLevel
 
 LOG = ("public", "audit_log")

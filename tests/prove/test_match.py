@@ -11,11 +11,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.capture.transaction import Change, Column, Relation, Transaction
 from afterwrite.context import Context
 from afterwrite.prove.legacy import LegacyMapping, TableShape, infer
 from afterwrite.prove.match import Account, Matcher, Reason, Tally
+from afterwrite.record import Lsn, Operation
 from afterwrite.scan.catalog import Enabled, Event, Timing, Trigger, TriggerLevel
 
 LOG = ("public", "log")

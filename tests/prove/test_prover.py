@@ -8,12 +8,12 @@ import psycopg
 import pytest
 from proof_scene import Scene, of  # type: ignore[import-not-found]
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.errors import ConnectionLost
 from afterwrite.postgres import connect
 from afterwrite.prove.match import Reason
 from afterwrite.prove.prover import Prover, begin_window
 from afterwrite.prove.report import Minimums, read_proof, standing, to_json
+from afterwrite.record import Lsn, Operation
 
 _SCHEMA = """
 create schema auth;

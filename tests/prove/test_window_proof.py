@@ -7,13 +7,13 @@ import asyncio
 import pytest
 from deferring import SOURCE, Stage, mark, stage  # type: ignore[import-not-found]
 
-from afterwrite.activity import Lsn
 from afterwrite.defer.window import replay_window
 from afterwrite.errors import Refused
 from afterwrite.postgres import connect
 from afterwrite.prove import window
 from afterwrite.prove.match import Reason
 from afterwrite.prove.window import WindowProof, prove_window
+from afterwrite.record import Lsn
 
 # The second body writes under a transaction id of its own, since it has an exception handler.
 _DDL = """

@@ -88,7 +88,8 @@ def _next_trigger(text: str, place: int) -> str:
 _EMPTY = """do $$
 declare each text;
 begin
-  for each in select nspname from pg_namespace where nspname not like 'pg!_%' escape '!' and nspname <> 'information_schema' loop
+  for each in select nspname from pg_namespace
+              where nspname not like 'pg!_%' escape '!' and nspname <> 'information_schema' loop
     execute format('drop schema %I cascade', each);
   end loop;
   for each in select setrole::regrole from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase

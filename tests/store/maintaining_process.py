@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from afterwrite.activity import Lsn
 from afterwrite.postgres import connect
+from afterwrite.record import Lsn
 from afterwrite.store import maintain as maintenance
 from afterwrite.store import partitions, recast
 from afterwrite.store.maintain import SESSION, MaintainPolicy, Reader, Report, maintain

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterwrite.activity import Activity, Kind, Lsn, Operation
+from afterwrite.record import Activity, Kind, Lsn, Operation
 from afterwrite.store import lines
 from afterwrite.store.lines import COLUMNS, LONGEST_INDEXED, CopyLines, span, storable
 

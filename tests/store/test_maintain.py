@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from afterwrite.activity import Activity, Batch, Checkpoint, Kind, Lsn, Operation, TransactionContext
 from afterwrite.errors import Refused
 from afterwrite.postgres import Database, LockPolicy, connect
+from afterwrite.record import Activity, Batch, Checkpoint, Kind, Lsn, Operation, TransactionContext
 from afterwrite.store import maintain as maintenance
 from afterwrite.store import partitions, recast
 from afterwrite.store.maintain import (

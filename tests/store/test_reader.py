@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from afterwrite.activity import Activity, Batch, Kind, Level, Lsn, Operation, Outcome, TransactionContext, change_id
 from afterwrite.postgres import connect, statement
+from afterwrite.record import Activity, Batch, Kind, Level, Lsn, Operation, Outcome, TransactionContext, change_id
 from afterwrite.store import reader
 from afterwrite.store.reader import (
     StoredActivity,

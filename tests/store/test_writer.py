@@ -14,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from afterwrite.activity import (
+from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
+from afterwrite.postgres import connect
+from afterwrite.record import (
     Activity,
     Batch,
     Checkpoint,
@@ -24,8 +26,6 @@ from afterwrite.activity import (
     TransactionContext,
     change_id,
 )
-from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
-from afterwrite.postgres import connect
 from afterwrite.store import lines
 from afterwrite.store.partitions import partition_name, read_partition_days
 from afterwrite.store.reader import (

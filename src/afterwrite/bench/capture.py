@@ -22,7 +22,6 @@ from pathlib import Path
 import msgspec
 from psycopg import sql
 
-from afterwrite.activity import Checkpoint, Lsn
 from afterwrite.bench.claims import Claim, Report, compare, held_to, note, percentile
 from afterwrite.bench.load import MIX, SINGLE, SINGLE_ROWS, Load
 from afterwrite.bench.stage import DATABASE, Bill, Parts, Stage, Variant, staged
@@ -32,6 +31,7 @@ from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database, connect, statement, translated
 from afterwrite.postgres.cpu import cpu_seconds
 from afterwrite.postgres.embedded import embedded_server
+from afterwrite.record import Checkpoint, Lsn
 from afterwrite.store.lines import COLUMNS
 from afterwrite.store.writer import read_checkpoint
 

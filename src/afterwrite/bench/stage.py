@@ -13,7 +13,6 @@ import msgspec
 from psycopg import sql
 
 from afterwrite import runtime
-from afterwrite.activity import Lsn
 from afterwrite.bench.load import Load, Sizes, read_sizes, run_load
 from afterwrite.capture.slot import read_wal_position
 from afterwrite.demo.processes import Process, capture_worker
@@ -22,6 +21,7 @@ from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database, connect, identifier, script, statement
 from afterwrite.postgres.cpu import cluster_cpu_seconds, cpu_seconds
 from afterwrite.postgres.embedded import Server
+from afterwrite.record import Lsn
 from afterwrite.scan.classify import Verdict
 from afterwrite.scan.survey import survey
 from afterwrite.settings import Settings

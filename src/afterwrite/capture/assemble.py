@@ -24,13 +24,6 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from afterwrite.activity import (
-    CONTEXT_PREFIX,
-    EVENT_PREFIX,
-    Lsn,
-    Operation,
-    from_pg_microseconds,
-)
 from afterwrite.capture.pgoutput import (
     ROW_TAGS,
     UNCHANGED,
@@ -52,6 +45,13 @@ from afterwrite.capture.values import PgType, TypeCatalog, encode_text, is_after
 from afterwrite.context import Context, decode_context
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import quoted
+from afterwrite.record import (
+    CONTEXT_PREFIX,
+    EVENT_PREFIX,
+    Lsn,
+    Operation,
+    from_pg_microseconds,
+)
 
 # Up to here a transaction is decoded once, at its commit. It is what the event loop must stand.
 _AT_ONCE = 2_000

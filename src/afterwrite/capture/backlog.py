@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from afterwrite.activity import Lsn
 from afterwrite.capture.transaction import Transaction
+from afterwrite.record import Lsn
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,10 +18,10 @@ from enum import StrEnum
 
 import msgspec
 
-from afterwrite.activity import Checkpoint, Lsn
 from afterwrite.errors import Finding, Refused, Severity
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, quoted, statement
+from afterwrite.record import Checkpoint, Lsn
 
 ACCEPT_GAP = "run `afterwrite install --apply --accept-gap`, which mends it and records the gap"
 

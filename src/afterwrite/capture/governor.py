@@ -15,8 +15,8 @@ from enum import StrEnum
 
 import msgspec
 
-from afterwrite.activity import Lsn
 from afterwrite.errors import Finding, Severity
+from afterwrite.record import Lsn
 
 MEBIBYTE = 1 << 20
 _SAMPLES = 512

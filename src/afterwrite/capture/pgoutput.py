@@ -13,10 +13,10 @@ from typing import Final
 
 import msgspec
 
-from afterwrite.activity import Lsn
 from afterwrite.capture.transaction import Column, Relation
 from afterwrite.capture.values import Encoder
 from afterwrite.errors import AfterwriteError
+from afterwrite.record import Lsn
 
 Value = bytes | None
 """A column's text, or None for SQL NULL."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from afterwrite.activity import Lsn
 from afterwrite.errors import Finding, Severity
 from afterwrite.postgres import Database, quoted, statement
+from afterwrite.record import Lsn
 
 Table = tuple[str, str]
 """(schema, table)"""

@@ -19,7 +19,6 @@ from typing import NoReturn
 
 import msgspec
 
-from afterwrite.activity import Batch, Checkpoint, Lsn, Sink
 from afterwrite.capture.continuity import (
     Departure,
     GapKind,
@@ -46,6 +45,7 @@ from afterwrite.postgres import (
     statement,
     with_short_locks,
 )
+from afterwrite.record import Batch, Checkpoint, Lsn, Sink
 
 _SLOT_LOCK_TIMEOUT_MS = 30_000
 _CLAIM_TRIES = 10

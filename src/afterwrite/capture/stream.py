@@ -26,10 +26,10 @@ from psycopg import conninfo, pq, sql
 from psycopg.errors import error_from_result
 from psycopg.pq.abc import PGconn, PGresult
 
-from afterwrite.activity import Lsn
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, describe_dsn, parse_dsn, statement, translate
+from afterwrite.record import Lsn
 
 # What the values' texts depend on. The defaults of the role or the database must not reach the decoder.
 _SESSION = {

@@ -12,7 +12,10 @@ from functools import lru_cache
 
 import msgspec
 
-from afterwrite.activity import (
+from afterwrite.capture.transaction import Change, Message, Relation, Transaction
+from afterwrite.context import Context
+from afterwrite.postgres import quoted
+from afterwrite.record import (
     Activity,
     Emitted,
     Entry,
@@ -24,9 +27,6 @@ from afterwrite.activity import (
     change_prefix,
     to_activity,
 )
-from afterwrite.capture.transaction import Change, Message, Relation, Transaction
-from afterwrite.context import Context
-from afterwrite.postgres import quoted
 
 _encode = msgspec.json.Encoder().encode
 _SUMMARY_COLUMNS = 8

@@ -8,9 +8,9 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.capture.spill import Spill
 from afterwrite.context import Context
+from afterwrite.record import Lsn, Operation
 
 Item_co = TypeVar("Item_co", covariant=True)
 

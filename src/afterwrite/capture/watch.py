@@ -22,7 +22,6 @@ from datetime import datetime
 
 import msgspec
 
-from afterwrite.activity import HEARTBEAT_PREFIX, Checkpoint, Lsn
 from afterwrite.capture.continuity import (
     Departure,
     GapKind,
@@ -44,6 +43,7 @@ from afterwrite.capture.transaction import Transaction
 from afterwrite.errors import AfterwriteError, Finding, Refused
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, statement
+from afterwrite.record import HEARTBEAT_PREFIX, Checkpoint, Lsn
 
 log = logging.getLogger(__name__)
 

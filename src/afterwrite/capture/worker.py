@@ -25,7 +25,6 @@ from typing import Protocol, cast
 
 import msgspec
 
-from afterwrite.activity import Batch, Checkpoint, Lsn, Sink, TransactionContext
 from afterwrite.capture.assemble import Assembler
 from afterwrite.capture.backlog import Backlog, Pace, Take
 from afterwrite.capture.governor import Policy
@@ -49,6 +48,7 @@ from afterwrite.capture.watch import (
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Finding, Refused
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import ReadOnly, connect, statement
+from afterwrite.record import Batch, Checkpoint, Lsn, Sink, TransactionContext
 
 OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from afterwrite.activity import Operation
 from afterwrite.cli.face import Dsn, Json, counted, emit, fill, out, plain, run, say, settings, table
 from afterwrite.cli.plan import load
 from afterwrite.errors import ExitCode, UsageError
@@ -21,6 +20,7 @@ from afterwrite.prove.plan import adopt, check, read_planned
 from afterwrite.prove.prover import begin_window
 from afterwrite.prove.report import MEANING, Proof, Reason, Residual, TriggerProof, read_proof, to_json
 from afterwrite.prove.watch import Mode, Planned, Watch, watch
+from afterwrite.record import Operation
 from afterwrite.scan.survey import survey
 from afterwrite.settings import Settings
 from afterwrite.store.schema import read_version

@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import msgspec
 
-from afterwrite.activity import Operation
 from afterwrite.defer.calls import FeedChange
+from afterwrite.record import Operation
 
 Row = Mapping[str, Any]
 Key = tuple[str, tuple[str, ...]]

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.context import Context, encode_context
+from afterwrite.record import Lsn, Operation
 from afterwrite.scan.catalog import Trigger, TriggerLevel
 
 DEPTH = "afterwrite.depth"

@@ -8,12 +8,12 @@ from itertools import groupby
 import msgspec
 from psycopg import sql
 
-from afterwrite.activity import Lsn
 from afterwrite.defer.calls import Deferral, OnError, Span
 from afterwrite.defer.refusals import clock_default, refusals, written_tables
 from afterwrite.defer.transplant import ShapeColumn, TableShape, Transplant, body_path, drop_statements, transplant
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.postgres import Database, quoted, statement
+from afterwrite.record import Lsn
 from afterwrite.scan.catalog import Trigger
 
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from afterwrite.activity import Lsn
 from afterwrite.context import Context
 from afterwrite.defer.calls import FeedChange, SourceTransaction, gather
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database
+from afterwrite.record import Lsn
 from afterwrite.store.reader import (
     StoredActivity,
     StoredBatch,

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from afterwrite.activity import HEARTBEAT_PREFIX, Lsn
 from afterwrite.defer.deferral import parse_lsn
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database, statement
+from afterwrite.record import HEARTBEAT_PREFIX, Lsn
 from afterwrite.store.writer import read_checkpoint
 
 

@@ -14,7 +14,6 @@ from datetime import datetime
 
 import msgspec
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.defer.agree import Outcome, Verdict
 from afterwrite.defer.calls import Coverage, ReplayPolicy, SourceTransaction
 from afterwrite.defer.feed import transactions_of
@@ -22,6 +21,7 @@ from afterwrite.defer.run import is_outage
 from afterwrite.defer.tryout import Rehearsable, Tryout
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database, connect, quoted, statement
+from afterwrite.record import Lsn, Operation
 from afterwrite.store.reader import StoredBatch, read_batch_activities, read_batches, read_position, read_settings
 
 _WANTED = 20

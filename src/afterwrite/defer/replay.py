@@ -21,7 +21,6 @@ from enum import StrEnum
 
 import msgspec
 
-from afterwrite.activity import Lsn
 from afterwrite.defer.calls import Coverage, Job, ReplayPolicy, count_rows, encode_jobs, plan_job, plan_long_job
 from afterwrite.defer.deferral import (
     ActiveDeferral,
@@ -50,6 +49,7 @@ from afterwrite.defer.transplant import STALE
 from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement, translated
+from afterwrite.record import Lsn
 
 log = logging.getLogger(__name__)
 

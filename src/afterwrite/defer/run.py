@@ -22,7 +22,6 @@ from typing import NamedTuple, Protocol
 import msgspec
 import psycopg
 
-from afterwrite.activity import Lsn
 from afterwrite.defer.calls import (
     Job,
     LongJob,
@@ -38,6 +37,7 @@ from afterwrite.defer.transplant import STALE
 from afterwrite.errors import AfterwriteError, ConnectionLost
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database
+from afterwrite.record import Lsn
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from datetime import datetime
 import msgspec
 from psycopg import sql
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.context import Context
 from afterwrite.defer.agree import (
     Counts,
@@ -53,6 +52,7 @@ from afterwrite.defer.run import is_outage, is_transient, sqlstate
 from afterwrite.defer.transplant import names_its_table
 from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.postgres import Database, quoted, statement
+from afterwrite.record import Lsn, Operation
 from afterwrite.scan.catalog import Trigger, TriggerLevel
 
 _SMALL_PAGES = 1_000

@@ -15,7 +15,6 @@ from contextlib import aclosing
 
 import msgspec
 
-from afterwrite.activity import Lsn
 from afterwrite.defer.calls import Coverage, Job, ReplayPolicy, encode_jobs, plan_job, plan_long_job
 from afterwrite.defer.deferral import (
     DeferralRow,
@@ -31,6 +30,7 @@ from afterwrite.defer.run import LongWork, MovedError, Runner, Work
 from afterwrite.defer.transplant import drop_statements
 from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.postgres import Database, quoted, statement
+from afterwrite.record import Lsn
 from afterwrite.scan.catalog import Trigger
 from afterwrite.store.writer import read_checkpoint
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from afterwrite.activity import Operation
 from afterwrite.demo.ledger import Copy, Count, Effect, Notice, Progress, RowChange
+from afterwrite.record import Operation
 
 Row = Mapping[str, Any]
 

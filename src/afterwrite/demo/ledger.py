@@ -20,8 +20,8 @@ from typing import Any, Self
 
 import msgspec
 
-from afterwrite.activity import Operation
 from afterwrite.errors import AfterwriteError
+from afterwrite.record import Operation
 
 
 class RowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):

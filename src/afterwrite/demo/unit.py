@@ -21,7 +21,6 @@ from psycopg import sql
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
-from afterwrite.activity import CONTEXT_PREFIX, Operation
 from afterwrite.context import Context, encode_context
 from afterwrite.demo.expectations import (
     CASCADES,
@@ -36,6 +35,7 @@ from afterwrite.demo.expectations import (
 from afterwrite.demo.ledger import Effect, RowChange
 from afterwrite.demo.transcript import Changed, Deed, Made, Missed, Removed
 from afterwrite.postgres import statement
+from afterwrite.record import CONTEXT_PREFIX, Operation
 
 Item = TypeVar("Item")
 Connection = psycopg.Connection[DictRow]

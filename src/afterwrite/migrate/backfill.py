@@ -17,7 +17,6 @@ from datetime import datetime
 
 import msgspec
 
-from afterwrite.activity import Lsn
 from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.window import Filled, replay_window
 from afterwrite.errors import AfterwriteError, Finding, Severity
@@ -27,6 +26,7 @@ from afterwrite.migrate.gates import Place
 from afterwrite.migrate.ledger import Action, write_entry
 from afterwrite.postgres import Database, statement
 from afterwrite.prove.window import WindowProof, prove_window
+from afterwrite.record import Lsn
 from afterwrite.scan.catalog import Trigger
 
 _PATIENCE_SECONDS = 60.0

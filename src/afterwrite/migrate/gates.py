@@ -16,12 +16,12 @@ from datetime import datetime
 
 import msgspec
 
-from afterwrite.activity import Operation
 from afterwrite.migrate.phase import Gate
 from afterwrite.migrate.plan import Check, PlannedTrigger, TableFigures, Thresholds, proof_plan_of
 from afterwrite.migrate.pulse import Load, LoadReading
 from afterwrite.postgres import Database, statement
 from afterwrite.prove.report import Standing, read_proof, standing
+from afterwrite.record import Operation
 
 _POLL_SECONDS = 0.05
 

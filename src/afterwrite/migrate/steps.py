@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from afterwrite.activity import EVENT_PREFIX, Emitted
 from afterwrite.migrate.backup import (
     FunctionBackup,
     TriggerBackup,
@@ -22,6 +21,7 @@ from afterwrite.migrate.backup import (
 )
 from afterwrite.migrate.phase import Mode
 from afterwrite.postgres import quoted
+from afterwrite.record import EVENT_PREFIX, Emitted
 from afterwrite.scan.catalog import Enabled, Trigger
 
 

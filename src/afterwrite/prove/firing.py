@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from afterwrite.activity import Operation
 from afterwrite.capture.transaction import Change, Relation
 from afterwrite.postgres import quoted
 from afterwrite.prove.body import Written
@@ -44,6 +43,7 @@ from afterwrite.prove.expression import (
 from afterwrite.prove.landing import Landed, Lander, lander
 from afterwrite.prove.legacy import LegacyMapping, TableShape
 from afterwrite.prove.value import Unknown, Value, decode_json, unknown
+from afterwrite.record import Operation
 from afterwrite.scan.catalog import TriggerLevel
 
 

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import msgspec
 
-from afterwrite.activity import Operation
 from afterwrite.postgres import quoted
 from afterwrite.prove.body import Surroundings, Written, follow
 from afterwrite.prove.expression import (
@@ -40,6 +39,7 @@ from afterwrite.prove.expression import (
 from afterwrite.prove.fold import trigger_arguments
 from afterwrite.prove.syntax import Binding, Reader, Routine
 from afterwrite.prove.trees import NotUnderstood, is_one_expression
+from afterwrite.record import Operation
 from afterwrite.scan.catalog import Event, Timing, Trigger, TriggerLevel
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.capture.transaction import Change, Column, Relation, Transaction
 from afterwrite.postgres import quoted
 from afterwrite.prove.evaluate import Moment, Slots, Writer
@@ -28,6 +27,7 @@ from afterwrite.prove.landing import Exact, Landed, NotCompared, Partly, Whole
 from afterwrite.prove.legacy import LegacyMapping, TableShape
 from afterwrite.prove.pairing import Found, Wanted, differences, pair
 from afterwrite.prove.value import Holes, Unknown, Value, to_json
+from afterwrite.record import Lsn, Operation
 from afterwrite.scan.catalog import Enabled
 
 

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterwrite.activity import Operation
 from afterwrite.capture.transaction import Change, Relation
 from afterwrite.prove.compare import agrees, freeze, identical
 from afterwrite.prove.landing import Exact, Landed, NotCompared, Partly, Whole, found
 from afterwrite.prove.value import decode_json
+from afterwrite.record import Operation
 
 
 class Found:

@@ -22,12 +22,12 @@ from zlib import crc32
 
 import msgspec
 
-from afterwrite.activity import Operation
 from afterwrite.capture.spill import Pile, Spill, cost
 from afterwrite.capture.transaction import Change, Many, Relation, Transaction
 from afterwrite.postgres import quoted
 from afterwrite.prove.match import Account, Matcher, Reason, Residual, Role
 from afterwrite.prove.value import decode_json
+from afterwrite.record import Operation
 
 # A pair of change and legacy row takes about 6 kB while it is matched.
 ROWS_AT_ONCE = 20_000

@@ -24,7 +24,6 @@ from typing import Any, Self
 
 import msgspec
 
-from afterwrite.activity import Emitted, Lsn, Operation
 from afterwrite.capture.transaction import Transaction
 from afterwrite.errors import AfterwriteError, ConnectionLost
 from afterwrite.failpoints import failpoint
@@ -34,6 +33,7 @@ from afterwrite.prove.match import EXAMPLES, Account, Matcher, Reason
 from afterwrite.prove.parts import is_large, match_large
 from afterwrite.prove.plan import read_planned
 from afterwrite.prove.watch import Mode, Planned, Watch, WatchedRow, WindowRow, expected_operations, watch
+from afterwrite.record import Emitted, Lsn, Operation
 from afterwrite.scan.catalog import Enabled, Inventory, read_inventory
 from afterwrite.scan.classify import Judgement
 from afterwrite.scan.facts import Body

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.postgres import Database, statement
 from afterwrite.prove.legacy import MappedRow, Override
 from afterwrite.prove.match import Difference, Reason, Residual
 from afterwrite.prove.watch import Mode, Planned, WatchedRow, WindowRow
+from afterwrite.record import Lsn, Operation
 
 MEANING: Mapping[Reason, str] = {
     Reason.MISSING: "a row of the log for which no change was captured",

@@ -8,9 +8,9 @@ from enum import StrEnum
 
 import msgspec
 
-from afterwrite.activity import Operation
 from afterwrite.prove.legacy import LegacyMapping, MappedRow, Override, TableShape, infer
 from afterwrite.prove.syntax import Routine
+from afterwrite.record import Operation
 from afterwrite.scan.catalog import Event, Inventory, Kind, Table, Timing, TriggerLevel
 from afterwrite.scan.classify import Judgement, Verdict
 from afterwrite.scan.facts import Body

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 from psycopg import sql
 
-from afterwrite.activity import Lsn, Operation
 from afterwrite.capture.transaction import Change, Column, Relation, Transaction
 from afterwrite.context import Context
 from afterwrite.errors import Refused
@@ -27,6 +26,7 @@ from afterwrite.prove.match import EXAMPLES, Account, Matcher, Reason, Residual
 from afterwrite.prove.parts import is_large, match_large
 from afterwrite.prove.plan import read_planned
 from afterwrite.prove.watch import Watch, watch
+from afterwrite.record import Lsn, Operation
 from afterwrite.scan.survey import survey
 from afterwrite.store.reader import (
     StoredActivity,

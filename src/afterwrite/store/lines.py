@@ -32,7 +32,8 @@ from typing import cast
 
 import msgspec
 
-from afterwrite.activity import (
+from afterwrite.jsonb import fits_jsonb, may_hold_large_numbers, measure_depth, with_jsonb_characters
+from afterwrite.record import (
     Activities,
     Activity,
     Entries,
@@ -46,7 +47,6 @@ from afterwrite.activity import (
     to_activity,
     to_entries,
 )
-from afterwrite.jsonb import fits_jsonb, may_hold_large_numbers, measure_depth, with_jsonb_characters
 
 # The order in which the fields of a line stand: what a row has for itself, then what it shares with the others of its
 # transaction, then what it shares with the others of its table and operation. Shared parts are made once a chunk.

@@ -23,10 +23,10 @@ from typing import Any, assert_never
 import msgspec
 from psycopg import sql
 
-from afterwrite.activity import Lsn
 from afterwrite.errors import AfterwriteError, ConnectionLost, Finding, Refused, Severity
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, LockPolicy, LockTimeout, identifier, quoted, statement, with_short_locks
+from afterwrite.record import Lsn
 from afterwrite.store.partitions import (
     AHEAD_DAYS,
     DEFAULT,

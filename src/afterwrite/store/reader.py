@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from afterwrite.activity import Kind, Level, Lsn, Operation, Outcome
 from afterwrite.postgres import Database, statement
+from afterwrite.record import Kind, Level, Lsn, Operation, Outcome
 from afterwrite.store.lines import Seal, Sealing, read_batch_id
 
 _VERIFIED_AT_ONCE = 50

@@ -27,11 +27,11 @@ import msgspec
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
-from afterwrite.activity import Activities, Activity, Batch, Checkpoint, Lsn, Receipt, TransactionContext
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.failpoints import failpoint
 from afterwrite.jsonb import with_jsonb_characters
 from afterwrite.postgres import Database, connect, identifier, names, statement
+from afterwrite.record import Activities, Activity, Batch, Checkpoint, Lsn, Receipt, TransactionContext
 from afterwrite.store.lines import COLUMNS, JSONS, CopyLines, DoubtError, Seal, Sealing, Span, span, storable
 from afterwrite.store.partitions import AHEAD_DAYS, PARENT, SCHEMA, make_partitions, partition_name, read_partition_days
 from afterwrite.store.schema import require_store
