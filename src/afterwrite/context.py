@@ -1,8 +1,24 @@
-"""Who and why: the context that a writer stamps into its own transaction's WAL."""
+"""Who and why: the context of this task, and the stamp that a writer puts into its own transaction's WAL.
+
+::
+
+    with context.bind(actor="user:42", tenant="acme"):      # for all that runs inside, tasks included
+        with context.bind(reason="refund", tenant=None):    # merges over it; None takes away
+            context.current()                               # Context(actor_id="user:42", reason="refund", …)
+"""
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
+from uuid import UUID
+
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from afterwrite.errors import AfterwriteError
 
@@ -26,6 +42,215 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     settings: dict[str, str] = {}
     caused_by: str | None = None
 
+
+Word = str | int | UUID | None | UnsetType
+Function = TypeVar("Function", bound=Callable[..., Any])
+# A longer word is cut: it goes onto every row that its transaction changes.
+LONGEST_WORD = 1_000
+
+
+class _Frame(NamedTuple):
+    """One binding on top of others; the ContextVar holds the topmost, so that bindings themselves hold no state."""
+
+    context: Context
+    binding: Binding | None
+    below: _Frame | None
+
+
+_BOTTOM = _Frame(Context(), None, None)
+_frame: ContextVar[_Frame] = ContextVar("afterwrite.context", default=_BOTTOM)
+
+
+def current() -> Context:
+    """The context of this task: what ``bind`` has bound around here, merged."""
+    return _frame.get().context
+
+
+def bind(
+    *,
+    actor: Word = UNSET,
+    actor_type: Word = UNSET,
+    tenant: Word = UNSET,
+    session: Word = UNSET,
+    request: Word = UNSET,
+    trace: Word = UNSET,
+    ip: Word = UNSET,
+    user_agent: Word = UNSET,
+    reason: Word = UNSET,
+    settings: Mapping[str, str | None] | UnsetType | None = UNSET,
+    caused_by: Word = UNSET,
+) -> Binding:
+    """Say who and why for all that runs inside: in ``with``, or as a decorator of a function of any kind.
+
+    It merges over what is bound already, and ``None`` takes away. ``actor="user:42"`` is the actor's whole id, and its
+    type is ``user`` where ``actor_type`` does not say otherwise. ``settings`` merge key by key. A new task, and what
+    ``asyncio.to_thread`` runs, sees it; another thread sees it through ``carry``. What is not text becomes text, and
+    what PostgreSQL could not keep of it (NUL, lone surrogates) a sign for it.
+    """
+    given: dict[str, object] = {}
+    if actor is not UNSET:
+        given["actor_id"] = id = _word(actor)
+        # The type of another actor is not this one's.
+        given["actor_type"] = id.partition(":")[0] if id is not None and ":" in id else None
+    for name, value in (
+        ("actor_type", actor_type),
+        ("tenant_id", tenant),
+        ("session_id", session),
+        ("request_id", request),
+        ("trace_id", trace),
+        ("ip", ip),
+        ("user_agent", user_agent),
+        ("reason", reason),
+        ("caused_by", caused_by),
+    ):
+        if value is not UNSET:
+            given[name] = _word(value)
+    return Binding(given, settings)
+
+
+class Binding:
+    """What ``bind`` gives: enter it as often as wanted, in as many tasks and threads as wanted."""
+
+    __slots__ = ("_given", "_settings")
+
+    def __init__(self, given: dict[str, object], settings: Mapping[str, str | None] | UnsetType | None) -> None:
+        self._given = given
+        self._settings = (
+            {_clean(key): None if value is None else _clean(value) for key, value in settings.items()}
+            if isinstance(settings, Mapping)
+            else settings
+        )
+
+    def over(self, context: Context) -> Context:
+        """That context with this one's words over it."""
+        settings = self._settings
+        if settings is UNSET:
+            return msgspec.structs.replace(context, **self._given)
+        merged = {} if settings is None else {**context.settings, **settings}
+        kept = {key: value for key, value in merged.items() if value is not None}
+        return msgspec.structs.replace(context, **self._given, settings=kept)
+
+    def __enter__(self) -> Context:
+        return self._push().context
+
+    def __exit__(self, *_: object) -> None:
+        _frame.set(_without(_frame.get(), self))
+
+    def __call__(self, function: Function) -> Function:
+        """The function with this bound around each of its calls; around each step of a generator, and not between."""
+        return _around(function, lambda: _Frame(self.over(_frame.get().context), self, _frame.get()))
+
+    def _push(self) -> _Frame:
+        below = _frame.get()
+        frame = _Frame(self.over(below.context), self, below)
+        _frame.set(frame)
+        return frame
+
+
+def carry(function: Function) -> Function:
+    """The function with the context of here and now around it, wherever it runs: a thread, an executor, a callback."""
+    frame = _frame.get()
+    return _around(function, lambda: frame)
+
+
+def _without(frame: _Frame, binding: Binding) -> _Frame:
+    """These frames without the topmost of this binding; those above it (of a generator not yet ended) stay."""
+    if frame.binding is binding:
+        return frame.below or _BOTTOM
+    if frame.below is None or frame.binding is None:
+        return frame
+    below = _without(frame.below, binding)
+    return frame if below is frame.below else _Frame(frame.binding.over(below.context), frame.binding, below)
+
+
+def _around(function: Function, enter: Callable[[], _Frame]) -> Function:
+    """The function, of whatever kind, with a frame set while it runs."""
+    around: Callable[..., Any]
+    if inspect.isasyncgenfunction(function):
+
+        async def around_steps_async(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            body: AsyncGenerator[Any, Any] = function(*args, **kwargs)
+            frame, sent, thrown = enter(), None, None
+            while True:
+                outer = _swap(frame)
+                try:
+                    item = await (body.asend(sent) if thrown is None else body.athrow(thrown))
+                except StopAsyncIteration:
+                    return
+                finally:
+                    frame = _swap(outer)
+                sent = thrown = None
+                try:
+                    sent = yield item
+                except BaseException as error:
+                    thrown = error
+
+        around = around_steps_async
+    elif inspect.isgeneratorfunction(function):
+
+        def around_steps(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            body: Generator[Any, Any, Any] = function(*args, **kwargs)
+            frame, sent, thrown = enter(), None, None
+            while True:
+                outer = _swap(frame)
+                try:
+                    item = body.send(sent) if thrown is None else body.throw(thrown)
+                except StopIteration as stop:
+                    return stop.value
+                finally:
+                    frame = _swap(outer)
+                sent = thrown = None
+                try:
+                    sent = yield item
+                except BaseException as error:
+                    thrown = error
+
+        around = around_steps
+    elif inspect.iscoroutinefunction(function):
+
+        async def around_await(*args: Any, **kwargs: Any) -> Any:
+            outer = _swap(enter())
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                _frame.set(outer)
+
+        around = around_await
+    else:
+
+        def around_call(*args: Any, **kwargs: Any) -> Any:
+            outer = _swap(enter())
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _frame.set(outer)
+
+        around = around_call
+    return cast("Function", wraps(function)(around))
+
+
+def _swap(frame: _Frame) -> _Frame:
+    before = _frame.get()
+    _frame.set(frame)
+    return before
+
+
+def _word(value: Word) -> str | None:
+    if value is None or value is UNSET:
+        return None
+    text = _clean(value)
+    return text if len(text) <= LONGEST_WORD else f"{text[: LONGEST_WORD - 1]}…"
+
+
+def _clean(value: object) -> str:
+    """Text that PostgreSQL can keep, written as the store would write it."""
+    text = value if isinstance(value, str) else str(value)
+    if "\0" in text:
+        text = text.replace("\0", "␀")
+    return text if text.isascii() else _SURROGATE.sub("�", text)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Context)

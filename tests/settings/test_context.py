@@ -1,0 +1,175 @@
+"""The ambient context: merging, every kind of function, tasks, threads, and what PostgreSQL could not keep."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from afterwrite.context import LONGEST_WORD, Context, bind, carry, current, decode_context, encode_context
+
+
+def test_bindings_nest_and_merge_and_none_takes_away() -> None:
+    assert current() == Context()
+    with bind(actor="user:42", tenant="acme", settings={"a": "1", "b": "2"}) as outer:
+        assert (
+            outer
+            == current()
+            == Context(actor_id="user:42", actor_type="user", tenant_id="acme", settings={"a": "1", "b": "2"})
+        )
+        with bind(reason="refund", tenant=None, settings={"b": None, "c": "3"}):
+            assert current() == Context(
+                actor_id="user:42", actor_type="user", reason="refund", settings={"a": "1", "c": "3"}
+            )
+            with bind(actor=None, settings=None):
+                assert current() == Context(reason="refund")
+        assert current() is outer
+    assert current() == Context()
+
+
+def test_the_type_of_an_actor_is_its_own() -> None:
+    with bind(actor="user:42"):
+        with bind(actor="7"):
+            assert (current().actor_id, current().actor_type) == ("7", None)
+        with bind(actor="urn:x:1", actor_type="service"):
+            assert (current().actor_id, current().actor_type) == ("urn:x:1", "service")
+        with bind(actor_type="admin"):
+            assert (current().actor_id, current().actor_type) == ("user:42", "admin")
+
+
+def test_what_is_not_text_becomes_text_that_postgresql_keeps() -> None:
+    with bind(actor=42, tenant=UUID(int=7), reason="a\0b\ud800c", user_agent="x" * 5000, settings={"k\0": "v" * 5000}):
+        context = current()
+    assert (context.actor_id, context.tenant_id, context.reason) == ("42", str(UUID(int=7)), "a␀b�c")
+    assert context.user_agent is not None
+    assert len(context.user_agent) == LONGEST_WORD
+    assert context.settings == {"k␀": "v" * 5000}
+    assert decode_context(encode_context(context).encode()) == context
+
+
+def test_a_decorated_function_is_bound_anew_at_each_call() -> None:
+    @bind(tenant="acme")
+    def plain(more: str) -> tuple[str | None, str | None, str]:
+        return current().actor_id, current().tenant_id, more
+
+    @bind(tenant="acme")
+    async def waiting() -> Context:
+        await asyncio.sleep(0)
+        return current()
+
+    with bind(actor="a"):
+        assert plain("x") == ("a", "acme", "x")
+        assert asyncio.run(waiting()) == Context(actor_id="a", tenant_id="acme")
+    assert plain("y") == (None, "acme", "y")
+    assert plain.__name__ == "plain"
+    assert asyncio.iscoroutinefunction(waiting)
+    assert current() == Context()
+
+
+def test_a_decorated_generator_is_bound_in_its_steps_and_not_between() -> None:
+    seen: list[object] = []
+
+    @bind(tenant="acme")
+    def steps() -> Iterator[str]:
+        with bind(reason="inside"):
+            try:
+                seen.append((yield str(current().reason)))
+            except KeyError:
+                seen.append(current())
+            yield str(current().reason)
+        seen.append(current())
+
+    walk: Any = steps()
+    assert next(walk) == "inside"
+    assert current() == Context()
+    with bind(actor="b"):
+        assert walk.throw(KeyError("x")) == "inside"
+        assert current() == Context(actor_id="b", actor_type=None)
+    assert list(walk) == []
+    assert seen == [Context(tenant_id="acme", reason="inside"), Context(tenant_id="acme")]
+
+    closing = steps()
+    next(closing)
+    closing.close()
+    assert current() == Context()
+
+
+def test_a_decorated_async_generator_is_bound_in_its_steps_and_not_between() -> None:
+    ended: list[Context] = []
+
+    @bind(tenant="acme")
+    async def steps() -> AsyncIterator[Context]:
+        try:
+            for _ in range(3):
+                await asyncio.sleep(0)
+                yield current()
+        finally:
+            ended.append(current())
+
+    async def main() -> None:
+        walk: Any = steps()
+        assert (await anext(walk)).tenant_id == "acme"
+        assert current() == Context()
+        await walk.aclose()
+        assert [each.tenant_id async for each in steps()] == ["acme"] * 3
+        walk = steps()
+        await anext(walk)
+        with pytest.raises(KeyError):
+            await walk.athrow(KeyError("x"))
+        assert current() == Context()
+
+    asyncio.run(main())
+    assert [each.tenant_id for each in ended] == ["acme"] * 3
+
+
+def test_a_generator_that_ends_late_takes_away_only_its_own() -> None:
+    def leaky() -> Iterator[None]:
+        with bind(tenant="leaked"):
+            yield
+
+    walk = leaky()
+    next(walk)
+    with bind(actor="a"):
+        assert current() == Context(actor_id="a", tenant_id="leaked")
+        walk.close()
+        assert current() == Context(actor_id="a")
+    assert current() == Context()
+
+
+def test_one_binding_serves_many_tasks_at_once() -> None:
+    acme = bind(tenant="acme")
+
+    async def work(number: int) -> bool:
+        with bind(actor=number), acme:
+            await asyncio.sleep(0)
+            inside = current() == Context(actor_id=str(number), tenant_id="acme")
+            with acme:
+                await asyncio.sleep(0)
+            return inside and current() == Context(actor_id=str(number), tenant_id="acme")
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work(number)) for number in range(20)]
+        assert all(task.result() for task in tasks)
+
+    asyncio.run(main())
+
+
+def test_threads_see_it_where_it_is_carried() -> None:
+    async def told() -> Context:
+        return current()
+
+    with bind(actor="a"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(current).result() == Context()
+        assert pool.submit(carry(current)).result() == Context(actor_id="a")
+        assert pool.submit(current).result() == Context()
+        later = carry(told)
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        thread.join()
+    assert asyncio.run(later()) == Context(actor_id="a")
