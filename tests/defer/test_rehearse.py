@@ -13,6 +13,7 @@ from afterwrite.defer import rehearse
 from afterwrite.defer.agree import Outcome
 from afterwrite.defer.rehearse import Rehearser, read_rehearsals
 from afterwrite.defer.tryout import Rehearsable
+from afterwrite.postgres import Database
 from afterwrite.record import Lsn
 
 DDL = """
@@ -46,11 +47,23 @@ begin
 end $$;
 create trigger m after update on orders for each row execute function write_mail();
 """
+LOG = """
+create table log (
+    id bigserial primary key, what text, at timestamptz default clock_timestamp(), said timestamptz
+);
+create function log_it() returns trigger language plpgsql as $$
+begin insert into log (what, said) values (new.status, clock_timestamp()); return null; end $$;
+create trigger l after insert on orders for each row execute function log_it();
+"""
 SPIED = ["public.orders", "public.totals", "public.mail"]
 
 
 def rehearser(
-    on: Stage, *given: tuple[str, Sequence[str]], publication: str | None = None, **change: object
+    on: Stage,
+    *given: tuple[str, Sequence[str]],
+    publication: str | None = None,
+    db: Database | None = None,
+    **change: object,
 ) -> Rehearser:
     async def load() -> list[Rehearsable]:
         return [
@@ -58,7 +71,7 @@ def rehearser(
             for name, effects in given
         ]
 
-    return Rehearser(on.db, on.store, SOURCE, load, publication=publication, since=Lsn(0))
+    return Rehearser(db or on.db, on.store, SOURCE, load, publication=publication, since=Lsn(0))
 
 
 async def outcomes(on: Stage) -> dict[tuple[str, str, str], int]:
@@ -108,6 +121,20 @@ def test_counters_upserts_and_new_rows_are_found_alike_and_nothing_of_the_rehear
             assert not await on.db.values(
                 b"select proname from pg_proc where pronamespace = 'afterwrite_deferred'::regnamespace"
             )
+
+    asyncio.run(run())
+
+
+def test_a_body_without_a_path_of_its_own_and_clocks_that_go_on_are_found_alike(dsn: str) -> None:
+    async def run() -> None:
+        async with stage(dsn) as on:
+            await on.lay(DDL + LOG, spied=[*SPIED, "public.log"])
+            await on.do("insert into orders values (1, 1, 1.50)")
+            await on.tell_all()
+            effects = {"t": ["public.totals"], "l": ["public.log"]}
+            async with rehearse.session(dsn) as db:
+                assert await rehearser(on, *effects.items(), db=db).round() == 2
+            assert await outcomes(on) == {("t", "insert", "matched"): 1, ("l", "insert", "matched"): 1}
 
     asyncio.run(run())
 

@@ -18,6 +18,8 @@ import msgspec
 from afterwrite.defer.calls import FeedChange
 from afterwrite.record import Operation
 
+_LONGEST = timedelta(minutes=1)
+
 Row = Mapping[str, Any]
 Key = tuple[str, tuple[str, ...]]
 
@@ -103,10 +105,21 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """Between which times a value may be the time: there up to the commit, here at the commit or from ``began`` on."""
+    """Between which times a value may be the time: there up to the commit, here from the commit or from ``began`` on.
+
+    Here for as long as a rehearsal may take: a clock goes on, and a column's default knows only the server's own.
+    """
 
     committed_at: datetime
     began: datetime
+
+    def was_then(self, moment: datetime) -> bool:
+        """Whether this can be the clock of the transaction that is rehearsed."""
+        return self.committed_at - timedelta(hours=1) <= moment <= self.committed_at
+
+    def is_now(self, moment: datetime) -> bool:
+        """Whether this can be the clock of a body that is rehearsed."""
+        return any(begin <= moment <= begin + _LONGEST for begin in (self.committed_at, self.began))
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -318,8 +331,7 @@ def _equal(one: Any, other: Any, window: Window) -> bool:
     there, here = _time(one), _time(other)
     if there is None or here is None:
         return False
-    was_now = window.committed_at - timedelta(hours=1) <= there <= window.committed_at
-    return was_now and (here == window.committed_at or here >= window.began)
+    return (window.was_then(there) or window.is_now(there)) and window.is_now(here)
 
 
 def _time(value: Any) -> datetime | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 
 import msgspec
@@ -36,8 +36,7 @@ _OF_ONE = 2
 _BACK = 16
 _ROUND_SECONDS = 2.0
 
-SESSION: Mapping[str, str] = {
-    "search_path": "pg_catalog",
+_SESSION: Mapping[str, str] = {
     "lock_timeout": "50ms",
     "statement_timeout": "2s",
     "idle_in_transaction_session_timeout": "10s",
@@ -68,6 +67,14 @@ def _rehearsed(*, operation: str, outcome: str, **columns: object) -> Rehearsed:
     return msgspec.convert({"operation": operation, "outcome": outcome, **columns}, Rehearsed)
 
 
+def session(dsn: str | None) -> AbstractAsyncContextManager[Database]:
+    """A connection to rehearse on.
+
+    Its search_path is none of its options: those are the session's reset values, which tell of the writers' own path.
+    """
+    return connect(dsn, application_name="afterwrite rehearsal", options=_SESSION, guarded=True)
+
+
 Load = Callable[[], Awaitable[Sequence[Rehearsable]]]
 
 
@@ -88,7 +95,7 @@ async def run_rehearser(
     while not stop.is_set():
         try:
             async with (
-                connect(source_dsn, application_name="afterwrite rehearsal", options=SESSION) as db,
+                session(source_dsn) as db,
                 connect(store_dsn, application_name="afterwrite rehearsal: feed") as store,
             ):
                 rehearser = Rehearser(db, store, source, load, publication=publication, policy=policy)
