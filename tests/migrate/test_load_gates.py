@@ -208,6 +208,7 @@ def test_checks_of_the_users_own_are_asked_and_cannot_do_harm(installed_dsn: str
                 checks = (
                     Check(name="yes", sql="select count(*) = 0 from app.users"),
                     Check(name="no", sql="select false"),
+                    Check(name="unqualified", sql="select count(*) > 0 from walls"),
                     Check(name="value", sql="select 'a', 2", expect="a"),
                     Check(name="none", sql="select 1 where false"),
                     Check(name="writes", sql="insert into app.users values (1) returning true"),
@@ -217,11 +218,14 @@ def test_checks_of_the_users_own_are_asked_and_cannot_do_harm(installed_dsn: str
                     Check(name="ill", url=ill),
                     Check(name="nobody", url="http://127.0.0.1:1/"),
                 )
+                await db.run("create table public.walls as select 1")
+                await db.run("set search_path to pg_catalog")  # as the engine's connection has it
                 readings = await read_checks(db, checks)
             found = {reading.check.name: (reading.met, reading.value) for reading in readings}
             assert found == {
                 "yes": (True, "true"),
                 "no": (False, "false"),
+                "unqualified": (True, "true"),
                 "value": (True, "a"),
                 "none": (False, "no row"),
                 "writes": (False, None),

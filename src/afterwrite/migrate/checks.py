@@ -25,6 +25,7 @@ async def _ask_query(db: Database, check: Check) -> CheckReading:
     try:
         async with db.transaction():
             await db.run(statement("migrate.only_read"))
+            await db.run(statement("migrate.use_own_path"))
             await db.value(statement("migrate.limit_time"), milliseconds=f"{check.timeout_seconds * 1_000:.0f}ms")
             rows = await db.values((check.sql or "").encode())
     except AfterwriteError as error:

@@ -510,6 +510,10 @@ select s.at as silenced_at,
            and (l.phase <> :phase or l.action = 'trigger.restore')) as steady_since
   from silenced s;
 
+-- name: use_own_path
+-- Until the end of the transaction, names are looked for where this role and database have them looked for.
+set local search_path to default;
+
 -- name: only_read
 -- Nothing may be written for the rest of this transaction.
 set transaction read only;
