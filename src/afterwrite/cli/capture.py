@@ -18,7 +18,7 @@ from rich.text import Text
 from afterwrite import runtime
 from afterwrite.capture.governor import human_bytes
 from afterwrite.capture.worker import WorkerState, WorkerStatus
-from afterwrite.cli.face import Dsn, Json, StoreDsn, emit, say, settings, talk
+from afterwrite.cli.face import FLAG, Dsn, Json, StoreDsn, emit, say, settings, talk
 from afterwrite.defer.replay import ReplayState
 from afterwrite.errors import ExitCode
 from afterwrite.settings import Settings
@@ -33,7 +33,9 @@ def capture(
     json: Json = False,
     no_standby: Annotated[
         bool,
-        typer.Option("--no-standby", help="Refuse where another worker is active, instead of standing by for it."),
+        typer.Option(
+            "--no-standby", metavar=FLAG, help="Refuse where another worker is active, instead of standing by for it."
+        ),
     ] = False,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> int:

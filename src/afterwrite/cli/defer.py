@@ -10,7 +10,22 @@ import typer
 from rich.markup import escape
 
 from afterwrite import runtime
-from afterwrite.cli.face import Dsn, Json, StoreDsn, Yes, counted, emit, fill, out, plain, run, say, settings, table
+from afterwrite.cli.face import (
+    FLAG,
+    Dsn,
+    Json,
+    StoreDsn,
+    Yes,
+    counted,
+    emit,
+    fill,
+    out,
+    plain,
+    run,
+    say,
+    settings,
+    table,
+)
 from afterwrite.defer.letters import (
     DeadLetter,
     LetterDetail,
@@ -49,7 +64,9 @@ def status_command(dsn: Dsn = None, store_dsn: StoreDsn = None, json: Json = Fal
 def list_command(
     dsn: Dsn = None,
     trigger: OfTrigger = None,
-    everything: Annotated[bool, typer.Option("--all", help="Those that were run again or skipped, too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", metavar=FLAG, help="Those that were run again or skipped, too.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """List the calls that failed and wait, in the order in which they were to run."""
@@ -70,7 +87,8 @@ def retry_command(
     dsn: Dsn = None,
     trigger: OfTrigger = None,
     renew: Annotated[
-        bool, typer.Option("--renew", help="First take over the triggers' functions as they are now, mended.")
+        bool,
+        typer.Option("--renew", metavar=FLAG, help="First take over the triggers' functions as they are now, mended."),
     ] = False,
     json: Json = False,
 ) -> int:
@@ -90,7 +108,9 @@ def skip_command(
     trigger: OfTrigger = None,
     halted: Annotated[
         bool,
-        typer.Option("--halted", help="Let the transaction at which the stream stands go by; what fails is parked."),
+        typer.Option(
+            "--halted", metavar=FLAG, help="Let the transaction at which the stream stands go by; what fails is parked."
+        ),
     ] = False,
     yes: Yes = False,
     json: Json = False,

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from afterwrite import runtime
 from afterwrite.capture.slot import StepKind
-from afterwrite.cli.face import Apply, Dsn, Json, StoreDsn, counted, emit, out, run, say, settings, show_findings
+from afterwrite.cli.face import FLAG, Apply, Dsn, Json, StoreDsn, counted, emit, out, run, say, settings, show_findings
 from afterwrite.errors import ExitCode, Severity
 from afterwrite.postgres import Blocker
 from afterwrite.settings import Settings
@@ -24,6 +24,7 @@ def install(
         bool,
         typer.Option(
             "--accept-gap",
+            metavar=FLAG,
             help="Go on where changes are missing (slot lost or ahead, tables taken out of the publication, another "
             "store's slot): mend it, begin anew where need be, and record the gap.",
         ),

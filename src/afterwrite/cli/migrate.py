@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from afterwrite import runtime
 from afterwrite.cli.face import (
+    FLAG,
     Apply,
     Dsn,
     Json,
@@ -55,7 +56,7 @@ from afterwrite.settings import Settings
 app = typer.Typer(help="Silence the triggers phase by phase, behind gates, and take it back.", no_args_is_help=True)
 
 PhaseNumber = Annotated[int | None, typer.Option("--phase", help="The phase's number.", min=1)]
-Everything = Annotated[bool, typer.Option("--all", help="Every phase, in order.")]
+Everything = Annotated[bool, typer.Option("--all", metavar=FLAG, help="Every phase, in order.")]
 
 
 @app.command("run")
@@ -74,7 +75,10 @@ def run_command(
         ),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show gates and soak live, with keys to pause, resume and roll back.")
+        bool,
+        typer.Option(
+            "--watch", metavar=FLAG, help="Show gates and soak live, with keys to pause, resume and roll back."
+        ),
     ] = False,
     json: Json = False,
 ) -> int:
@@ -85,6 +89,8 @@ def run_command(
     """
     _one_of(phase, everything)
     given, plan = settings(dsn, store_dsn), load(file)
+    if phase is not None and not plan.phase(phase).triggers:
+        return _nothing_to_do(plan, phase, json=json)
     if target is not None:
         if apply:
             raise UsageError("--sql writes what --apply would do", remedy="leave one of them out")
@@ -106,10 +112,15 @@ def rollback_command(
     ] = None,
     backfill: Annotated[
         bool,
-        typer.Option("--backfill/--no-backfill", help="Fill the legacy log for the time when its triggers were off."),
+        typer.Option(
+            "--backfill/--no-backfill",
+            metavar=FLAG,
+            help="Fill the legacy log for the time when its triggers were off.",
+        ),
     ] = True,
     force: Annotated[
-        bool, typer.Option("--force", help="Make what somebody changed or dropped meanwhile as it was, too.")
+        bool,
+        typer.Option("--force", metavar=FLAG, help="Make what somebody changed or dropped meanwhile as it was, too."),
     ] = False,
     json: Json = False,
 ) -> int:
@@ -136,7 +147,7 @@ def remove_command(
     phase: PhaseNumber = None,
     everything: Everything = False,
     functions: Annotated[
-        bool, typer.Option("--functions", help="Drop their functions, too, where nothing else uses them.")
+        bool, typer.Option("--functions", metavar=FLAG, help="Drop their functions, too, where nothing else uses them.")
     ] = False,
     apply: Apply = False,
     yes: Yes = False,
@@ -242,7 +253,8 @@ async def _rehearse(given: Settings, plan: Plan, *, json: bool) -> int:
 
 def _one_of(phase: int | None, everything: bool) -> None:
     if (phase is None) is not everything:
-        raise UsageError("which phase is not said", remedy="give either --phase N or --all")
+        said = "--phase and --all contradict each other" if everything else "which phase is not said"
+        raise UsageError(said, remedy="give either --phase N or --all")
 
 
 def operator_of(given: Settings) -> str:
@@ -253,6 +265,17 @@ def operator_of(given: Settings) -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"
+
+
+def _nothing_to_do(plan: Plan, number: int, *, json: bool) -> int:
+    """Say that a phase moves no trigger, and which does."""
+    if json:
+        emit({"schema_version": 1, "phases": [], "overrides": []})
+        return ExitCode.OK
+    others = [each for each in plan.phases if each.triggers]
+    named = f"; those with something to do: {', '.join(str(each.number) for each in others)}" if others else ""
+    out.print(f"Phase {number} ({plain(plan.phase(number).title)}) moves no trigger: there is nothing to do{named}.")
+    return ExitCode.OK
 
 
 async def _run(
@@ -374,7 +397,7 @@ async def _remove(given: Settings, plan: Plan, number: int | None, *, functions:
         )
     else:
         _show_removal(runs, dropped, script, apply=apply)
-    unmet = not apply and any(not gate.met for done in runs for gate in done.gates)
+    unmet = not apply and any(not gate.met for done in runs if done.deeds for gate in done.gates)
     return ExitCode.GATE if unmet else ExitCode.OK
 
 
@@ -394,7 +417,7 @@ def _show_removal(runs: Sequence[PhaseRun], dropped: FunctionsRun | None, script
     if apply:
         more = f", and {counted(len(dropped.dropped), 'function')}" if dropped else ""
         out.print(f"{counted(gone, 'trigger')} dropped{more}; the backups are in afterwrite.ledger")
-    else:
+    elif script.strip():
         say("Nothing was done. Run it with [bold]--apply[/].")
 
 

@@ -10,7 +10,21 @@ import msgspec
 import typer
 
 from afterwrite.cli.costs import Wanted, costs_of
-from afterwrite.cli.face import Dsn, Json, counted, emit, fill, out, plain, run, say, settings, show_findings, table
+from afterwrite.cli.face import (
+    FLAG,
+    Dsn,
+    Json,
+    counted,
+    emit,
+    fill,
+    out,
+    plain,
+    run,
+    say,
+    settings,
+    show_findings,
+    table,
+)
 from afterwrite.errors import ExitCode, Finding, Refused, Severity, UsageError
 from afterwrite.migrate.estimate import Estimate, estimate, lasting
 from afterwrite.migrate.gates import read_table_figures
@@ -18,6 +32,7 @@ from afterwrite.migrate.ledger import read_silenced_names
 from afterwrite.migrate.overrides import forbidden, overrides
 from afterwrite.migrate.plan import (
     Plan,
+    TableFigures,
     Thresholds,
     check_plan,
     keep_decisions,
@@ -27,6 +42,7 @@ from afterwrite.migrate.plan import (
 )
 from afterwrite.postgres import Database, connect
 from afterwrite.scan.catalog import reading
+from afterwrite.scan.cost.figures import Costs
 from afterwrite.scan.cost.observe import parse_duration
 from afterwrite.scan.report.words import percent
 from afterwrite.scan.survey import Survey, survey
@@ -41,13 +57,14 @@ def plan(
     dsn: Dsn = None,
     file: PlanFile = Path("plan.toml"),
     compare: Annotated[
-        bool, typer.Option("--check", help="Compare the file with the database: exit 4 on drift.")
+        bool, typer.Option("--check", metavar=FLAG, help="Compare the file with the database: exit 4 on drift.")
     ] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Write an existing file anew, and keep what was decided in it.")
+        bool,
+        typer.Option("--again", metavar=FLAG, help="Write an existing file anew, and keep what was decided in it."),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Write over an existing file; what was decided in it is gone.")
+        bool, typer.Option("--force", metavar=FLAG, help="Write over an existing file; what was decided in it is gone.")
     ] = False,
     observing: Annotated[
         str | None,
@@ -68,11 +85,12 @@ def plan(
             remedy="compare with --check, write it anew with --again (which keeps them), or over it with --force",
         )
     before = load(file) if again else None
-    made, estimates = run(_make(given, parse_duration(observing) if observing else None))
+    made, costs, figures = run(_make(given, parse_duration(observing) if observing else None))
     if before is not None:
         made, lost = keep_decisions(before, made)
         for what in lost:
             say(f"[yellow]not kept:[/] {plain(what)}")
+    estimates = estimate(made, costs, figures)
     if json:
         emit({**msgspec.to_builtins(made), "estimates": estimates})
         return ExitCode.OK
@@ -101,7 +119,9 @@ def plan(
         out.print("No trigger can be retired or deferred: there is nothing to migrate.")
     out.print(f"{counted(len(made.kept), 'trigger')} to keep, {len(made.review)} for a person to look at.")
     show_findings(overrides(made))
-    say(f"written to {file}; edit it, review it, then: afterwrite migrate run --phase 1")
+    first = next((phase.number for phase in made.phases if phase.triggers), None)
+    then = f", then: afterwrite migrate run --phase {first}" if first is not None else ""
+    say(f"written to {file}; edit it, review it{then}")
     return ExitCode.OK
 
 
@@ -128,14 +148,14 @@ def load(file: Path) -> Plan:
     return read_plan(text)
 
 
-async def _make(given: Settings, observing: float | None) -> tuple[Plan, tuple[Estimate, ...]]:
+async def _make(given: Settings, observing: float | None) -> tuple[Plan, Costs | None, Sequence[TableFigures]]:
     async with connect(given.dsn) as database:
         found = await survey(database)
         async with reading(database):
             figures = await read_table_figures(database)
     made = await make(found, given, given.dsn)
     costs = await costs_of(given.dsn, found, Wanted(observe=observing))
-    return made, estimate(made, costs, figures)
+    return made, costs, figures
 
 
 def _share(known: Estimate | None) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from afterwrite.cli.face import Dsn, Json, counted, emit, fill, out, plain, run, say, settings, table
+from afterwrite.cli.face import FLAG, Dsn, Json, counted, emit, fill, out, plain, run, say, settings, table
 from afterwrite.cli.plan import load
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.migrate.plan import proof_plan
@@ -32,16 +32,19 @@ def prove(
         typer.Argument(help="Only this trigger (or all of a table): its name, with table and schema where needed."),
     ] = None,
     dsn: Dsn = None,
-    examples: Annotated[bool, typer.Option("--examples", help="Show the newest residuals with both rows.")] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples", metavar=FLAG, help="Show the newest residuals with both rows.")
+    ] = False,
     mapping: Annotated[
-        bool, typer.Option("--mapping", help="Show what each trigger is expected to write, column by column.")
+        bool,
+        typer.Option("--mapping", metavar=FLAG, help="Show what each trigger is expected to write, column by column."),
     ] = False,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", help="Take over what this plan says of legacy columns (its `mapping`).", dir_okay=False),
     ] = None,
     reset: Annotated[
-        bool, typer.Option("--reset", help="Begin the shadow window anew: counts start from now.")
+        bool, typer.Option("--reset", metavar=FLAG, help="Begin the shadow window anew: counts start from now.")
     ] = False,
     json: Json = False,
 ) -> int:
