@@ -281,6 +281,27 @@ def test_a_mark_that_the_ledger_does_not_tell_of_moves_nothing(shop: Scene) -> N
     assert not of(proof, "customer_audit").silenced
 
 
+def test_rows_with_which_a_rollback_filled_the_log_are_no_difference_and_only_our_own_word_counts(shop: Scene) -> None:
+    found = shop.survey()
+    say(shop, "insert into customer values (1, 'Ann')")
+    row = "insert into audit_log (tbl, op, rid, old_row) values ('customer', 'DELETE', '9', '{\"id\": 9}')"
+    word = (
+        'select pg_logical_emit_message(true, \'afterwrite.event\', \'{"category": "migration",'
+        ' "action": "window.filled"}\')'
+    )
+    mark = (
+        "insert into afterwrite.backfilled (source, commit_lsn, xid, identities, calls, rows)"
+        " values ('app', '0/1', pg_current_xact_id()::text::bigint, '{public.customer.customer_audit}', 1, 1)"
+    )
+    shop.run(row, mark, word, context=None)
+    shop.run("insert into customer values (2, 'Bob')", row, mark, word)
+    proof = shop.prove(shop.read(), found)
+    told = {each.operation: each for each in of(proof, "customer_audit").operations}
+    assert (told[Operation.DELETE].explained, proof.unexplained) == ({Reason.DEFERRED: 2}, 0)
+    shop.run(row, word)
+    assert shop.prove(shop.read(), found).unexplained == 1
+
+
 def test_expectation_survives_a_restart_between_mark_and_change(shop: Scene) -> None:
     identity = "public.customer.customer_audit"
     found = shop.survey()

@@ -41,6 +41,7 @@ from afterwrite.scan.facts import Body
 log = logging.getLogger(__name__)
 
 SILENCE, RESTORE = "trigger.silence", "trigger.restore"
+_FILLED = b'"window.filled"'
 _SEEN_TRIES, _SEEN_PAUSE = 50, 0.02
 _CHANGES_AT_A_STRETCH = 2_000
 
@@ -86,6 +87,13 @@ class _Mark(msgspec.Struct, frozen=True):
     mode: str
     lsn: Lsn
     xid: int
+
+
+class _Filling(msgspec.Struct, frozen=True):
+    """The triggers whose rows a transaction wrote afterwards, and whether it can be seen by now."""
+
+    visible: bool
+    identities: list[str]
 
 
 class _State(msgspec.Struct, kw_only=True):
@@ -213,10 +221,11 @@ class Prover:
             return
         said_marks = [mark for each in fresh for mark in await _find_marks(each) if mark.trigger in state.watched]
         marks = await _told(database, said_marks)
-        account = await self._match(matcher, state, fresh, marks)
+        filled = await _find_fillings(database, fresh)
+        account = await self._match(matcher, state, fresh, marks, filled)
         if account.total(Reason.REPLICA_ROLE) and await self._reread_versions(database, state):
             # Somebody altered a trigger: whether it was on when these were written is not known after all.
-            account = await self._match(matcher, state, fresh, marks)
+            account = await self._match(matcher, state, fresh, marks, filled)
         for mark in marks:
             state.watched[mark.trigger].obey(mark)
         if marks:  # they come with ALTER TABLE: what is there now is what counts from here on
@@ -310,17 +319,29 @@ class Prover:
     # --- matching -----------------------------------------------------------------------------------------------------
 
     async def _match(
-        self, matcher: Matcher, state: _State, transactions: Sequence[Transaction], marks: Sequence[_Mark]
+        self,
+        matcher: Matcher,
+        state: _State,
+        transactions: Sequence[Transaction],
+        marks: Sequence[_Mark],
+        filled: Mapping[Lsn, tuple[str, ...]],
     ) -> Account:
-        """What the transactions come to. A mark (of those that the ledger tells of) holds from the next one on."""
+        """What the transactions come to. A mark (of those that the ledger tells of) holds from the next one on.
+
+        A transaction that ``filled`` the log of triggers afterwards writes their rows as deferred bodies do.
+        """
         account = Account()
         silenced = {name: each.silenced_mode for name, each in state.watched.items() if each.silenced}
+        while_filling: dict[tuple[str, ...], Mapping[str, str | None]] = {}
         steady = _steady(state, transactions[0].commit_lsn)
         changes = 0
         for transaction in transactions:
             size = len(transaction.changes) + len(transaction.legacy)
             if transaction.commit_lsn >= state.started_lsn:
-                known: dict[str, Any] = {"silenced": silenced, "steady": steady}
+                names = filled.get(transaction.commit_lsn, ())
+                if names and names not in while_filling:
+                    while_filling[names] = {**silenced, **dict.fromkeys(names, Mode.DEFER.value)}
+                known: dict[str, Any] = {"silenced": while_filling[names] if names else silenced, "steady": steady}
                 # So long that the stream must answer its keepalives meanwhile.
                 if is_large(transaction):
                     await self._match_large(matcher, transaction, account, known)
@@ -333,6 +354,7 @@ class Prover:
                     silenced = {name: mode for name, mode in silenced.items() if name != mark.trigger}
                     if mark.silenced:
                         silenced[mark.trigger] = mark.mode
+                    while_filling.clear()
             changes += size
             if changes > _CHANGES_AT_A_STRETCH:
                 changes = 0
@@ -498,6 +520,24 @@ async def _told(database: Database, marks: Sequence[_Mark]) -> list[_Mark]:
                 "transaction %s marks %s, and the ledger tells of no such deed: passed over", mark.xid, mark.trigger
             )
     return told
+
+
+async def _find_fillings(database: Database, transactions: Sequence[Transaction]) -> dict[Lsn, tuple[str, ...]]:
+    """Which of them filled the log of which triggers, by their own word and by ours (every role may emit a message)."""
+    found: dict[Lsn, tuple[str, ...]] = {}
+    for transaction in transactions:
+        if not transaction.legacy or not any(_FILLED in message.content for message in transaction.events):
+            continue
+        for _ in range(_SEEN_TRIES):
+            filling = await database.one(_Filling, statement("prove.read_filling"), xid=transaction.xid)
+            if filling.visible:
+                break
+            await asyncio.sleep(_SEEN_PAUSE)
+        else:
+            continue
+        if filling.identities:
+            found[transaction.commit_lsn] = tuple(filling.identities)
+    return found
 
 
 async def _find_marks(transaction: Transaction) -> list[_Mark]:

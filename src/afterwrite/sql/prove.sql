@@ -228,6 +228,19 @@ select trigger, operation, reason, xid, commit_lsn::text as commit_lsn, committe
 -- Whether a mark is the word of a deed that the ledger tells of (told), is nobody's (forged), or is not to be known yet (open).
 select afterwrite.judge_mark(:identity, :action, :xid);
 
+-- name: read_filling
+-- Whose rows a transaction (its id is the WAL's, without the epoch) filled afterwards, and whether that can be seen yet.
+with ahead as (
+    select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint + 2147483648 as xid
+), filling as (
+    select greatest(xid - mod(xid - :xid::bigint, 4294967296), 0) as xid from ahead
+)
+select pg_catalog.pg_visible_in_snapshot(f.xid::text::xid8, pg_catalog.pg_current_snapshot()) as visible,
+       array(select distinct name
+               from afterwrite.backfilled b, unnest(b.identities) as name
+              where b.xid = f.xid) as identities
+  from filling f;
+
 -- name: read_columns
 -- The columns of these tables (quoted names), as the stream would tell them, and which belong to their primary key.
 select w.name as relation, c.oid::bigint as oid, n.nspname as schema, c.relname as table, c.relreplident::text as replica_identity,
