@@ -252,13 +252,23 @@ def _clean(value: object) -> str:
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+
+class _Placed(msgspec.Struct, frozen=True):
+    here: bool = False
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Context)
+_placed = msgspec.json.Decoder(_Placed)
 
 
-def encode_context(context: Context) -> str:
-    """The stamp's payload: ``select pg_logical_emit_message(true, 'afterwrite.context', payload)``."""
-    return _encoder.encode(context).decode()
+def encode_context(context: Context, *, here: bool = False) -> str:
+    """The stamp's payload: ``select pg_logical_emit_message(true, 'afterwrite.context', payload)``.
+
+    A transaction's first stamp also speaks for what was written before it, unless it says that it holds from ``here``.
+    """
+    payload = _encoder.encode(context).decode()
+    return payload if not here else f'{{"here":true{"," if payload != "{}" else ""}{payload[1:]}'
 
 
 def decode_context(payload: bytes) -> Context:
@@ -267,3 +277,8 @@ def decode_context(payload: bytes) -> Context:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AfterwriteError(f"a context stamp cannot be read: {error}") from error
+
+
+def holds_from_here(payload: bytes) -> bool:
+    """Whether a stamp that can be read says nothing of what was written before it."""
+    return b'"here"' in payload and _placed.decode(payload).here

@@ -66,6 +66,21 @@ class Level(StrEnum):
     CRITICAL = "critical"
 
 
+class Category(StrEnum):
+    """The usual categories of events. Any lower-case word with ``_`` is one; these need no registration."""
+
+    AUTHENTICATION = "authentication"
+    USER_MANAGEMENT = "user_management"
+    DATA = "data"
+    FINANCIAL = "financial"
+    DOCUMENT = "document"
+    COMMUNICATION = "communication"
+    CONFIGURATION = "configuration"
+    SECURITY = "security"
+    SYSTEM = "system"
+    BULK = "bulk"
+
+
 class Activity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing that happened: a row change, or something that an application recorded.
 
@@ -110,6 +125,8 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Emitted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An event that a transaction writes into its own WAL (prefix ``afterwrite.event``): it exists iff that commits.
 
+    ``id`` is the application's own (a UUIDv7), so that it can name the event before it is written; without one capture
+    makes one. It is stored at the time of the commit; ``occurred_at`` is kept beside it where the application says one.
     ``metadata`` is JSON, ``null`` for none: msgspec decodes a Raw only where its type is Raw alone.
     """
 
@@ -121,6 +138,10 @@ class Emitted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     entity_id: str | None = None
     summary: str | None = None
     metadata: msgspec.Raw = msgspec.Raw(b"null")
+    id: str | None = None
+    duration_ms: float | None = None
+    occurred_at: datetime | None = None
+    caused_by: str | None = None
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ from afterwrite.record import Checkpoint
 from afterwrite.scan.catalog import Event
 from afterwrite.scan.classify import Judgement, Verdict
 from afterwrite.scan.survey import Survey, survey
+from afterwrite.seal import split_keys
 from afterwrite.settings import Settings
 from afterwrite.store import maintain as maintenance
 from afterwrite.store.schema import install_store, known_upgrades, read_version, require_store
@@ -411,6 +412,7 @@ async def run_capture(
         slot=settings.slot,
         publications=(settings.publication, settings.legacy_publication),
         legacy_publication=settings.legacy_publication,
+        stamp_keys=split_keys(settings.stamp_key),
     )
 
     surveyed: asyncio.Future[Survey] = asyncio.get_running_loop().create_future()

@@ -44,7 +44,9 @@ def split_keys(keys: str | None) -> tuple[str, ...]:
 def seal(prefix: str, payload: str, keys: str | None) -> str:
     """The payload in its envelope, or as it is where there is no key."""
     found = split_keys(keys)
-    return _encode(_Envelope(VERSION, payload, _sign(prefix, payload.encode(), found[0]))).decode() if found else payload
+    return (
+        _encode(_Envelope(VERSION, payload, _sign(prefix, payload.encode(), found[0]))).decode() if found else payload
+    )
 
 
 def unseal(prefix: str, content: bytes, keys: tuple[str, ...]) -> Unsealed:

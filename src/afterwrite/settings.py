@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from afterwrite.errors import UsageError
 
 _PREFIX = "AFTERWRITE_"
-_SECRETS = ("dsn", "store_dsn")
+_SECRETS = ("dsn", "store_dsn", "stamp_key")
 
 
 # What a value has to be, where pydantic's words are not an operator's.
@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     # Whether bodies that are to be deferred are tried out while their triggers are still on.
     rehearse: bool = True
     deferred_settings: Annotated[tuple[str, ...], BeforeValidator(_parse_words)] = ("request.*", "app.*")
+    # What applications sign their stamps and events with ("new,old" while it is changed): others are marked.
+    stamp_key: Annotated[str, Field(min_length=8)] | None = None
     # Who acts, for the ledger; None means the operating system's user.
     operator: str | None = None
 

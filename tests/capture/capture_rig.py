@@ -83,7 +83,7 @@ async def lay_memory(database: Database) -> None:
         await database.script(f"create schema if not exists afterwrite; {script('schema/0005_capture')}")
 
 
-def drain(dsn: str, setup: CaptureSetup, sink: MemorySink) -> list[Transaction]:
+def drain(dsn: str, setup: CaptureSetup, sink: MemorySink, *, keys: tuple[str, ...] = ()) -> list[Transaction]:
     """Every transaction from the sink's checkpoint until now, decoded; nothing is acknowledged."""
     marker = secrets.token_hex(8).encode()
     with psycopg.connect(dsn, autocommit=True) as connection:
@@ -91,7 +91,7 @@ def drain(dsn: str, setup: CaptureSetup, sink: MemorySink) -> list[Transaction]:
 
     async def run() -> list[Transaction]:
         assert sink.checkpoint is not None
-        assembler = Assembler()  # the publications say which tables are legacy logs
+        assembler = Assembler(keys=keys)  # the publications say which tables are legacy logs
         found: list[Transaction] = []
         async with (
             asyncio.timeout(30),
@@ -115,12 +115,14 @@ def drain(dsn: str, setup: CaptureSetup, sink: MemorySink) -> list[Transaction]:
     return asyncio.run(run())
 
 
-def capture(dsn: str, setup: CaptureSetup, work: Callable[[psycopg.Connection], None]) -> list[Transaction]:
+def capture(
+    dsn: str, setup: CaptureSetup, work: Callable[[psycopg.Connection], None], *, keys: tuple[str, ...] = ()
+) -> list[Transaction]:
     """Install, let ``work`` write on an autocommit connection, and decode what it wrote."""
     sink, _ = install(dsn, setup)
     with psycopg.connect(dsn, autocommit=True) as connection:
         work(connection)
-    return drain(dsn, setup, sink)
+    return drain(dsn, setup, sink, keys=keys)
 
 
 def changes_of(transactions: Iterable[Transaction]) -> list[Change]:

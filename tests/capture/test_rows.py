@@ -242,7 +242,7 @@ def test_a_long_key_is_found_in_the_old_key(dsn: str) -> None:
     assert changes[0].key == "x" * 2600
 
 
-def test_the_last_context_stands_for_the_whole_transaction(dsn: str) -> None:
+def test_a_context_holds_until_the_next_and_the_first_for_what_came_before_it(dsn: str) -> None:
     laid(dsn, "create table t (id int primary key)")
 
     def stamp(connection: psycopg.Connection, payload: str) -> None:
@@ -254,6 +254,9 @@ def test_the_last_context_stands_for_the_whole_transaction(dsn: str) -> None:
             stamp(connection, '{"actor_id": "first"}')
             connection.execute("insert into t values (2)")
             stamp(connection, '{"actor_id": "last", "tenant_id": "t1", "reason": "why", "ip": "10.0.0.1"}')
+            connection.execute("insert into t values (22)")
+            stamp(connection, "{}")
+            connection.execute("insert into t values (23)")
         with connection.transaction():
             stamp(connection, '{"actor_id": "kept"}')
             connection.execute("insert into t values (3)")
@@ -264,19 +267,28 @@ def test_the_last_context_stands_for_the_whole_transaction(dsn: str) -> None:
         with connection.transaction():
             stamp(connection, '{"actor_id": 7}')
             connection.execute("insert into t values (6)")
+        with connection.transaction():
+            connection.execute("insert into t values (7)")
+            stamp(connection, '{"here": true, "actor_id": "late"}')
+            connection.execute("insert into t values (8)")
 
     transactions = capture(dsn, setup_of("t"), work)
     activities = activities_of(transactions)
     assert [(activity.entity_id, activity.actor_id) for activity in activities] == [
-        ("1", "last"),
-        ("2", "last"),
+        ("1", "first"),
+        ("2", "first"),
+        ("22", "last"),
+        ("23", None),
         ("3", "kept"),
         ("5", None),
         ("6", None),
+        ("7", None),
+        ("8", "late"),
     ]
-    first = activities[0]
-    assert (first.tenant_id, first.ip, json.loads(bytes(first.metadata))) == ("t1", "10.0.0.1", {"reason": "why"})
-    assert [transaction.context is None for transaction in transactions] == [False, False, True, True]
+    last = activities[2]
+    assert (last.tenant_id, last.ip, json.loads(bytes(last.metadata))) == ("t1", "10.0.0.1", {"reason": "why"})
+    told = [transaction.context and transaction.context.actor_id for transaction in transactions]
+    assert told == ["last", "kept", None, None, "late"]
 
 
 def test_an_emitted_event_explains_the_changes_of_its_transaction(dsn: str) -> None:

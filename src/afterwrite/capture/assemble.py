@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
+from functools import partial
 from itertools import compress
 from operator import ne
 from pathlib import Path
@@ -40,9 +41,9 @@ from afterwrite.capture.pgoutput import (
     relation_key,
 )
 from afterwrite.capture.spill import ENTRY_BYTES, Pile, Spill
-from afterwrite.capture.transaction import Change, Many, Message, Relation, Transaction
+from afterwrite.capture.transaction import Change, Many, Message, Relation, Stamp, Transaction
 from afterwrite.capture.values import PgType, TypeCatalog, encode_text, is_after, json_string
-from afterwrite.context import Context, decode_context
+from afterwrite.context import Context, decode_context, holds_from_here
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import quoted
 from afterwrite.record import (
@@ -52,6 +53,7 @@ from afterwrite.record import (
     Operation,
     from_pg_microseconds,
 )
+from afterwrite.seal import unseal
 
 # Up to here a transaction is decoded once, at its commit. It is what the event loop must stand.
 _AT_ONCE = 2_000
@@ -85,11 +87,18 @@ class Assembler:
     ``legacy`` names legacy log tables as (schema, table), beside those that the facts call so. Before a Relation
     message is fed, ``learn`` should have told the types and the facts of that table; what is not known is encoded as
     text, and keyed by the replica identity. When the open transaction ``is_crowded``, ``put_aside`` moves it into a
-    file in ``folder`` (None: the system's).
+    file in ``folder`` (None: the system's). With ``keys`` a stamp that none of them signed is marked.
     """
 
-    def __init__(self, *, legacy: AbstractSet[tuple[str, str]] = frozenset(), folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        legacy: AbstractSet[tuple[str, str]] = frozenset(),
+        folder: Path | None = None,
+        keys: tuple[str, ...] = (),
+    ) -> None:
         self.legacy = legacy
+        self._keys = keys
         self.folder = folder
         self.types = TypeCatalog()
         self._facts: dict[int, TableFacts] = {}
@@ -156,7 +165,7 @@ class Assembler:
         match message:
             case Begin():
                 self.close()
-                self._open = _Open(message, len(payload))
+                self._open = _Open(message, len(payload), self._keys)
                 if self._unsettled:
                     self._settle()
             case LogicalMessage():
@@ -213,20 +222,24 @@ class _Part(StrEnum):
     CHANGES = "changes"
     LEGACY = "legacy"
     EVENTS = "events"
+    STAMPS = "stamps"
     MESSAGES = "messages"
 
 
 class _Open:
     """The transaction whose commit has not come yet."""
 
-    __slots__ = ("_aside", "_ordinal", "_piles", "_stamp", "begin", "size", "spill")
+    __slots__ = ("_aside", "_context", "_keys", "_misread", "_ordinal", "_piles", "_stamp", "begin", "size", "spill")
 
-    def __init__(self, begin: Begin, size: int) -> None:
+    def __init__(self, begin: Begin, size: int, keys: tuple[str, ...]) -> None:
         self.begin = begin
         self.size = size
         self.spill: Spill | None = None
         self._piles: defaultdict[_Part, Pile[_Table | None]] = defaultdict(Pile)
+        self._keys = keys
         self._stamp: bytes | None = None
+        self._context: Context | None = None
+        self._misread = False
         self._ordinal = 0
         self._aside = (0, 0)
 
@@ -244,11 +257,23 @@ class _Open:
     def add_message(self, message: LogicalMessage, payload: bytes) -> None:
         self.size += len(payload)
         if message.prefix == CONTEXT_PREFIX:
-            self._stamp = message.content
+            self._add_stamp(message.content, payload)
             return
         part = _Part.EVENTS if message.prefix == EVENT_PREFIX else _Part.MESSAGES
         self._piles[part].held.append((self._ordinal, None, payload))
         self._ordinal += 1
+
+    def _add_stamp(self, content: bytes, payload: bytes) -> None:
+        """Stamps take no ordinal: what a transaction's activities are called does not depend on how it was stamped."""
+        if content == self._stamp:
+            return
+        self._stamp = content
+        stamp = _read_stamp(content, self._ordinal, self._keys)
+        if stamp is None:
+            self._misread = True
+        elif stamp.context != _NOBODY:
+            self._context = stamp.context
+        self._piles[_Part.STAMPS].held.append((self._ordinal, None, payload))
 
     def put_aside(self, folder: Path | None) -> None:
         if self.spill is None:
@@ -258,19 +283,19 @@ class _Open:
         self._aside = self.size, self._ordinal
 
     def end(self, commit: Commit, size: int) -> Transaction:
-        context, misread = _read_stamp(self._stamp)
         return Transaction(
             xid=self.begin.xid,
             commit_lsn=commit.commit_lsn,
             end_lsn=commit.end_lsn,
             committed_at=from_pg_microseconds(commit.committed_at),
-            context=context,
+            context=self._context,
             changes=self._reading(_Part.CHANGES, _read_rows),
             legacy=self._reading(_Part.LEGACY, _read_rows),
             events=self._reading(_Part.EVENTS, _read_messages),
             messages=self._reading(_Part.MESSAGES, _read_messages),
+            stamps=self._reading(_Part.STAMPS, partial(_read_stamps, keys=self._keys)),
             size=self.size + size,
-            misread=misread,
+            misread=self._misread,
             spill=self.spill,
         )
 
@@ -281,14 +306,18 @@ class _Open:
         return list(read(pile)) if len(pile) <= _AT_ONCE else _Reading(pile, read)
 
 
-def _read_stamp(stamp: bytes | None) -> tuple[Context | None, bool]:
-    """The context, and whether there was one that cannot be read."""
-    if stamp is None:
-        return None, False
+_NOBODY = Context()
+
+
+def _read_stamp(content: bytes, ordinal: int, keys: tuple[str, ...]) -> Stamp | None:
+    """The stamp, or None where it cannot be read."""
+    unsealed = unseal(CONTEXT_PREFIX, content, keys)
     try:
-        return decode_context(stamp), False
-    except AfterwriteError:
-        return None, True
+        context = decode_context(unsealed.payload)
+        here = holds_from_here(unsealed.payload)
+    except (AfterwriteError, msgspec.DecodeError):
+        return None
+    return Stamp(ordinal, context, here, bool(keys) and not unsealed.signed)
 
 
 class _Reading(Generic[Item]):
@@ -316,6 +345,13 @@ def _read_messages(entries: Pile[_Table | None]) -> Iterator[Message]:
         message = decode(payload)
         assert isinstance(message, LogicalMessage)
         yield Message(message.prefix, message.content, ordinal)
+
+
+def _read_stamps(entries: Pile[_Table | None], keys: tuple[str, ...]) -> Iterator[Stamp]:
+    for ordinal, _, payload in entries:
+        message = decode(payload)
+        assert isinstance(message, LogicalMessage)
+        yield _read_stamp(message.content, ordinal, keys) or Stamp(ordinal, _NOBODY)
 
 
 class _Table:

@@ -12,10 +12,11 @@ from functools import lru_cache
 
 import msgspec
 
-from afterwrite.capture.transaction import Change, Message, Relation, Transaction
+from afterwrite.capture.transaction import Change, Message, Relation, Stamp, Transaction
 from afterwrite.context import Context
 from afterwrite.postgres import quoted
 from afterwrite.record import (
+    EVENT_PREFIX,
     Activity,
     Emitted,
     Entry,
@@ -27,6 +28,7 @@ from afterwrite.record import (
     change_prefix,
     to_activity,
 )
+from afterwrite.seal import unseal
 
 _encode = msgspec.json.Encoder().encode
 _SUMMARY_COLUMNS = 8
@@ -37,12 +39,22 @@ class Told:
     """What the store keeps of some transactions, in commit order: ``Entries`` that are made as they are read.
 
     A transaction's changes and emitted events come in the order of their ordinals. The same transaction always gives
-    the same activities, ids included.
+    the same activities, ids included. With ``keys`` an event that none of them signed is marked, like what a stamp
+    explains that none of them signed.
     """
 
-    def __init__(self, transactions: Sequence[Transaction], *, source: str, system_id: str, timeline: int) -> None:
+    def __init__(
+        self,
+        transactions: Sequence[Transaction],
+        *,
+        source: str,
+        system_id: str,
+        timeline: int,
+        keys: tuple[str, ...] = (),
+    ) -> None:
         self._transactions = transactions
         self._source, self._system_id, self._timeline = source, system_id, timeline
+        self._keys = keys
 
     def __len__(self) -> int:
         return sum(len(each.changes) + len(each.events) for each in self._transactions)
@@ -55,27 +67,32 @@ class Told:
             yield from self._tell(transaction)
 
     def _tell(self, transaction: Transaction) -> Iterator[Entry]:
-        context = transaction.context or _NOBODY
         prefix = change_prefix(
             self._system_id, self._timeline, transaction.commit_lsn, transaction.committed_at, source=self._source
         )
-        origin = _origin(transaction, self._source, context)
-        metadata = None if context.reason is None else _encode({"reason": context.reason})
-        events = iter(transaction.events)
-        event = next(events, None)
-        # An event explains the changes after it, and the first event also those before it.
-        caused = origin if event is None else _caused(origin, context, f"{prefix}{event.ordinal:08x}")
+        stamps, events = iter(transaction.stamps), self._events(transaction, prefix)
+        stamp, event = next(stamps, None), next(events, None)
+        # The first stamp speaks for what came before it too, and so does the first event.
+        by = _By.told(transaction, self._source, None if stamp is None or stamp.here else stamp)
+        by = by.explained(None if event is None else event.id)
+        if stamp is not None and not stamp.here:
+            stamp = next(stamps, None)
+        turn = _turn(stamp, event)
         for change in transaction.changes:
             ordinal = change.ordinal
-            while event is not None and event.ordinal < ordinal:
-                id = f"{prefix}{event.ordinal:08x}"
-                yield _tell_event(event, id, origin, context, metadata)
-                caused = _caused(origin, context, id)
-                event = next(events, None)
+            while turn <= ordinal:
+                if stamp is not None and stamp.ordinal == turn:
+                    by = _By.told(transaction, self._source, stamp).explained(by.event)
+                    stamp = next(stamps, None)
+                elif event is not None:
+                    yield event.tell(by)
+                    by = by.explained(event.id)
+                    event = next(events, None)
+                turn = _turn(stamp, event)
             sort, words, unsure = _sort(change.relation, change.operation)
             key, changed = change.key, change.changed
             yield (
-                caused,
+                by.caused,
                 sort,
                 f"{prefix}{ordinal:08x}",
                 ordinal,
@@ -85,11 +102,59 @@ class Told:
                 changed,
                 change.before,
                 change.after,
-                _metadata(change, context) if unsure or change.unchanged or change.options else metadata,
+                _metadata(change, by.words) if unsure or change.unchanged or change.options else by.metadata,
             )
         while event is not None:
-            yield _tell_event(event, f"{prefix}{event.ordinal:08x}", origin, context, metadata)
+            while stamp is not None and stamp.ordinal <= event.ordinal:
+                by = _By.told(transaction, self._source, stamp)
+                stamp = next(stamps, None)
+            yield event.tell(by)
             event = next(events, None)
+
+    def _events(self, transaction: Transaction, prefix: str) -> Iterator[_Event]:
+        for message in transaction.events:
+            yield _read_event(message, prefix, self._keys)
+
+
+_NEVER = 1 << 62
+
+
+def _turn(stamp: Stamp | None, event: _Event | None) -> int:
+    """From which ordinal on something is to be done before a change is told."""
+    return min(_NEVER if stamp is None else stamp.ordinal, _NEVER if event is None else event.ordinal)
+
+
+class _By(msgspec.Struct, frozen=True):
+    """Who and why, made once for all that shares it.
+
+    ``caused`` is the origin of what ``event`` explains; what the context says comes first. ``words`` go into the
+    metadata of each, and are it where there is nothing else to be said.
+    """
+
+    origin: Origin
+    caused: Origin
+    words: dict[str, object]
+    metadata: bytes | None
+    event: str | None = None
+
+    @classmethod
+    def told(cls, transaction: Transaction, source: str, stamp: Stamp | None) -> _By:
+        """What this stamp says; None for nobody."""
+        context = _NOBODY if stamp is None else stamp.context
+        words: dict[str, object] = {}
+        if context.reason is not None:
+            words["reason"] = context.reason
+        if stamp is not None and stamp.unsigned:
+            words["unsigned"] = True
+        origin = _origin(transaction, source, context)
+        return cls(origin, origin, words, _encode(words) if words else None)
+
+    def explained(self, event: str | None) -> _By:
+        """The same by this event."""
+        if event is None or self.origin.caused_by:
+            return msgspec.structs.replace(self, event=event)
+        caused = msgspec.structs.replace(self.origin, caused_by=event)
+        return msgspec.structs.replace(self, caused=caused, event=event)
 
 
 def _origin(transaction: Transaction, source: str, context: Context) -> Origin:
@@ -110,11 +175,6 @@ def _origin(transaction: Transaction, source: str, context: Context) -> Origin:
     )
 
 
-def _caused(origin: Origin, context: Context, event: str) -> Origin:
-    """The origin of what an event explains; what the context says comes first."""
-    return origin if context.caused_by else msgspec.structs.replace(origin, caused_by=event)
-
-
 @lru_cache(maxsize=4096)
 def _sort(relation: Relation, operation: Operation) -> tuple[Sort, str, bool]:
     """What all changes of this kind to a table share; how their summary begins; whether something of them is unsure."""
@@ -130,8 +190,8 @@ def _sort(relation: Relation, operation: Operation) -> tuple[Sort, str, bool]:
     return sort, f"{operation.value} {entity_type}", bool(relation.unsure_key or relation.as_text)
 
 
-def _metadata(change: Change, context: Context) -> bytes | None:
-    """What is to be said beside the change itself; the context's reason is said of each."""
+def _metadata(change: Change, words: dict[str, object]) -> bytes | None:
+    """What is to be said beside the change itself; the words of its context are said of each."""
     relation = change.relation
     told: dict[str, object] = {}
     if change.options:
@@ -142,8 +202,7 @@ def _metadata(change: Change, context: Context) -> bytes | None:
         told["unsure"] = ("entity_id",)
     if relation.as_text and change.operation is not Operation.TRUNCATE:
         told["as_text"] = relation.as_text
-    if context.reason is not None:
-        told["reason"] = context.reason
+    told.update(words)
     return _encode(told) if told else None
 
 
@@ -167,45 +226,75 @@ _UUID = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UUID_BRIEFLY, _UUID_LENGTH = r"\1…", 36
 
 
-def _tell_event(message: Message, id: str, origin: Origin, context: Context, metadata: bytes | None) -> Entry:
-    emitted = _read_emitted(message.content)
-    sort = Sort(
-        kind=Kind.EVENT,
-        category=emitted.category,
-        action=emitted.action,
-        outcome=emitted.outcome,
-        severity=emitted.severity,
-        entity_type=emitted.entity_type,
-    )
-    own = bytes(emitted.metadata)
-    told = metadata if own == b"null" else _merged(own, context)
-    return (origin, sort, id, message.ordinal, emitted.entity_id, emitted.summary, None, None, None, None, told)
+class _Event(msgspec.Struct, frozen=True):
+    """An event of the transaction, read; ``words`` are what capture has to say of it."""
+
+    ordinal: int
+    id: str
+    emitted: Emitted
+    words: dict[str, object]
+
+    def tell(self, by: _By) -> Entry:
+        emitted = self.emitted
+        # The context may still be the one of the block that the event is about: nothing is caused by itself.
+        caused = emitted.caused_by or (by.origin.caused_by if by.origin.caused_by != self.id else None)
+        origin = by.origin if caused == by.origin.caused_by else msgspec.structs.replace(by.origin, caused_by=caused)
+        sort = Sort(
+            kind=Kind.EVENT,
+            category=emitted.category,
+            action=emitted.action,
+            outcome=emitted.outcome,
+            severity=emitted.severity,
+            entity_type=emitted.entity_type,
+        )
+        own = bytes(emitted.metadata)
+        told = by.metadata if not self.words and own == b"null" else _merged(own, {**by.words, **self.words})
+        return (
+            origin, sort, self.id, self.ordinal, emitted.entity_id, emitted.summary, emitted.duration_ms, None, None,
+            None, told,
+        )  # fmt: skip
 
 
 _emitted = msgspec.json.Decoder(Emitted)
+# A version 8 is what we call changes by: nobody else's word makes one.
+_TOLD_ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-79a-f][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
-def _read_emitted(content: bytes) -> Emitted:
+def _read_event(message: Message, prefix: str, keys: tuple[str, ...]) -> _Event:
     """The event, or, when it cannot be read, an event that says so and holds its text: it did happen."""
+    unsealed = unseal(EVENT_PREFIX, message.content, keys)
+    words: dict[str, object] = {} if unsealed.signed or not keys else {"unsigned": True}
     try:
-        return _emitted.decode(content)
+        emitted = _emitted.decode(unsealed.payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        text = content.decode(errors="backslashreplace")
-        return Emitted(
+        text = unsealed.payload.decode(errors="backslashreplace")
+        emitted = Emitted(
             category="unreadable",
             action="event.unreadable",
             severity=Level.WARNING,
             summary="an emitted event that could not be read",
             metadata=msgspec.Raw(_encode({"content": text})),
         )
+    if emitted.occurred_at is not None:
+        words["occurred_at"] = emitted.occurred_at
+    id = emitted.id
+    if id is None or _TOLD_ID.fullmatch(id) is None:
+        if id is not None:
+            words["told_id"] = id
+        id = f"{prefix}{message.ordinal:08x}"
+    return _Event(message.ordinal, id, emitted, words)
 
 
-def _merged(metadata: bytes, context: Context) -> bytes:
-    """The event's own metadata, with the reason of its context where it does not bring one."""
-    if context.reason is None or not metadata.lstrip().startswith(b"{"):
-        return metadata
+def _merged(metadata: bytes, words: dict[str, object]) -> bytes:
+    """The event's own metadata, with the words of its context where it does not bring them, and what capture marks."""
+    own: dict[str, msgspec.Raw] = {}
     try:
-        own = msgspec.json.decode(metadata, type=dict[str, msgspec.Raw])
+        if metadata != b"null":
+            own = msgspec.json.decode(metadata, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return metadata
-    return _encode({"reason": context.reason, **own})
+        # No object: kept as it is, unless there is something to say that nobody else says.
+        if "unsigned" not in words:
+            return metadata
+        own = {"metadata": msgspec.Raw(metadata)}
+    marks = {"unsigned": True} if "unsigned" in words else {}
+    return _encode({**words, **own, **marks}) if words else metadata

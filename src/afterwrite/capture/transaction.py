@@ -73,7 +73,7 @@ class Change(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class Message(msgspec.Struct, frozen=True, gc=False):
     """A logical message of the transaction: an emitted event, a heartbeat, or another program's.
 
-    Never a context stamp: those become ``Transaction.context``.
+    Never a context stamp: those become ``Transaction.stamps``.
     """
 
     prefix: str
@@ -81,13 +81,28 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     ordinal: int
 
 
+class Stamp(msgspec.Struct, frozen=True, gc=False):
+    """Who and why, from that ordinal on until the next stamp.
+
+    A transaction's first one also speaks for what came before it, since a context may be told last; ``here`` when it
+    says that it does not. ``unsigned`` when stamps are to be signed and this one is not, or by a key that is not ours.
+    One that could not be read tells an empty context: the one before it does not hold any more either.
+    """
+
+    ordinal: int
+    context: Context
+    here: bool = False
+    unsigned: bool = False
+
+
 class Transaction(msgspec.Struct, frozen=True, kw_only=True):
     """One committed transaction, whole. ``end_lsn`` is where its commit record ends: acknowledging it is a promise.
 
     ``changes`` are those of published application tables; ``legacy`` those of the legacy log tables, which proof
     compares and the store does not keep; ``events`` what the application emitted, ``messages`` all other logical
-    messages. One ordinal counts over them all, in the order of the writes. ``size`` is how many bytes of the stream it
-    came in; ``misread`` when it brought a context that cannot be read.
+    messages. One ordinal counts over them all, in the order of the writes. ``stamps`` say who and why, each from its
+    place on; ``context`` is the last of them that says anything, for whoever wants one for the whole transaction.
+    ``size`` is how many bytes of the stream it came in; ``misread`` when it brought a context that cannot be read.
 
     Of a big one everything is read anew each time somebody asks, from ``spill`` where it was too big for memory:
     ``close`` it when nobody will.
@@ -102,6 +117,7 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True):
     legacy: Many[Change] = ()
     events: Many[Message] = ()
     messages: Many[Message] = ()
+    stamps: Many[Stamp] = ()
     size: int = 0
     misread: bool = False
     spill: Spill | None = None

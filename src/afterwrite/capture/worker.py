@@ -78,7 +78,8 @@ class Observer(Protocol):
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """The database to read and what to read there.
 
-    A table is a legacy log when only ``legacy_publication`` lists it, or when ``legacy_tables`` names it.
+    A table is a legacy log when only ``legacy_publication`` lists it, or when ``legacy_tables`` names it. With
+    ``stamp_keys``, stamps and events that none of them signed are marked.
     """
 
     dsn: str | None
@@ -87,6 +88,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     publications: tuple[str, ...] = ("afterwrite", "afterwrite_legacy")
     legacy_publication: str = "afterwrite_legacy"
     legacy_tables: frozenset[Table] = frozenset()
+    stamp_keys: tuple[str, ...] = ()
 
 
 class Duty(msgspec.Struct, frozen=True):
@@ -443,7 +445,9 @@ class _Session:
         self._settled = self._shown = stream.acknowledged
         self._forgot = False
         self._backlog = Backlog(job.pace)
-        self._assembler = Assembler(legacy=job.source.legacy_tables, folder=job.pace.spill_dir)
+        self._assembler = Assembler(
+            legacy=job.source.legacy_tables, folder=job.pace.spill_dir, keys=job.source.stamp_keys
+        )
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Until ``stopping`` is set (then the batch in flight is finished), or until something breaks."""
@@ -519,7 +523,11 @@ class _Session:
             return
         kept = [each for each in fresh if each.changes or each.events]
         told = Told(
-            kept, source=self._source.name, system_id=self._checkpoint.system_id, timeline=self._checkpoint.timeline
+            kept,
+            source=self._source.name,
+            system_id=self._checkpoint.system_id,
+            timeline=self._checkpoint.timeline,
+            keys=self._source.stamp_keys,
         )
         checkpoint = msgspec.structs.replace(self._checkpoint, lsn=max(through, self._checkpoint.lsn))
         batch = Batch(
