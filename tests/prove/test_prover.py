@@ -227,6 +227,35 @@ def test_a_log_row_that_claims_a_change_which_never_was_is_missing(shop: Scene) 
     assert proof.unexplained == 1
 
 
+_PAIRS = """
+create extension hstore;
+create table item (id integer primary key, state text, seen_at timestamptz);
+create table item_log (id bigserial primary key, before hstore, after hstore, changed hstore);
+create function pairs() returns trigger language plpgsql as $$
+declare was hstore := hstore(old.*); is_now hstore := hstore(new.*);
+begin
+  if is_now = was then return null; end if;
+  insert into item_log (before, after, changed) values (was, is_now, is_now - was);
+  return null;
+end $$;
+create trigger item_pairs after update on item for each row execute function pairs();
+"""
+
+
+def test_hstore_of_rows_is_compared_though_the_text_of_a_moment_is_the_sessions(scene: Scene) -> None:
+    scene.lay(_PAIRS, tables=["item"], legacy=["item_log"])
+    found = scene.survey()
+    scene.run("insert into item values (1, 'new', null), (2, 'new', '2026-01-01')")
+    scene.run("update item set state = 'paid', seen_at = now()")
+    scene.run("update item set state = 'paid'")
+    scene.run("update item set state = 'gone' where id = 1")
+    scene.ddl("alter table item disable trigger item_pairs")
+    scene.run("update item set state = 'lost', seen_at = now()")
+    proof = scene.prove(scene.read(), found)
+    (updated,) = of(proof, "item_pairs").operations
+    assert (updated.matched, updated.unexplained) == (3, {Reason.EXTRA: 2})
+
+
 def test_a_tampered_row_is_a_value_residual(shop: Scene) -> None:
     found = shop.survey()
     shop.ddl(

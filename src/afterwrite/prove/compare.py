@@ -165,6 +165,8 @@ def equal(left: Value, right: Value) -> bool | Unknown | None:
         return OPAQUE
     if isinstance(left, RowValue) and isinstance(right, RowValue):
         return _rows_equal(left.columns, right.columns)
+    if is_object(left) and is_object(right):  # hstore
+        return _pairs_equal(left, right)
     left, right = _meet(left, right)
     if isinstance(left, Json) and isinstance(right, Json):
         return _json_equal(left.value, right.value)
@@ -218,6 +220,15 @@ def _rows_equal(left: dict[str, Any], right: dict[str, Any]) -> bool | Unknown:
         elif item != other and freeze(item) != freeze(other):
             return False
     return doubt or True
+
+
+def _pairs_equal(left: dict[str, Any], right: dict[str, Any]) -> bool | Unknown:
+    """Two hstore: a key whose value is not known may also be missing."""
+    alone = [item for one, other in ((left, right), (right, left)) for key, item in one.items() if key not in other]
+    if any(not isinstance(item, Unknown) for item in alone):
+        return False
+    found = _rows_equal(left, {**left, **right})
+    return OPAQUE if found is True and alone else found
 
 
 def _json_equal(left: Any, right: Any) -> bool | Unknown:

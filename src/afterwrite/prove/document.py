@@ -44,7 +44,12 @@ def without(left: Value, right: Value) -> Value:
     if not is_object(left):
         return OPAQUE
     if is_object(right):
-        return {key: item for key, item in left.items() if not (key in right and right[key] == item)}
+        # What is not known may be the same or not: its key stays, with a value that agrees with its absence, too.
+        doubtful = [
+            key for key, item in left.items() if isinstance(item, Unknown) or isinstance(right.get(key), Unknown)
+        ]
+        known = {key: item for key, item in left.items() if not (key in right and right[key] == item)}
+        return {**known, **{key: OPAQUE for key in doubtful if key in right}}
     return {key: item for key, item in left.items() if key not in names}
 
 
