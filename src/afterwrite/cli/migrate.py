@@ -546,9 +546,10 @@ def _show_rollback(done: Rollback) -> None:
         out.print(f"{counted(len(done.restored), 'trigger')} on again{over}")
         for each in done.filled:
             if each.whole:
+                rest = "all" if each.matched >= each.rows else f"none differs, and {each.matched:,} are"
                 out.print(
                     f"{counted(len(each.triggers), 'trigger')} of phase {each.phase}: {each.rows:,} legacy rows filled "
-                    f"for {each.transactions:,} transactions, all proven"
+                    f"for {counted(each.transactions, 'transaction')}, {rest} proven"
                 )
     show_findings(done.findings)
 
