@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from afterwrite.configfile import PREFIX, RECORDER, parse_size, parse_words, read_file, read_secret
 from afterwrite.errors import UsageError
 
-_PREFIX = "AFTERWRITE_"
 _SECRETS = ("dsn", "store_dsn", "stamp_key")
 
 
@@ -29,27 +28,12 @@ _WANTED = {
     "wal_budget": "it should be a size of at least 1MB, written as PostgreSQL's own are (8GB, 512MB)",
     "slot": "it should be at most 63 lower-case letters, digits and underscores",
 }
-_UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
-
-
-def _parse_size(value: object) -> object:
-    """Bytes from words as PostgreSQL's own settings have them (``8GB`` is 8 × 1024³); ``8GiB`` is the same."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
-    if match is None:
-        return value
-    unit = _UNITS.get(match[2].lower().replace("ib", "b"))
-    return value if unit is None else int(float(match[1]) * unit)
-
-
-def _parse_words(value: object) -> object:
-    """A list from the file, or words with commas between them from the environment."""
-    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
     """Where the databases are, and the names and limits of what we set up in them."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     # The source database; None means PG* variables and service files.
     dsn: str | None = None
@@ -84,7 +68,7 @@ class Settings(BaseSettings):
     maintain_seconds: Annotated[float, Field(ge=1)] = 600.0
     # How much WAL the slot may keep on the source's disk ("8GB", in PostgreSQL's units), from which share of it on that
     # is told, and whether the slot is given up at the end of it. How far behind the store may be before that is told.
-    wal_budget: Annotated[int, BeforeValidator(_parse_size), Field(ge=1 << 20)] = 8 << 30
+    wal_budget: Annotated[int, BeforeValidator(parse_size), Field(ge=1 << 20)] = 8 << 30
     wal_warn_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     wal_alarm_share: Annotated[float, Field(gt=0, le=1)] = 0.8
     over_budget: Literal["alarm", "give-up"] = "alarm"
@@ -92,7 +76,7 @@ class Settings(BaseSettings):
     # Which of the settings that a transaction stamped its deferred bodies find again, as patterns ("myapp.*").
     # Whether bodies that are to be deferred are tried out while their triggers are still on.
     rehearse: bool = True
-    deferred_settings: Annotated[tuple[str, ...], BeforeValidator(_parse_words)] = ("request.*", "app.*")
+    deferred_settings: Annotated[tuple[str, ...], BeforeValidator(parse_words)] = ("request.*", "app.*")
     # What applications sign their stamps and events with ("new,old" while it is changed): others are marked.
     stamp_key: Annotated[str, Field(min_length=8)] | None = None
     # Who acts, for the ledger; None means the operating system's user.
@@ -133,8 +117,8 @@ def load_settings(*, folder: Path | None = None, **flags: object) -> Settings:
 
     Raises UsageError for a key that does not exist or a value that cannot be, naming the place where it stands.
     """
-    named = os.environ.get(f"{_PREFIX}CONFIG")
-    found, place = _read_file(Path(named) if named else None, folder or Path.cwd())
+    found, place = read_file(folder or Path.cwd())
+    found.pop(RECORDER, None)
     places = dict.fromkeys(found, place)
     for name in Settings.model_fields:
         if told := _read_environment(name):
@@ -157,48 +141,14 @@ def load_settings(*, folder: Path | None = None, **flags: object) -> Settings:
         raise UsageError(f"{name} in {where} cannot be: {said}", remedy="mend that value") from error
 
 
-def _read_file(named: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
-    if named is not None:
-        if not named.is_file():
-            raise UsageError(f"there is no file {named}, which AFTERWRITE_CONFIG names", remedy="mend the variable")
-        return _parse(named), str(named)
-    own = folder / "afterwrite.toml"
-    if own.is_file():
-        return _parse(own), "afterwrite.toml"
-    project = folder / "pyproject.toml"
-    if project.is_file():
-        return _parse(project), "[tool.afterwrite] in pyproject.toml"
-    return {}, ""
-
-
 def _read_environment(name: str) -> tuple[str, str] | None:
     """What the environment says of this setting, and which variable says it."""
-    variable = f"{_PREFIX}{name.upper()}"
+    variable = f"{PREFIX}{name.upper()}"
     if value := os.environ.get(variable):
         return value, variable
     if name in _SECRETS and (secret := os.environ.get(f"{variable}_FILE")):
-        return _read_secret(secret, f"{variable}_FILE"), f"{variable}_FILE"
+        return read_secret(secret, f"{variable}_FILE"), f"{variable}_FILE"
     if name == "dsn" and (url := os.environ.get("DATABASE_URL")):
         # Applications write their driver's name into it (postgresql+psycopg://…), which libpq does not know.
         return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url), "DATABASE_URL"
     return None
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        keys: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path.name} cannot be read: {error}", remedy="mend the file") from error
-    if path.name != "pyproject.toml":
-        return keys
-    ours: object = keys.get("tool", {}).get("afterwrite", {})
-    if not isinstance(ours, dict):
-        raise UsageError(f"tool.afterwrite in {path} is no table", remedy="write [tool.afterwrite], and keys below it")
-    return cast("dict[str, Any]", ours)
-
-
-def _read_secret(path: str, variable: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{variable} names a file that cannot be read: {path}", remedy="mend the variable") from error

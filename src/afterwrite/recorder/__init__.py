@@ -1,1 +1,6 @@
-"""What an application runs: stamps and events in its transactions, and everything else that it records."""
+"""What an application runs to record activity: nothing in here waits for a network, or raises into the application."""
+
+from afterwrite.recorder.options import Durability, Options, Overflow, read_options
+from afterwrite.recorder.recorder import OpenSink, Recorded, Recorder, Stats
+
+__all__ = ["Durability", "OpenSink", "Options", "Overflow", "Recorded", "Recorder", "Stats", "read_options"]

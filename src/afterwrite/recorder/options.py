@@ -1,0 +1,164 @@
+"""What a recorder is told: in code, in ``AFTERWRITE_*`` and in the table ``[recorder]`` of afterwrite.toml alike."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import msgspec
+from msgspec import Meta
+
+from afterwrite.configfile import PREFIX, RECORDER, parse_size, parse_words, read_file, read_secret
+from afterwrite.errors import UsageError
+
+_SIZES = frozenset({"spool_bytes", "queue_bytes", "metadata_bytes"})
+_LISTS = frozenset({"redact", "keep"})
+_SECRETS = frozenset({"record_key", "stamp_key"})
+
+
+class Durability(StrEnum):
+    """What an event survives: nothing, its process's death, its machine's crash."""
+
+    MEMORY = "memory"
+    SPOOL = "spool"
+    SYNC = "sync"
+
+
+class Overflow(StrEnum):
+    """What happens to a new event when there is no room: it is dropped at once, or waits for room up to a deadline."""
+
+    SHED = "shed"
+    BLOCK = "block"
+
+
+Count = Annotated[int, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """All that may be said about a recorder; the defaults are meant to be right."""
+
+    # The name under which its events stand in the store; None means the program's.
+    service: Annotated[str, Meta(min_length=1)] | None = None
+    # Where the spool lives; None means a folder of this user's (see find_folder). How many bytes all processes together
+    # may keep there, and how long one may wait to be delivered before it is dropped (and counted).
+    spool_dir: str | None = None
+    spool_bytes: Count = 1 << 30
+    spool_seconds: Seconds = 7 * 86_400.0
+    durability: Durability = Durability.SPOOL
+    # What happens when there is no room, and how long `block` waits for some.
+    overflow: Overflow = Overflow.SHED
+    block_seconds: Seconds = 0.2
+    # What may wait in memory to be spooled.
+    queue_events: Count = 50_000
+    queue_bytes: Count = 32 << 20
+    # Longer metadata is cut, with a mark.
+    metadata_bytes: Annotated[int, Meta(ge=256)] = 64 << 10
+    # Development: what is not right is refused at the call, where it is mended and counted otherwise.
+    strict: bool = False
+    # Further names and patterns that are taken out, beside those of redact.py; and names among those that are not.
+    redact: tuple[str, ...] = ()
+    redact_patterns: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    # Whether the context's address and browser are recorded.
+    keep_ip: bool = True
+    keep_user_agent: bool = True
+    # How many events go to the store at once, and how long one may wait for others.
+    batch_events: Annotated[int, Meta(gt=0, le=100_000)] = 1_000
+    linger_seconds: Annotated[float, Meta(ge=0)] = 0.05
+    # How long the end of the process may wait until everything is delivered.
+    close_seconds: Annotated[float, Meta(ge=0)] = 3.0
+    # Deliver by HTTP: where to, and as whom.
+    record_url: str | None = None
+    record_key: str | None = None
+    # What stamps and events in transactions are signed with.
+    stamp_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for pattern in self.redact_patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"redact_patterns has no regular expression in {pattern!r}: {error}") from error
+
+
+def read_options(*, folder: Path | None = None, **given: object) -> Options:
+    """The options of this process: what is given (and not None) over the environment, the environment over the file.
+
+    Raises UsageError for a key that does not exist or a value that cannot be, naming the place where it stands.
+    """
+    keys, place = read_file(folder or Path.cwd())
+    table: object = keys.get(RECORDER, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{RECORDER} in {place} is no table", remedy=f"write [{RECORDER}], and keys below it")
+    found = dict(cast("dict[str, Any]", table))
+    places = dict.fromkeys(found, place)
+    for name in Options.__struct_fields__:
+        if told := _read_environment(name):
+            found[name], places[name] = told
+        if given.get(name) is not None:
+            found[name], places[name] = given[name], "the call"
+    for name in found.keys() | given.keys():
+        if name not in Options.__struct_fields__:
+            raise UsageError(
+                f"{places.get(name, 'the call')} has a key that does not exist: {name}",
+                remedy=f"the keys are {', '.join(sorted(Options.__struct_fields__))}",
+            )
+    return _convert({name: _parse(name, value) for name, value in found.items()}, places)
+
+
+def service_name(options: Options) -> str:
+    """The name under which events stand in the store: the given one, or the program's."""
+    return options.service or Path(sys.argv[0]).stem or "application"
+
+
+def find_folder(options: Options) -> Path:
+    """Where the spool lives: the given folder, or one of this user's that outlives the process.
+
+    That is below XDG_STATE_HOME or ~/.local/state, and where there is no home, below the system's temporary folder.
+    """
+    if options.spool_dir:
+        return Path(options.spool_dir)
+    state = os.environ.get("XDG_STATE_HOME")
+    if state and os.path.isabs(state):
+        return Path(state) / "afterwrite" / "spool"
+    home = Path(os.path.expanduser("~"))
+    if home.is_absolute() and home.is_dir() and os.access(home, os.W_OK):
+        return home / ".local" / "state" / "afterwrite" / "spool"
+    return Path(tempfile.gettempdir()) / f"afterwrite-spool-{os.getuid()}"
+
+
+def _read_environment(name: str) -> tuple[str, str] | None:
+    variable = f"{PREFIX}{name.upper()}"
+    if value := os.environ.get(variable):
+        return value, variable
+    if name in _SECRETS and (secret := os.environ.get(f"{variable}_FILE")):
+        return read_secret(secret, f"{variable}_FILE"), f"{variable}_FILE"
+    return None
+
+
+def _parse(name: str, value: object) -> object:
+    if name in _SIZES:
+        return parse_size(value)
+    if name == "redact_patterns" and isinstance(value, str):
+        return (value,)  # a comma is part of many a pattern
+    return parse_words(value) if name in _LISTS else value
+
+
+def _convert(found: Mapping[str, object], places: Mapping[str, str]) -> Options:
+    try:
+        return msgspec.convert(found, Options, strict=False)
+    except msgspec.ValidationError as error:
+        words = str(error)
+        name = next(
+            (name for name in sorted(found, key=len, reverse=True) if f"$.{name}" in words or name in words), ""
+        )
+        said = re.sub(r" - at `\$.*`$", "", words)
+        where = f"{name} in {places[name]}" if name else "the recorder's settings"
+        raise UsageError(f"{where} cannot be: {said[0].lower()}{said[1:]}", remedy="mend that value") from error

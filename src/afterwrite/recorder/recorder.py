@@ -1,0 +1,437 @@
+"""The object that an application calls: it never waits for a disk or a network, and never raises into the application.
+
+::
+
+    record() ──▶ queue ──▶ Committer (a thread): redact, group commit ──▶ spool ──▶ Courier (a thread): sink
+      │ context, id,  bounded; what has no                 │                                  │ batches, back-off
+      └ metadata      room is counted                      └ each 5 ms at most                └ what is refused: aside
+
+Threads, queue and spool belong to one process. They begin with its first event, and a forked child has none of them
+until its own first event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import hashlib
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from afterwrite.context import Context, current
+from afterwrite.errors import UsageError
+from afterwrite.record import Emitted, Kind, Level, Outcome, Sink
+from afterwrite.recorder import spool as spooling
+from afterwrite.recorder.commit import EVENT_BYTES, Committer, DropReason, is_in_loop
+from afterwrite.recorder.deliver import Courier
+from afterwrite.recorder.encode import clean_text, encode_metadata, to_milliseconds, to_moment
+from afterwrite.recorder.ids import Ids
+from afterwrite.recorder.options import Durability, Options, find_folder
+from afterwrite.recorder.redact import Redactor, SecretError
+from afterwrite.recorder.spool import NO_METADATA, Event
+
+log = logging.getLogger(__name__)
+
+OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
+
+_SHORT = 200
+_ACTION = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*")
+_CATEGORY = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """How this process's recorder stands. ``recorded + adopted = queued + spooled + stored + all that was dropped``.
+
+    ``recorded`` counts calls, ``adopted`` what was found in the files of processes that are gone, ``emitted`` what went
+    into a transaction's own WAL (and is in none of the others). ``stored`` counts what the sink took, also where the
+    store had it already. ``dropped`` is by reason. ``mended`` and ``redacted`` were recorded, in another form.
+    """
+
+    recorded: int = 0
+    adopted: int = 0
+    queued: int = 0
+    spooled: int = 0
+    stored: int = 0
+    dropped: Mapping[str, int] = {}
+    emitted: int = 0
+    mended: int = 0
+    redacted: int = 0
+    # What waits on the disk, how long the oldest of it has waited, and what stands in the way, if anything.
+    spool_bytes: int = 0
+    oldest_seconds: float = 0.0
+    corrupt_files: int = 0
+    spool_trouble: str | None = None
+    delivery_trouble: str | None = None
+
+
+class Recorded(msgspec.Struct, gc=False):
+    """What ``record()`` gives: the event's id, and a way to wait until it is in the spool.
+
+    ``await`` it, or call ``wait()``: True when it outlives the process, False when it was dropped or is kept in memory
+    alone. For an event on an asynchronous connection, awaiting it is what sends it.
+    """
+
+    id: str
+    _committer: Committer | None = None
+    _place: int = 0
+    _sending: Awaitable[Recorded] | None = None
+    _done: bool = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until it is in the spool; False when that took longer. Not for a thread that runs an event loop."""
+        return self._committer.wait(self._place, timeout) if self._committer else self._done
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        if self._sending is not None:
+            sent = yield from self._sending.__await__()
+            self._sending, self._committer, self._place, self._done = None, sent._committer, sent._place, sent._done
+        if self._committer is None:
+            return self._done
+        return (yield from self._committer.committed(self._place).__await__())
+
+
+class Recorder:
+    """Records events under the name ``source`` and delivers them to what ``open_sink`` opens (None: spools them only).
+
+    ``destination`` tells stores apart: processes with the same spool folder and destination deliver for each other.
+    """
+
+    def __init__(
+        self, *, source: str, open_sink: OpenSink | None, options: Options | None = None, destination: str = ""
+    ) -> None:
+        self.source = clean_text(source, _SHORT) or "application"
+        self.options = options or Options()
+        self._open_sink = open_sink
+        self._destination = hashlib.sha256(destination.encode(errors="surrogatepass")).hexdigest()[:12]
+        self._redactor = Redactor(self.options.redact, self.options.redact_patterns, self.options.keep)
+        self._ids = Ids()
+        self._lock = threading.RLock()
+        self._closed = False
+        self._emitted = 0
+        self._committer: Committer | None = None
+        self._courier: Courier | None = None
+        self._exit: Callable[[], None] | None = None
+        _recorders.add(self)
+
+    def record(
+        self,
+        action: str,
+        *,
+        category: str | None = None,
+        outcome: Outcome | str = Outcome.SUCCESS,
+        severity: Level | str = Level.INFO,
+        entity: tuple[str, object] | str | None = None,
+        summary: str | None = None,
+        metadata: Mapping[str, Any] | object | None = None,
+        duration_ms: float | None = None,
+        occurred_at: datetime | None = None,
+        caused_by: str | None = None,
+        durability: Durability | str | None = None,
+        conn: object | None = None,
+        id: str | None = None,
+        context: Context | None = None,
+    ) -> Recorded:
+        """Record that something happened, by whom the context of this task says (or the one given).
+
+        With ``conn``, a connection or session of the application's, the event is part of its transaction and exists iff
+        that commits; on an asynchronous one the result must be awaited. Otherwise it goes to the queue, and is spooled
+        within milliseconds. ``durability="sync"`` waits until the disk has it (in a running event loop, only awaiting
+        does). Raises nothing but what ``conn`` raises, unless the options say ``strict``.
+        """
+        committer = self._committer or self._start()
+        options = self.options
+        try:
+            who = current() if context is None else context
+            mended = 0
+            if metadata is None:
+                raw = None
+            else:
+                raw, odd = encode_metadata(metadata, options.metadata_bytes, strict=options.strict)
+                if odd:
+                    mended = 1
+            if who.reason is not None and conn is None:
+                raw = _with_reason(raw, who.reason)
+            event = Event(
+                id=self._ids.make() if id is None else self._own_id(id),
+                occurred_at=datetime.now(UTC) if occurred_at is None else to_moment(occurred_at),
+                source=self.source,
+                kind=Kind.EVENT,
+                category="system" if category is None else _word(category),
+                action=_word(action),
+                outcome=outcome if isinstance(outcome, Outcome) else Outcome(outcome),
+                severity=severity if isinstance(severity, Level) else Level(severity),
+                entity_type=None if entity is None else _word(entity if isinstance(entity, str) else entity[0]),
+                entity_id=None if entity is None or isinstance(entity, str) else _word_or_none(entity[1]),
+                actor_id=who.actor_id,
+                actor_type=who.actor_type,
+                tenant_id=who.tenant_id,
+                session_id=who.session_id,
+                request_id=who.request_id,
+                trace_id=who.trace_id,
+                ip=who.ip if options.keep_ip else None,
+                user_agent=who.user_agent if options.keep_user_agent else None,
+                duration_ms=None if duration_ms is None else to_milliseconds(duration_ms),
+                summary=None if summary is None else _word(summary),
+                caused_by=who.caused_by if caused_by is None else caused_by,
+                metadata=NO_METADATA if raw is None else msgspec.Raw(raw),
+            )
+            if options.strict:
+                self._check(event, metadata)
+            wanted = options.durability if durability is None else Durability(durability)
+        except Exception as error:
+            if options.strict:
+                raise (
+                    error if isinstance(error, UsageError) else UsageError(f"{action!r} cannot be recorded: {error}")
+                ) from error
+            committer.drop(DropReason.UNUSABLE)
+            log.warning("an event could not be recorded: %s: %s", type(error).__name__, error)
+            return Recorded(id or "")
+        if conn is not None:
+            return self._emit(conn, event, who, occurred_at)
+        size = EVENT_BYTES if raw is None else EVENT_BYTES + len(raw)
+        recorded = Recorded(event.id, committer, committer.put(event, size, wanted, mended))
+        if wanted is Durability.SYNC and not is_in_loop():
+            recorded.wait()
+        return recorded
+
+    def flush(self, timeout: float | None = 10.0) -> bool:
+        """Wait until everything recorded so far is delivered, or dropped (and counted); False when that took longer."""
+        committer, courier = self._committer, self._courier
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if committer is None:
+            return True
+        committer.wait(committer.accepted, timeout)
+        if committer.committed_place < committer.accepted and _is_past(deadline):
+            return False
+        return courier is None or courier.flush(deadline)
+
+    async def aflush(self, timeout: float | None = 10.0) -> bool:
+        """``flush`` that lets an event loop go on."""
+        return await asyncio.to_thread(self.flush, timeout)
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Commit what is queued, deliver what can be until then, and stop; True when nothing is left undelivered.
+
+        What is left stays in the spool, for another process or the next one. What is recorded later is dropped.
+        """
+        with self._lock:
+            committer, courier, self._closed = self._committer, self._courier, True
+            exit, self._exit = self._exit, None
+        if exit:
+            atexit.unregister(exit)
+        if committer is None:
+            return True
+        deadline = time.monotonic() + (self.options.close_seconds if timeout is None else timeout)
+        committer.close(deadline)
+        if courier:
+            courier.close(deadline)
+        left = committer.finish()
+        stats = self.stats()
+        if stats.dropped:
+            log.warning("activities were dropped: %s", ", ".join(f"{why} {n:,}" for why, n in stats.dropped.items()))
+        return left == 0
+
+    def stats(self) -> Stats:
+        """How it stands: counted in this process since its first event."""
+        committer, courier = self._committer, self._courier
+        if committer is None:
+            return Stats(emitted=self._emitted)
+        with committer.account():
+            spooled, spool_bytes, oldest = committer.measure()
+            if courier:
+                also, also_oldest = courier.measure()
+                spooled += also
+                oldest = min(filter(None, (oldest, also_oldest)), default=None)
+            return Stats(
+                recorded=committer.recorded,
+                adopted=courier.adopted if courier else 0,
+                queued=committer.queued,
+                spooled=spooled,
+                stored=courier.stored if courier else 0,
+                dropped={reason.value: count for reason, count in sorted(committer.dropped.items())},
+                emitted=self._emitted,
+                mended=committer.mended,
+                redacted=committer.redacted,
+                spool_bytes=spool_bytes,
+                oldest_seconds=max(0.0, time.time() - oldest) if oldest else 0.0,
+                corrupt_files=committer.corrupt_files + (courier.corrupt_files if courier else 0),
+                spool_trouble=committer.trouble,
+                delivery_trouble=courier.trouble if courier else None,
+            )
+
+    def read_refused(self) -> list[tuple[str, str, bytes]]:
+        """What the store did not take and this process keeps aside: id, reason, the event as JSON."""
+        committer = self._committer
+        return committer.read_refused() if committer else []
+
+    def _start(self) -> Committer:
+        """Queue and threads of this process."""
+        with self._lock:
+            if self._committer is not None:
+                return self._committer
+            committer = Committer(self.options, find_folder(self.options), self._destination, self._redactor)
+            courier = Courier(committer, self._open_sink, self.options)
+            try:
+                if self._closed:
+                    committer.refuse(DropReason.CLOSED)
+                else:
+                    committer.start(courier.wake)
+                    courier.start()
+                    self._courier = courier
+                    self._close_at_exit()
+            except RuntimeError as error:  # no thread can be had, at the end of the interpreter for instance
+                committer.refuse(DropReason.UNUSABLE)
+                log.warning("nothing can be recorded: %s", error)
+            self._committer = committer
+            return committer
+
+    def _close_at_exit(self) -> None:
+        found = weakref.ref(self)
+
+        def close() -> None:
+            recorder = found()
+            if recorder is not None:
+                recorder.close()
+
+        self._exit = close
+        atexit.register(close)
+        # A child of multiprocessing ends without atexit, by its own list.
+        ends = sys.modules.get("multiprocessing.util")
+        process = sys.modules.get("multiprocessing.process")
+        if ends is not None and process is not None and process.parent_process() is not None:
+            ends.Finalize(None, close, exitpriority=10)
+
+    def _emit(self, conn: object, event: Event, context: Context, occurred_at: datetime | None) -> Recorded:
+        """Make the event a part of the transaction on ``conn``; where that is read-only, it goes the other way."""
+        from afterwrite.recorder.connections import emit
+
+        raw = bytes(event.metadata)
+        if not (self.options.keep_ip and self.options.keep_user_agent):
+            context = msgspec.structs.replace(context, ip=event.ip, user_agent=event.user_agent)
+        emitted = Emitted(
+            id=event.id,
+            category=event.category,
+            action=event.action,
+            outcome=event.outcome,
+            severity=event.severity,
+            entity_type=event.entity_type,
+            entity_id=event.entity_id,
+            summary=None if event.summary is None else self._redactor.redact_text(event.summary)[0],
+            metadata=msgspec.Raw(self._redactor.redact(raw)[0] if raw else b"null"),
+            duration_ms=event.duration_ms,
+            occurred_at=None if occurred_at is None else event.occurred_at,
+            caused_by=event.caused_by,
+        )
+        try:
+            sent = emit(conn, emitted, context=context, key=self.options.stamp_key)
+        except UsageError as error:
+            if self.options.strict:
+                raise
+            log.warning("%s; the event goes to the spool, whatever becomes of its transaction", error)
+            sent = False
+        if isinstance(sent, bool):
+            return self._emitted_or_put(event, emitted=sent)
+
+        async def send() -> Recorded:
+            return self._emitted_or_put(event, emitted=await sent)
+
+        return Recorded(event.id, _sending=send())
+
+    def _emitted_or_put(self, event: Event, *, emitted: bool) -> Recorded:
+        if emitted:
+            with self._lock:
+                self._emitted += 1
+            return Recorded(event.id, _done=True)
+        committer = self._committer or self._start()
+        place = committer.put(event, EVENT_BYTES + len(bytes(event.metadata)), self.options.durability, 0)
+        return Recorded(event.id, committer, place)
+
+    def _own_id(self, id: str) -> str:
+        """The caller's id as the store writes it; a new one where it is none."""
+        try:
+            return str(uuid.UUID(id))
+        except (ValueError, AttributeError, TypeError):
+            if self.options.strict:
+                raise UsageError(f"{id!r} is no UUID", remedy="leave the id out, or give a UUID") from None
+            return self._ids.make()
+
+    def _check(self, event: Event, metadata: object) -> None:
+        """What strict mode refuses beyond what could not be encoded."""
+        if not _ACTION.fullmatch(event.action):
+            raise UsageError(
+                f"{event.action!r} is no action", remedy="write it as user.create: lower-case words and dots"
+            )
+        if not _CATEGORY.fullmatch(event.category):
+            raise UsageError(f"{event.category!r} is no category", remedy="write it as user_management")
+        if metadata is not None and (name := self._redactor.find_secret_name(bytes(event.metadata))):
+            raise SecretError(
+                f"metadata of {event.action} has a member {name!r}, which is a secret's name",
+                remedy="leave it out, or allow the name: keep",
+            )
+
+    def _forget_parent(self) -> None:
+        """In a forked child: begin anew; nothing of the parent's may be closed by us."""
+        committer, self._committer, self._courier, self._exit = self._committer, None, None, None
+        self._lock = threading.RLock()
+        self._ids.reseed()
+        self._emitted = 0
+        if committer is not None:
+            committer.abandon()
+
+
+def _word(value: object) -> str:
+    if value.__class__ is str and len(value) <= _SHORT and value.isascii():  # type: ignore[arg-type, attr-defined]
+        return value  # type: ignore[return-value]
+    return clean_text(value)
+
+
+def _word_or_none(value: object) -> str | None:
+    return None if value is None else _word(value)
+
+
+def _with_reason(raw: bytes | None, reason: str) -> bytes:
+    """Metadata with the context's reason, where it has none of its own."""
+    said = b'{"reason":' + msgspec.json.encode(reason)
+    if raw is None or raw == b"{}":
+        return said + b"}"
+    return raw if b'"reason":' in raw and "reason" in msgspec.json.decode(raw) else said + b"," + raw[1:]
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
+
+
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+_held = False
+
+
+def _before_fork() -> None:
+    global _held  # noqa: PLW0603 - told from one hook to the next
+    _held = spooling.hold_for_fork()
+
+
+def _after_fork_in_parent() -> None:
+    spooling.release_after_fork(held=_held)
+
+
+def _after_fork_in_child() -> None:
+    spooling.renew_after_fork()
+    for recorder in tuple(_recorders):
+        with suppress(Exception):
+            recorder._forget_parent()  # pyright: ignore[reportPrivateUsage]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
