@@ -1,0 +1,281 @@
+"""Stamps and events as SQL, and when a stamp is due. Pure: integrations ask, and send what they are told.
+
+::
+
+    write ──▶ Stamps.due(context) ──▶ None: it stands     ──▶ the write alone
+                                  └─▶ SQL, just before it ──▶ the server looks again, and writes one message or none
+
+What the client knows saves the round trip; what the server knows decides. A stamp leaves its mark in a setting of the
+transaction (``set_config(…, true)``), which the end of the transaction and a rolled back savepoint take away exactly as
+they take the message: nothing outlives the transaction, so that a pooler may give each one another session.
+Where the transaction is read-only, or the server a standby, nothing is written: a message would need a transaction id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from enum import Enum
+from functools import cache, lru_cache
+
+import msgspec
+
+from afterwrite.context import Context, encode_context
+from afterwrite.record import CONTEXT_PREFIX, EVENT_PREFIX, Emitted
+from afterwrite.recorder.options import read_options
+from afterwrite.seal import seal
+
+# The transaction's own setting that says which stamp stands.
+MARK = "afterwrite.stamped"
+NOBODY = Context()
+
+_encode = msgspec.json.Encoder().encode
+
+
+@cache
+def configured_key() -> str | None:
+    """The key of this process's settings (``stamp_key``, AFTERWRITE_STAMP_KEY, AFTERWRITE_STAMP_KEY_FILE)."""
+    return read_options().stamp_key
+
+
+def stamp_sql(context: Context, key: str | None = None, *, here: bool = False) -> str:
+    """The statement that stamps this context where no equal stamp stands; it gives a row where it wrote one.
+
+    One SELECT without parameters and in ASCII, so that every driver, protocol and encoding takes it. ``here`` when the
+    transaction wrote before without a context, which this one is not to speak for.
+    """
+    mark, message = _stamp(context, key, here)
+    return f"select {message} where {_WRITABLE} and {_STANDS} <> {mark}"
+
+
+def event_sql(emitted: Emitted, context: Context, key: str | None = None, *, here: bool = False) -> str:
+    """The statement that emits the event, after the stamp where that does not stand.
+
+    No row comes back, and nothing was written, where the transaction is read-only.
+    """
+    mark, message = _stamp(context, key, here)
+    payload = _literal(seal(EVENT_PREFIX, _encode(emitted).decode(), key))
+    event = f"pg_catalog.pg_logical_emit_message(true, '{EVENT_PREFIX}', {payload}::text)"
+    return f"select case when {_STANDS} <> {mark} then {message} end, {event} where {_WRITABLE}"
+
+
+_WRITABLE = "pg_catalog.current_setting('transaction_read_only') = 'off'"
+_STANDS = f"coalesce(pg_catalog.current_setting('{MARK}', true), '')"
+
+
+def _stamp(context: Context, key: str | None, here: bool) -> tuple[str, str]:
+    """The literal of the mark, and the expression that leaves it and writes the message."""
+    said = encode_context(context)
+    digest = hashlib.blake2b(said.encode(), digest_size=9).hexdigest() if context != NOBODY else ""
+    payload = _literal(seal(CONTEXT_PREFIX, encode_context(context, here=True) if here else said, key))
+    mark = f"'{digest}'"
+    return mark, (
+        f"(pg_catalog.set_config('{MARK}', {mark}, true) is not null"
+        f" and pg_catalog.pg_logical_emit_message(true, '{CONTEXT_PREFIX}', {payload}::text) is not null)"
+    )
+
+
+def _literal(json: str) -> str:
+    """JSON as a string constant, in ASCII: a database of another encoding has no place for some characters."""
+    if not json.isascii():
+        json = _FOREIGN.sub(_escape, json)
+    # The whole text may go through a driver that looks for placeholders: it finds none.
+    text = (
+        json.replace("\\", "\\\\").replace("'", "''").replace("%", "\\x25").replace(":", "\\x3a").replace("?", "\\x3f")
+    )
+    return f"E'{text}'"
+
+
+_FOREIGN = re.compile("[^\x00-\x7f]")
+
+
+def _escape(match: re.Match[str]) -> str:
+    pairs = match[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
+
+
+class Control(Enum):
+    """What a statement does to the transaction that it is sent in."""
+
+    NONE = "nothing"
+    UNDO = "it may undo a part of it"
+    END = "it ends it, or begins another"
+
+
+class Stamps:
+    """What one connection knows of the transaction that is open on it. Not thread-safe, as connections are not."""
+
+    __slots__ = ("_bare", "_certain", "_context", "_key", "_maybe")
+
+    def __init__(self, key: str | None = None) -> None:
+        self._key = key
+        self._context: Context = NOBODY
+        self._certain = False
+        self._maybe = False
+        self._bare = False
+
+    def due(self, context: Context) -> str | None:
+        """What to send just before a write, None where nothing is to be said; send it, or call ``doubt``."""
+        if self._certain and (context is self._context or context == self._context):
+            return None
+        if not self._maybe and context == NOBODY:
+            self._bare = True
+            return None
+        self._context, self._certain, self._maybe = context, True, True
+        return stamp_sql(context, self._key, here=self._bare)
+
+    def event(self, emitted: Emitted, context: Context) -> str:
+        """What to send for an event now; the stamp before it comes with it."""
+        here = self._bare
+        self._maybe = self._maybe or context != NOBODY
+        self._certain = False
+        return event_sql(emitted, context, self._key, here=here)
+
+    def doubt(self) -> None:
+        """Some of this transaction may have been undone: the server is asked at the next write."""
+        self._certain = False
+
+    def forget(self) -> None:
+        """The transaction is over, or another one begins."""
+        self._certain = self._maybe = self._bare = False
+        self._context = NOBODY
+
+    def note(self, control: Control) -> None:
+        """Take in what a statement did to the transaction."""
+        if control is Control.END:
+            self.forget()
+        elif control is Control.UNDO:
+            self.doubt()
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What is in a string of SQL.
+
+    ``may_end`` for what could end its own transaction inside (CALL, and DO with COMMIT or ROLLBACK in its text): that
+    cannot be sent together with a stamp outside a transaction block.
+    """
+
+    writes: bool
+    control: Control = Control.NONE
+    statements: int = 1
+    copies: bool = False
+    may_end: bool = False
+
+
+_NOTHING = Reading(False)
+_WRITES = frozenset({"insert", "update", "delete", "merge", "truncate", "execute"})
+_ENDS = frozenset({"begin", "start", "commit", "end", "abort", "prepare"})
+# What a search for words must not look into: comments, strings of all kinds, quoted names.
+_OPAQUE = re.compile(
+    r"""--[^\n]*|/\*(?:[^*/]|\*(?!/)|/(?!\*)|/\*(?:[^*]|\*(?!/))*\*/)*\*/"""
+    r"""|[eE]'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$((?:[^\W\d]\w*)?)\$.*?\$\1\$""",
+    re.DOTALL,
+)
+_BLANK = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/|[(;])*")
+_WORD = re.compile(r"[a-z_]+", re.IGNORECASE)
+_CHANGING = re.compile(r"\b(?:insert\s+into|update|delete\s+from|merge\s+into)\b", re.IGNORECASE)
+_LOCKING = re.compile(r"\bfor\s+(?:no\s+key\s+)?update\b", re.IGNORECASE)
+_ENDING = re.compile(r"\b(?:commit|rollback)\b", re.IGNORECASE)
+# A longer text is not worth keeping; its first word decides most of them anyway.
+_LONGEST_KEPT = 10_000
+
+
+def read_sql(sql: str, functions: frozenset[str] = frozenset()) -> Reading:
+    """What this SQL does; ``functions`` are the lower-case names of functions that write, which a SELECT may call.
+
+    Written for what applications send: where it cannot be sure it takes a statement for a write, for a stamp too many
+    says nothing wrong.
+    """
+    return _read_kept(sql, functions) if len(sql) <= _LONGEST_KEPT else _read(sql, functions)
+
+
+def is_write(sql: str, functions: frozenset[str] = frozenset()) -> bool:
+    """Whether a stamp is due before it."""
+    return read_sql(sql, functions).writes
+
+
+def calling(functions: Iterable[str]) -> frozenset[str]:
+    """The names of functions as ``read_sql`` wants them."""
+    return frozenset(name.lower() for name in functions)
+
+
+def _read(sql: str, functions: frozenset[str]) -> Reading:
+    word = _first_word(sql)
+    if ";" not in sql:
+        if word in _WRITES:
+            return Reading(True)
+        if word == "select" and not functions:
+            return _NOTHING
+    plain = _OPAQUE.sub(_blank, sql)
+    found = [_read_one(each, functions, sql) for each in plain.split(";") if not each.isspace() and each]
+    if not found:
+        return _NOTHING
+    if len(found) == 1:
+        return found[0]
+    controls = [each.control for each in found if each.control is not Control.NONE]
+    return Reading(
+        any(each.writes for each in found),
+        # What comes after the last word about the transaction is not known: the server is asked again.
+        Control.END if controls and controls[-1] is Control.END else Control.UNDO if controls else Control.NONE,
+        statements=len(found),
+        copies=any(each.copies for each in found),
+        may_end=any(each.may_end for each in found),
+    )
+
+
+_read_kept: Callable[[str, frozenset[str]], Reading] = lru_cache(maxsize=2_000)(_read)
+
+
+def _blank(match: re.Match[str]) -> str:
+    return " " if match[0][0] in "-/" else "''"
+
+
+def _first_word(sql: str) -> str:
+    blank = _BLANK.match(sql)
+    match = _WORD.match(sql, blank.end() if blank else 0)
+    return match[0].lower() if match else ""
+
+
+def _read_one(plain: str, functions: frozenset[str], whole: str) -> Reading:
+    """One statement, without its strings and comments."""
+    word = _first_word(plain)
+    if word in _WRITES:
+        return Reading(True)
+    match word:
+        case "call":
+            return Reading(True, may_end=True)
+        case "do":
+            return Reading(True, may_end=_ENDING.search(whole) is not None)
+        case "copy":
+            direction = re.search(r"\b(from|to)\b", _without_parentheses(plain), re.IGNORECASE)
+            return Reading(direction is not None and direction[0].lower() == "from", copies=True)
+        case "rollback":
+            return Reading(False, Control.UNDO if re.search(r"\bto\b", plain, re.IGNORECASE) else Control.END)
+        case "prepare" if not re.match(r"\s*prepare\s+transaction\b", plain, re.IGNORECASE):
+            return _NOTHING
+        case _ if word in _ENDS:
+            return Reading(False, Control.END)
+        case "with" | "explain":
+            analysed = word == "with" or re.search(r"\banaly[sz]e\b", plain, re.IGNORECASE)
+            if analysed and _CHANGING.search(_LOCKING.sub(" ", plain)):
+                return Reading(True)
+        case _:
+            pass
+    return Reading(True) if functions and _calls(plain, functions) else _NOTHING
+
+
+def _without_parentheses(text: str) -> str:
+    before = None
+    while before != text:
+        before, text = text, re.sub(r"\([^()]*\)", " ", text)
+    return text
+
+
+def _calls(plain: str, functions: frozenset[str]) -> bool:
+    return any(
+        name.lower() in functions or name.lower().rpartition(".")[2] in functions for name in _CALLED.findall(plain)
+    )
+
+
+_CALLED = re.compile(r"([a-z_][\w$]*(?:\.[a-z_][\w$]*)*)\s*\(", re.IGNORECASE)
