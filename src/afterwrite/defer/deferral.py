@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 
 import msgspec
@@ -53,7 +53,7 @@ class DeferralRow(msgspec.Struct, frozen=True, kw_only=True):
 
     def value(self, names: Sequence[TableName] = ()) -> Deferral:
         """What a replayer needs of it; ``names`` say when its table was called what."""
-        spans = spans_of(self.table_oid, names)
+        spans = spans_of(self.table_oid, names, self.relations)
         return Deferral(
             id=self.id,
             identity=self.identity,
@@ -233,19 +233,25 @@ class TableName(msgspec.Struct, frozen=True):
 
 async def read_names(db: Database, rows: Sequence[DeferralRow | ActiveDeferral]) -> list[TableName]:
     """Which tables had the names that the tables of these deferrals ever had, in order, as far as capture met them."""
-    if not rows:
-        return []
-    return await db.rows(TableName, statement("defer.read_names"), oids=sorted({row.table_oid for row in rows}))
+    return await read_names_of(db, sorted({row.table_oid for row in rows}))
 
 
-def spans_of(oid: int, names: Sequence[TableName]) -> dict[str, tuple[Span, ...]]:
+async def read_names_of(db: Database, tables: Sequence[int]) -> list[TableName]:
+    """The same for tables by their oids."""
+    return await db.rows(TableName, statement("defer.read_names"), oids=list(tables)) if tables else []
+
+
+def spans_of(oid: int, names: Sequence[TableName], known: Collection[str] = ()) -> dict[str, tuple[Span, ...]]:
     """From which commit on and before which a table had which name.
 
-    The first that is known to have had a name is taken to have had it from the beginning.
+    The first that is known to have had a name is taken to have had it from the beginning; of the names that this table
+    is ``known`` to have had, itself.
     """
     spans: dict[str, list[Span]] = {}
     for relation, of_one in groupby(names, key=lambda name: name.relation):
         listed = list(of_one)
+        if relation in known and listed[0].oid != oid:
+            spans[relation] = [Span(Lsn(0), parse_lsn(listed[0].since_lsn))]
         for number, name in enumerate(listed):
             if name.oid == oid:
                 since = parse_lsn(name.since_lsn) if number else Lsn(0)

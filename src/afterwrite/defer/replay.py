@@ -26,6 +26,7 @@ from afterwrite.defer.deferral import (
     ActiveDeferral,
     DeferralRow,
     TableName,
+    parse_lsn,
     read_active,
     read_deferrals,
     read_names,
@@ -141,6 +142,10 @@ def _session(policy: ReplayPolicy) -> Mapping[str, str]:
     }
 
 
+class _KnownBatch(msgspec.Struct, frozen=True):
+    last_lsn: str | None
+
+
 class Replayer:
     """One connection's life of a replayer. ``load`` first; ``round`` does what there is to do, and says if it did."""
 
@@ -181,14 +186,37 @@ class Replayer:
                 commit_lsn=end.commit_lsn if end else "0/0",
             )
             progress = await self._read_progress()
+        if not await self._is_known(progress):
+            progress = await self._find_place(progress)
         self._progress = progress
-        position = progress.position
-        if position == 0:
-            position = await self._store.value(
-                statement("defer.read_position_at"), source=self._source, lsn=str(progress.commit_lsn)
-            )
-        self._passed = Place(position, progress.commit_lsn)
+        self._passed = Place(progress.position, progress.commit_lsn)
         await self._load_deferrals()
+
+    async def _is_known(self, progress: Progress) -> bool:
+        """Whether the feed has the batch at which the progress stands, and it ends where the progress says."""
+        known = await self._store.maybe(
+            _KnownBatch, statement("defer.read_batch_end"), source=self._source, position=progress.position
+        )
+        return known is not None and parse_lsn(known.last_lsn) <= progress.commit_lsn
+
+    async def _find_place(self, progress: Progress) -> Progress:
+        """The place of the same commit in this feed. Positions are a store's own, and one that was restored from a
+        backup counts anew; commits are the source's."""
+        position: int = await self._store.value(
+            statement("defer.read_position_at"), source=self._source, lsn=str(progress.commit_lsn)
+        )
+        if position == progress.position:
+            return progress
+        moved = await self._db.value(
+            statement("defer.turn_progress"),
+            source=self._source,
+            position=position,
+            commit_lsn=str(progress.commit_lsn),
+            known_as=progress.position,
+        )
+        if moved is None:
+            raise MovedError
+        return msgspec.structs.replace(progress, position=position)
 
     async def _load_deferrals(self) -> None:
         """Notice what was prepared or dropped since, and tables that have another name now."""
@@ -384,6 +412,8 @@ class Replayer:
 
     async def send_one(self, job: Job, *, guarded: bool) -> None:
         """Run this job, or a piece of one, in the transaction that is open."""
+        if job.opens:
+            await self._db.run(statement("defer.forget_session"))
         await self._db.run(statement("defer.run_job"), job=encode_jobs(job), guarded=guarded)
 
     async def note(self, job: Job | None) -> None:

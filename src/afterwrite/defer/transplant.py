@@ -23,7 +23,7 @@ from psycopg import sql
 
 from afterwrite.defer.clock import CLOCK, on_original_clock
 from afterwrite.scan.catalog import Trigger, TriggerLevel
-from afterwrite.scan.tokens import tokens
+from afterwrite.scan.tokens import tokens, unquote
 
 BODIES = "afterwrite_deferred"
 STALE = "AW002"
@@ -161,11 +161,22 @@ def _run(trigger: Trigger, table: TableShape, run: str, body: str) -> str:
             f"    if $2 is not null then old := {_row(table, row, '$2')}; end if;",
             f"    if $3 is not null then new := {_row(table, row, '$3')}; end if;",
         ]
+        if sees_whole_rows(trigger):
+            lines += [
+                *_every_value_has_a_place(table, row, "old", "$2"),
+                *_every_value_has_a_place(table, row, "new", "$3"),
+            ]
     elif _transition_tables(trigger):
         lines += [
             f"    if afterwrite.table_shape({_text(row)}::regclass) is distinct from {_text(table.shape)} then",
             f"        raise exception 'the columns of % changed', {_text(row)} using errcode = '{STALE}';",
             "    end if;",
+            f"    perform afterwrite.miss_columns({_text(row)}::regclass, {_text(table.shape)}, r.lost)",
+            "      from (select e.value - array["
+            + ", ".join(_text(column.name) for column in table.columns)
+            + "] as lost",
+            "              from jsonb_array_elements(coalesce($2, '[]') || coalesce($3, '[]')) as e) r",
+            "     where r.lost <> '{}' limit 1;",
             "    perform set_config('afterwrite.old_rows', coalesce($2::text, ''), true);",
             "    perform set_config('afterwrite.new_rows', coalesce($3::text, ''), true);",
         ]
@@ -176,6 +187,31 @@ def _run(trigger: Trigger, table: TableShape, run: str, body: str) -> str:
         f"create function {run} (text, jsonb, jsonb) returns boolean language plpgsql\n"
         f"set search_path to {CLOCK}, pg_catalog\nas {_dollar_quoted(chr(10).join(['', *lines, '']))}"
     )
+
+
+def _every_value_has_a_place(table: TableShape, row: str, name: str, place: str) -> list[str]:
+    """Refuse a row with a value whose column is another one now, where the body would go on without it unawares."""
+    lost = f"{place} - array(select jsonb_object_keys(to_jsonb({name})))"
+    return [
+        f"    if {lost} <> '{{}}' then",
+        f"        perform afterwrite.miss_columns({_text(row)}::regclass, {_text(table.shape)}, {lost});",
+        "    end if;",
+    ]
+
+
+def sees_whole_rows(trigger: Trigger) -> bool:
+    """Whether the body or its WHEN takes OLD or NEW as a whole; what it names column by column it would miss itself."""
+    for text in (trigger.source, trigger.when or ""):
+        listed = list(tokens(text))
+        for place, token in enumerate(listed):
+            if unquote(token.text) not in ("new", "old") or token.kind not in ("word", "quoted"):
+                continue
+            before = listed[place - 1].text.lower() if place else ""
+            after = [each.text for each in listed[place + 1 : place + 3]]
+            of_a_column = after[:1] == ["."] and after[1:2] != ["*"]
+            if not of_a_column and before not in ("return", "."):
+                return True
+    return False
 
 
 def _call(trigger: Trigger, table: TableShape, row: str, body: str) -> list[str]:

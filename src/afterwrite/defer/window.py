@@ -220,6 +220,8 @@ class _Filler:
 
     async def send_one(self, job: Job, *, guarded: bool) -> None:
         """Fill for this one, or a piece of it, in the transaction that is open."""
+        if job.opens:
+            await self._db.run(statement("defer.forget_session"))
         await self._db.run(statement("defer.fill_job"), job=encode_jobs(job), guarded=guarded, fillings=self._fillings)
 
     async def note(self, job: Job | None) -> None:

@@ -12,24 +12,27 @@ interrupted anywhere is finished by the next one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import msgspec
 
 from afterwrite.defer.calls import ReplayPolicy
+from afterwrite.defer.deferral import read_names_of
 from afterwrite.defer.window import Filled, replay_window
 from afterwrite.errors import AfterwriteError, Finding, Severity
 from afterwrite.failpoints import failpoint
 from afterwrite.migrate.deeds import EventKind, MigrationEvent, OnEvent
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.ledger import Action, write_entry
-from afterwrite.postgres import Database, statement
+from afterwrite.postgres import Database, quoted, statement
 from afterwrite.prove.window import WindowProof, prove_window
 from afterwrite.record import Lsn
 from afterwrite.scan.catalog import Trigger
+from afterwrite.store.writer import read_checkpoint
 
 _PATIENCE_SECONDS = 60.0
+_PROOF_SECONDS = 3.0
 _POLL_SECONDS = 0.2
 _TELL_SECONDS = 5.0
 _SHOWN = 5
@@ -112,13 +115,17 @@ async def fill_windows(
         else:
             done.append(Backfill(phase=hole.phase, triggers=(hole.identity,), findings=(_disturbed(hole),)))
     patience = _PATIENCE_SECONDS if patience is None else patience
-    windows = await _find_windows(store, place, fillable, patience)
-    for hole in fillable:
-        if hole.restore_seq not in windows:
-            done.append(Backfill(phase=hole.phase, triggers=(hole.identity,), findings=(_not_stored(hole),)))
+    windows, stored = await _find_windows(db, store, place, fillable, patience)
+    await _await_proof(db, windows.values())
     together: dict[tuple[int, Lsn, Lsn], list[Silence]] = {}
     for hole in fillable:
-        if window := windows.get(hole.restore_seq):
+        window = windows.get(hole.restore_seq)
+        if window is None:
+            found = _borderless(hole) if stored else _not_stored(hole)
+            done.append(Backfill(phase=hole.phase, triggers=(hole.identity,), findings=(found,)))
+        elif await _has_written(db, hole, window):
+            done.append(Backfill(phase=hole.phase, triggers=(hole.identity,), findings=(_disturbed(hole),)))
+        else:
             together.setdefault((hole.phase, window.after, window.until), []).append(hole)
     for (number, after, until), holes in together.items():
         one = await _fill(db, store, place, number, Window(after=after, until=until), holes, on_event, replay)
@@ -129,12 +136,17 @@ async def fill_windows(
     return tuple(done)
 
 
-async def _find_windows(store: Database, place: Place, holes: Sequence[Silence], patience: float) -> dict[int, Window]:
-    """The borders of each hole as the store has them, by ``restore_seq``; without those it does not have in time."""
+async def _find_windows(
+    db: Database, store: Database, place: Place, holes: Sequence[Silence], patience: float
+) -> tuple[dict[int, Window], bool]:
+    """The borders of each hole by ``restore_seq``, and whether the store has all that it will ever have of them."""
     if not holes:
-        return {}
+        return {}, True
+    reached = Lsn.parse(await db.value(statement("migrate.send_heartbeat")))
     deadline = asyncio.get_running_loop().time() + patience
     while True:
+        checkpoint = await read_checkpoint(store, place.source)
+        stored = checkpoint is not None and checkpoint.lsn >= reached
         rows = await store.rows(
             _MarkRow,
             statement("migrate.read_marks"),
@@ -149,9 +161,70 @@ async def _find_windows(store: Database, place: Place, holes: Sequence[Silence],
             until = marks.get((hole.identity, hole.restore_xid))
             if after is not None and until is not None:
                 found[hole.restore_seq] = Window(after=after, until=until)
-        if len(found) == len(holes) or asyncio.get_running_loop().time() >= deadline:
-            return found
+        if stored or len(found) == len(holes) or asyncio.get_running_loop().time() >= deadline:
+            return found, stored
         await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _await_proof(db: Database, windows: Iterable[Window]) -> None:
+    """Give the prover, where one runs, a moment to tell of these windows: it saves what it counted once a second."""
+    until = max((window.until for window in windows), default=None)
+    deadline = asyncio.get_running_loop().time() + _PROOF_SECONDS
+    while until is not None and await db.value(statement("migrate.is_proof_behind"), lsn=str(until)):
+        if asyncio.get_running_loop().time() >= deadline:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _has_written(db: Database, hole: Silence, window: Window) -> bool:
+    """Whether the trigger was seen to write within the window: somebody turned it on, and off again before we came."""
+    return bool(
+        await db.value(
+            statement("migrate.has_written"),
+            identity=hole.identity,
+            after=str(window.after),
+            until=str(window.until),
+            since=hole.silenced_at,
+            till=hole.restored_at,
+        )
+    )
+
+
+class _Loss(msgspec.Struct, frozen=True):
+    text: str
+
+
+async def _read_losses(store: Database, place: Place, window: Window, holes: Sequence[Silence]) -> list[Finding]:
+    """What the store is known to lack of a window: gaps of capture, and days that retention has taken."""
+    losses = await store.rows(
+        _Loss,
+        statement("migrate.read_losses"),
+        source=place.source,
+        after=str(window.after),
+        until=str(window.until),
+        since=min(hole.silenced_at for hole in holes),
+        till=max(hole.restored_at for hole in holes),
+    )
+    return [
+        Finding(
+            rule="rollback.hole",
+            severity=Severity.ERROR,
+            where=", ".join(hole.identity for hole in holes),
+            text=f"the store lacks {loss.text}: legacy rows of that time could not be filled",
+            remedy="what was written then is only in the tables themselves, as far as nobody changed it since",
+        )
+        for loss in losses
+    ]
+
+
+async def _was_renamed(db: Database, trigger: Trigger, window: Window) -> bool:
+    """Whether the table had another name in that time, or another table had its name."""
+    own = quoted(trigger.schema, trigger.table)
+    return any(
+        (name.oid == trigger.table_oid) != (name.relation == own)
+        and window.after < Lsn.parse(name.since_lsn) < window.until
+        for name in await read_names_of(db, [trigger.table_oid])
+    )
 
 
 async def _fill(
@@ -198,8 +271,13 @@ async def _fill(
             remedy=error.remedy or f"run `afterwrite migrate rollback --phase {phase} --apply` again",
         )
         return Backfill(phase=phase, triggers=names, findings=(found,))
-    proofs, findings = await _prove(db, store, place, window, names)
+    renamed = [trigger.identity for trigger in triggers if await _was_renamed(db, trigger, window)]
+    if renamed:
+        proofs, findings = [], [_uncompared(renamed)]
+    else:
+        proofs, findings = await _prove(db, store, place, window, names)
     findings += _judge(names, holes, filled)
+    findings += await _read_losses(store, place, window, holes)
     failpoint("migrate.after_fill")
     matched = sum(proof.matched for proof in proofs)
     unexplained = sum(sum(proof.unexplained.values()) for proof in proofs)
@@ -297,9 +375,32 @@ def _disturbed(hole: Silence) -> Finding:
         rule="rollback.disturbed",
         severity=Severity.WARNING,
         where=hole.identity,
-        text=f"was turned on again by somebody between {hole.silenced_at:%Y-%m-%d %H:%M} and "
-        f"{hole.restored_at:%Y-%m-%d %H:%M}, nobody knows when: its log is not filled, or rows might be there twice",
+        text=f"was turned on by somebody between {hole.silenced_at:%Y-%m-%d %H:%M} and "
+        f"{hole.restored_at:%Y-%m-%d %H:%M}, nobody knows from when to when: its log "
+        "is not filled, or rows might be there twice",
         remedy="the store has all changes of that time: `afterwrite tail`",
+    )
+
+
+def _uncompared(renamed: Sequence[str]) -> Finding:
+    return Finding(
+        rule="rollback.unproven",
+        severity=Severity.WARNING,
+        where=", ".join(renamed),
+        text="its table was renamed in that time, or another one had its name: its legacy rows were filled, and not "
+        "compared; where they name the table, they name it as it is called now",
+        remedy="compare these rows of the legacy log with `afterwrite tail` before relying on them",
+    )
+
+
+def _borderless(hole: Silence) -> Finding:
+    return Finding(
+        rule="rollback.hole",
+        severity=Severity.ERROR,
+        where=hole.identity,
+        text=f"its legacy log has a hole from {hole.silenced_at:%Y-%m-%d %H:%M:%S} to "
+        f"{hole.restored_at:%Y-%m-%d %H:%M:%S}: the store lost where it began or ended (a gap, or retention)",
+        remedy="the store has what it has of that time: `afterwrite tail`; afterwrite.gap says what it lost",
     )
 
 

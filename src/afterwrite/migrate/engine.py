@@ -545,6 +545,7 @@ class Migrator:
                 if planned.trigger not in seen.silenced and planned.trigger not in left:
                     first.append(left_statement(migration, number, backup))
                 continue
+            _require_same_table(seen, planned.trigger, backup)
             if not seen.as_planned(planned):
                 raise Drift(
                     f"{planned.trigger} or its function was changed after the plan was written",
@@ -620,6 +621,20 @@ class Migrator:
             left=tuple(finding.where for finding in findings if finding.rule == "migrate.left"),
             findings=tuple(findings),
             lock_timeout_ms=self.policy.lock_timeout_ms,
+        )
+
+
+def _require_same_table(seen: Look, identity: str, found: TriggerBackup) -> None:
+    """Refuse a trigger that stands on another table than the one of its name that we turned off.
+
+    One account has one backup and one transplanted body: of two tables, one would be forgotten.
+    """
+    ours = seen.silenced.get(identity)
+    if ours is not None and ours.backup.table_oid != found.table_oid:
+        raise Drift(
+            f"{found.relation} is another table than the one whose trigger {found.trigger} was silenced on "
+            f"{ours.at:%Y-%m-%d %H:%M}: that one was dropped or renamed since",
+            remedy=f"first `afterwrite migrate rollback --phase {ours.phase} --apply`, then the same command again",
         )
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.deferral import drop_deferral
-from afterwrite.errors import AfterwriteError, Drift, Finding, Refused, Severity
+from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Drift, Finding, Refused, Severity
 from afterwrite.migrate.backfill import Backfill, fill_windows
 from afterwrite.migrate.backup import (
     FunctionBackup,
@@ -36,6 +36,7 @@ from afterwrite.migrate.steps import (
     restore_statements,
 )
 from afterwrite.postgres import Database, LockPolicy, LockTimeout, statement
+from afterwrite.scan.catalog import Enabled
 
 
 class Rollback(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,8 +147,11 @@ async def _restore(work: _Work, number: int | None, *, apply: bool) -> Rollback:
                 )
             else:
                 deed = await job.build()
-        except LockTimeout as error:
-            trouble.append(error)  # the other tables do not have to wait for this one's blocker
+        except (LockTimeout, DatabaseError, Drift) as error:
+            if isinstance(error, ConnectionLost):
+                raise
+            # The other tables do not have to wait for this one's blocker, nor for what stands in its way.
+            trouble.append(error if isinstance(error, LockTimeout | Drift) else _stuck(of_table, error))
             continue
         findings += job.findings
         findings += [_silent_window(each, filling=work.backfill) for each in job.restored]
@@ -235,6 +239,7 @@ class _Restoring:
             found = await _find(self.db, each.backup)
             if found is None and each.backup.table_oid not in self._tables:
                 statements += forget_statements(each.migration, each.phase, each.mode, each.backup)
+                self.findings.append(_forgotten(each))
             elif found is None and each.removed_at is None and not self.force:
                 self.findings.append(_gone(each))
                 continue
@@ -292,12 +297,23 @@ class _Restoring:
 
 
 async def _find(db: Database, backup: TriggerBackup) -> TriggerBackup | None:
-    """The trigger as it is now: the same one, whatever it is called today, else one of its name on its table."""
+    """The trigger as it is now: the same one, whatever it is called today, else one of its name on its table.
+
+    Where that table is gone, too (in a database that was restored from a dump all oids are others), one of its name on
+    a table of that name, if it is off: nobody else would turn it on again.
+    """
     text = await db.value(statement("migrate.read_backup_by_oid"), oid=backup.oid)
     if text is not None:
-        return decode_backup(text)
+        found = decode_backup(text)
+        if found.table_oid == backup.table_oid or found.trigger == backup.trigger:
+            return found
     relation = (await read_relations(db, [backup.table_oid])).get(backup.table_oid)
-    return None if relation is None else await read_backup(db, relation, backup.trigger)
+    if relation is not None and (found := await read_backup(db, relation, backup.trigger)) is not None:
+        return found
+    found = await read_backup(db, backup.relation, backup.trigger)
+    if found is None or any(state is not Enabled.DISABLED for state in found.states.values()):
+        return None
+    return found
 
 
 def _essence(function: FunctionBackup) -> tuple[object, ...]:
@@ -333,6 +349,25 @@ def _silent_window(each: Silenced, *, filling: bool) -> Finding:
         severity=Severity.INFO,
         where=each.identity,
         text=f"was off since {each.at:%Y-%m-%d %H:%M:%S %Z}: {what}",
+    )
+
+
+def _stuck(of_table: Sequence[Silenced], error: DatabaseError) -> Drift:
+    names = ", ".join(each.identity for each in of_table)
+    return Drift(
+        f"{names} could not be made as it was: {error}",
+        remedy="mend what the server names, then run the same command again; or by hand, then roll back once more:\n"
+        + "\n".join(render_sql(each.backup) for each in of_table),
+    )
+
+
+def _forgotten(each: Silenced) -> Finding:
+    return Finding(
+        rule="rollback.forgotten",
+        severity=Severity.WARNING,
+        where=each.identity,
+        text="its table was dropped since: there is nothing to turn on, and a table of that name is another one",
+        remedy="see that the table of that name has the triggers that it should: `afterwrite scan`",
     )
 
 

@@ -99,7 +99,9 @@ select d.id, d.table_oid::bigint as table_oid, d.state, n.nspname as schema_now,
 -- Which tables had the names that these tables ever had, from which commit on.
 select n.relation, n.since_lsn::text as since_lsn, n.oid::bigint as oid
   from afterwrite.relation_name n
- where n.relation in (select o.relation from afterwrite.relation_name o where o.oid = any (:oids::bigint[]::oid[]))
+ where n.relation in (select o.relation from afterwrite.relation_name o where o.oid = any (:oids::bigint[]::oid[])
+                      union
+                      select unnest(d.relations) from afterwrite.deferral d where d.table_oid = any (:oids::bigint[]::oid[]))
  order by n.relation, n.since_lsn;
 
 -- name: judge_mark
@@ -157,6 +159,17 @@ update afterwrite.deferral_progress
  where source = :source and commit_lsn = :after::pg_lsn and position <= :position
 returning source;
 
+-- name: read_batch_end
+-- Where a batch ends in the WAL, if the feed has it.
+select b.last_lsn::text as last_lsn from afterwrite.batch b where b.source = :source and b.position = :position;
+
+-- name: turn_progress
+-- The same place, by the positions of another feed; no row comes back when the progress is not where we found it.
+update afterwrite.deferral_progress
+   set position = :position
+ where source = :source and commit_lsn = :commit_lsn::pg_lsn and position = :known_as
+returning source;
+
 -- name: set_progress
 -- Move the progress that this transaction has locked.
 update afterwrite.deferral_progress
@@ -172,6 +185,10 @@ update afterwrite.deferral_progress
 -- name: run_jobs
 -- Run the bodies of several source transactions, each in a transaction of its own.
 call afterwrite.run_deferred_each(:jobs::jsonb);
+
+-- name: forget_session
+-- Forget what bodies set for this session.
+call afterwrite.forget_session();
 
 -- name: run_job
 -- Run the bodies of one source transaction, or a piece of them.
@@ -268,11 +285,16 @@ select b.position, coalesce(b.last_lsn, '0/0')::text as commit_lsn
 select coalesce(max(b.position), 0) from afterwrite.batch b where b.source = :source and b.last_lsn <= :lsn::pg_lsn;
 
 -- name: count_waiting
--- Batches that deferred bodies have not passed, as far as a place in the WAL, and how old the oldest of them is.
+-- Batches that deferred bodies have not passed, as far as a place in the WAL, and how old the oldest of them is. A position
+-- that is not this feed's (it was restored from a backup) is none.
 select count(*) as batches, min(b.first_at) as oldest_at
   from afterwrite.batch b
  where b.source = :source
-   and b.position > :position
+   and b.position > coalesce(
+           (select k.position
+              from afterwrite.batch k
+             where k.position = :position and (k.source <> :source or k.last_lsn <= :commit_lsn::pg_lsn)),
+           0)
    and b.last_lsn > :commit_lsn::pg_lsn
    and b.first_lsn <= coalesce(:lsn::pg_lsn, b.first_lsn);
 

@@ -380,15 +380,14 @@ select (pg_catalog.jsonb_build_object(l.before ->> 'relation', l.before ->> 'ena
  limit 1;
 
 -- name: read_holes
--- Times that are over in which a retired trigger was off, in the newest migration, and for which its log was not filled.
+-- Times that are over in which a retired trigger was off, in whichever migration, and for which its log was not filled.
 with deeds as (
     select l.*,
            coalesce(max(l.seq) filter (where l.action = 'trigger.restore') over (
                         partition by l.subject order by l.seq rows between unbounded preceding and 1 preceding),
                     0) as since
       from afterwrite.ledger l
-     where l.migration = (select max(m.id) from afterwrite.migration m)
-       and l.action in ('trigger.backup', 'trigger.silence', 'trigger.restore')
+     where l.action in ('trigger.backup', 'trigger.silence', 'trigger.restore')
 )
 select r.subject as identity, r.migration, r.phase,
        mod(s.xid::text::bigint, 4294967296) as silence_xid, mod(r.xid::text::bigint, 4294967296) as restore_xid,
@@ -428,6 +427,38 @@ select a.entity_id as identity, a.xid, a.commit_lsn::text as commit_lsn
    and a.action in ('trigger.silence', 'trigger.restore')
    and a.entity_id = any (:identities::text[])
    and a.commit_lsn is not null;
+
+-- name: read_losses
+-- What the store is known to lack between two commits (gaps of capture) and two moments (days that retention has taken).
+select text
+  from (select pg_catalog.format('what committed after %s up to %s (%s)', g.from_lsn, coalesce(g.to_lsn::text, 'an unknown end'),
+                                 g.reason) as text,
+               g.from_lsn as place
+          from afterwrite.gap g
+         where g.source = :source
+           and g.from_lsn < :until::pg_lsn
+           and (g.to_lsn is null or g.to_lsn > :after::pg_lsn)
+        union all
+        select pg_catalog.format('the days from %s to %s, which retention has taken', min(e.day), max(e.day)), null
+          from afterwrite.expired_day e
+         where e.day between (:since::timestamptz at time zone 'UTC')::date and (:till::timestamptz at time zone 'UTC')::date
+        having count(*) > 0) losses
+ order by place;
+
+-- name: is_proof_behind
+-- Whether there is a proof that has not looked as far as a commit.
+select w.through_lsn < :lsn::pg_lsn from afterwrite.proof_window w;
+
+-- name: has_written
+-- Whether a trigger that was to be off was seen to write between two commits, or to be on between two moments.
+select exists (
+           select from afterwrite.residual r
+            where r.trigger = :identity and r.reason = 'silenced-yet-written'
+              and r.commit_lsn > :after::pg_lsn and r.commit_lsn < :until::pg_lsn)
+    or exists (
+           select from afterwrite.ledger l
+            where l.subject = :identity and l.action = 'drift.seen' and l.after ->> 'rule' = 'migrate.drift.reenabled'
+              and l.at between :since::timestamptz and :till::timestamptz);
 
 -- name: read_roles
 -- The roles that definitions may name, the server's own aside.

@@ -157,6 +157,21 @@ $$;
 comment on function afterwrite.table_shape(regclass) is
     'A digest of a table''s columns, by which a transplant knows that they are still those it was made for.';
 
+create function afterwrite.miss_columns(of_table regclass, known_shape text, lost jsonb) returns void
+language plpgsql set search_path = pg_catalog as $$
+begin
+    if afterwrite.table_shape(of_table) is distinct from known_shape then
+        raise exception 'the columns of % changed', of_table using errcode = 'AW002';
+    end if;
+    raise exception 'the change has values of % for which % has no column any more',
+        (select string_agg(quote_ident(k), ', ' order by k) from jsonb_object_keys(lost) k), of_table
+        using errcode = 'AW003',
+              hint = 'give the columns their old names back for the moment of `afterwrite defer retry`';
+end
+$$;
+comment on function afterwrite.miss_columns(regclass, text, jsonb) is
+    'Raises for a change with columns that its table has not: first that the transplant is older than they are, then that they were renamed or dropped since.';
+
 create function afterwrite.is_transient(sqlstate text) returns boolean language sql immutable parallel safe as $$
     -- Lost a race, or did not get a lock (40, 55P03, 55006); was cancelled by a person or a timeout of its own (57014); a
     -- server that it asked was away (08, HV00N); the catalog changed under it (XX000 says "tuple concurrently updated").
@@ -339,9 +354,23 @@ $$;
 comment on function afterwrite.run_deferred(jsonb, boolean) is
     'Runs the bodies that one source transaction calls, and moves the progress with them.';
 
+create procedure afterwrite.forget_session() language plpgsql as $$
+declare
+    who text := pg_catalog.current_setting('afterwrite.operator', true);
+begin
+    reset all;
+    if who <> '' then
+        perform pg_catalog.set_config('afterwrite.operator', who, false);
+    end if;
+end
+$$;
+comment on procedure afterwrite.forget_session() is
+    'Forgets what bodies set for their session: the next transaction that is replayed had a session of its own.';
+
 create procedure afterwrite.run_deferred_each(jobs jsonb) language plpgsql as $$
 begin
     for i in 0 .. pg_catalog.jsonb_array_length(jobs) - 1 loop
+        call afterwrite.forget_session();
         perform afterwrite.run_deferred(jobs -> i, false);
         commit;
     end loop;
@@ -465,6 +494,7 @@ comment on function afterwrite.run_backfill(jsonb, boolean, bigint[]) is
 create procedure afterwrite.run_backfill_each(jobs jsonb, fillings bigint[]) language plpgsql as $$
 begin
     for i in 0 .. pg_catalog.jsonb_array_length(jobs) - 1 loop
+        call afterwrite.forget_session();
         perform afterwrite.run_backfill(jobs -> i, false, fillings);
         commit;
     end loop;
