@@ -20,7 +20,7 @@ from afterwrite.recorder.options import Durability, Options, Overflow
 from afterwrite.recorder.redact import Redactor
 from afterwrite.recorder.spool import (
     CorruptError,
-    Event,
+    Made,
     MemorySpool,
     SpoolError,
     SpoolFile,
@@ -71,11 +71,12 @@ class Committer:
         self.memory = MemorySpool(options.queue_bytes)
         self.own: SpoolFile | None = None
         self.dropped: Counter[DropReason] = Counter()
-        self.recorded = self.mended = self.redacted = self.corrupt_files = 0
+        self.mended = self.redacted = self.corrupt_files = self._turned_away = 0
         # How many events were accepted into the queue, and how many of those have left it.
         self.accepted = self.committed_place = 0
         self.trouble: str | None = None
         self._options = options
+        self._most_events, self._most_bytes = options.queue_events, options.queue_bytes
         self._redactor = redactor
         self._pid = os.getpid()
         # Reentrant: a signal's handler, or a finalizer that the collector runs, may record in the middle of record().
@@ -83,7 +84,7 @@ class Committer:
         # Held while events go from one account to the next, so that stats() finds each of them once.
         self._moving = threading.RLock()
         # What is to be kept in memory alone stands in it as a tuple.
-        self._queue: deque[Event | tuple[Event]] = deque()
+        self._queue: deque[Made | tuple[Made]] = deque()
         self._bytes = 0
         self._in_flight = 0
         self._sync_place = 0
@@ -104,11 +105,9 @@ class Committer:
 
     # What an application's threads call.
 
-    def put(self, event: Event, size: int, durability: Durability, mended: int) -> int:
+    def put(self, event: Made, size: int, durability: Durability) -> int:
         """Accept an event; gives its place in the queue, 0 where the spool will not have it."""
         with self._lock:
-            self.recorded += 1
-            self.mended += mended
             if self._has_room(size):
                 return self._append(event, size, durability)
         if self._options.overflow is Overflow.BLOCK and self._shut is None and not is_in_loop():
@@ -120,15 +119,19 @@ class Committer:
                 with self._lock:
                     if self._has_room(size):
                         return self._append(event, size, durability)
-        with self._lock:
-            self.dropped[self._shut or self._no_room or DropReason.QUEUE_FULL] += 1
+        self.drop(self._shut or self._no_room or DropReason.QUEUE_FULL)
         return 0
 
     def drop(self, reason: DropReason) -> None:
-        """Count an event that could not be made."""
+        """Count an event that is not accepted."""
         with self._lock:
-            self.recorded += 1
+            self._turned_away += 1
             self.dropped[reason] += 1
+
+    @property
+    def recorded(self) -> int:
+        """How many were recorded, accepted or not."""
+        return self.accepted + self._turned_away
 
     def refuse(self, reason: DropReason = DropReason.CLOSED) -> None:
         """Take nothing from here on."""
@@ -222,7 +225,7 @@ class Committer:
 
     @contextmanager
     def settling(self) -> Generator[None]:
-        """Events go from the spool to another account in here."""
+        """Mades go from the spool to another account in here."""
         with self._moving:
             yield
 
@@ -249,24 +252,21 @@ class Committer:
     # What its own thread does.
 
     def _has_room(self, size: int) -> bool:
-        if self._shut is not None:
-            return False
         waiting = len(self._queue)
-        return waiting == 0 or (
-            waiting < self._options.queue_events and self._bytes + size <= self._options.queue_bytes
+        return self._shut is None and (
+            (waiting < self._most_events and self._bytes + size <= self._most_bytes) or waiting == 0
         )
 
-    def _append(self, event: Event, size: int, durability: Durability) -> int:
+    def _append(self, event: Made, size: int, durability: Durability) -> int:
         self._bytes += size
         self.accepted = place = self.accepted + 1
-        if durability is Durability.SPOOL:
-            self._queue.append(event)
-        elif durability is Durability.SYNC:
-            self._queue.append(event)
-            self._sync_place = place
-        else:
+        if durability is Durability.MEMORY:
             self._queue.append((event,))
             place = 0
+        else:
+            self._queue.append(event)
+            if durability is Durability.SYNC:
+                self._sync_place = place
         if self._idle:
             self._wake.set()
         return place
@@ -366,7 +366,7 @@ class Committer:
         disk = own is not None and time.monotonic() >= self._retry_at
         return None if disk or not self.memory.full else DropReason.DISK
 
-    def _commit_group(self, items: list[Event | tuple[Event]], *, sync: bool) -> None:
+    def _commit_group(self, items: list[Made | tuple[Made]], *, sync: bool) -> None:
         events = [item for item in items if not isinstance(item, tuple)]
         passing = [item[0] for item in items if isinstance(item, tuple)]
         chunks, passing_chunks = self._encode(events), self._encode(passing)
@@ -409,7 +409,7 @@ class Committer:
         self.trouble = None
         return True
 
-    def _encode(self, events: list[Event]) -> list[tuple[int, bytes]]:
+    def _encode(self, events: list[Made]) -> list[tuple[int, bytes]]:
         """Chunks of these without their secrets."""
         events = self._redact(events)
         chunks: list[tuple[int, bytes]] = []
@@ -417,7 +417,7 @@ class Committer:
             self._encode_chunk(events[first : first + _CHUNK_EVENTS], chunks)
         return chunks
 
-    def _encode_chunk(self, events: Sequence[Event], chunks: list[tuple[int, bytes]]) -> None:
+    def _encode_chunk(self, events: Sequence[Made], chunks: list[tuple[int, bytes]]) -> None:
         try:
             body = _encoder.encode(events)
         except Exception as error:
@@ -436,14 +436,14 @@ class Committer:
         else:
             chunks.append((len(events), body))
 
-    def _redact(self, events: list[Event]) -> list[Event]:
+    def _redact(self, events: list[Made]) -> list[Made]:
         texts = [event.summary for event in events if event.summary is not None]
         together = b"\n".join([event.metadata for event in events])
         if texts:
             together += "\n".join(texts).encode(errors="replace")
         return list(map(self._redact_one, events)) if self._redactor.may_hold_secrets(together) else events
 
-    def _redact_one(self, event: Event) -> Event:
+    def _redact_one(self, event: Made) -> Made:
         raw, found = self._redactor.redact(bytes(event.metadata)) if bytes(event.metadata) else (b"", 0)
         summary, found_there = (None, 0) if event.summary is None else self._redactor.redact_text(event.summary)
         if not found + found_there:
@@ -479,7 +479,7 @@ class Committer:
             log.warning("%s", words)
 
 
-def size_of(item: Event | tuple[Event]) -> int:
+def size_of(item: Made | tuple[Made]) -> int:
     """What it takes in memory, about."""
     event = item[0] if isinstance(item, tuple) else item
     return EVENT_BYTES + len(bytes(event.metadata))
@@ -496,13 +496,15 @@ def is_in_loop() -> bool:
 
 _encoder = msgspec.json.Encoder()
 _TEXTS = tuple(
-    name for name in Event.__struct_fields__ if name not in {"occurred_at", "kind", "outcome", "severity", "metadata"}
+    name
+    for name in Made.__struct_fields__
+    if name not in {"occurred_at", "kind", "outcome", "severity", "duration_ms", "metadata"}
 )
 
 
-def _encode_odd(event: Event) -> bytes | None:
+def _encode_odd(event: Made) -> bytes | None:
     """One event as an array, whatever somebody put into its fields; None where even that cannot be."""
-    given = {name: getattr(event, name) for name in _TEXTS if name != "duration_ms"}
+    given = {name: getattr(event, name) for name in _TEXTS}
     texts = {name: None if value is None else clean_text(value) for name, value in given.items()}
     try:
         return _encoder.encode([msgspec.structs.replace(event, **texts)])

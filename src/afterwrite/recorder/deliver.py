@@ -26,7 +26,7 @@ from typing import Protocol
 import msgspec
 
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError
-from afterwrite.record import Activity, Batch, Sink
+from afterwrite.record import Activity, Batch, Receipt
 from afterwrite.recorder.commit import Committer, DropReason
 from afterwrite.recorder.options import Options
 from afterwrite.recorder.spool import (
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 _BATCH_BYTES = 8 << 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 30.0
+_LONGEST_ASKED = 300.0
 _IDLE_SECONDS = 1.0
 _ORPHAN_SECONDS = 2.0
 _MOST_ORPHANS = 4
@@ -67,14 +68,29 @@ class Unstorable(AfterwriteError):  # noqa: N818 - the sentence that it says
     """The sink stored nothing of a batch, for what stands in it; without it, or in parts, it may go."""
 
 
-class Opener(Protocol):
-    def __call__(self) -> AbstractAsyncContextManager[Sink]: ...
+class LaterError(AfterwriteError):
+    """The sink asks to be left alone for so long."""
+
+    def __init__(self, message: str, *, seconds: float | None = None) -> None:
+        super().__init__(message, remedy="nothing needs to be done: what waits is sent later")
+        self.seconds = seconds
+
+
+class EventSink(Protocol):
+    """Where events go: a ``record.Sink`` is one."""
+
+    async def write(self, batch: Batch) -> Receipt:
+        """Store the batch; what is stored already, by its id, is not stored again."""
+        ...
+
+
+OpenSink = Callable[[], AbstractAsyncContextManager[EventSink]]
 
 
 class Courier:
     """Delivers what the committer spooled, and what processes that are gone have left."""
 
-    def __init__(self, committer: Committer, open_sink: Opener | None, options: Options) -> None:
+    def __init__(self, committer: Committer, open_sink: OpenSink | None, options: Options) -> None:
         self.stored = self.adopted = self.corrupt_files = 0
         self.trouble: str | None = None
         self._committer = committer
@@ -170,7 +186,9 @@ class Courier:
                     return  # what could not be delivered is in the spool
                 if self.stored > began:
                     pause = _FIRST_PAUSE
-                await self._rest(pause * random.uniform(0.5, 1.0), for_news=False)
+                asked = (error.seconds or 0.0) if isinstance(error, LaterError) else 0.0
+                seconds = max(pause * random.uniform(0.5, 1.0), min(asked, _LONGEST_ASKED))
+                await self._rest(seconds, for_news=False, patient=asked > 0)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _is_over(self) -> bool:
@@ -196,8 +214,8 @@ class Courier:
                     self._expire(spool)
             await self._rest(_IDLE_SECONDS, for_news=False)
 
-    async def _rest(self, seconds: float, *, for_news: bool = True) -> None:
-        """Wait for that long, or for what is new or urgent."""
+    async def _rest(self, seconds: float, *, for_news: bool = True, patient: bool = False) -> None:
+        """Wait for that long, or for what is new or urgent; if ``patient``, for nothing but the end."""
         news = self._news
         if news is None:
             return
@@ -210,14 +228,14 @@ class Courier:
                 async with asyncio.timeout(left):
                     await news.wait()
             news.clear()
-            if for_news or self._is_hurried():
+            if for_news or (self._is_hurried() and not patient):
                 break
         self._idle = False
 
     def _is_hurried(self) -> bool:
         return time.monotonic() < self._hurried_until or self._stop_by is not None
 
-    async def _deliver(self, sink: Sink) -> None:
+    async def _deliver(self, sink: EventSink) -> None:
         """Deliver for as long as it goes."""
         while not self._is_over():
             self._find_orphans()
@@ -252,7 +270,7 @@ class Courier:
                 return
             await self._rest(left, for_news=False)
 
-    async def _deliver_some(self, sink: Sink, spool: Spool) -> None:
+    async def _deliver_some(self, sink: EventSink, spool: Spool) -> None:
         try:
             chunks = spool.read(self._options.batch_events, _BATCH_BYTES)
         except SpoolError as error:
@@ -286,7 +304,7 @@ class Courier:
                 self._committer.own.settle((), refusals)
         spool.settle(chunks, refusals)
 
-    async def _send(self, sink: Sink, source: str, events: list[Event]) -> list[Refusal]:
+    async def _send(self, sink: EventSink, source: str, events: list[Event]) -> list[Refusal]:
         """Store these; gives those that the sink does not take. Raises what may be over at another time."""
         try:
             await sink.write(Batch(source=source, activities=[_plain(event) for event in events], transactions=0))

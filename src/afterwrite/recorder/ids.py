@@ -11,8 +11,8 @@ says an earlier time than before, takes the next fraction.
 from __future__ import annotations
 
 import random
-import time
 from threading import RLock
+from time import time_ns
 
 _FRACTIONS, _NANOSECONDS = 4096, 1_000_000
 
@@ -22,6 +22,8 @@ class Ids:
 
     def __init__(self) -> None:
         self._last = 0
+        self._millisecond = 0
+        self._beginning = ""
         self.reseed()
 
     def reseed(self) -> None:
@@ -31,16 +33,15 @@ class Ids:
 
     def make(self) -> str:
         """The next id, as text."""
-        tick = time.time_ns() * _FRACTIONS // _NANOSECONDS
+        tick = time_ns() * _FRACTIONS // _NANOSECONDS
         with self._lock:
             if tick <= self._last:
                 tick = self._last + 1
             self._last = tick
+            # What ids of one millisecond have in common is written once: every event pays for this.
+            if tick >> 12 != self._millisecond:
+                self._millisecond = tick >> 12
+                self._beginning = f"{tick >> 28 & 0xFFFFFFFF:08x}-{tick >> 12 & 0xFFFF:04x}-7"
+            beginning = self._beginning
         tail = self._bits(62)
-        return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 - a third faster than an f-string, and every event pays it
-            tick >> 28 & 0xFFFFFFFF,
-            tick >> 12 & 0xFFFF,
-            tick & 0xFFF,
-            0x8000 | tail >> 48,
-            tail & 0xFFFFFFFFFFFF,
-        )
+        return f"{beginning}{tick & 0xFFF:03x}-{tail >> 48 | 0x8000:04x}-{tail & 0xFFFFFFFFFFFF:012x}"

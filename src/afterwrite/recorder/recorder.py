@@ -24,7 +24,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,19 +32,17 @@ import msgspec
 
 from afterwrite.context import Context, current
 from afterwrite.errors import UsageError
-from afterwrite.record import Emitted, Kind, Level, Outcome, Sink
+from afterwrite.record import Emitted, Kind, Level, Outcome
 from afterwrite.recorder import spool as spooling
 from afterwrite.recorder.commit import EVENT_BYTES, Committer, DropReason, is_in_loop
-from afterwrite.recorder.deliver import Courier
+from afterwrite.recorder.deliver import Courier, OpenSink
 from afterwrite.recorder.encode import clean_text, encode_metadata, to_milliseconds, to_moment
 from afterwrite.recorder.ids import Ids
 from afterwrite.recorder.options import Durability, Options, find_folder
 from afterwrite.recorder.redact import Redactor, SecretError
-from afterwrite.recorder.spool import NO_METADATA, Event
+from afterwrite.recorder.spool import NO_METADATA, Made
 
 log = logging.getLogger(__name__)
-
-OpenSink = Callable[[], AbstractAsyncContextManager[Sink]]
 
 _SHORT = 200
 _ACTION = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*")
@@ -117,6 +115,7 @@ class Recorder:
         self._destination = hashlib.sha256(destination.encode(errors="surrogatepass")).hexdigest()[:12]
         self._redactor = Redactor(self.options.redact, self.options.redact_patterns, self.options.keep)
         self._ids = Ids()
+        self._make_id = self._ids.make
         self._lock = threading.RLock()
         self._closed = False
         self._emitted = 0
@@ -154,38 +153,40 @@ class Recorder:
         options = self.options
         try:
             who = current() if context is None else context
-            mended = 0
             if metadata is None:
-                raw = None
+                raw, size = NO_METADATA, EVENT_BYTES
             else:
-                raw, odd = encode_metadata(metadata, options.metadata_bytes, strict=options.strict)
-                if odd:
-                    mended = 1
+                encoded, mended = encode_metadata(metadata, options.metadata_bytes, strict=options.strict)
+                if mended:
+                    committer.mended += 1
+                raw, size = msgspec.Raw(encoded), EVENT_BYTES + len(encoded)
             if who.reason is not None and conn is None:
                 raw = _with_reason(raw, who.reason)
-            event = Event(
-                id=self._ids.make() if id is None else self._own_id(id),
-                occurred_at=datetime.now(UTC) if occurred_at is None else to_moment(occurred_at),
-                source=self.source,
-                kind=Kind.EVENT,
-                category="system" if category is None else _word(category),
-                action=_word(action),
-                outcome=outcome if isinstance(outcome, Outcome) else Outcome(outcome),
-                severity=severity if isinstance(severity, Level) else Level(severity),
-                entity_type=None if entity is None else _word(entity if isinstance(entity, str) else entity[0]),
-                entity_id=None if entity is None or isinstance(entity, str) else _word_or_none(entity[1]),
-                actor_id=who.actor_id,
-                actor_type=who.actor_type,
-                tenant_id=who.tenant_id,
-                session_id=who.session_id,
-                request_id=who.request_id,
-                trace_id=who.trace_id,
-                ip=who.ip if options.keep_ip else None,
-                user_agent=who.user_agent if options.keep_user_agent else None,
-                duration_ms=None if duration_ms is None else to_milliseconds(duration_ms),
-                summary=None if summary is None else _word(summary),
-                caused_by=who.caused_by if caused_by is None else caused_by,
-                metadata=NO_METADATA if raw is None else msgspec.Raw(raw),
+                size = EVENT_BYTES + len(bytes(raw))
+            # By position, in the order of Made's fields.
+            event = Made(
+                self._make_id() if id is None else self._own_id(id),
+                datetime.now(UTC) if occurred_at is None else to_moment(occurred_at),
+                self.source,
+                Kind.EVENT,
+                "system" if category is None else category if isinstance(category, str) else clean_text(category),
+                action if isinstance(action, str) else clean_text(action),
+                outcome if isinstance(outcome, Outcome) else Outcome(outcome),
+                severity if isinstance(severity, Level) else Level(severity),
+                None if entity is None else _word(entity if isinstance(entity, str) else entity[0]),
+                None if entity is None or isinstance(entity, str) or entity[1] is None else _word(entity[1]),
+                who.actor_id,
+                who.actor_type,
+                who.tenant_id,
+                who.session_id,
+                who.request_id,
+                who.trace_id,
+                who.ip if options.keep_ip else None,
+                who.user_agent if options.keep_user_agent else None,
+                None if duration_ms is None else to_milliseconds(duration_ms),
+                None if summary is None else _word(summary),
+                who.caused_by if caused_by is None else caused_by,
+                raw,
             )
             if options.strict:
                 self._check(event, metadata)
@@ -200,8 +201,7 @@ class Recorder:
             return Recorded(id or "")
         if conn is not None:
             return self._emit(conn, event, who, occurred_at)
-        size = EVENT_BYTES if raw is None else EVENT_BYTES + len(raw)
-        recorded = Recorded(event.id, committer, committer.put(event, size, wanted, mended))
+        recorded = Recorded(event.id, committer, committer.put(event, size, wanted))
         if wanted is Durability.SYNC and not is_in_loop():
             recorded.wait()
         return recorded
@@ -313,7 +313,7 @@ class Recorder:
         if ends is not None and process is not None and process.parent_process() is not None:
             ends.Finalize(None, close, exitpriority=10)
 
-    def _emit(self, conn: object, event: Event, context: Context, occurred_at: datetime | None) -> Recorded:
+    def _emit(self, conn: object, event: Made, context: Context, occurred_at: datetime | None) -> Recorded:
         """Make the event a part of the transaction on ``conn``; where that is read-only, it goes the other way."""
         from afterwrite.recorder.connections import emit
 
@@ -349,13 +349,13 @@ class Recorder:
 
         return Recorded(event.id, _sending=send())
 
-    def _emitted_or_put(self, event: Event, *, emitted: bool) -> Recorded:
+    def _emitted_or_put(self, event: Made, *, emitted: bool) -> Recorded:
         if emitted:
             with self._lock:
                 self._emitted += 1
             return Recorded(event.id, _done=True)
         committer = self._committer or self._start()
-        place = committer.put(event, EVENT_BYTES + len(bytes(event.metadata)), self.options.durability, 0)
+        place = committer.put(event, EVENT_BYTES + len(bytes(event.metadata)), self.options.durability)
         return Recorded(event.id, committer, place)
 
     def _own_id(self, id: str) -> str:
@@ -367,7 +367,7 @@ class Recorder:
                 raise UsageError(f"{id!r} is no UUID", remedy="leave the id out, or give a UUID") from None
             return self._ids.make()
 
-    def _check(self, event: Event, metadata: object) -> None:
+    def _check(self, event: Made, metadata: object) -> None:
         """What strict mode refuses beyond what could not be encoded."""
         if not _ACTION.fullmatch(event.action):
             raise UsageError(
@@ -397,16 +397,15 @@ def _word(value: object) -> str:
     return clean_text(value)
 
 
-def _word_or_none(value: object) -> str | None:
-    return None if value is None else _word(value)
-
-
-def _with_reason(raw: bytes | None, reason: str) -> bytes:
+def _with_reason(raw: msgspec.Raw, reason: str) -> msgspec.Raw:
     """Metadata with the context's reason, where it has none of its own."""
+    own = bytes(raw)
     said = b'{"reason":' + msgspec.json.encode(reason)
-    if raw is None or raw == b"{}":
-        return said + b"}"
-    return raw if b'"reason":' in raw and "reason" in msgspec.json.decode(raw) else said + b"," + raw[1:]
+    if own in {b"", b"{}"}:
+        return msgspec.Raw(said + b"}")
+    if b'"reason":' in own and "reason" in msgspec.json.decode(own):
+        return raw
+    return msgspec.Raw(said + b"," + own[1:])
 
 
 def _is_past(deadline: float | None) -> bool:

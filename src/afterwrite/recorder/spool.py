@@ -27,6 +27,7 @@ import zlib
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -34,7 +35,7 @@ import msgspec
 
 from afterwrite.errors import AfterwriteError
 from afterwrite.failpoints import failpoint
-from afterwrite.record import Activity
+from afterwrite.record import Activity, Kind, Level, Outcome
 
 try:
     import fcntl
@@ -66,6 +67,36 @@ create table if not exists dropped (reason text primary key, events integer not 
 class Event(Activity, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """An activity as it is spooled: JSON without what it does not have. Without metadata, that is empty."""
 
+    metadata: msgspec.Raw = NO_METADATA
+
+
+class Made(msgspec.Struct, gc=False, omit_defaults=True):
+    """An event as ``record()`` makes it: what it says as JSON is an ``Event``.
+
+    Its fields go by position: by their names they would take longer than all else that ``record()`` does.
+    """
+
+    id: str
+    occurred_at: datetime
+    source: str
+    kind: Kind
+    category: str
+    action: str
+    outcome: Outcome
+    severity: Level
+    entity_type: str | None = None
+    entity_id: str | None = None
+    actor_id: str | None = None
+    actor_type: str | None = None
+    tenant_id: str | None = None
+    session_id: str | None = None
+    request_id: str | None = None
+    trace_id: str | None = None
+    ip: str | None = None
+    user_agent: str | None = None
+    duration_ms: float | None = None
+    summary: str | None = None
+    caused_by: str | None = None
     metadata: msgspec.Raw = NO_METADATA
 
 
@@ -109,6 +140,18 @@ def decode_chunk(chunk: Chunk) -> list[Event]:
         return _decoder.decode(chunk.body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptError(f"a chunk of events cannot be read: {error}") from error
+
+
+def without_absent(activity: Activity) -> Event:
+    """An activity as it is spooled and sent."""
+    if isinstance(activity, Event):
+        if activity.metadata is None:  # pyright: ignore[reportUnnecessaryComparison] - as sinks know it
+            return msgspec.structs.replace(activity, metadata=NO_METADATA)
+        return activity
+    fields = {name: getattr(activity, name) for name in Activity.__struct_fields__}
+    if fields["metadata"] is None:
+        del fields["metadata"]
+    return Event(**fields)
 
 
 def salvage(chunk: Chunk) -> tuple[list[Event], list[Refusal]]:
