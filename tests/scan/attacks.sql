@@ -1413,3 +1413,307 @@ create table o (id int primary key, qty int, note text, email text, owner int no
 create table audit_log (id bigserial primary key, op text, row_id int, at timestamptz default now());
 create function f() returns trigger language plpgsql as $$ declare r o; begin r := new; insert into audit_log (op, row_id) values (tg_op, new.id); declare r o; begin return r; end; end $$;
 create trigger t before insert on o for each row execute function f();
+
+-- Operator classes, checks in functions, last keys, casts of free text, narrow columns, TG_ variables, handlers.
+
+--- opclass support function raises = keep
+create table o (id int primary key, qty int, note text);
+create table o_log (id bigserial primary key, qty int, op text, at timestamptz default now());
+create function cmp(a int, b int) returns int language plpgsql immutable as $$ begin if a < 0 or b < 0 then raise exception 'no'; end if; return case when a < b then -1 when a > b then 1 else 0 end; end $$;
+create operator class odd for type int using btree as operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, operator 5 >, function 1 cmp(int, int);
+create index on o_log (qty odd);
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (qty, op) values (new.qty, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- opclass hash function raises = keep
+create table o (id int primary key, qty int, note text);
+create table o_log (id bigserial primary key, note text, op text, at timestamptz default now());
+create function hsh(a text) returns int language plpgsql immutable as $$ begin if a = 'x' then raise exception 'no'; end if; return 1; end $$;
+create operator class oddh for type text using hash as operator 1 =, function 1 hsh(text);
+create index on o_log using hash (note oddh);
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (note, op) values (new.note, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- opclass reads the log = keep
+create table o (id int primary key, qty int, note text);
+create table o_log (id bigserial primary key, qty int, op text, at timestamptz default now());
+create table p (id int primary key, qty int);
+create function cmp(a int, b int) returns int language plpgsql immutable as $$ begin if exists (select from o_log where qty = a) then return 0; end if; return case when a < b then -1 when a > b then 1 else 0 end; end $$;
+create operator class odd for type int using btree as operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, operator 5 >, function 1 cmp(int, int);
+create unique index on p (qty odd);
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (qty, op) values (new.qty, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- opclass of target raises = keep
+create table o (id int primary key, qty int, note text);
+create table stock (id int primary key, qty int);
+create function cmp(a int, b int) returns int language plpgsql immutable as $$ begin if a < 0 or b < 0 then raise exception 'no'; end if; return case when a < b then -1 when a > b then 1 else 0 end; end $$;
+create operator class odd for type int using btree as operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, operator 5 >, function 1 cmp(int, int);
+create index on stock (qty odd);
+create function f() returns trigger language plpgsql as $$ begin update stock set qty = qty - new.qty where id = new.id; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- default opclass of own type = keep
+create type pair as (a int, b int);
+create table o (id int primary key, qty int);
+create table o_log (id bigserial primary key, p pair, op text, at timestamptz default now());
+create function cmp(x pair, y pair) returns int language plpgsql immutable as $$ begin if (x).a < 0 or (y).a < 0 then raise exception 'no'; end if; return (x).a - (y).a; end $$;
+create function lt(x pair, y pair) returns bool language sql immutable as 'select (x).a < (y).a';
+create operator <<< (function = lt, leftarg = pair, rightarg = pair);
+create operator class pp default for type pair using btree as operator 1 <<<, function 1 cmp(pair, pair);
+create index on o_log (p pp);
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (p, op) values (row(new.qty, 1)::pair, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- procedure checks the counter = keep
+create table item (id int primary key, stock int not null);
+create table line (id int primary key, item int not null references item, qty int not null);
+create function f() returns trigger language plpgsql as $$ begin update item set stock = stock - new.qty where id = new.item; return null; end $$;
+create trigger t after insert on line for each row execute function f();
+create function check_stock(i int) returns void language plpgsql as $$ declare s int; begin select stock into s from item where id = i; if s < 0 then raise exception 'out of stock'; end if; end $$;
+
+--- procedure that writes and checks the counter = keep
+create table item (id int primary key, stock int not null);
+create table line (id int primary key, item int not null references item, qty int not null);
+create function f() returns trigger language plpgsql as $$ begin update item set stock = stock - new.qty where id = new.item; return null; end $$;
+create trigger t after insert on line for each row execute function f();
+create function buy(i int, q int) returns void language plpgsql as $$ begin perform check_stock(i); insert into line values (1, i, q); end $$;
+create function check_stock(i int) returns void language plpgsql as $$ begin if (select stock from item where id = i) < 0 then raise exception 'out of stock'; end if; end $$;
+
+--- function that raises when there is no row = defer
+create table item (id int primary key, name text, stock int not null);
+create table line (id int primary key, item int not null references item, qty int not null);
+create function f() returns trigger language plpgsql as $$ begin update item set stock = stock - new.qty where id = new.item; return null; end $$;
+create trigger t after insert on line for each row execute function f();
+create function item_name(i int) returns text language plpgsql as $$ declare s text; begin select name into s from item where id = i; if s is null then raise exception 'no such item'; end if; return s; end $$;
+
+--- log id by currval = keep
+create table o (id int primary key, qty int);
+create table o_log (id bigserial primary key, qty int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (qty, op) values (new.qty, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+create function last_log() returns bigint language sql as $$ select currval('o_log_id_seq') $$;
+
+--- log id by lastval = keep
+create table o (id int primary key, qty int);
+create table o_log (id bigserial primary key, qty int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (qty, op) values (new.qty, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+create function save(i int) returns bigint language plpgsql as $$ begin insert into o values (i, 1); return lastval(); end $$;
+
+--- currval by serial sequence = keep
+create table o (id int primary key, qty int);
+create table o_log (id bigserial primary key, qty int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (qty, op) values (new.qty, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+create function save(i int) returns bigint language plpgsql as $$ begin insert into o values (i, 1); return currval(pg_get_serial_sequence('o_log', 'id')); end $$;
+
+--- currval in another trigger = keep
+create table o (id int primary key, qty int);
+create table o_log (id bigserial primary key, qty int, op text, at timestamptz default now());
+create table link (log bigint, o int);
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (qty, op) values (new.qty, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+create function g() returns trigger language plpgsql as $$ begin insert into link values (currval('o_log_id_seq'), new.id); return null; end $$;
+create trigger u after insert on o for each row execute function g();
+
+--- currval after own insert = retire
+create table o (id int primary key, qty int);
+create table o_log (id bigserial primary key, qty int, op text, at timestamptz default now());
+create table o_log_part (log bigint references o_log, at timestamptz default now(), op text);
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (qty, op) values (new.qty, tg_op); insert into o_log_part (log, op) values (currval('o_log_id_seq'), tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- currval of another sequence = retire
+create table o (id serial primary key, qty int);
+create table o_log (id bigserial primary key, qty int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (qty, op) values (new.qty, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+create function save(i int) returns bigint language plpgsql as $$ begin insert into o (qty) values (i); return currval('o_id_seq'); end $$;
+
+--- default by currval = keep
+create table o (id int primary key, qty int);
+create table o_log (id bigserial primary key, qty int, op text, at timestamptz default now());
+create table link (log bigint default currval('o_log_id_seq'), o int);
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (qty, op) values (new.qty, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of a json text = keep|review
+create table o (id int primary key, doc jsonb not null);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values ((new.doc->>'x')::int, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of a json path = keep|review
+create table o (id int primary key, doc jsonb not null);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values ((new.doc #>> '{a,b}')::int, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of trim = keep|review
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values (trim(new.note)::int, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of substring = keep|review
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values (substring(new.note from 3)::int, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of nullif = keep|review
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values (nullif(new.note, '')::int, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of a variable = keep|review
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare v text := new.note; begin insert into o_log (n, op) values (v::int, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of json of the row = keep|review
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values ((to_jsonb(new)->>'note')::int, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of json of the rows key = retire
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values ((to_jsonb(new)->>'id')::int, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of a setting = retire
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values (nullif(current_setting('app.user_id', true), '')::int, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- cast of transition rows = keep|review
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) select n.note::int, tg_op from nn n; return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- integer cast narrowing = keep|review
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values (new.id::smallint, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- assigns tg_op = keep|retire
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin tg_op := 'X'; insert into o_log (op) values (tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- assigns tg_argv = keep|review|retire
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin tg_argv[0] := 'X'; insert into o_log (op) values (tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unique violation handled = retire
+create table o (id bigint primary key, note text not null);
+create table note_log (note text unique, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into note_log (note, op) values (new.note, tg_op); return null; exception when unique_violation then return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unique violation on conflict = retire
+create table o (id bigint primary key, note text not null);
+create table note_log (note text unique, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into note_log (note, op) values (new.note, tg_op) on conflict do nothing; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unique violation handled before = retire
+create table o (id bigint primary key, note text not null);
+create table note_log (note text unique, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin begin insert into note_log (note, op) values (new.note, tg_op); exception when unique_violation then null; end; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- assigns tg_op raising = keep
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin tg_op := 'X'; if tg_op = 'X' then raise exception 'no'; end if; insert into o_log (op) values (tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- assigns tg_op by select = keep|review|retire
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin select 'X' into tg_op; if tg_op = 'X' then raise exception 'no'; end if; insert into o_log (op) values (tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- narrow varchar = keep|review
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, note varchar(5), op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (note, op) values (new.note, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- narrow int = keep|review
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, o int, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (o, op) values (new.id, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- narrow numeric = keep|review
+create table o (id bigint primary key, note numeric);
+create table o_log (id bigserial primary key, o numeric(5,2), op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (o, op) values (new.note, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- narrow target = keep|review
+create table o (id bigint primary key, note text);
+create table p (id bigint primary key, note varchar(5));
+create function f() returns trigger language plpgsql as $$ begin update p set note = new.note where id = new.id; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- as wide = retire
+create table o (id int primary key, note varchar(5));
+create table o_log (id bigserial primary key, note varchar(5), o bigint, op varchar(10), tab varchar(63), at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (note, op, o, tab) values (new.note, tg_op, new.id, tg_table_name); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- narrow by variable = keep|review
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, note varchar(5), op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ declare v text; begin v := new.note; insert into o_log (note, op) values (v, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- too narrow for the operation = keep|review
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, op varchar(3), at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (op) values (tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- others handled = retire
+create table o (id bigint primary key, note text not null);
+create table note_log (note text unique, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into note_log (note, op) values (new.note, tg_op); return null; exception when others then return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unique violation retried by update = defer
+create table o (id bigint primary key, note text not null);
+create table note_count (note text primary key, n int default 1);
+create function f() returns trigger language plpgsql as $$ begin begin insert into note_count (note) values (new.note); exception when unique_violation then update note_count set n = n + 1 where note = new.note; end; return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- unique violation told anew = keep
+create table o (id bigint primary key, note text not null);
+create table note_log (note text unique, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into note_log (note, op) values (new.note, tg_op); return null; exception when unique_violation then raise exception 'twice'; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- check violation is not unique = keep|review
+create table o (id bigint primary key, note text not null);
+create table note_log (note text unique check (note <> 'x'), op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into note_log (note, op) values (new.note, tg_op); return null; exception when unique_violation then return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- tg_op is not what it was = keep|review
+create table o (id bigint primary key, note text);
+create table o_log (id bigserial primary key, op text check (op = 'INSERT'), at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin tg_op := 'X'; insert into o_log (op) values (tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();

@@ -38,7 +38,7 @@ create table app.item (
 create index on app.item (price);
 create table app.event_part (id int, day date, primary key (id, day)) partition by range (day);
 create table app.event_1 partition of app.event_part for values from ('2020-01-01') to ('2021-01-01');
-create table app.item_log (id int, op text);
+create table app.item_log (id bigint, op text);
 create view app.items as select * from app.item;
 create function app.log_it() returns trigger language plpgsql set search_path = app, pg_temp as $$
 begin

@@ -49,12 +49,17 @@ _LEVELS = {14: "debug", 15: "log", 17: "info", 18: "notice", 19: "warning", 21: 
 _ASSIGNMENT_MODES = (3, 4, 5)  # RawParseMode: RAW_PARSE_PLPGSQL_ASSIGN1..3
 _EXPRESSION_MODE = 2
 _UNCATCHABLE = frozenset({"assert_failure", "query_canceled", "p0004", "57014"})
+_DUPLICATES = ("unique_violation", "integrity_constraint_violation", "23505", "23000", "others")
 # Each begins where a word begins and never gives a letter back: a literal of a megabyte is passed over once.
 _ALIAS = re.compile(r"(?<![\w$])([\w$]++)\s++alias\s+for\s+(\$\d+|[\w$]+)\s*;", re.IGNORECASE)
 _ROWTYPE = re.compile(r"(?<![\w$.\"])[\w$.\"]++\s*+%\s*rowtype\b", re.IGNORECASE)
 _SUM = re.compile(r"(?<![-+*/<>=~!@#%^&|])[+*](?![-+*/<>=~!@#%^&|])")
 _TYPE = r'(?:"[^"]+"|[\w$]+)(?:\s*\.\s*(?:"[^"]+"|[\w$]+))*'
 _UNKNOWN_FIELD = re.compile(r'"(?P<variable>[^".]+)\.[^"]*" is not a known variable')
+
+_SET_BY_BODY = re.compile(
+    r'"(?P<variable>tg_(?:op|when|level|name|relname|table_name|table_schema))" is not a known variable', re.IGNORECASE
+)
 
 
 def read_body(source: Source) -> Body:
@@ -98,7 +103,8 @@ def _parse_tolerantly(definition: str) -> Node:
     """The tree of a PL/pgSQL function.
 
     The parser knows no catalog: it takes a variable of a composite type for a scalar and then denies its fields. Such a
-    variable is declared as ``record`` and the text tried again; lines stay as they are.
+    variable is declared as ``record`` and the text tried again; lines stay as they are. Nor does it know that a body
+    may set its TG_ variables: such a one is declared, too.
     """
     text = definition
     for _ in range(40):
@@ -106,6 +112,10 @@ def _parse_tolerantly(definition: str) -> Node:
             return _parse_plpgsql(text)[0]["PLpgSQL_function"]
         except _ParseError as error:
             denied = _UNKNOWN_FIELD.search(str(error))
+            assigned = _SET_BY_BODY.search(str(error))
+            if assigned is not None and (better := _declared(text, assigned["variable"])) != text:
+                text = better
+                continue
             if denied is None:
                 raise
             name = re.escape(denied["variable"])
@@ -120,6 +130,18 @@ def _parse_tolerantly(definition: str) -> Node:
                 raise
             text = better
     raise _ParseError("too many variables of unknown composite types")
+
+
+def _declared(text: str, variable: str) -> str:
+    """The function with one more variable in its outermost block, on the line where that begins."""
+    mark = re.search(r"\bAS (\$\w*\$)", text)
+    listed = (token for token in tokens(text, mark.end()) if token.kind == "word") if mark else iter(())
+    for token in listed:
+        if token.text.lower() == "declare":
+            return f"{text[: token.end]} {variable} text;{text[token.end :]}"
+        if token.text.lower() == "begin":
+            return f"{text[: token.start]}declare {variable} text; {text[token.start :]}"
+    return text
 
 
 def _is_number_type(name: str) -> bool:
@@ -262,11 +284,14 @@ class _Walker:
             self.exception_blocks.append(line)
         caught = _catches(handlers, "others")
         raises = caught or _catches(handlers, "raise_exception")
+        duplicates = any(_catches(handlers, name) for name in _DUPLICATES)
         self.notebook.caught += caught
         self.notebook.caught_raises += raises
+        self.notebook.caught_duplicates += duplicates
         ended = self.statements(node.get("body", ()), goes_on=not handlers and "label" not in node)
         self.notebook.caught -= caught
         self.notebook.caught_raises -= raises
+        self.notebook.caught_duplicates -= duplicates
         outcomes = [] if ended else [self.notebook.values]
         for each in handlers:
             self.notebook.values = dict(before)
@@ -288,7 +313,8 @@ class _Walker:
                 query = self._query(datum["default_val"], at, into=(name,))
                 if query is not None:
                     self._hold(name, query.terms.term(query.expression))
-                    self._note(name, at, _text(datum["default_val"]), tuple(query.names))
+                    origins = tuple(query.origins(query.expression))
+                    self._note(name, at, _text(datum["default_val"]), tuple(query.names), origins=origins)
             else:
                 self._query(datum["cursor_explicit_expr"], at, into=(name,))
 
@@ -450,7 +476,8 @@ class _Walker:
             return
         plain = query is not None and target == text[: operator.start].strip().lower()
         known = query.terms.term(query.expression) if query is not None and plain else unknown()
-        self._note(target, line, value, names)
+        origins = tuple(query.origins(query.expression)) if query is not None else ()
+        self._note(target, line, value, names, origins=origins)
         self._hold(target, known)
 
     def _perform(self, node: Node, line: int) -> None:
@@ -603,7 +630,16 @@ class _Walker:
                 self._note(target, line, text, names, selected=True)
                 self.notebook.values[target] = unknown()
 
-    def _note(self, variable: str, line: int, text: str, names: tuple[str, ...], *, selected: bool = False) -> None:
+    def _note(
+        self,
+        variable: str,
+        line: int,
+        text: str,
+        names: tuple[str, ...],
+        *,
+        selected: bool = False,
+        origins: tuple[str, ...] = (),
+    ) -> None:
         fields = {"variable": variable, "text": text.strip(), "names": names, "selected": selected}
         self.notebook.add(Assignment, line, **fields)
         schema, kind = split_type(self.types.get(variable, ""))
@@ -611,19 +647,13 @@ class _Walker:
             # What is added up is a number already.
             summed = _SUM.search(text) is not None and not selected
             constant = (not names and not selected) or (summed and _is_number_type(kind))
-            column = self._plain_column(text)
-            self.notebook.add(Cast, line, schema=schema, type=kind, names=names, column=column, constant=constant)
+            fields = {"type": kind, "names": names, "origins": origins, "constant": constant}
+            self.notebook.add(Cast, line, schema=schema, **fields)
         if variable in self.never_null and any(name.startswith(("new.", "old.")) for name in names):
             guard = Guard(text=f"({text.strip()}) is null", line=line, names=names)
             self.notebook.guards.append(guard)
             self._fails(line, "not null", variable)
             self.notebook.guards.pop()
-
-    def _plain_column(self, text: str) -> str:
-        """The column that an expression is, as ``new.name``; empty where it is anything else."""
-        row, _, column = text.strip().partition(".")
-        row = self.notebook.rows.get(row.lower(), "")
-        return f"{row}.{unquote(column)}" if row and re.fullmatch(r'[\w$]+|"[^"]+"', column) else ""
 
     def _hold(self, variable: str, term: Term) -> None:
         """What a variable holds from here on, as far as its type lets it through unchanged."""

@@ -103,7 +103,10 @@ class Kind(StrEnum):
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """A column; ``type`` as format_type() prints it, ``default`` as SQL, ``expression`` that of a generated column."""
+    """A column; ``type`` as format_type() prints it, ``default`` as SQL, ``expression`` that of a generated column.
+
+    ``sequence`` is where an identity column draws from, as SQL.
+    """
 
     name: str
     type: str
@@ -112,6 +115,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     expression: str | None = None
     identity: bool = False
     generated: bool = False
+    sequence: str | None = None
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +163,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     ``scans`` counts how often it was read, through an index or whole; ``collected`` is false when nothing was counted
     yet. ``foreign_keys`` go out from it, ``referenced_by`` point at it.
     ``definition`` is a view's query, ``partition_key`` as ``RANGE (at)``, ``partition_bound`` as ``DEFAULT``.
-    ``computed`` is what its indexes compute whenever a row is written.
+    ``computed`` is what its indexes compute whenever a row is written, ``comparers`` are the functions (by oid) with
+    which they, and a partition key, compare and hash.
     """
 
     oid: int
@@ -185,6 +190,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     definition: str | None = None
     columns: tuple[Column, ...] = ()
     computed: tuple[str, ...] = ()
+    comparers: tuple[int, ...] = ()
     checks: tuple[Check, ...] = ()
     uniques: tuple[Unique, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
@@ -425,7 +431,8 @@ async def _read_inventory(db: Database, wanted: list[str] | None) -> Inventory:
     (server,) = await _read(db, statement("scan.read_server"))
     triggers = await _read(db, statement("scan.read_triggers"), schemas=wanted)
     clones = await _read(db, statement("scan.read_clones"), schemas=wanted)
-    tables = await _read_tables(db)
+    comparers = await _read(db, statement("scan.read_operator_classes"))
+    tables = await _read_tables(db, comparers)
     functions = await _read(db, statement("scan.read_functions"))
     builtins = await _read(db, statement("scan.read_builtins"))
     aggregates = await _read(db, statement("scan.read_aggregates"))
@@ -460,7 +467,9 @@ async def _read_inventory(db: Database, wanted: list[str] | None) -> Inventory:
         operators=_structs(Operator, operators),
         casts=_structs(Cast, casts),
         inherits=tuple((row["child_oid"], row["parent_oid"]) for row in inherits),
-        enforcing=_structs(Enforcing, enforcing),
+        enforcing=_structs(
+            Enforcing, {(row["function_oid"], row["what"]): row for row in (*enforcing, *comparers)}.values()
+        ),
         rules=_structs(RewriteRule, (row for row in rules if row["definition"] is not None)),
         search_paths=tuple(split_names(row["path"]) for row in paths),
         event_triggers=_structs(EventTrigger, event_triggers),
@@ -490,7 +499,8 @@ async def _read(db: Database, query: Query, **params: object) -> list[Row]:
     return cast("list[Row]", await db.rows(dict, query, **params))
 
 
-async def _read_tables(db: Database) -> tuple[Table, ...]:
+async def _read_tables(db: Database, comparers: Sequence[Row]) -> tuple[Table, ...]:
+    compared = _by_table(comparers)
     rows = await _read(db, statement("scan.read_tables"))
     columns = _by_table(await _read(db, statement("scan.read_columns")))
     uniques = _by_table(await _read(db, statement("scan.read_unique_indexes")))
@@ -519,6 +529,7 @@ async def _read_tables(db: Database) -> tuple[Table, ...]:
                 **counted[row["oid"]],
                 "columns": columns[row["oid"]],
                 "computed": computed[row["oid"]],
+                "comparers": list(dict.fromkeys(each["function_oid"] for each in compared[row["oid"]])),
                 "checks": checks[row["oid"]],
                 "uniques": uniques[row["oid"]] + exclusions[row["oid"]],
                 "foreign_keys": outgoing[row["oid"]],

@@ -36,6 +36,8 @@ _KEPT_FOR_EFFECT = frozenset(
         rules.feeds_a_policy,
         rules.feeds_a_constraint,
         rules.reads_own_write,
+        rules.feeds_a_check,
+        rules.gives_its_key,
     )
 )
 

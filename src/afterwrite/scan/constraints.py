@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from afterwrite.scan.atlas import condition
 from afterwrite.scan.catalog import (
@@ -38,7 +38,7 @@ from afterwrite.scan.outcomes import (
     parsed,
 )
 from afterwrite.scan.tokens import after_keyword, items, split_names, tokens, unquote
-from afterwrite.scan.world import World, Write
+from afterwrite.scan.world import World, Write, sequence_names
 
 _KNOWN = ("tg_op", "tg_when", "tg_level", "tg_name", "tg_nargs")
 _DRAWS = frozenset(
@@ -103,6 +103,7 @@ class Proof:
         self.events = events_of(trigger, write) or trigger.events
         self.label = f"{write.via[-1].rpartition(':')[0]}." if write.via else ""
         self.columns = {column.name: column for column in table.columns}
+        self.selects: dict[str, Select] = {}
 
     @cached_property
     def given(self) -> Mapping[str, str]:
@@ -205,6 +206,7 @@ class Proof:
         for column in self.table.columns:
             if self._must_be_there(column) and any(None in self.value(column.name, scope) for scope in every):
                 yield f"{name}, where {column.name} must not be NULL"
+        yield from self._wide_enough(name, every)
         yield from self._checked(name, every)
         for unique in self.world.atlas.uniques(self.table):
             if not self._settled(unique) and not all(self._once(unique, given) for given in self.rows):
@@ -219,6 +221,22 @@ class Proof:
 
     def _must_be_there(self, column: Column) -> bool:
         return column.not_null or any(each.not_null for each in self.world.atlas.domain_line(column.type))
+
+    def _wide_enough(self, name: str, every: Sequence[_Row]) -> Iterator[str]:
+        """Columns that are too narrow for what is copied from the trigger's row, or for a text that is known."""
+        types = {column.name: column.type for column in self.home.columns} if self.home is not None else {}
+        for column in self.table.columns:
+            texts = {text for scope in every if (text := self.text_of(column, scope.given)) is not None}
+            if column.generated or column.name in self.by_itself:
+                continue
+            for copied in dict.fromkeys(self.copy_of(text) for text in sorted(texts)):
+                if copied is not None and is_too_large(types.get(copied, ""), column.type):
+                    yield f"{name}, where {column.name} ({column.type}) is too narrow for {copied} ({types[copied]})"
+            letters = _letters(column.type)
+            if letters is not None and texts and self._named(column.name):
+                for piece in {piece for scope in every for piece in self.value(column.name, scope)}:
+                    if isinstance(piece, str) and len(piece.rstrip()) > letters:
+                        yield f"{name}, where {column.name} ({column.type}) is too narrow for '{piece}'"
 
     def _checked(self, name: str, every: Iterable[_Row], changed: frozenset[str] | None = None) -> Iterator[str]:
         scopes = list(every)
@@ -269,8 +287,10 @@ class Proof:
         return copies.pop() if len(copies) == 1 else None
 
     def _settled(self, unique: Unique) -> bool:
-        """Whether ON CONFLICT takes what a unique index would refuse."""
+        """Whether ON CONFLICT, or a handler, takes what a unique index would refuse."""
         write = self.write
+        if isinstance(write, Insert) and write.drops_duplicates and not unique.exclusion:
+            return True
         if isinstance(write, Insert) and self.is_merge:  # what matches is not inserted
             found = re.search(r"\bon\b(.*?)\bwhen\b", write.text, re.I | re.S)
             return found is not None and set(unique.columns) <= set(split_names(found[1])) and not unique.expressions
@@ -397,6 +417,10 @@ class Proof:
             return True
         if node.kind == "call" and node.text == "coalesce":
             return all(self._is_key_of(_said(part), owner, depth + 1) for part in node.parts)
+        if node.kind == "call" and node.text == "currval" and owner is not None:
+            names = self.world.sequences[owner.oid]
+            drawn = any(table is not None and table.oid == owner.oid for table, _ in self.all_inserts)
+            return drawn and bool(names & frozenset(sequence_names(text)))
         if owner is not None and node.kind == "query":
             select = Select.of(node.text, self)
             if select.items and self._refers_to(select, split_names(select.items[0]), owner):
@@ -483,6 +507,7 @@ class Proof:
             named = column.name in changed and column.name not in self.by_itself
             if named and self._must_be_there(column) and any(None in scope.new_value(column) for scope in every):
                 yield f"{name}, where {column.name} must not be NULL"
+        yield from self._wide_enough(name, [each for each in every if given])
         yield from self._checked(name, every, changed)
         for unique in self.world.atlas.uniques(self.table):
             texts = (unique.expressions, unique.condition)
@@ -527,9 +552,11 @@ class Select:
         self.derived = dict(_derived(text))
 
     @staticmethod
-    @lru_cache(maxsize=512)
     def of(text: str, proof: Proof) -> Select:
-        return Select(text, proof)
+        """The query of a text, cut once for each proof. (A cache of its own would outlive the worlds of many scans.)"""
+        if text not in proof.selects:
+            proof.selects[text] = Select(text, proof)
+        return proof.selects[text]
 
     def table_of(self, parts: tuple[str, ...]) -> Table | None:
         """The table of a column's name."""
@@ -549,6 +576,36 @@ class Select:
                 alone = len(listed) == 1 or listed[-2].text == "."
                 return text if alone else text[: listed[-2].end]
         return None
+
+
+_LARGEST = {"smallint": 4.5, "integer": 9.3, "bigint": 18.9}
+_NUMBER_TYPE = re.compile(r"numeric(?:\((\d+),(-?\d+)\))?|real|double precision")
+_TEXT_TYPE = re.compile(r"(?:character varying|character)\((\d+)\)")
+
+
+def is_too_large(given: str, kind: str) -> bool:
+    """Whether a value of one type may be too long or too large for another, both as format_type() prints them."""
+    letters = _letters(kind)
+    if letters is not None:
+        free = given in ("text", "character varying", "citext", "name")
+        return free or (_letters(given) or 0) > letters
+    digits, wanted = _digits(given), _digits(kind)
+    return digits is not None and wanted is not None and digits > wanted
+
+
+def _letters(kind: str) -> int | None:
+    found = _TEXT_TYPE.fullmatch(kind)
+    return int(found[1]) if found else None
+
+
+def _digits(kind: str) -> float | None:
+    """How many digits a number of this type has before its point at most; None for what is no number."""
+    if kind in _LARGEST:
+        return _LARGEST[kind]
+    found = _NUMBER_TYPE.fullmatch(kind)
+    if found is None:
+        return None
+    return int(found[1]) - int(found[2]) if found[1] else 1e9
 
 
 def _found(proof: Proof, schema: str, name: str) -> Table | None:
@@ -686,7 +743,7 @@ class _Values:
 
     def _named(self, parts: tuple[str, ...]) -> Outcome:
         first = parts[0]
-        if len(parts) == 1 and first in _KNOWN:
+        if len(parts) == 1 and first in _KNOWN and not self.proof.assignments(first):
             return frozenset(each if isinstance(each, str) else None for each in self.around[first])
         if len(parts) == 1 and first.startswith("tg_"):
             return THERE

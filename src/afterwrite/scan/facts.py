@@ -136,6 +136,7 @@ class Insert(OnTable, frozen=True, kw_only=True, omit_defaults=True):
 
     ``values`` is the VALUES row or the select list; empty when neither can be laid against the columns one by one.
     ``source`` is the SELECT (with its WITH) for INSERT … SELECT. ``updates`` are the columns of DO UPDATE SET.
+    ``drops_duplicates``: a handler of its block takes what a unique index refuses.
     """
 
     columns: tuple[str, ...] = ()
@@ -144,6 +145,7 @@ class Insert(OnTable, frozen=True, kw_only=True, omit_defaults=True):
     from_select: bool = False
     rows: int = 1
     on_conflict: OnConflict = OnConflict.NONE
+    drops_duplicates: bool = False
     updates: tuple[str, ...] = ()
     returning_into: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
@@ -255,12 +257,12 @@ class Cast(Fact, frozen=True, kw_only=True, omit_defaults=True):
     """A value made into another type, by a cast or by a variable of that type: it may fail, or run a function.
 
     ``type`` is the name as written, ``schema`` apart; ``table%type`` is written out. ``names`` are what it looks at,
-    ``column`` the value if it is nothing but a column or a parameter.
+    ``origins`` the columns, parameters and variables whose own text it is, at most cut and pasted.
     """
 
     schema: str | None = None
     type: str
-    column: str = ""
+    origins: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     constant: bool = False
 

@@ -20,12 +20,18 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     columns: frozenset[str] = frozenset()
 
 
-def refusal(body: Body) -> Decision | None:
-    """What decides whether a body raises; None when it never does."""
+def refusal(body: Body, *, by_values: bool = False) -> Decision | None:
+    """What decides whether a body raises; None when it never does.
+
+    ``by_values`` leaves out what only hangs on whether a row was found.
+    """
     raising = [fact for fact in body.raises if fact.level == "exception" and fact.form != "reraise"]
+    if by_values:
+        raising = [fact for fact in raising if fact.form != "strict"]
     if not raising:
         return None
-    return _decision(body, {name for fact in raising for name in _guard_names(fact.guards)})
+    names = {name for fact in raising for name in _guard_names(fact.guards)}
+    return _decision(body, {name for name in names if not by_values or name.rpartition(".")[2] != "found"})
 
 
 def influence(trigger: Trigger, body: Body) -> Decision | None:

@@ -63,6 +63,7 @@ from afterwrite.scan.known import (
     OUTSIDE,
     OUTSIDE_SCHEMAS,
 )
+from afterwrite.scan.outcomes import origins
 from afterwrite.scan.tokens import split_names, substitute
 
 F = TypeVar("F", bound=Fact)
@@ -301,8 +302,9 @@ class _Follower:
             given = getattr(fact, name, "")
             if given and name != "text":
                 changes[name] = substitute(given, frame.substitution)
-        if isinstance(fact, Cast) and fact.column:
-            changes["column"] = substitute(fact.column, frame.substitution)
+        if isinstance(fact, Cast) and fact.origins:
+            given = [name for each in fact.origins for name in origins(substitute(each, frame.substitution))]
+            changes["origins"] = tuple(dict.fromkeys(given))
         variable = getattr(fact, "variable", None)
         if variable is not None and frame.label:
             changes["variable"] = f"{frame.label}.{variable}"
@@ -417,6 +419,11 @@ class _Follower:
             computed.append(table.partition_key.partition("(")[2].removesuffix(")"))
         for text in dict.fromkeys((*table.computed, *computed)):
             self._run(fact, table, text, f"an index of {table.full_name}", frame, _EFFECTS)
+        comparing = [oid for each in (table, *self.atlas.leaves(table)) for oid in each.comparers]
+        inner = _Frame(arounds=({},), path=(), fixed=True, takes=_EFFECTS, stack=frame.stack)
+        for oid in dict.fromkeys(comparing):
+            if oid in self.atlas.functions:
+                self._run_function(self.atlas.functions[oid], fact, inner)
         if table.row_security:
             for policy in self.atlas.policies[table.oid]:
                 for text in (policy.using_expression, policy.check_expression):

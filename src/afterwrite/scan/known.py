@@ -53,6 +53,18 @@ HARMLESS_EXTENSION_FUNCTIONS = frozenset(
     }
 )
 
+# What they give is a piece of their text, or pieces of several: whether that is a number, only the text knows.
+CUTS_TEXT = frozenset(
+    {
+        *("btrim", "ltrim", "rtrim", "trim", "lower", "upper", "initcap", "substring", "substr", "left", "right"),
+        *("replace", "regexp_replace", "regexp_substr", "split_part", "translate", "overlay", "lpad", "rpad"),
+        *("concat", "concat_ws", "reverse", "nullif", "coalesce", "jsonb_extract_path_text", "json_extract_path_text"),
+        *("jsonb_extract_path", "json_extract_path", "greatest", "least"),
+    }
+)
+# Types that hold whatever is written.
+KEEPS_TEXT = frozenset({"text", "varchar", "bpchar", "char", "name", "citext", "json", "jsonb"})
+
 # Trigger functions written in C, and what they do to the row of a BEFORE trigger.
 CHANGES_ROW = frozenset(
     {

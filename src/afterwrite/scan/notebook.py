@@ -22,6 +22,7 @@ class Notebook:
         self.handler = False
         self.caught = 0
         self.caught_raises = 0
+        self.caught_duplicates = 0
         self.loop = 0
         self.rows = {"new": "new", "old": "old"} if trigger else {}
         self.values: dict[str, Term] = {}

@@ -7,12 +7,13 @@ expression that cannot be read may be anything. Types matter little: what is com
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple, Protocol, TypeAlias
 
+from afterwrite.scan.known import CUTS_TEXT, KEEPS_TEXT
 from afterwrite.scan.tokens import Token, items, tokens, unquote
 
 
@@ -91,6 +92,7 @@ _SESSION = frozenset(
 )
 _TYPE_TAILS = frozenset({"with", "without", "time", "zone", "precision", "varying"})
 _TEXTS = frozenset({"text", "varchar", "character varying", "name", "bpchar", "char", "character", "citext"})
+_ROW_AS_JSON = frozenset({"to_jsonb", "to_json", "row_to_json", "hstore"})
 _NUMERIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
 
 
@@ -622,3 +624,36 @@ def _there(node: Node, *, holds: bool) -> set[str]:
     if node.kind in ("compare", "in") and holds:
         return {part.text for part in node.parts if part.kind == "name"}
     return set()
+
+
+def origins(text: str) -> set[str]:
+    """The columns, parameters and variables whose text an expression is, or a piece of it (as Query.origins says)."""
+    return set(_origins(parsed(text)))
+
+
+def _origins(node: Node) -> Iterator[str]:
+    match node.kind:
+        case "name":
+            yield node.text
+        case "operator" if node.text in ("->>", "->", "#>", "#>>"):
+            inner, key = node.parts
+            as_json = inner.kind == "call" and inner.text in _ROW_AS_JSON and inner.parts[0].kind == "name"
+            if as_json and inner.parts[0].text in ("new", "old"):
+                yield f"{inner.parts[0].text}.{key.text}"
+            else:
+                yield from _origins(inner)
+        case "operator" if node.text == "||":
+            for part in node.parts:
+                yield from _origins(part)
+        case "call" if node.text in CUTS_TEXT:
+            for part in node.parts:
+                yield from _origins(part)
+        case "case":
+            for part in (*node.parts[1:-1:2], node.parts[-1]):
+                yield from _origins(part)
+        case "cast" if node.text.partition("(")[0] in (*KEEPS_TEXT, "character varying", "character"):
+            yield from _origins(node.parts[0])
+        case "index" | "field":
+            yield from _origins(node.parts[0])
+        case _:
+            pass

@@ -20,13 +20,14 @@ from afterwrite.scan.child import Child
 from afterwrite.scan.facts import Body, Source, Unknown, shared
 
 _SECONDS = 20.0
+_MOST_REMEMBERED = 2_000
 _encoder = msgspec.json.Encoder()
 _bodies = msgspec.json.Decoder(Body)
 _sources = msgspec.json.Decoder(Source)
 
 
 class Parser:
-    """Reads bodies in a child process; made by ``open_parser``. Remembers what it has read."""
+    """Reads bodies in a child process; made by ``open_parser``. Remembers what it read last."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -40,7 +41,10 @@ class Parser:
         for source in wanted:
             if source not in self._read:
                 self._read[source] = await self._ask(source)
-        return {source: self._read[source] for source in wanted}
+        found = {source: self._read[source] for source in wanted}
+        while len(self._read) > _MOST_REMEMBERED:
+            del self._read[next(iter(self._read))]
+        return found
 
     async def _ask(self, source: Source) -> Body:
         writer, reader = await self._child.pipes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -29,7 +29,7 @@ from afterwrite.scan.facts import (
     TermKind,
     Update,
 )
-from afterwrite.scan.known import OUTSIDE, OUTSIDE_SCHEMAS, SESSION_FUNCTIONS
+from afterwrite.scan.known import CUTS_TEXT, KEEPS_TEXT, OUTSIDE, OUTSIDE_SCHEMAS, SESSION_FUNCTIONS
 from afterwrite.scan.notebook import Notebook
 from afterwrite.scan.terms import Node, Terms, constant, field_name, function_name, operator_name
 from afterwrite.scan.tokens import after_keyword, arguments, character_offset, items, tokens
@@ -46,6 +46,7 @@ _END_OF_LIST = frozenset(
 )
 _NEVER: frozenset[str] = frozenset()
 _BETWEEN = (">=", "<=")
+_JSON_STEPS = ("->", "->>", "#>", "#>>")
 
 
 class Scope:
@@ -210,6 +211,7 @@ class Query:
             from_select=bool(select) and not rows,
             rows=max(1, len(rows)),
             on_conflict=on_conflict,
+            drops_duplicates=self.notebook.caught_duplicates > 0,
             updates=_targets(conflict.get("targetList", ())),
             returning_into=self.into if "returningList" in node else (),
             names=tuple(self.names),
@@ -376,11 +378,61 @@ class Query:
         schema = names[-2] if len(names) > 1 else None
         constant = "A_Const" in node.get("arg", {})
         if names and not constant:
-            whole = ".".join(field_name(each) for each in node.get("arg", {}).get("ColumnRef", {}).get("fields", ()))
-            first, _, rest = whole.partition(".")
-            column = f"{self.notebook.rows.get(first, first)}.{rest}" if rest else first
-            self._add(Cast, node, schema=schema, type=names[-1], names=tuple(self.names), column=column)
+            origins = tuple(dict.fromkeys(self.origins(node.get("arg"))))
+            self._add(Cast, node, schema=schema, type=names[-1], names=tuple(self.names), origins=origins)
         self.names |= before
+
+    def origins(self, node: Node | None) -> Iterator[str]:
+        """The columns, parameters and variables whose text an expression is, or a piece of it."""
+        for kind, below in (node or {}).items():
+            match kind:
+                case "ColumnRef":
+                    first, *rest = [field_name(each) for each in below.get("fields", ())] or [""]
+                    yield ".".join((self.notebook.rows.get(first, first) if rest else first, *rest))
+                case "ParamRef":
+                    yield f"${below.get('number', 0)}"
+                case "A_Indirection":
+                    row, steps = self._row_named(below.get("arg")), below.get("indirection", ())
+                    if row and steps and "String" in steps[0]:
+                        yield f"{self.notebook.rows[row]}.{field_name(steps[0])}"
+                    else:
+                        yield from self.origins(below.get("arg"))
+                case "A_Expr" if operator_name(below) in _JSON_STEPS:
+                    yield from self._step(below)
+                case "A_Expr" if operator_name(below) == "||" or below.get("kind") == "AEXPR_NULLIF":
+                    yield from self.origins(below.get("lexpr"))
+                    yield from self.origins(below.get("rexpr") if below.get("kind") == "AEXPR_OP" else None)
+                case "FuncCall" if function_name(below)[1] in CUTS_TEXT:
+                    for each in below.get("args", ()):
+                        yield from self.origins(each)
+                case "CoalesceExpr":
+                    for each in below.get("args", ()):
+                        yield from self.origins(each)
+                case "CaseExpr":
+                    for each in below.get("args", ()):
+                        yield from self.origins(each["CaseWhen"].get("result"))
+                    yield from self.origins(below.get("defresult"))
+                case "TypeCast":
+                    names = below.get("typeName", {}).get("names", ())
+                    if names and field_name(names[-1]) in KEEPS_TEXT:
+                        yield from self.origins(below.get("arg"))
+                case "CollateClause":
+                    yield from self.origins(below.get("arg"))
+                case _:
+                    pass
+
+    def _step(self, node: Node) -> Iterator[str]:
+        """``document ->> key``; of the trigger's row as JSON, the column."""
+        left: Node = node.get("lexpr", {})
+        given = left.get("FuncCall", {}).get("args", ())
+        row = (
+            self._row_named(given[0]) if function_name(left.get("FuncCall", {}))[1] in _ROW_AS_JSON and given else None
+        )
+        key = constant(node.get("rexpr", {}).get("A_Const"))
+        if row is None:
+            yield from self.origins(left)
+        elif key.kind is TermKind.LITERAL:
+            yield f"{self.notebook.rows[row]}.{key.text}"
 
     def _uses(self, operator: str) -> None:
         """An operator, once for a piece of SQL."""

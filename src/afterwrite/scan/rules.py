@@ -13,13 +13,14 @@ from itertools import pairwise
 import msgspec
 
 from afterwrite.scan.catalog import Enabled, Event, ForeignKey, Function, Kind, Table, Timing, Trigger, TriggerLevel
-from afterwrite.scan.constraints import refusals
+from afterwrite.scan.constraints import is_too_large, refusals
 from afterwrite.scan.evaluate import Surroundings, feasible, holds, surroundings
 from afterwrite.scan.facts import (
     FACT_FIELDS,
     Assignment,
     Body,
     Call,
+    Cast,
     Delete,
     Discard,
     Fact,
@@ -32,7 +33,9 @@ from afterwrite.scan.facts import (
 )
 from afterwrite.scan.follow import DEFAULT_OF, events_of
 from afterwrite.scan.known import CANCELS_ROW, CHANGES_ROW, FORBIDS, NOTIFIES
-from afterwrite.scan.tokens import tokens, uncommented, unquote
+from afterwrite.scan.outcomes import origins
+from afterwrite.scan.statements import Batch, Difference, Told
+from afterwrite.scan.tokens import split_names, tokens, uncommented, unquote
 from afterwrite.scan.verdicts import Reason, Verdict
 from afterwrite.scan.world import World, Write
 
@@ -117,6 +120,19 @@ class Case:
             if fact.variable not in looked_at
             and not (fact.selected and ("found" in looked_at or not fact.text.lower().startswith("select")))
         ]
+
+    @cached_property
+    def lingers(self) -> bool:
+        """Whether it has effects that would follow after the commit."""
+        return any(True for rule in DEFER for _ in rule(self))
+
+    @cached_property
+    def told_apart(self) -> list[Told]:
+        """Where a trigger for each statement could tell that it was deferred."""
+        for_statements = self.trigger.level is TriggerLevel.STATEMENT and self.trigger.timing is Timing.AFTER
+        if not (for_statements and self.lingers):
+            return []
+        return list(Batch(self.trigger, self.body, self.home).differences())
 
     def is_own(self, table: Table) -> bool:
         return self.home is not None and self.home.oid == table.oid
@@ -363,6 +379,30 @@ def reads_own_write(case: Case) -> Iterator[Reason]:
                 break
 
 
+def feeds_a_check(case: Case) -> Iterator[Reason]:
+    """What it writes is looked at by a function that refuses on it, which may be asked in the same transaction."""
+    for table, write in case.effects:
+        columns = _columns_written(write)
+        called = {step.rpartition(":")[0] for step in write.via}
+        for function, read, by_values in case.world.refusing[table.oid]:
+            looked_at = columns is None or not read.columns or "*" in read.columns or columns.intersection(read.columns)
+            if function.full_name not in called and looked_at and (by_values or columns is None):
+                what = table.full_name if columns is None else f"{table.full_name} ({_list(columns)})"
+                text = f"{_deed(write)} {what}, on which {function.full_name}() decides whether to refuse"
+                yield case.reason(feeds_a_check, write, text)
+                break
+
+
+def gives_its_key(case: Case) -> Iterator[Reason]:
+    """The key that it draws for its row is asked for in the same session (currval, lastval)."""
+    for table, write in case.writes:
+        if isinstance(write, Insert) and not case.is_own(table):
+            for who in dict.fromkeys(case.world.keys_asked(table, case.trigger)):
+                yield case.reason(
+                    gives_its_key, write, f"inserts into {table.full_name}, whose last key {who} asks for"
+                )
+
+
 def sets_off_a_keeper(case: Case) -> Iterator[Reason]:
     """Its write fires a trigger whose effect must be there at once, or may be refused: both must stay together."""
     for table, write in case.writes:
@@ -445,14 +485,14 @@ def throws_away(case: Case) -> Iterator[Reason]:
 
 
 def may_fail(case: Case) -> Iterator[Reason]:
-    """It reads a text column of its row as another type: a text that is none makes the write fail."""
-    types = {column.name: column.type for column in case.home.columns} if case.home is not None else {}
+    """It reads what its row holds as another type: a text that is none, or a number too large, fails the write."""
     for fact in case.body.casts:
-        row, _, name = fact.column.partition(".")
-        given = types.get(unquote(name), "") if row.lower() in ("new", "old") else ""
-        taken = fact.type in _TAKES_TEXT or (given.startswith("json") and fact.type.startswith("json"))
-        if given.startswith(_FREE_TYPES) and not taken and not fact.caught:
-            yield case.reason(may_fail, fact, f"fails where {fact.column} ({given}) holds no {fact.type}")
+        for name, given in dict.fromkeys(_taken(case, fact, fact.origins)):
+            taken = fact.type in _TAKES_TEXT or (given.startswith("json") and fact.type.startswith("json"))
+            if given.startswith(_FREE_TYPES) and not taken and not fact.caught:
+                yield case.reason(may_fail, fact, f"fails where {name} ({given}) holds no {fact.type}")
+            elif is_too_large(given, _INTEGERS.get(fact.type, "")) and not fact.caught:
+                yield case.reason(may_fail, fact, f"fails where {name} ({given}) is too large for {fact.type}")
 
 
 def sets_session_state(case: Case) -> Iterator[Reason]:
@@ -484,6 +524,40 @@ def pg_trigger_depth(case: Case) -> Iterator[Reason]:
     for fact in case.body.sessions:
         if fact.name == "pg_trigger_depth":
             yield case.reason(pg_trigger_depth, fact, "asks pg_trigger_depth()")
+
+
+def counts_statements(case: Case) -> Iterator[Reason]:
+    """It does something once for each statement; deferred, it would run once for a whole transaction."""
+    yield from _told_apart(case, counts_statements, Difference.COUNTS)
+
+
+def weighs_its_rows(case: Case) -> Iterator[Reason]:
+    """It takes the rows of one statement together; deferred, they would be those of a whole transaction."""
+    yield from _told_apart(case, weighs_its_rows, Difference.WEIGHS)
+
+
+def sees_later_rows(case: Case) -> Iterator[Reason]:
+    """It looks at rows which, deferred, would be those of later statements as well."""
+    yield from _told_apart(case, sees_later_rows, Difference.LATER)
+
+
+def meets_a_row_twice(case: Case) -> Iterator[Reason]:
+    """It needs each row once; deferred, it would meet all versions of it that a transaction wrote."""
+    yield from _told_apart(case, meets_a_row_twice, Difference.TWICE)
+
+
+def before_statement(case: Case) -> Iterator[Reason]:
+    """It runs before a statement, when nothing is written yet; deferred, it could only run after rows."""
+    trigger = case.trigger
+    if trigger.level is TriggerLevel.STATEMENT and trigger.timing is Timing.BEFORE and case.lingers:
+        text = "runs before a statement, whether rows are written or not"
+        yield case.reason(before_statement, None, text)
+
+
+def _told_apart(case: Case, rule: Rule, difference: Difference) -> Iterator[Reason]:
+    for told in case.told_apart:
+        if told.difference is difference:
+            yield case.reason(rule, told.fact, f"{told.text}; deferred, it runs once a transaction")
 
 
 def writes_through_a_view(case: Case) -> Iterator[Reason]:
@@ -587,6 +661,8 @@ KEEP: tuple[Rule, ...] = (
     feeds_a_policy,
     feeds_a_constraint,
     reads_own_write,
+    feeds_a_check,
+    gives_its_key,
 )
 LATE_KEEP: tuple[Rule, ...] = (feeds_a_keeper, sets_off_a_keeper)
 REVIEW: tuple[Rule, ...] = (
@@ -602,6 +678,11 @@ REVIEW: tuple[Rule, ...] = (
     runs_commands,
     takes_lock,
     pg_trigger_depth,
+    counts_statements,
+    weighs_its_rows,
+    sees_later_rows,
+    meets_a_row_twice,
+    before_statement,
     writes_through_a_view,
     writes_on_its_own_connection,
 )
@@ -768,7 +849,7 @@ def _enforced_insert(case: Case, table: Table, write: Insert) -> Iterator[str]:
             continue
         if unique.exclusion:
             yield f"inserts into {table.full_name}, under the exclusion constraint {unique.name}"
-        elif write.on_conflict is OnConflict.NONE and given:
+        elif write.on_conflict is OnConflict.NONE and not write.drops_duplicates and given:
             values = [given[column] for column in guarded]
             generated = any(_GENERATED.search(value) or "clock_timestamp" in value for value in values)
             generated |= any(_drawn(case, value) for value in values)
@@ -879,6 +960,32 @@ def _column_of(value: str) -> str | None:
     return unquote(found[2]) if found else None
 
 
+def _taken(case: Case, fact: Cast, names: Iterable[str], depth: int = 0) -> Iterator[tuple[str, str]]:
+    """The columns of the trigger's rows whose text these are, be it through variables, with their types."""
+    types = {column.name: column.type for column in case.home.columns} if case.home is not None else {}
+    rows = {case.trigger.old_table, case.trigger.new_table} - {None}
+    for name in names:
+        first, _, column = name.partition(".")
+        column = unquote(column)
+        if first in ("new", "old"):
+            if column in types:
+                yield name, types[column]
+            continue
+        label = f"{fact.via[-1].rpartition(':')[0]}." if fact.via else ""
+        set_to = [each for each in case.body.assignments if each.variable in (first, label + first)]
+        if (
+            column in types
+            and not set_to
+            and any((r.line, r.column) == (fact.line, column) for r in case.body.row_reads)
+        ):
+            yield name, types[column]  # of a transition table
+        for each in set_to if depth < 4 else ():
+            if not each.selected and not column:
+                yield from _taken(case, fact, origins(each.text), depth + 1)
+            elif column in types and rows and rows.intersection(split_names(each.text)):
+                yield name, types[column]
+
+
 def _named_in(expression: str, table: Table) -> tuple[str, ...]:
     """The table's columns that an expression names."""
     words = {unquote(token.text) for token in tokens(expression) if token.kind in ("word", "quoted")}
@@ -970,6 +1077,11 @@ _CANNOT_FAIL = frozenset(
 )
 # Types that hold whatever is written, and those that anything can be made.
 _FREE_TYPES = ("text", "character", "json", "citext", "name")
+_INTEGERS = {
+    **dict.fromkeys(("smallint", "int2"), "smallint"),
+    **dict.fromkeys(("integer", "int", "int4"), "integer"),
+    **dict.fromkeys(("bigint", "int8"), "bigint"),
+}
 _TAKES_TEXT = frozenset({"text", "varchar", "bpchar", "char", "name", "citext", "character", "character varying"})
 
 

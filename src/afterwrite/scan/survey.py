@@ -134,7 +134,7 @@ def _functions_that_matter(atlas: Atlas, bodies: Mapping[int, Body]) -> list[Fun
         if function.oid in policed:
             wanted[function.oid] = function
     names = {table.name.lower() for table in atlas.tables.values() if table.oid in seen or table.name in tables}
-    names |= {function.name.lower() for function in wanted.values()}
+    names |= {function.name.lower() for function in wanted.values()} | {"currval", "lastval"}
     while names:
         odd = [name for name in names if not re.fullmatch(r"[\w$]+", name)]
         found = [

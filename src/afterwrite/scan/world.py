@@ -17,7 +17,7 @@ from afterwrite.scan.catalog import Event, Function, Inventory, Kind, Table, Tim
 from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Read, Refresh, Update
 from afterwrite.scan.flow import Decision, everything, influence, refusal
 from afterwrite.scan.follow import DEFAULT_OF, events_of, source_of
-from afterwrite.scan.tokens import tokens, uncommented, unquote
+from afterwrite.scan.tokens import split_names, tokens, uncommented, unquote
 
 # Named so, a table is a log unless something speaks against it.
 LOG_WORDS = frozenset(
@@ -51,6 +51,7 @@ _SUM_WORDS = frozenset({"stats", "stat", "statistics", "totals", "counts", "coun
 # What is counted and spent: a log of it, if its rows say no more than that, is its account.
 _ACCOUNT_WORDS = frozenset({"points", "credit", "credits", "balance", "balances", "loyalty", "wallet"})
 _APPENDS = re.compile(r"\binsert\s+into\s+[\w$.\"]+")
+_LAST_KEYS = ("currval", "lastval")
 _STATUS_COLUMN = re.compile(r"status|state|.*_status|.*_state")
 _SHAPE = re.compile(r"\btg_op\b|\btg_table_name\b|\btg_relname\b|\btg_relid\b", re.IGNORECASE)
 _WHOLE_ROW = re.compile(r"\b(to_jsonb?|row_to_json|hstore)\s*\(\s*(new|old|n|o)\b(?!\.\w)", re.IGNORECASE)
@@ -256,6 +257,87 @@ class World:
             run |= {oid for each in self.inventory.aggregates if each.name in words for oid in each.functions}
             self._runs[text] = frozenset(run)
         return self._runs[text]
+
+    @cached_property
+    def refusing(self) -> Mapping[int, list[tuple[Function, Read, bool]]]:
+        """By table: functions that refuse on what they read there, what they read, and whether its values decide it.
+
+        Otherwise it is only whether there is such a row.
+        """
+        found: defaultdict[int, list[tuple[Function, Read, bool]]] = defaultdict(list)
+        for function, body in self.function_bodies.items():
+            by_rows, by_values = refusal(body), refusal(body, by_values=True)
+            values = () if by_values is None else by_values.reads
+            for read in () if by_rows is None else by_rows.reads:
+                for table in self.tables_read(read):
+                    found[table.oid].append((function, read, read in values))
+        return found
+
+    def keys_asked(self, table: Table, writer: Trigger) -> Iterator[str]:
+        """Who asks in the same session for the key that a trigger drew for a table's row (currval, lastval)."""
+        names = self.sequences[table.oid]
+        if not names:
+            return
+        home = self.home(writer)
+        for asking, body in self._asking_for_keys:
+            if isinstance(asking, Function):
+                anyway = home is not None and any(other is asking for other, _ in self.function_writes[home.oid])
+                who = f"{asking.full_name}()"
+            else:
+                anyway = home is not None and asking.table_oid in (writer.table_oid, home.oid)
+                who = f"trigger {asking.identity}"
+            if asking is not writer and self._asks_key(body, table, names, anyway=anyway):
+                yield who
+        for oid, what, named in self._asked_by_columns:
+            if oid != table.oid and named & names:
+                yield what
+
+    @cached_property
+    def _asking_for_keys(self) -> list[tuple[Function | Trigger, Body]]:
+        """Functions and triggers that ask for the last key of a sequence, whichever."""
+        every = {name for names in self.sequences.values() for name in names}
+        listed: list[tuple[Function | Trigger, Body]] = [
+            *self.function_bodies.items(),
+            *((trigger, self.bodies[trigger.oid]) for trigger in self.inventory.triggers),
+        ]
+        return [
+            (asking, body)
+            for asking, body in listed
+            if any(fact.name in _LAST_KEYS for fact in body.calls) or any(read.table in every for read in body.reads)
+        ]
+
+    @cached_property
+    def _asked_by_columns(self) -> list[tuple[int, str, frozenset[str]]]:
+        """Defaults and constraints that ask for the last key of a sequence: their table, what they are, and which."""
+        return [
+            (table.oid, what, frozenset(sequence_names(text)))
+            for table in self.inventory.tables
+            for what, text in _enforced_texts(table)
+            if "currval" in text
+        ]
+
+    @cached_property
+    def sequences(self) -> Mapping[int, frozenset[str]]:
+        """By table: the names of the sequences that its keys are drawn from, and as pg_get_serial_sequence is asked."""
+        found: defaultdict[int, frozenset[str]] = defaultdict(frozenset)
+        for table in self.inventory.tables:
+            defaults = [column.default for column in table.columns if column.default and "nextval(" in column.default]
+            names = {name for text in defaults for name in sequence_names(text)}
+            names |= {split_names(column.sequence)[-1] for column in table.columns if column.sequence}
+            if names:
+                found[table.oid] = frozenset(names | {f"of {table.name}"})
+        return found
+
+    def _asks_key(self, body: Body, table: Table, names: frozenset[str], *, anyway: bool) -> bool:
+        """Whether a body asks for a sequence's last key, not having drawn it itself; ``anyway``: or for any."""
+        drawn = [write.line for write in body.inserts if (other := self.table(write)) and other.oid == table.oid]
+        asked = [fact for fact in body.calls if fact.name in _LAST_KEYS]
+        for fact in asked:
+            said = frozenset(sequence_names(" ".join(fact.texts)))
+            if (said & names or (anyway and not said)) and not any(line <= fact.line for line in drawn):
+                return True
+        looked_at = [read for read in body.reads if read.table in names]
+        return any(not any(line <= read.line for line in drawn) for read in looked_at)
 
     @cached_property
     def policies_on(self) -> Mapping[int, list[str]]:
@@ -631,6 +713,14 @@ def _enforced_texts(table: Table) -> Iterator[tuple[str, str]]:
                 yield f"the column {column.name} of {table.full_name}", text
     for text in table.computed:
         yield f"an index of {table.full_name}", text
+
+
+def sequence_names(text: str) -> Iterator[str]:
+    """The sequences that an expression names as text; ``of t`` for pg_get_serial_sequence('t', …)."""
+    for match in re.finditer(r"(\bpg_get_serial_sequence\s*\(\s*)?'((?:[^']|'')+)'(\s*,\s*'[^']*')?", text):
+        parts = split_names(match[2])
+        if parts:
+            yield f"of {parts[-1]}" if match[1] else parts[-1]
 
 
 def _words(name: str) -> list[str]:

@@ -148,6 +148,14 @@ select a.attrelid::bigint as table_oid,
        case when a.attgenerated = '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end as "default",
        case when a.attgenerated <> '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end as expression,
        a.attidentity <> '' as identity,
+       case when a.attidentity <> ''
+            then (select pg_catalog.quote_ident(sn.nspname) || '.' || pg_catalog.quote_ident(s.relname)
+                    from pg_catalog.pg_depend k
+                    join pg_catalog.pg_class s on s.oid = k.objid and s.relkind = 'S'
+                    join pg_catalog.pg_namespace sn on sn.oid = s.relnamespace
+                   where k.classid = 'pg_catalog.pg_class'::regclass and k.refclassid = 'pg_catalog.pg_class'::regclass
+                     and k.refobjid = a.attrelid and k.refobjsubid = a.attnum and k.deptype = 'i' limit 1)
+       end as sequence,
        a.attgenerated <> '' as generated
   from pg_catalog.pg_attribute a
   join pg_catalog.pg_class c on c.oid = a.attrelid
@@ -216,6 +224,32 @@ select i.indrelid::bigint as table_oid,
    and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
  order by i.indrelid, c.relname;
 
+-- name: read_operator_classes
+-- Functions of people's schemas that an index or a partition key runs whenever a row is written: to compare, to hash.
+with used (table_oid, class_oid, what) as (
+    select i.indrelid, k.class, 'the ' || pg_catalog.pg_describe_object('pg_catalog.pg_class'::regclass, i.indexrelid, 0)
+      from pg_catalog.pg_index i, pg_catalog.unnest(i.indclass::oid[]) as k (class)
+     union
+    select p.partrelid, k.class, 'the partition key of ' || p.partrelid::regclass::text
+      from pg_catalog.pg_partitioned_table p, pg_catalog.unnest(p.partclass::oid[]) as k (class)
+), made as (
+    select c.oid as class_oid, r.amproc::oid as function_oid
+      from pg_catalog.pg_opclass c
+      join pg_catalog.pg_amproc r on r.amprocfamily = c.opcfamily
+     union
+    select c.oid, o.oprcode::oid
+      from pg_catalog.pg_opclass c
+      join pg_catalog.pg_amop a on a.amopfamily = c.opcfamily
+      join pg_catalog.pg_operator o on o.oid = a.amopopr
+)
+select distinct u.table_oid::bigint as table_oid, f.oid::bigint as function_oid, u.what as what
+  from made m
+  join pg_catalog.pg_proc f on f.oid = m.function_oid
+  join pg_catalog.pg_namespace n on n.oid = f.pronamespace
+  join used u on u.class_oid = m.class_oid
+ where n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
+ order by 1, 2, 3;
+
 -- name: read_domains
 -- People's domains: what they are made of, and what a value must satisfy.
 select pg_catalog.format_type(t.oid, null) as name,
@@ -265,7 +299,7 @@ select i.inhrelid::bigint as child_oid, i.inhparent::bigint as parent_oid
 -- name: read_enforcing
 -- What calls functions of people's schemas whenever a row of its table is written: constraints, defaults, indexes.
 select distinct d.refobjid::bigint as function_oid,
-       case when d.classid = 'pg_catalog.pg_class'::regclass then 'the index ' else '' end
+       case when d.classid = 'pg_catalog.pg_class'::regclass then 'the ' else '' end
          || pg_catalog.pg_describe_object(d.classid, d.objid, 0) as what
   from pg_catalog.pg_depend d
   join pg_catalog.pg_proc p on p.oid = d.refobjid

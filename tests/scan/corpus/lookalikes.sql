@@ -126,8 +126,8 @@ begin
     raise exception 'rate limit';
   end if;
 end $$;
--- = defer: writes-other-table
--- Because: require_budget() refuses by counting the log: a moment late is fine, gone is not.
+-- = keep: feeds-a-check
+-- Because: require_budget() refuses by counting the log: whether it may count a moment late, only its owner can say.
 create trigger log_api_call after insert on api_call for each row execute function log_api_call();
 
 create table stock_move (id int primary key, item int, qty int);
@@ -262,8 +262,8 @@ begin
   end if;
   return null;
 end $$;
--- = defer: writes-other-table
--- Because: it refreshes a view; the log is its memory of when it last did.
+-- = review: counts-statements
+-- Because: it refreshes a view now and then; whether once a transaction is often enough, its text does not say.
 create trigger refresh_now_and_then after insert or update on shipment
   for each statement execute function refresh_now_and_then();
 

@@ -113,7 +113,8 @@ begin
   end if;
   return null;
 end $$;
--- = defer: notifies
+-- = review: weighs-its-rows
+-- Because: listeners hear one list of keys a statement, and would hear one a transaction, cut off at some length.
 create trigger notify_statement after update on orders
   referencing new table as changed for each statement execute function notify_statement();
 create function notify_subscription() returns trigger language plpgsql as $$
@@ -232,5 +233,6 @@ begin
   perform pg_notify('bucardo_kick', tg_table_name);
   return null;
 end $$;
--- = defer: notifies
+-- = review: counts-statements
+-- Because: one row for each TRUNCATE, though for what reads them one a transaction would do.
 create trigger bucardo_truncate after truncate on orders for each statement execute function bucardo.note_truncation();
