@@ -99,10 +99,16 @@ def test_a_long_text_is_read_without_being_kept() -> None:
     assert is_write("insert into t values " + ", ".join(["('; select 1')"] * 5_000))
 
 
+def due(stamps: Stamps) -> str:
+    found = stamps.due(A)
+    assert found is not None
+    return found.sql
+
+
 def test_a_stamp_is_due_once_and_again_when_it_may_be_gone_or_the_context_is_another() -> None:
     stamps = Stamps()
     assert stamps.due(NOBODY) is None
-    assert '"here"' in (stamps.due(A) or "")  # it does not speak for what nobody wrote
+    assert '"here"' in due(stamps)  # it does not speak for what nobody wrote
     assert stamps.due(A) is None
     assert stamps.due(Context(actor_id="a")) is None
     assert stamps.due(B) is not None
@@ -111,12 +117,12 @@ def test_a_stamp_is_due_once_and_again_when_it_may_be_gone_or_the_context_is_ano
     stamps.forget()
     assert stamps.due(NOBODY) is None
     stamps.forget()
-    assert '"here"' not in (stamps.due(A) or "here")
+    assert '"here"' not in due(stamps)
     stamps.doubt()
     assert stamps.due(A) is not None
     stamps.note(Control.UNDO)
     assert stamps.due(A) is not None
-    stamps.event(Emitted(category="a", action="b"), B)
+    stamps.event_sql(Emitted(category="a", action="b"), B)
     assert stamps.due(A) is not None
     stamps.note(Control.END)
     assert stamps.due(NOBODY) is None

@@ -110,7 +110,7 @@ class Connection(_Base):
         due = stamps.due(current()) if reading.writes and (inside or not reading.may_end) else None
         if reading.control is not Control.NONE:
             stamps.note(reading.control)
-        return due
+        return None if due is None else due.sql
 
     @asynccontextmanager
     async def _stamped(self, due: str | None) -> AsyncGenerator[None]:
@@ -192,7 +192,7 @@ class _Driver:
 
     async def emit(self, conn: Any, emitted: Emitted, context: Context, key: str | None) -> bool:
         stamps: Stamps | None = getattr(conn, "stamps", None)
-        text = event_sql(emitted, context, key) if stamps is None else stamps.event(emitted, context)
+        text = event_sql(emitted, context, key) if stamps is None else stamps.event_sql(emitted, context)
         return await conn.execute(text) == "SELECT 1"
 
     async def stamp(self, conn: Any, context: Context, key: str | None) -> None:

@@ -22,7 +22,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
-from afterwrite.recorder.stamp import Control, Reading, Stamps, configured_key, event_sql, read_sql, stamp_sql
+from afterwrite.recorder.stamp import Control, Reading, Stamp, Stamps, configured_key, event_sql, read_sql, stamp_sql
 
 __all__ = ["AsyncConnection", "Connection"]
 
@@ -170,13 +170,13 @@ def _due(cursor: _Any, query: _Any, *, many: bool = False) -> _Due | None:
     elif idle:
         stamps.forget()
     reading = read_sql(_text(query, cursor), conn.writing_functions)
-    due: str | None = None
+    due: Stamp | None = None
     # What may end its transaction cannot share it with a stamp.
     if reading.writes and not (reading.may_end and conn.autocommit and idle):
         due = stamps.due(current())
     if reading.control is not Control.NONE:
         stamps.note(reading.control)
-    return None if due is None else _Due(due, reading, cursor, many=many)
+    return None if due is None else _Due(due.sql, reading, cursor, many=many)
 
 
 def _text(query: _Any, cursor: _Any) -> str:
@@ -370,7 +370,7 @@ class _Driver:
 
     def emit(self, conn: object, emitted: Emitted, context: Context, key: str | None) -> Awaitable[bool] | bool:
         ours = isinstance(conn, _Stamped)
-        text = conn.stamps.event(emitted, context) if ours else event_sql(emitted, context, key)
+        text = conn.stamps.event_sql(emitted, context) if ours else event_sql(emitted, context, key)
         if isinstance(conn, psycopg.AsyncConnection):
             return self._emit(cast("psycopg.AsyncConnection[_Any]", conn), text)
         return psycopg.Cursor(cast("psycopg.Connection[_Any]", conn)).execute(cast("Any", text)).rowcount > 0

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -39,51 +40,79 @@ def configured_key() -> str | None:
     return read_options().stamp_key
 
 
-def stamp_sql(context: Context, key: str | None = None, *, here: bool = False) -> str:
-    """The statement that stamps this context where no equal stamp stands; it gives a row where it wrote one.
+class Stamp(NamedTuple):
+    """A context as it goes to the server: the mark that says which one stands, and the message."""
 
-    One SELECT without parameters and in ASCII, so that every driver, protocol and encoding takes it. ``here`` when the
-    transaction wrote before without a context, which this one is not to speak for.
-    """
-    mark, message = _stamp(context, key, here)
-    return f"select {message} where {_WRITABLE} and {_STANDS} <> {mark}"
+    mark: str
+    payload: str
 
+    @property
+    def sql(self) -> str:
+        """The statement that stamps where no equal stamp stands; it gives a row where it wrote one.
 
-def event_sql(emitted: Emitted, context: Context, key: str | None = None, *, here: bool = False) -> str:
-    """The statement that emits the event, after the stamp where that does not stand.
+        One SELECT without parameters and in ASCII, so that every driver, protocol and encoding takes it.
+        """
+        return f"select {self._message} where {_WRITABLE} and {_STANDS} <> '{self.mark}'"
 
-    No row comes back, and nothing was written, where the transaction is read-only.
-    """
-    mark, message = _stamp(context, key, here)
-    payload = _literal(seal(EVENT_PREFIX, _encode(emitted).decode(), key))
-    event = f"pg_catalog.pg_logical_emit_message(true, '{EVENT_PREFIX}', {payload}::text)"
-    return f"select case when {_STANDS} <> {mark} then {message} end, {event} where {_WRITABLE}"
+    def event_sql(self, event: str) -> str:
+        """The same with an event after it, which is emitted whether the stamp stood or not."""
+        emitting = f"pg_catalog.pg_logical_emit_message(true, '{EVENT_PREFIX}', {_literal(event)}::text)"
+        return f"select case when {_STANDS} <> '{self.mark}' then {self._message} end, {emitting} where {_WRITABLE}"
+
+    @property
+    def _message(self) -> str:
+        return _MESSAGE.format(mark=f"'{self.mark}'", payload=_literal(self.payload))
 
 
 _WRITABLE = "pg_catalog.current_setting('transaction_read_only') = 'off'"
 _STANDS = f"coalesce(pg_catalog.current_setting('{MARK}', true), '')"
+_MESSAGE = (
+    f"(pg_catalog.set_config('{MARK}', {{mark}}, true) is not null"
+    f" and pg_catalog.pg_logical_emit_message(true, '{CONTEXT_PREFIX}', {{payload}}::text) is not null)"
+)
+# The same for drivers that keep statements by their text and bind values: ``:mark``, ``:payload`` and ``:event``.
+_BOUND = _MESSAGE.format(mark="cast(:mark as text)", payload="cast(:payload as text)").replace("::text", "")
+BOUND_STAMP_SQL = f"select {_BOUND} where {_WRITABLE} and {_STANDS} <> cast(:mark as text)"
+BOUND_EVENT_SQL = (
+    f"select case when {_STANDS} <> cast(:mark as text) then {_BOUND} end,"
+    f" pg_catalog.pg_logical_emit_message(true, '{EVENT_PREFIX}', cast(:event as text)) where {_WRITABLE}"
+)
 
 
-def _stamp(context: Context, key: str | None, here: bool) -> tuple[str, str]:
-    """The literal of the mark, and the expression that leaves it and writes the message."""
-    said = encode_context(context)
+def make_stamp(context: Context, key: str | None = None, *, here: bool = False) -> Stamp:
+    """The stamp of this context; ``here`` when it is not to speak for what its transaction wrote before."""
+    said = _ascii(encode_context(context))
     digest = hashlib.blake2b(said.encode(), digest_size=9).hexdigest() if context != NOBODY else ""
-    payload = _literal(seal(CONTEXT_PREFIX, encode_context(context, here=True) if here else said, key))
-    mark = f"'{digest}'"
-    return mark, (
-        f"(pg_catalog.set_config('{MARK}', {mark}, true) is not null"
-        f" and pg_catalog.pg_logical_emit_message(true, '{CONTEXT_PREFIX}', {payload}::text) is not null)"
-    )
+    return Stamp(digest, seal(CONTEXT_PREFIX, _ascii(encode_context(context, here=True)) if here else said, key))
 
 
-def _literal(json: str) -> str:
-    """JSON as a string constant, in ASCII: a database of another encoding has no place for some characters."""
-    if not json.isascii():
-        json = _FOREIGN.sub(_escape, json)
-    # The whole text may go through a driver that looks for placeholders: it finds none.
-    text = (
-        json.replace("\\", "\\\\").replace("'", "''").replace("%", "\\x25").replace(":", "\\x3a").replace("?", "\\x3f")
-    )
+def event_payload(emitted: Emitted, key: str | None = None) -> str:
+    """The message that is this event."""
+    return seal(EVENT_PREFIX, _ascii(_encode(emitted).decode()), key)
+
+
+def stamp_sql(context: Context, key: str | None = None, *, here: bool = False) -> str:
+    """The statement that stamps this context where no equal stamp stands; see ``Stamp.sql``."""
+    return make_stamp(context, key, here=here).sql
+
+
+def event_sql(emitted: Emitted, context: Context, key: str | None = None) -> str:
+    """The statement that emits the event, after the stamp where that does not stand.
+
+    No row comes back, and nothing was written, where the transaction is read-only.
+    """
+    return make_stamp(context, key).event_sql(event_payload(emitted, key))
+
+
+def _ascii(json: str) -> str:
+    """The same JSON in ASCII: a database of another encoding has no place for some characters."""
+    return json if json.isascii() else _FOREIGN.sub(_escape, json)
+
+
+def _literal(text: str) -> str:
+    """A string constant that goes through drivers which look for placeholders: they find none."""
+    text = text.replace("\\", "\\\\").replace("'", "''")
+    text = text.replace("%", "\\x25").replace(":", "\\x3a").replace("?", "\\x3f")
     return f"E'{text}'"
 
 
@@ -115,7 +144,7 @@ class Stamps:
         self._maybe = False
         self._bare = False
 
-    def due(self, context: Context) -> str | None:
+    def due(self, context: Context) -> Stamp | None:
         """What to send just before a write, None where nothing is to be said; send it, or call ``doubt``."""
         if self._certain and (context is self._context or context == self._context):
             return None
@@ -123,14 +152,21 @@ class Stamps:
             self._bare = True
             return None
         self._context, self._certain, self._maybe = context, True, True
-        return stamp_sql(context, self._key, here=self._bare)
+        return make_stamp(context, self._key, here=self._bare)
 
-    def event(self, emitted: Emitted, context: Context) -> str:
-        """What to send for an event now; the stamp before it comes with it."""
-        here = self._bare
+    def before_event(self, context: Context) -> Stamp:
+        """The stamp that an event brings along."""
         self._maybe = self._maybe or context != NOBODY
         self._certain = False
-        return event_sql(emitted, context, self._key, here=here)
+        return make_stamp(context, self._key, here=self._bare)
+
+    def event_sql(self, emitted: Emitted, context: Context) -> str:
+        """What to send for an event now; the stamp before it comes with it."""
+        return self.before_event(context).event_sql(event_payload(emitted, self._key))
+
+    def event_payload(self, emitted: Emitted) -> str:
+        """The message that is this event."""
+        return event_payload(emitted, self._key)
 
     def doubt(self) -> None:
         """Some of this transaction may have been undone: the server is asked at the next write."""
