@@ -50,9 +50,14 @@ def test_every_way_of_writing_carries_the_actor(installed_dsn: str) -> None:
         conn.cursor_factory = psycopg.ClientCursor
         with context.bind(actor="user:12"):
             assert conn.execute("insert into things (name) values (%s) returning name", ["12"]).fetchone() == ("12",)
+            conn.cursor().executemany("insert into things (name) values (%s)", [["12"], ["12"]])
         conn.commit()
+        conn.autocommit = True
+        with context.bind(actor="user:13"):
+            conn.cursor().executemany("insert into things (name) values (%s)", [["13"], ["13"]])
     assert scene.actors() == [
-        (name, f"user:{name}") for name in ["0", "1", "2", "3", "4", "4", "5", "6", "7", "8", "9", "10", "11", "12"]
+        (name, f"user:{name}")
+        for name in ["0", "1", "2", "3", "4", "4", "5", "6", "7", "8", "9", "10", "11", "12", "12", "12", "13", "13"]
     ]
 
 
