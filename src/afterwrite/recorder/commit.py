@@ -30,6 +30,7 @@ from afterwrite.recorder.spool import (
 
 log = logging.getLogger(__name__)
 
+_SPOOL = Durability.SPOOL
 GROUP_SECONDS = 0.005
 # A chunk is what one row of the spool holds, and the least that is delivered at once.
 _CHUNK_EVENTS, _CHUNK_BYTES = 500, 1 << 20
@@ -107,20 +108,36 @@ class Committer:
 
     def put(self, event: Made, size: int, durability: Durability) -> int:
         """Accept an event; gives its place in the queue, 0 where the spool will not have it."""
+        # The usual case in one piece, without calls: every event pays for it.
         with self._lock:
-            if self._has_room(size):
-                return self._append(event, size, durability)
-        if self._options.overflow is Overflow.BLOCK and self._shut is None and not is_in_loop():
-            deadline = time.monotonic() + self._options.block_seconds
-            while (left := deadline - time.monotonic()) > 0:
-                self._wake.set()
-                with self._room:
-                    self._room.wait(min(left, _FULL_SECONDS))
-                with self._lock:
-                    if self._has_room(size):
-                        return self._append(event, size, durability)
-        self.drop(self._shut or self._no_room or DropReason.QUEUE_FULL)
-        return 0
+            if (
+                durability is _SPOOL
+                and self._shut is None
+                and len(self._queue) < self._most_events
+                and self._bytes + size <= self._most_bytes
+            ):
+                self._queue.append(event)
+                self._bytes += size
+                self.accepted = place = self.accepted + 1
+                if self._idle:
+                    self._wake.set()
+                return place
+        return self._put_unusually(event, size, durability)
+
+    def _put_unusually(self, event: Made, size: int, durability: Durability) -> int:
+        deadline = time.monotonic() + self._options.block_seconds
+        blocks = self._options.overflow is Overflow.BLOCK and not is_in_loop()
+        while True:
+            with self._lock:
+                if self._has_room(size):
+                    return self._append(event, size, durability)
+                left = deadline - time.monotonic()
+                if not blocks or left <= 0 or self._shut is not None:
+                    self.drop(self._shut or self._no_room or DropReason.QUEUE_FULL)
+                    return 0
+            self._wake.set()
+            with self._room:
+                self._room.wait(min(left, _FULL_SECONDS))
 
     def drop(self, reason: DropReason) -> None:
         """Count an event that is not accepted."""

@@ -15,6 +15,8 @@ from threading import RLock
 from time import time_ns
 
 _FRACTIONS, _NANOSECONDS = 4096, 1_000_000
+_VARIANT = 1 << 63
+_WRITTEN = [f"{fraction:03x}" for fraction in range(_FRACTIONS)]
 
 
 class Ids:
@@ -43,5 +45,5 @@ class Ids:
                 self._millisecond = tick >> 12
                 self._beginning = f"{tick >> 28 & 0xFFFFFFFF:08x}-{tick >> 12 & 0xFFFF:04x}-7"
             beginning = self._beginning
-        tail = self._bits(62)
-        return f"{beginning}{tick & 0xFFF:03x}-{tail >> 48 | 0x8000:04x}-{tail & 0xFFFFFFFFFFFF:012x}"
+        tail = "%016x" % (self._bits(62) | _VARIANT)
+        return f"{beginning}{_WRITTEN[tick & 0xFFF]}-{tail[:4]}-{tail[4:]}"

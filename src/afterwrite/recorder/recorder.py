@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -44,6 +45,7 @@ from afterwrite.recorder.spool import NO_METADATA, Made
 
 log = logging.getLogger(__name__)
 
+_EVENT = Kind.EVENT
 _SHORT = 200
 _ACTION = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*")
 _CATEGORY = re.compile(r"[a-z][a-z0-9_]*")
@@ -74,7 +76,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     delivery_trouble: str | None = None
 
 
-class Recorded(msgspec.Struct, gc=False):
+class Recorded(msgspec.Struct, gc=False, eq=False):
     """What ``record()`` gives: the event's id, and a way to wait until it is in the spool.
 
     ``await`` it, or call ``wait()``: True when it outlives the process, False when it was dropped or is kept in memory
@@ -136,10 +138,10 @@ class Recorder:
         metadata: Mapping[str, Any] | object | None = None,
         duration_ms: float | None = None,
         occurred_at: datetime | None = None,
-        caused_by: str | None = None,
+        caused_by: str | uuid.UUID | None = None,
         durability: Durability | str | None = None,
         conn: object | None = None,
-        id: str | None = None,
+        id: str | uuid.UUID | None = None,
         context: Context | None = None,
     ) -> Recorded:
         """Record that something happened, by whom the context of this task says (or the one given).
@@ -152,7 +154,7 @@ class Recorder:
         committer = self._committer or self._start()
         options = self.options
         try:
-            who = current() if context is None else context
+            who = current() if context is None else _with_texts(context)
             if metadata is None:
                 raw, size = NO_METADATA, EVENT_BYTES
             else:
@@ -168,9 +170,9 @@ class Recorder:
                 self._make_id() if id is None else self._own_id(id),
                 datetime.now(UTC) if occurred_at is None else to_moment(occurred_at),
                 self.source,
-                Kind.EVENT,
-                "system" if category is None else category if isinstance(category, str) else clean_text(category),
-                action if isinstance(action, str) else clean_text(action),
+                _EVENT,
+                "system" if category is None else category if category.__class__ is str else clean_text(category),
+                action if action.__class__ is str else clean_text(action),
                 outcome if isinstance(outcome, Outcome) else Outcome(outcome),
                 severity if isinstance(severity, Level) else Level(severity),
                 None if entity is None else _word(entity if isinstance(entity, str) else entity[0]),
@@ -185,7 +187,7 @@ class Recorder:
                 who.user_agent if options.keep_user_agent else None,
                 None if duration_ms is None else to_milliseconds(duration_ms),
                 None if summary is None else _word(summary),
-                who.caused_by if caused_by is None else caused_by,
+                who.caused_by if caused_by is None else _word(caused_by),
                 raw,
             )
             if options.strict:
@@ -198,7 +200,7 @@ class Recorder:
                 ) from error
             committer.drop(DropReason.UNUSABLE)
             log.warning("an event could not be recorded: %s: %s", type(error).__name__, error)
-            return Recorded(id or "")
+            return Recorded(str(id or ""))
         if conn is not None:
             return self._emit(conn, event, who, occurred_at)
         recorded = Recorded(event.id, committer, committer.put(event, size, wanted))
@@ -358,10 +360,10 @@ class Recorder:
         place = committer.put(event, EVENT_BYTES + len(bytes(event.metadata)), self.options.durability)
         return Recorded(event.id, committer, place)
 
-    def _own_id(self, id: str) -> str:
+    def _own_id(self, id: str | uuid.UUID) -> str:
         """The caller's id as the store writes it; a new one where it is none."""
         try:
-            return str(uuid.UUID(id))
+            return str(uuid.UUID(str(id)))
         except (ValueError, AttributeError, TypeError):
             if self.options.strict:
                 raise UsageError(f"{id!r} is no UUID", remedy="leave the id out, or give a UUID") from None
@@ -395,6 +397,16 @@ def _word(value: object) -> str:
     if value.__class__ is str and len(value) <= _SHORT and value.isascii():  # type: ignore[arg-type, attr-defined]
         return value  # type: ignore[return-value]
     return clean_text(value)
+
+
+def _with_texts(context: Context) -> Context:
+    """A context that somebody made by hand, with texts in it."""
+    odd = {
+        name: clean_text(value)
+        for name in context.__struct_fields__
+        if not isinstance(value := getattr(context, name), (str, dict, NoneType))
+    }
+    return msgspec.structs.replace(context, **odd) if odd else context
 
 
 def _with_reason(raw: msgspec.Raw, reason: str) -> msgspec.Raw:
