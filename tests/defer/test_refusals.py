@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from triggers import a_trigger
 
 from afterwrite.defer.clock import on_original_clock
+from afterwrite.defer.deferral import plan_deferral
 from afterwrite.defer.refusals import refusals
 from afterwrite.defer.transplant import ShapeColumn, TableShape, transplant
-from afterwrite.errors import Severity
-from afterwrite.scan.catalog import Enabled, Event, Timing, Trigger, TriggerLevel
+from afterwrite.errors import Refused, Severity
+from afterwrite.postgres import connect
+from afterwrite.scan.catalog import Enabled, Event, Timing, Trigger, TriggerLevel, read_inventory
+from afterwrite.store.schema import install_store
 
 TABLE = TableShape(
     oid=2,
@@ -141,3 +145,26 @@ def test_names_are_readable_and_short_enough_and_tell_versions_apart() -> None:
     two = transplant(a_trigger("begin return null; end"), TABLE, search_path="public")
     assert one.body.startswith("t_t_")
     assert one.body != two.body
+
+
+def test_a_trigger_that_is_off_in_some_partitions_is_not_deferred(dsn: str) -> None:
+    async def main() -> None:
+        async with connect(dsn) as db:
+            await install_store(db)
+            await db.script(
+                """
+                create table p (id int) partition by list (id);
+                create table p1 partition of p for values in (1);
+                create table p2 partition of p for values in (2);
+                create function f() returns trigger language plpgsql as $$ begin return null; end $$;
+                create trigger t after insert on p for each row execute function f();
+                alter table p2 disable trigger t;
+                """
+            )
+            trigger = next(each for each in (await read_inventory(db)).triggers if each.table == "p")
+            with pytest.raises(Refused, match=r"off in public\.p2 and on in other partitions"):
+                await plan_deferral(db, trigger, source="app")
+            await db.run("alter table p disable trigger t")
+            await plan_deferral(db, trigger, source="app")
+
+    asyncio.run(main())

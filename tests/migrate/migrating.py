@@ -146,6 +146,7 @@ HOLDING = Readings(
     slot=SlotReading(active=True, wal_status="reserved", safe_wal_size=None, lag_bytes=0),
     lag=LagReading(seconds=0.01, arrived=True),
     unpublished=(),
+    partial=(),
     proof=Standing(transactions=1_000_000, seconds=1_000_000.0),
 )
 

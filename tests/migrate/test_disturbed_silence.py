@@ -22,7 +22,7 @@ from afterwrite.migrate.engine import remove_phases, run_phase
 from afterwrite.migrate.gates import Place, Readings, read_slot
 from afterwrite.migrate.plan import Plan, Thresholds, make_plan
 from afterwrite.migrate.rollback import Rollback, rollback_phase
-from afterwrite.postgres import Database, connect
+from afterwrite.postgres import Database, LockPolicy, connect
 from afterwrite.prove.prover import Prover
 from afterwrite.scan.survey import survey
 from afterwrite.store.writer import open_sink, record_gap
@@ -308,5 +308,70 @@ def test_a_value_whose_column_is_gone_is_not_filled_in_as_nothing(installed_dsn:
                 assert await db.values("select error from afterwrite.dead_letter") == [
                     "the change has values of v for which app.t has no column any more"
                 ]
+
+    asyncio.run(main())
+
+
+def test_deferred_bodies_catch_up_before_their_triggers_run_again(installed_dsn: str) -> None:
+    async def main() -> None:
+        async with connect(installed_dsn) as db:
+            await db.script(
+                SCHEMA + "create trigger copy after insert or update on app.t for each row execute function app.copy();"
+            )
+            plan = await plan_of(db)
+            async with capturing(installed_dsn, db) as place:
+                await silence(db, plan, place)
+                await db.run("insert into app.t values (1, 'older')")
+                done = await roll_back(db, place)
+                await db.run("update app.t set v = 'newest'")
+                assert said(done, "rollback.behind") == []
+                await settle(db, db, source="app")
+                assert await db.values("select v from app.copy") == ["newest"]
+                await silence(db, plan, place)
+            await db.run("update app.t set v = 'while nobody runs it'")
+            done = await roll_back(db, place)
+            assert "may put an older one back" in said(done, "rollback.behind")[0]
+
+    asyncio.run(main())
+
+
+def test_partitions_that_are_held_one_after_the_other_do_not_add_up(installed_dsn: str) -> None:
+    async def main() -> None:
+        count, took, stop = 6, list[float](), asyncio.Event()
+        begun = asyncio.Event()
+
+        async def hold(number: int) -> None:
+            async with connect(installed_dsn) as db, db.transaction():
+                await db.run(f"insert into app.p{number} values ({number})".encode())
+                await begun.wait()
+                await asyncio.sleep(0.2 * number)
+
+        async def write() -> None:
+            async with connect(installed_dsn) as db:
+                while not stop.is_set():
+                    since = asyncio.get_running_loop().time()
+                    await db.run("insert into app.p values (0)")
+                    took.append(asyncio.get_running_loop().time() - since)
+                    await asyncio.sleep(0.02)
+
+        async with connect(installed_dsn) as db:
+            await db.script(
+                SCHEMA
+                + "create table app.p (id int) partition by list (id);"
+                + "".join(f"create table app.p{n} partition of app.p for values in ({n});" for n in range(count))
+                + LOGGED.format("p")
+            )
+            plan = await plan_of(db)
+            number = next(phase.number for phase in plan.phases if phase.triggers)
+            patience = LockPolicy(lock_timeout_ms=300, attempts=30, longest_pause_ms=200)
+            async with asyncio.TaskGroup() as group:
+                for held in range(1, count):
+                    group.create_task(hold(held))
+                group.create_task(write())
+                await asyncio.sleep(0.5)
+                begun.set()
+                await run_phase(db, plan, number, place=Place(source="app"), apply=True, policy=patience)
+                stop.set()
+            assert max(took) < 0.3 + 0.4
 
     asyncio.run(main())

@@ -58,6 +58,28 @@ def test_a_running_capture_is_measured(installed_dsn: str) -> None:
     asyncio.run(main())
 
 
+def test_updates_without_their_whole_old_rows_keep_a_phase_from_moving(installed_dsn: str) -> None:
+    async def main() -> None:
+        async with application(installed_dsn) as db:
+            plan = await plan_of(db)
+
+            async def partial() -> tuple[str, ...] | None:
+                return (await measure(db, db, await look(db, plan.phase(3), PLACE), PLACE, heartbeat=False)).partial
+
+            leaves = ("app.payments_2024", 'app."payments 2025 H1"')
+            assert sorted(await partial() or ()) == sorted(leaves)
+            for leaf in leaves:
+                await db.run(f"alter table {leaf} replica identity full".encode())
+            assert await partial() == ()
+            # A partition that is made later has a replica identity of its own.
+            await db.run("create table app.payments_2026 partition of app.payments default")
+            assert await partial() == ("app.payments_2026",)
+            (gate,) = (g for g in evaluate(holding(partial=await partial()), plan.thresholds) if not g.met)
+            assert gate.name == "whole old rows"
+
+    asyncio.run(main())
+
+
 def test_without_a_slot_nothing_is_measured_and_nothing_met(installed_dsn: str) -> None:
     async def main() -> None:
         async with application(installed_dsn) as db:
@@ -93,6 +115,7 @@ def test_a_deferred_trigger_goes_over_to_the_replayer_and_back_without_a_gap(ins
 
     async def main() -> None:
         async with application(installed_dsn) as db, captured(installed_dsn, db) as place:
+            await db.run("alter table app.notifications replica identity full")
             plan = await plan_of(db)
             proven = pytest.MonkeyPatch()
 

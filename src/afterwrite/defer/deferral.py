@@ -9,7 +9,7 @@ import msgspec
 from psycopg import sql
 
 from afterwrite.defer.calls import Deferral, OnError, Span
-from afterwrite.defer.refusals import clock_default, refusals, written_tables
+from afterwrite.defer.refusals import clock_default, fires_apart, refusals, written_tables
 from afterwrite.defer.transplant import ShapeColumn, TableShape, Transplant, body_path, drop_statements, transplant
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.postgres import Database, quoted, statement
@@ -92,6 +92,8 @@ async def plan_deferral(
     if table is None:
         raise Refused(f"the table of trigger {trigger.identity} is gone", remedy="run `afterwrite scan` again")
     findings = refusals(trigger, table)
+    if apart := await db.values(statement("defer.read_apart"), oid=trigger.oid):
+        findings.append(fires_apart(trigger, apart))
     if forbidden := [finding for finding in findings if finding.severity is Severity.ERROR]:
         raise Refused(
             "; ".join(finding.text for finding in forbidden),

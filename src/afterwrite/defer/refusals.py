@@ -207,6 +207,18 @@ def _of_the_table(trigger: Trigger, table: TableShape) -> Iterator[Finding]:
         )
 
 
+def fires_apart(trigger: Trigger, partitions: Sequence[str]) -> Finding:
+    """It is off in these partitions and on in others: the stream does not tell them apart."""
+    return _found(
+        trigger,
+        "partition-off",
+        Severity.ERROR,
+        f"is off in {', '.join(partitions)} and on in other partitions: the stream tells changes by the partitioned "
+        "table",
+        "enable or disable it in all of them, or keep it",
+    )
+
+
 def written_tables(source: str) -> list[str]:
     """The tables that a body names after INSERT INTO, as it names them (quoted where it quotes them)."""
     listed = list(tokens(source))

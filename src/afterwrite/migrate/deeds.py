@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import Enum
 
@@ -10,8 +11,11 @@ import msgspec
 from afterwrite.errors import DatabaseError, Drift
 from afterwrite.failpoints import failpoint
 from afterwrite.migrate.phase import Gate
-from afterwrite.postgres import Blocker, Database, LockPolicy, with_short_locks
+from afterwrite.postgres import Blocker, Database, LockPolicy, LockTimeout, statement, with_short_locks
 
+# Statements that wait for locks of the user's tables.
+_LOCKING = ("alter table", "lock table", "drop trigger", "CREATE TRIGGER", "CREATE CONSTRAINT TRIGGER")
+_CANCELED = "57014"
 # What afterwrite.require_trigger() raises.
 _NOT_AS_PLANNED = "AW003"
 
@@ -84,6 +88,7 @@ async def perform(
     ``build`` gives None when there is nothing to do any more. When ``check`` raises, nothing has happened.
     """
     done: Deed | None = None
+    milliseconds = (policy or LockPolicy()).lock_timeout_ms
 
     async def work(db: Database) -> None:
         nonlocal done
@@ -93,7 +98,7 @@ async def perform(
         failpoint("migrate.before_deed")
         for text in done.statements:
             try:
-                await db.run(text.encode())
+                await (_run_locking(db, text, milliseconds) if text.startswith(_LOCKING) else db.run(text.encode()))
             except DatabaseError as error:
                 if error.sqlstate == _NOT_AS_PLANNED:
                     raise Drift(str(error).rpartition(" said: ")[2], remedy=error.remedy) from error
@@ -113,3 +118,21 @@ async def perform(
     if done is not None:
         failpoint("migrate.after_deed")
     return done
+
+
+async def _run_locking(db: Database, text: str, milliseconds: int) -> None:
+    """Run a statement that takes locks, within the lock timeout in all.
+
+    lock_timeout is for each lock by itself: one partition after the other, a statement would wait for the last while it
+    keeps writers from the first.
+    """
+    before = await db.value(statement("migrate.read_time_limit"))
+    await db.value(statement("migrate.limit_time"), milliseconds=f"{milliseconds}ms")
+    began = time.monotonic()
+    try:
+        await db.run(text.encode())
+    except DatabaseError as error:
+        if error.sqlstate == _CANCELED and time.monotonic() - began >= milliseconds / 1_000:
+            raise LockTimeout(str(error), remedy=error.remedy, sqlstate=error.sqlstate) from error
+        raise
+    await db.value(statement("migrate.limit_time"), milliseconds=before)

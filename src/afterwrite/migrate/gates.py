@@ -75,12 +75,14 @@ class CheckReading(msgspec.Struct, frozen=True, kw_only=True):
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """All that was measured for a phase; None is what could not be. ``deferral`` matters once a body is deferred.
 
+    ``partial`` are tables and partitions whose UPDATEs do not put the whole old row into the WAL, and should;
     ``unfinished`` are triggers to be deferred whose last deferral, though rolled back, has not run to its end yet.
     """
 
     slot: SlotReading | None = None
     lag: LagReading | None = None
     unpublished: tuple[str, ...] | None = None
+    partial: tuple[str, ...] | None = None
     proof: Standing | None = None
     deferring: bool = False
     deferral: DeferralReading | None = None
@@ -94,8 +96,9 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
         return self.slot is not None and self.slot.keeps_all and self.unpublished == ()
 
 
-# What can be measured only where writers stamp their context, so that a person's word stands in for it.
-_BY_WORD = frozenset({"proof: every deferred body rehearsed"})
+# Where a person's word stands in for what was measured: what only writers who stamp their context show, and old rows
+# that nobody needs.
+_BY_WORD = frozenset({"proof: every deferred body rehearsed", "whole old rows"})
 
 
 def evaluate(
@@ -111,6 +114,7 @@ def evaluate(
     gates = [
         _worker(readings.slot),
         _published(readings.unpublished),
+        _whole(readings.partial),
         _lag_bytes(readings.slot, thresholds),
         _lag_seconds(readings.lag, thresholds),
         _headroom(readings.slot, thresholds),
@@ -153,6 +157,18 @@ def _published(unpublished: Sequence[str] | None) -> Gate:
         window="now",
         source="pg_publication_tables",
         remedy="run `afterwrite install --apply`, which adds them, and shadow anew",
+    )
+
+
+def _whole(partial: Sequence[str] | None) -> Gate:
+    return Gate(
+        name="whole old rows",
+        met=partial == (),
+        value=None if partial is None else f"missing from {', '.join(partial)}" if partial else "complete",
+        threshold="every table and partition of the phase that is updated",
+        window="now",
+        source="relreplident of pg_class",
+        remedy="run `afterwrite install --apply`, or (each partition by itself): alter table ... replica identity full",
     )
 
 
@@ -550,6 +566,12 @@ async def read_unpublished(db: Database, relations: Sequence[str], place: Place)
     return tuple(
         await db.values(statement("migrate.read_unpublished"), relations=list(relations), publication=place.publication)
     )
+
+
+async def read_partial(db: Database, relations: Sequence[str], triggers: Sequence[PlannedTrigger]) -> tuple[str, ...]:
+    """Those of the tables, and of their partitions, whose old rows are needed whole and are not in the WAL so."""
+    names = [planned.trigger for planned in triggers]
+    return tuple(await db.values(statement("migrate.read_partial"), relations=list(relations), identities=names))
 
 
 async def read_table_figures(db: Database) -> list[TableFigures]:

@@ -92,6 +92,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 # Gates that a person may do without, with a reason, where they cannot be measured. By the others nothing is lost.
 WAIVABLE = (
     "slot headroom",
+    "whole old rows",
     "write latency",
     "database CPU",
     "rollbacks",

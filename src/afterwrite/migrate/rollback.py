@@ -5,12 +5,14 @@ Goes by the ledger alone, so it needs neither the plan nor capture nor a gate, a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.deferral import drop_deferral
+from afterwrite.defer.progress import caught_up, read_standing
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Drift, Finding, Refused, Severity
 from afterwrite.migrate.backfill import Backfill, fill_windows
 from afterwrite.migrate.backup import (
@@ -36,7 +38,11 @@ from afterwrite.migrate.steps import (
     restore_statements,
 )
 from afterwrite.postgres import Database, LockPolicy, LockTimeout, statement
+from afterwrite.record import Lsn
 from afterwrite.scan.catalog import Enabled
+
+_CATCH_UP_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 
 
 class Rollback(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +140,7 @@ async def _restore(work: _Work, number: int | None, *, apply: bool) -> Rollback:
     silenced = [each for each in (await read_silenced(db)).values() if number is None or each.phase == number]
     deeds: list[Deed] = []
     restored: list[Silenced] = []
-    findings: list[Finding] = []
+    findings: list[Finding] = await _await_bodies(work, silenced) if apply else []
     trouble: list[AfterwriteError] = []
     for oid, of_table in _newest_first(silenced):
         job = _Restoring(db, of_table, force=work.force)
@@ -196,6 +202,38 @@ async def _restore(work: _Work, number: int | None, *, apply: bool) -> Rollback:
         filled=filled,
         finished=finished,
         lock_timeout_ms=(work.policy or LockPolicy()).lock_timeout_ms,
+    )
+
+
+async def _await_bodies(work: _Work, silenced: Sequence[Silenced]) -> list[Finding]:
+    """Let deferred bodies run what is theirs before their triggers run again, and say so where they are behind.
+
+    For a few seconds, and only while somebody runs them: going back waits for nothing that may never come.
+    """
+    deferred = [each for each in silenced if each.mode is Mode.DEFER]
+    if not deferred:
+        return []
+    standing = await read_standing(work.db, work.place.source)
+    if standing is None:
+        return []
+    now = Lsn.parse(await work.db.value(statement("migrate.send_heartbeat")))
+    deadline = asyncio.get_running_loop().time() + _CATCH_UP_SECONDS
+    while not await caught_up(work.db, work.store, now, source=work.place.source):
+        is_hopeless = not standing.running or standing.halted_lsn is not None
+        if is_hopeless or asyncio.get_running_loop().time() >= deadline:
+            return [_behind(each) for each in deferred]
+        await asyncio.sleep(_POLL_SECONDS)
+    return []
+
+
+def _behind(each: Silenced) -> Finding:
+    return Finding(
+        rule="rollback.behind",
+        severity=Severity.WARNING,
+        where=each.identity,
+        text="changes of the time when it was off still wait for its body, which will run after what the trigger does "
+        "from now on: a body that copies the newest value may put an older one back",
+        remedy="let `afterwrite capture` catch up (`afterwrite defer status`), then look at what it wrote",
     )
 
 

@@ -27,6 +27,24 @@ select a.attname as name,
  where a.attrelid = :oid::oid and a.attnum > 0 and not a.attisdropped
  order by a.attnum;
 
+-- name: read_apart
+-- The partitions in which a trigger does not fire for ordinary sessions, where it does in others.
+with recursive tree as (
+    select t.oid, t.tgrelid, t.tgenabled from pg_catalog.pg_trigger t where t.oid = :oid::oid
+    union all
+    select c.oid, c.tgrelid, c.tgenabled from pg_catalog.pg_trigger c join tree on c.tgparentid = tree.oid
+), leaf as (
+    select tree.tgrelid, tree.tgenabled in ('O', 'A') as fires
+      from tree
+      join pg_catalog.pg_class r on r.oid = tree.tgrelid and r.relkind <> 'p'
+)
+select pg_catalog.format('%I.%I', n.nspname, r.relname)
+  from leaf
+  join pg_catalog.pg_class r on r.oid = leaf.tgrelid
+  join pg_catalog.pg_namespace n on n.oid = r.relnamespace
+ where not leaf.fires and exists (select from leaf other where other.fires)
+ order by 1;
+
 -- name: read_clock_defaults
 -- Columns of these tables (named as on the path that is set) whose default is the time.
 select pg_catalog.format('%I.%I', n.nspname, c.relname) as relation, a.attname as name

@@ -227,6 +227,33 @@ select r.relation
                       select a.relid from pg_catalog.pg_partition_ancestors(pg_catalog.to_regclass(r.relation)) a))
  order by 1;
 
+-- name: read_partial
+-- Those of the named tables, and of their partitions, that do not log whole old rows, where a trigger is for updates or we
+-- once saw to it that they do.
+select distinct pg_catalog.format('%I.%I', n.nspname, c.relname)
+  from unnest(:relations::text[]) as r (relation)
+ cross join lateral (select pg_catalog.to_regclass(r.relation)::oid as oid) root
+ cross join lateral (
+        select p.relid::oid as oid from pg_catalog.pg_partition_tree(root.oid::regclass) p where p.isleaf
+        union
+        select root.oid) part
+  join pg_catalog.pg_class c on c.oid = part.oid and c.relkind = 'r' and c.relreplident <> 'f'
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where exists (
+           select from pg_catalog.pg_trigger t
+             join pg_catalog.pg_class tc on tc.oid = t.tgrelid
+             join pg_catalog.pg_namespace tn on tn.oid = tc.relnamespace
+            where t.tgrelid = root.oid and t.tgtype & 16 <> 0
+              and tn.nspname || '.' || tc.relname || '.' || t.tgname = any (:identities::text[]))
+    or 'replica_identity.set' = (
+           select l.action
+             from afterwrite.ledger l
+            where l.subject in (r.relation, pg_catalog.format('%I.%I', n.nspname, c.relname))
+              and l.action in ('replica_identity.set', 'replica_identity.restore')
+            order by l.seq desc
+            limit 1)
+ order by 1;
+
 -- name: read_table_figures
 -- How much weight each table with triggers carries. A function's time is split over the tables it serves by their writes.
 with used as (
@@ -548,6 +575,10 @@ set local search_path to default;
 -- name: only_read
 -- Nothing may be written for the rest of this transaction.
 set transaction read only;
+
+-- name: read_time_limit
+-- How long a statement may take.
+select pg_catalog.current_setting('statement_timeout');
 
 -- name: limit_time
 -- Let no statement of this transaction take longer.
