@@ -26,7 +26,7 @@ from typing import Protocol
 import msgspec
 
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError
-from afterwrite.record import Activity, Batch, Receipt
+from afterwrite.record import Batch, Receipt
 from afterwrite.recorder.commit import Committer, DropReason
 from afterwrite.recorder.options import Options
 from afterwrite.recorder.spool import (
@@ -40,6 +40,7 @@ from afterwrite.recorder.spool import (
     decode_chunk,
     find_orphans,
     salvage,
+    without_absent,
 )
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ _IDLE_SECONDS = 1.0
 _ORPHAN_SECONDS = 2.0
 _MOST_ORPHANS = 4
 _TOLD_SECONDS = 60.0
+_TRIED_BATCHES = 3
 _LEAST_CLOSE_SECONDS = 0.2
 # Data exceptions, violated constraints, limits of the server: what the same event will meet again.
 _REFUSING = frozenset({"22", "23", "54"})
@@ -103,6 +105,7 @@ class Courier:
         self._hurried_until = 0.0
         self._stop_by: float | None = None
         self._progress = threading.Condition(threading.Lock())
+        self._suspected = 0
         self._told_at = 0.0
         self._orphans_at = 0.0
         self._thread: threading.Thread | None = None
@@ -283,11 +286,14 @@ class Courier:
         events, refusals = _decode(chunks)
         for source, some in groupby(sorted(events, key=attrgetter("source")), key=attrgetter("source")):
             refusals += await self._send(sink, source, list(some))
+        self._suspect(events, refusals)
         with self._committer.settling():
             # Whatever the disk says to it: it is delivered, and is not again by this process.
             refused = sum(refusal.events for refusal in refusals)
             self.stored += sum(chunk.events for chunk in chunks) - refused
             self._committer.count_dropped(DropReason.REFUSED, refused)
+            if refusals:
+                log.warning("%d events are not taken by the store, and set aside: %s", refused, refusals[0].reason)
             try:
                 self._settle(spool, chunks, refusals)
             except SpoolError as error:
@@ -298,6 +304,17 @@ class Courier:
         if isinstance(spool, SpoolFile) and spool is not self._committer.own and not spool.events:
             self._finish(spool)
 
+    def _suspect(self, events: Sequence[Event], refusals: Sequence[Refusal]) -> None:
+        """A sink that takes nothing of a whole batch may be at fault itself: it is asked some times more."""
+        if not 1 < len(events) <= len(refusals):
+            self._suspected = 0
+        elif (tried := self._suspected + 1) < _TRIED_BATCHES:
+            self._suspected = tried
+            raise AfterwriteError(
+                f"nothing of a batch of {len(events):,} is taken: {refusals[-1].reason}",
+                remedy="look at the store; what it does not take at last is set aside",
+            )
+
     def _settle(self, spool: Spool, chunks: Sequence[Chunk], refusals: Sequence[Refusal]) -> None:
         if refusals and spool is self._committer.memory and self._committer.own is not None:
             with suppress(SpoolError):
@@ -307,14 +324,13 @@ class Courier:
     async def _send(self, sink: EventSink, source: str, events: list[Event]) -> list[Refusal]:
         """Store these; gives those that the sink does not take. Raises what may be over at another time."""
         try:
-            await sink.write(Batch(source=source, activities=[_plain(event) for event in events], transactions=0))
+            await sink.write(Batch(source=source, activities=events, transactions=0))
         except NotTaken as error:
             return [_refusal(event, error.reasons[event.id]) for event in events if event.id in error.reasons]
         except Exception as error:
             if not is_refusal(error):
                 raise
             if len(events) == 1:
-                log.warning("activity %s is not taken by the store, and set aside: %s", events[0].id, error)
                 return [_refusal(events[0], str(error))]
         else:
             return []
@@ -401,7 +417,7 @@ def is_refusal(error: Exception) -> bool:
     """Whether it is for what stands in the batch that the sink did not take it, so that trying again is no use."""
     if isinstance(error, DatabaseError):
         return not isinstance(error, ConnectionLost) and (error.sqlstate or "")[:2] in _REFUSING
-    return isinstance(error, (Unstorable, ValueError, TypeError))
+    return isinstance(error, (Unstorable, ValueError))
 
 
 def _decode(chunks: Sequence[Chunk]) -> tuple[list[Event], list[Refusal]]:
@@ -415,18 +431,14 @@ def _decode(chunks: Sequence[Chunk]) -> tuple[list[Event], list[Refusal]]:
             some, others = salvage(chunk)
             events += some
             refusals += others
+    for event in events:
+        if not bytes(event.metadata):  # sinks know that as None
+            msgspec.structs.force_setattr(event, "metadata", None)
     return events, refusals
 
 
-def _plain(event: Event) -> Activity:
-    """As sinks know it: without metadata is None."""
-    if not bytes(event.metadata):
-        msgspec.structs.force_setattr(event, "metadata", None)
-    return event
-
-
 def _refusal(event: Event, reason: str) -> Refusal:
-    return Refusal(event.id, reason, msgspec.json.encode(event))
+    return Refusal(event.id, reason, msgspec.json.encode(without_absent(event)))
 
 
 def _reason(word: str) -> DropReason:

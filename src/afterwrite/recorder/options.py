@@ -81,6 +81,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stamp_key: str | None = None
 
     def __post_init__(self) -> None:
+        # In code they may be plain words.
+        msgspec.structs.force_setattr(self, "durability", Durability(self.durability))
+        msgspec.structs.force_setattr(self, "overflow", Overflow(self.overflow))
         for pattern in self.redact_patterns:
             try:
                 re.compile(pattern)

@@ -1,0 +1,263 @@
+"""From the spool to a sink: outages, what is refused, and into the real store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import psycopg
+import pytest
+from recorder_rig import KeptSink, assert_closed_account, recording, until
+
+from afterwrite.errors import AfterwriteError, DatabaseError
+from afterwrite.postgres import connect
+from afterwrite.record import Activity, Batch
+from afterwrite.recorder import Options, Recorder
+from afterwrite.recorder.deliver import NotTaken, Unstorable, is_refusal
+from afterwrite.store.reader import verify_feed
+from afterwrite.store.writer import open_sink
+
+
+def stored_rows(dsn: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(
+            "select id::text, action, source, kind, metadata from afterwrite.activity order by id"
+        ).fetchall()
+
+
+def into_store(dsn: str, folder: Path, **options: object) -> Recorder:
+    return Recorder(
+        source="shop",
+        open_sink=lambda: open_sink(dsn),
+        options=Options(spool_dir=str(folder / "spool"), **{"linger_seconds": 0.0, "close_seconds": 5.0, **options}),
+        destination=dsn,
+    )
+
+
+def test_events_reach_the_store_once_with_their_seal(installed_dsn: str, tmp_path: Path) -> None:
+    recorder = into_store(installed_dsn, tmp_path)
+    ids = [recorder.record("user.create", metadata={"n": number, "odd": "a\0\\u0000"}).id for number in range(3_000)]
+    assert recorder.flush(20)
+    assert recorder.close()
+    assert [row[0] for row in stored_rows(installed_dsn)] == sorted(ids)
+
+    async def verify() -> None:
+        async with connect(installed_dsn) as db:
+            report = await verify_feed(db)
+            assert (report.first_break, report.rows) == (None, 3_000)
+
+    asyncio.run(verify())
+    assert recorder.stats().stored == 3_000
+    assert_closed_account(recorder)
+
+
+def test_an_id_that_is_sent_again_is_stored_once(installed_dsn: str) -> None:
+    now = datetime.now(UTC)
+    batch = Batch(
+        source="shop",
+        activities=[
+            Activity(
+                id=f"01a20000-0000-7000-8000-{number:012}",
+                occurred_at=now,
+                source="shop",
+                kind="event",  # type: ignore[arg-type]
+                category="c",
+                action="a",
+            )
+            for number in range(10)
+        ],
+        transactions=0,
+    )
+
+    async def scenario() -> None:
+        async with open_sink(installed_dsn) as sink:
+            assert (await sink.write(batch)).stored == 10
+            assert (await sink.write(batch)).stored == 0
+            more = [
+                *batch.activities,
+                msgspec.structs.replace(next(iter(batch.activities)), id="01a20000-0000-7000-8000-0000000000ff"),
+            ]
+            assert (await sink.write(Batch(source="shop", activities=more, transactions=0))).stored == 1
+
+    asyncio.run(scenario())
+    assert len(stored_rows(installed_dsn)) == 11
+
+
+def test_what_the_store_refuses_is_found_and_holds_nobody_up(installed_dsn: str, tmp_path: Path) -> None:
+    with psycopg.connect(installed_dsn, autocommit=True) as connection:
+        connection.execute("""
+            create function refuse() returns trigger language plpgsql as $$
+            begin
+                if new.action like 'poison%' then raise exception 'not this one' using errcode = '22023'; end if;
+                return new;
+            end $$
+        """)
+        for (table,) in connection.execute(
+            "select inhrelid::regclass::text from pg_inherits where inhparent = 'afterwrite.activity'::regclass"
+        ).fetchall():
+            connection.execute(f"create trigger refuse before insert on {table} for each row execute function refuse()")
+    recorder = into_store(installed_dsn, tmp_path)
+    ids = {recorder.record("poison.one" if number in {3, 77} else "fine.one").id for number in range(100)}
+    assert recorder.flush(30)
+    stored = {row[0] for row in stored_rows(installed_dsn)}
+    assert len(stored) == 98
+    assert stored < ids
+    stats = recorder.stats()
+    assert (stats.stored, stats.dropped) == (98, {"refused": 2})
+    refused = recorder.read_refused()
+    assert {id for id, _, _ in refused} == ids - stored
+    assert all("not this one" in reason and b"poison.one" in body for _, reason, body in refused)
+    assert_closed_account(recorder)
+    recorder.close()
+
+
+def test_a_store_without_a_schema_is_an_outage_with_its_remedy(dsn: str, tmp_path: Path) -> None:
+    recorder = into_store(dsn, tmp_path, close_seconds=0.5)
+    assert recorder.record("a.b").wait(5)
+    until(lambda: recorder.stats().delivery_trouble)
+    assert recorder.stats().spooled == 1
+    recorder.close()
+
+
+def test_an_outage_keeps_events_in_order_and_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with recording(tmp_path) as (recorder, sink), caplog.at_level(logging.WARNING, "afterwrite"):
+        sink.down = True
+        ids = [recorder.record("a.b").id for _ in range(50)]
+        until(lambda: sink.opened > 1)
+        assert not recorder.flush(0.3)
+        assert recorder.stats().delivery_trouble == "the store is down"
+        sink.down = False
+        assert recorder.flush()
+        assert list(sink.activities) == ids
+        assert recorder.stats().delivery_trouble is None
+        assert sum("cannot be delivered" in record.getMessage() for record in caplog.records) == 1
+        assert_closed_account(recorder)
+
+
+def test_refusals_of_every_kind_are_told_from_outages(tmp_path: Path) -> None:
+    kinds: list[Exception] = [
+        ValueError("no JSON"),
+        Unstorable("no"),
+        DatabaseError("too long", sqlstate="22001"),
+        DatabaseError("check", sqlstate="23514"),
+    ]
+    assert all(is_refusal(error) for error in kinds)
+    assert not any(
+        is_refusal(error)
+        for error in (
+            DatabaseError("full", sqlstate="53100"),
+            DatabaseError("gone"),
+            AfterwriteError("no"),
+            OSError("no"),
+        )
+    )
+    with recording(tmp_path) as (recorder, sink):
+        sink.refuse = lambda activity: (
+            NotTaken({activity.id: "unknown action"}) if activity.action == "odd.one" else None
+        )
+        odd, fine = recorder.record("odd.one"), None
+        assert recorder.flush()
+        sink.refuse = lambda activity: kinds[len(sink.batches) % 4] if activity.action == "odd.two" else None
+        for number in range(40):
+            fine = recorder.record("odd.two" if number % 10 == 0 else "fine.one")
+        assert recorder.flush()
+        assert fine is not None
+        assert fine.id in sink.activities
+        assert len(sink.activities) == 36
+        assert recorder.stats().dropped == {"refused": 5}
+        assert recorder.read_refused()[0][:2] == (odd.id, "unknown action")
+        assert_closed_account(recorder)
+
+
+def test_batches_are_bounded_and_a_lone_event_waits_a_little_for_others(tmp_path: Path) -> None:
+    with recording(tmp_path, batch_events=700, linger_seconds=0.4) as (recorder, sink):
+        first = recorder.record("a.b")
+        assert first.wait(5)
+        recorder.record("a.c")
+        until(lambda: len(sink.activities) == 2)
+        assert len(sink.batches) == 1
+        sink.down = True
+        for _ in range(5_000):
+            recorder.record("a.d")
+        until(lambda: recorder.stats().queued == 0)
+        sink.down = False
+        assert recorder.flush()
+        assert max(len(batch.activities) for batch in sink.batches) <= 1_000
+        assert len(sink.activities) == 5_002
+
+
+def test_many_threads_record_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    with recording(tmp_path) as (recorder, sink):
+        ids: list[str] = []
+
+        def work() -> None:
+            ids.extend([recorder.record("a.b", metadata={"n": number}).id for number in range(2_000)])
+
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert recorder.flush(20)
+        assert len(ids) == 12_000
+        assert set(ids) == set(sink.activities)
+        assert_closed_account(recorder)
+
+
+def test_the_account_closes_at_every_moment(tmp_path: Path) -> None:
+    with recording(tmp_path, queue_events=300) as (recorder, sink):
+        stop = threading.Event()
+
+        def work() -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                recorder.record("a.b", durability="memory" if number % 5 == 0 else None)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            for number in range(150):
+                sink.down = number % 50 > 35
+                assert_closed_account(recorder)
+        finally:
+            stop.set()
+            thread.join()
+        sink.down = False
+        assert recorder.flush(20)
+        assert_closed_account(recorder)
+
+
+def test_a_sink_of_another_loop_is_never_touched_by_the_applications(tmp_path: Path) -> None:
+    """record(), awaiting and aflush() in an application's loop, while delivery runs in its own."""
+
+    async def scenario() -> None:
+        with recording(tmp_path) as (recorder, sink):
+            await asyncio.gather(*(recorder.record("a.b") for _ in range(500)))
+            assert await recorder.aflush()
+            assert len(sink.activities) == 500
+
+    asyncio.run(scenario())
+
+
+def test_a_sink_that_is_unusable_never_reaches_the_application(tmp_path: Path) -> None:
+    kept = KeptSink()
+
+    def broken() -> None:
+        raise RuntimeError("no sink at all")
+
+    recorder = Recorder(
+        source="shop",
+        open_sink=broken,  # type: ignore[arg-type]
+        options=Options(spool_dir=str(tmp_path / "spool"), close_seconds=0.2),
+    )
+    assert recorder.record("a.b").wait(5)
+    until(lambda: recorder.stats().delivery_trouble == "RuntimeError: no sink at all")
+    recorder.close()
+    with recording(tmp_path, kept) as (next_one, _):
+        next_one.record("a.c")
+        until(lambda: len(kept.activities) == 2)
