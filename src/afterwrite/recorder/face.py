@@ -1,0 +1,390 @@
+"""The calls that an application makes, over the recorder of its task: what it gives is checked, mended or refused.
+
+In production nothing that they are given raises: what cannot be as it is becomes what it can, with a mark in the
+metadata (``misfit``) and a count in the stats. In strict mode the call refuses it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from enum import Enum
+from functools import partial
+from typing import Any, TypeVar, cast, overload
+from uuid import UUID
+
+from afterwrite.context import Context, bind, current
+from afterwrite.errors import UsageError
+from afterwrite.record import Category, Level, Outcome
+from afterwrite.recorder.batch import Batch, Progress, batch_spec
+from afterwrite.recorder.connections import driver_of
+from afterwrite.recorder.encode import clean_text
+from afterwrite.recorder.ids import Ids
+from afterwrite.recorder.options import Durability
+from afterwrite.recorder.recorder import Recorded, Recorder, Stats
+from afterwrite.recorder.registry import ACTION, Action, Registry
+from afterwrite.recorder.track import Entity, Spec, Track, Tracked, as_dict, find_running
+
+log = logging.getLogger(__name__)
+
+_ids = Ids()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ids.reseed)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_Word = TypeVar("_Word", bound=Enum)
+
+
+class Health(Stats, frozen=True, kw_only=True):
+    """How recording stands, all of ``Stats`` and ``misfits``: calls that were given what had to be mended."""
+
+    misfits: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Nothing was dropped, and nothing stands in the way of spool and delivery."""
+        return not self.dropped and self.spool_trouble is None and self.delivery_trouble is None
+
+
+class Face:
+    """What an application calls. ``find_recorder`` gives the recorder of the calling task."""
+
+    def __init__(self, find_recorder: Callable[[], Recorder]) -> None:
+        self._find = find_recorder
+        self._registry = Registry()
+        self._misfits = 0
+
+    def register(self, *known: Action | type[Enum]) -> None:
+        """Make actions known with what their activities share, and categories as the values of an Enum.
+
+        From then on metadata of a registered action is held against its schema. Registering again replaces. Raises
+        UsageError for what cannot be registered.
+        """
+        self._registry.register(*known)
+
+    def record(
+        self,
+        action: str | Action,
+        *,
+        category: str | None = None,
+        outcome: Outcome | str = Outcome.SUCCESS,
+        severity: Level | str | None = None,
+        entity: Entity = None,
+        summary: str | None = None,
+        metadata: object = None,
+        duration_ms: float | None = None,
+        occurred_at: datetime | None = None,
+        caused_by: object = None,
+        durability: Durability | str | None = None,
+        conn: object = None,
+        id: str | None = None,
+    ) -> Recorded:
+        """Record that something happened. It never waits for a network and, but for what ``conn`` raises, never raises.
+
+        ``entity`` is what it is about, as ``("report", 7)``; who did it says the context (``context.bind``). With
+        ``conn`` the activity is part of the transaction on that connection or session, and exists if and only if it
+        commits; on an asynchronous one, await the result. Without, it goes to the spool: await the result, or call its
+        ``wait()``, where it must be on the disk before you go on. ``caused_by`` is the id of the activity that led to
+        it (or what ``record`` or ``track`` gave); by default the ``track`` around here.
+        """
+        return self.write(
+            action,
+            category=category,
+            outcome=outcome,
+            severity=severity,
+            entity=entity,
+            summary=summary,
+            metadata=metadata,
+            duration_ms=duration_ms,
+            occurred_at=occurred_at,
+            caused_by=caused_by,
+            durability=durability,
+            conn=conn,
+            id=id,
+        )
+
+    @overload
+    def track(self, action: Function, /) -> Function: ...
+
+    @overload
+    def track(
+        self,
+        action: str | Action | None = None,
+        *,
+        entity: Entity = None,
+        category: str | None = None,
+        severity: Level | str | None = None,
+        summary: str | None = None,
+        metadata: object = None,
+        conn: object = None,
+        durability: Durability | str | None = None,
+    ) -> Track[Tracked]: ...
+
+    def track(
+        self,
+        action: Any = None,
+        *,
+        entity: Entity = None,
+        category: str | None = None,
+        severity: Level | str | None = None,
+        summary: str | None = None,
+        metadata: object = None,
+        conn: object = None,
+        durability: Durability | str | None = None,
+    ) -> Any:
+        """Record what happens in a block or a function: how long it took, whether it succeeded, and what it raised.
+
+        ``with`` and ``async with`` give the run, on which ``entity``, ``metadata``, ``summary`` and ``severity`` may be
+        set. As a decorator it takes functions of every kind, where ``argument("user.id")`` and ``result("id")`` stand
+        for what a call was given and gave; without an action, the function's name is it.
+
+        What is recorded or written inside points to it (``caused_by``). With ``conn``, success is part of the
+        transaction there; failure goes to the spool, since the transaction usually goes with what was raised.
+        """
+        spec = Spec(
+            action=action if isinstance(action, str | Action) else None,
+            entity=entity,
+            category=category,
+            severity=severity,
+            summary=summary,
+            metadata=metadata,
+            conn=conn,
+            durability=durability,
+        )
+        track = Track(self, Tracked, spec)
+        return track(cast("Callable[..., Any]", action)) if callable(action) and not isinstance(action, str) else track
+
+    def tracked(self) -> Tracked:
+        """The innermost run around here, to set things on; where there is none, one that nothing comes of."""
+        return find_running() or Tracked(self, Spec())
+
+    def batch(
+        self,
+        action: str | Action | None = None,
+        *,
+        total: int | None = None,
+        entity: Entity = None,
+        category: str | None = None,
+        severity: Level | str | None = None,
+        summary: str | None = None,
+        metadata: object = None,
+        conn: object = None,
+        durability: Durability | str | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        progress_seconds: float | None = None,
+    ) -> Track[Batch]:
+        """``track`` for many things at once: count them on what it gives, and one summary is recorded.
+
+        It fails when it raises, or when items failed and none succeeded; when only some failed, its severity is
+        warning. ``on_progress`` is called now and then as items are counted. With ``progress_seconds`` it is called
+        that often, and how far the batch is becomes an activity too (``user.import.progress``).
+        """
+        spec = Spec(
+            action=action,
+            entity=entity,
+            category=category,
+            severity=severity,
+            summary=summary,
+            metadata=metadata,
+            conn=conn,
+            durability=durability,
+        )
+        make = partial(Batch, total=total, on_progress=on_progress, progress_seconds=progress_seconds)
+        return Track(self, make, batch_spec(spec))
+
+    def auth(
+        self,
+        action: str | Action,
+        user_id: object = None,
+        *,
+        success: bool = True,
+        ip: str | None = None,
+        user_agent: str | None = None,
+        method: str | None = None,
+        reason: str | None = None,
+        session: str | None = None,
+        summary: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        durability: Durability | str | None = None,
+        conn: object = None,
+    ) -> Recorded:
+        """Record what concerns signing in: ``login``, ``logout``, ``password.reset``, ``mfa.challenge``, …
+
+        The user is what it is about, and on success also who did it, where the context does not say. A failure has the
+        severity warning. ``method`` (``password``, ``oidc``) and the ``reason`` of a failure go into the metadata.
+        """
+        known = {"method": method, "reason": reason}
+        facts = {**(metadata or {}), **{name: value for name, value in known.items() if value is not None}}
+        here = current()
+        actor = user_id if success and here.actor_id is None and isinstance(user_id, str | int | UUID) else None
+        told = {"ip": ip, "user_agent": user_agent, "session": session}
+        words: dict[str, Any] = {name: word for name, word in told.items() if word is not None}
+        if actor is not None:
+            words |= {"actor": actor, "actor_type": "user"}
+        return self.write(
+            action,
+            category=Category.AUTHENTICATION,
+            outcome=Outcome.SUCCESS if success else Outcome.FAILURE,
+            severity=None if success else Level.WARNING,
+            entity=None if user_id is None else ("user", clean_text(user_id).removeprefix("user:")),
+            summary=summary,
+            metadata=facts or None,
+            durability=durability,
+            conn=conn,
+            context=bind(**words).over(here) if words else here,
+        )
+
+    def stats(self) -> Health:
+        """How recording stands: what was recorded, waits, was stored, dropped or mended, and what stands in the way."""
+        stats = self._find().stats()
+        return Health(**{name: getattr(stats, name) for name in Stats.__struct_fields__}, misfits=self._misfits)
+
+    # What the runs that track() made need.
+
+    @property
+    def strict(self) -> bool:
+        return self._find().options.strict
+
+    def make_id(self) -> str:
+        return _ids.make()
+
+    def check(self, action: str | Action, category: str | None, conn: object) -> None:
+        """In strict mode, raises UsageError for what could not be recorded at the end."""
+        if not self.strict:
+            return
+        name = str(action)
+        if not ACTION.fullmatch(name):
+            raise UsageError(f"{name!r} is no action", remedy="write it as user.create: lower-case words and dots")
+        if category is not None:
+            self._registry.refuse_unknown(category)
+        if conn is not None:
+            driver_of(conn)
+
+    def enter(self, conn: object, context: Context) -> Awaitable[None] | None:
+        """Have what is written on the connection from here on carry this context."""
+        return None
+
+    def write(
+        self,
+        action: str | Action,
+        *,
+        category: str | None = None,
+        outcome: Outcome | str = Outcome.SUCCESS,
+        severity: Level | str | None = None,
+        entity: Entity = None,
+        summary: str | None = None,
+        metadata: object = None,
+        duration_ms: float | None = None,
+        occurred_at: datetime | None = None,
+        caused_by: object = None,
+        durability: Durability | str | None = None,
+        conn: object = None,
+        id: str | None = None,
+        context: Context | None = None,
+        odd: str | None = None,
+    ) -> Recorded:
+        """``record``, by a context other than this task's; ``odd`` is what the caller had to mend already."""
+        recorder = self._find()
+        mending = _Mending(strict=recorder.options.strict, odd=odd)
+        known = action if isinstance(action, Action) else self._registry.find(action)
+        name = known.name if known is not None else mending.text("action", action)
+        if known is not None:
+            category = known.category if category is None else category
+            severity = known.severity if severity is None else severity
+            summary = known.summary if summary is None else summary
+            if (misfit := self._registry.misfit(name, metadata)) is not None:
+                mending.mend(f"metadata of {name} does not fit: {misfit}", "mend the call, or the action's schema")
+        if category is not None:
+            if mending.strict:
+                self._registry.refuse_unknown(category)
+            else:
+                category = mending.text("category", category)
+        if entity is not None and not isinstance(entity, str):
+            entity = mending.entity(entity)
+        outcome = mending.word("outcome", Outcome, outcome, Outcome.FAILURE)
+        severity = Level.INFO if severity is None else mending.word("severity", Level, severity, Level.INFO)
+        if durability is not None:
+            durability = mending.word("durability", Durability, durability, recorder.options.durability)
+        if occurred_at is not None and not isinstance(cast("object", occurred_at), datetime):
+            mending.mend(f"occurred_at is no datetime: {clean_text(occurred_at, 100)}", "give a datetime with a zone")
+            occurred_at = None
+        cause = None if caused_by is None else mending.cause(caused_by)
+        if cause == id:
+            cause = None
+        if mending.odd is not None:
+            self._misfits += 1
+            metadata = _with_mark(metadata, mending.odd)
+        return recorder.record(
+            name,
+            category=category,
+            outcome=outcome,
+            severity=severity,
+            entity=entity,
+            summary=summary,
+            metadata=metadata,
+            duration_ms=duration_ms,
+            occurred_at=occurred_at,
+            caused_by=cause,
+            durability=durability,
+            conn=conn,
+            id=str(id) if isinstance(cast("object", id), UUID) else id,
+            context=context,
+        )
+
+
+class _Mending:
+    """What had to be mended of one call; in strict mode, whatever had to be is refused."""
+
+    __slots__ = ("odd", "strict")
+
+    def __init__(self, *, strict: bool, odd: str | None) -> None:
+        self.strict = strict
+        self.odd = odd
+
+    def mend(self, found: str, remedy: str) -> None:
+        if self.strict:
+            raise UsageError(found, remedy=remedy)
+        self.odd = found if self.odd is None else f"{self.odd}; {found}"
+
+    def text(self, name: str, value: object) -> str:
+        if isinstance(value, str) and value:
+            return value
+        self.mend(f"{name} is no text: {clean_text(value, 100)!r}", "write it as lower-case words")
+        return clean_text(value, 200) or "unnamed"
+
+    def word(self, name: str, words: type[_Word], value: object, otherwise: _Word) -> _Word:
+        if isinstance(value, words):
+            return value
+        try:
+            return words(value)
+        except ValueError:
+            known = ", ".join(str(each.value) for each in words)
+            self.mend(f"{name} is none of {known}: {clean_text(value, 100)}", f"give {name} one of these")
+            return otherwise
+
+    def entity(self, value: object) -> Entity:
+        parts = cast("tuple[object, ...]", value)
+        if isinstance(value, tuple | list):
+            kind, *ids = parts or (None,)
+            if isinstance(kind, str) and len(ids) == 1:
+                return kind, ids[0]
+        self.mend(f"entity is no pair of type and id: {clean_text(parts, 200)}", 'write it as ("report", 7)')
+        return None
+
+    def cause(self, value: object) -> str | None:
+        """The id of an activity: a UUID, or something that has one."""
+        id: object = value if isinstance(value, str | UUID) else getattr(value, "id", None)
+        if isinstance(id, str | UUID):
+            try:
+                return str(UUID(str(id)))
+            except ValueError:
+                pass
+        self.mend(f"caused_by is no id of an activity: {clean_text(value, 100)}", "give what record() or track() gave")
+        return None
+
+
+def _with_mark(metadata: object, odd: str) -> object:
+    """The metadata, whatever it is, with what was odd of the call."""
+    return {**as_dict(metadata), "misfit": odd}
