@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import conninfo
 
 AUDITED = """
 create table audit_log (id bigserial primary key, tab text not null, op text not null, old_row jsonb, new_row jsonb);
@@ -53,6 +54,23 @@ def test_a_live_database_is_rehearsed_on_a_copy_and_left_alone(dsn: str) -> None
     assert {each["event"] for each in costs["measured"][0]["units"]} == {"insert", "update", "delete"}
     with psycopg.connect(dsn) as connection:
         assert connection.execute("select count(*) from parcel").fetchone() == (2,)
+
+
+def test_who_may_only_connect_gets_verdicts_and_hears_why_nothing_could_be_rehearsed(dsn: str) -> None:
+    lay(dsn)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("create role scan_visitor login")
+    try:
+        done = scan("--dsn", conninfo.make_conninfo(dsn, user="scan_visitor"), "--rehearse", "--json")
+    finally:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("drop role scan_visitor")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert [each["verdict"] for each in shown["triggers"]] == ["retire"]
+    [missing] = [each for each in shown["missing"] if each["rule"] == "no-rehearsal"]
+    assert "permission denied" in missing["text"]
+    assert "pg_read_all_data" in missing["remedy"]
 
 
 def test_a_dump_gets_figures_too(tmp_path: Path) -> None:

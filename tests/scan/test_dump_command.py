@@ -63,6 +63,31 @@ def test_a_dump_is_read_from_the_standard_input_and_explained() -> None:
     assert "record_version" in said
 
 
+LEFTOVER = """
+create table parcel (id int primary key);
+create table parcel_log (id bigserial primary key, op text, at timestamptz default now());
+create table other (id int primary key);
+create table other_log (id bigserial primary key, op text, at timestamptz default now());
+create function log_parcel() returns trigger language plpgsql as
+  $$ begin insert into parcel_log (op) values (tg_op); return null; end $$;
+create function log_other() returns trigger language plpgsql as
+  $$ begin insert into other_log (op) values (tg_op); return null; end $$;
+create trigger log after insert on parcel for each row execute function log_parcel();
+create trigger log after insert on other for each row execute function log_other();
+create rule passed_on as on insert to parcel_log do also insert into other (absent) values (new.id);
+"""
+
+
+def test_what_a_dump_could_not_load_puts_the_triggers_whose_tables_it_names_under_review() -> None:
+    code, said, _ = afterwrite("-", "--json", stdin=LEFTOVER.encode())
+    assert code == ExitCode.OK
+    verdicts = {each.table: each.verdict.value for each in msgspec.json.decode(said, type=ScanDocument).triggers}
+    assert verdicts == {"parcel": "review", "other": "retire"}
+    code, said, _ = afterwrite("-", "--explain", "parcel.log", stdin=LEFTOVER.encode())
+    assert code == ExitCode.OK
+    assert "not loaded" in " ".join(said.split())
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -70,10 +95,15 @@ def test_a_dump_is_read_from_the_standard_input_and_explained() -> None:
         (["."], ExitCode.USAGE, "is a directory"),
         (["archive"], ExitCode.USAGE, "pg_restore --schema-only -f structure.sql archive"),
         (["structure.sql", "--dsn", "dbname=x"], ExitCode.USAGE, "two sources"),
+        (
+            [DUMPS / "structure.sql", "--schema", "nosuch"],
+            ExitCode.USAGE,
+            "there is no schema nosuch with tables in it",
+        ),
     ],
 )
 def test_what_cannot_be_scanned_is_told_with_its_remedy(
-    tmp_path: Path, words: list[str], code: ExitCode, said: str
+    tmp_path: Path, words: list[str | Path], code: ExitCode, said: str
 ) -> None:
     (tmp_path / "archive").write_bytes(b"PGDMP\x01\x0f")
     answered, out, talk = afterwrite(*words, cwd=tmp_path)

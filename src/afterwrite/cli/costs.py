@@ -133,8 +133,8 @@ def show_costs_by_trigger(costs: Costs, *, everything: bool = False) -> None:
             rest = sum(each.time_share or 0.0 for each in ranked[len(shown) :])
             left = counted(len(ranked) - len(shown), "trigger")
             out.print(f"[dim]and {left} more, {percent(rest)} of write time together: --all[/]")
-    for sentence in _where_from(costs, shown):
-        out.print(f"[dim]{plain(sentence)}[/]", soft_wrap=not out.is_terminal)
+    for sentence in _where_from(costs, shown) if shown else ():
+        out.print(f"[dim]{plain(sentence)}[/]", width=min(out.width, 80))
     if costs.hot:
         rows = (
             (

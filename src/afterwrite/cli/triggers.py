@@ -163,7 +163,7 @@ def _show_costs(shown: ScanDocument) -> None:
         heads = ("table", ">write time", ">by triggers", ">WAL", ">by triggers")
         out.print(fill(table(*heads, title="What writing costs, by table"), rows))
     for said in saved(costs):
-        out.print(plain(said), soft_wrap=not out.is_terminal)
+        out.print(plain(said), width=min(out.width, 80))
 
 
 # One trigger ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from afterwrite.scan.child import Child
 from afterwrite.scan.facts import Body, Source, Unknown, shared
 
 _SECONDS = 20.0
-_MOST_REMEMBERED = 2_000
+_MOST_REMEMBERED, _LONGEST_REMEMBERED = 500, 20_000
 _encoder = msgspec.json.Encoder()
 _bodies = msgspec.json.Decoder(Body)
 _sources = msgspec.json.Decoder(Source)
@@ -38,10 +38,12 @@ class Parser:
     async def read(self, sources: Iterable[Source]) -> Mapping[Source, Body]:
         """The facts of each text; an Unknown fact stands for one that could not be read. Never raises for a text."""
         wanted = list(dict.fromkeys(sources))
+        found: dict[Source, Body] = {}
         for source in wanted:
-            if source not in self._read:
-                self._read[source] = await self._ask(source)
-        found = {source: self._read[source] for source in wanted}
+            body = self._read.pop(source, None)
+            found[source] = body if body is not None else await self._ask(source)
+            if len(source.text) <= _LONGEST_REMEMBERED:
+                self._read[source] = found[source]
         while len(self._read) > _MOST_REMEMBERED:
             del self._read[next(iter(self._read))]
         return found

@@ -110,7 +110,9 @@ def _closed(reach: Reach) -> Body:
     """The body of a reach; what is still missing after all rounds is unknown."""
     if not reach.missing:
         return reach.body
-    left = Unknown(rule="unknown-function", text=f"{len(reach.missing)} texts that it runs were not reached")
+    count = len(reach.missing)
+    said = "1 text that it runs was" if count == 1 else f"{count} texts that it runs were"
+    left = Unknown(rule="unknown-function", text=f"{said} not reached")
     return msgspec.structs.replace(reach.body, unknowns=(*reach.body.unknowns, left))
 
 

@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from afterwrite.errors import AfterwriteError, DatabaseError, Finding, Severity
 from afterwrite.postgres import connect, describe_dsn, parse_dsn
 from afterwrite.postgres.embedded import find_installation
-from afterwrite.scan.cost.figures import Measured
+from afterwrite.scan.cost.figures import Measured, Origin
 from afterwrite.scan.cost.rehearse import SECONDS, Told, rehearse
 from afterwrite.scan.dump.load import LoadedDump, let_execute, loaded_dump
 from afterwrite.scan.survey import Survey
@@ -40,11 +40,14 @@ async def rehearse_live(
 ) -> Measured:
     """Rehearse on a copy of a live database's schema, which pg_dump reads; of the live one nothing else is touched.
 
-    Raises AfterwriteError when there is no pg_dump that fits the server, or when it is refused.
+    Where no copy can be made (no pg_dump that fits the server, or one that is refused), a finding says what is missing.
     """
     with tempfile.TemporaryDirectory(prefix="afterwrite-") as folder:
         file = Path(folder, "schema.sql")
-        await _dump_schema(dsn, survey.inventory.server_version // 10_000, file)
+        try:
+            await _dump_schema(dsn, survey.inventory.server_version // 10_000, file)
+        except AfterwriteError as error:
+            return _without_copy(survey, error)
         async with loaded_dump(str(file)) as dump:
             measured = await rehearse_dump(dump, survey, seconds=seconds, told=told)
             left = len(dump.report.not_loaded)
@@ -58,6 +61,17 @@ async def rehearse_live(
                 remedy="scan a dump of it (pg_dump --schema-only) to see which",
             )
             return msgspec.structs.replace(measured, findings=(*measured.findings, note))
+
+
+def _without_copy(survey: Survey, error: AfterwriteError) -> Measured:
+    note = Finding(
+        rule="no-rehearsal",
+        severity=Severity.WARNING,
+        where=survey.inventory.database,
+        text=f"time and WAL of each trigger, rehearsed: there is no copy to rehearse on, since {error}",
+        remedy=error.remedy,
+    )
+    return Measured(origin=Origin.REHEARSE, findings=(note,))
 
 
 async def _dump_schema(dsn: str | None, version: int, file: Path) -> None:

@@ -339,8 +339,8 @@ def _findings(
     if extension is None:
         yield note(
             "no-statement-statistics",
-            "pg_stat_statements is not installed in this database: shares are of all statements' time, reads included",
-            "CREATE EXTENSION pg_stat_statements, with shared_preload_libraries = 'pg_stat_statements'",
+            "there is no pg_stat_statements to read here: shares are of all statements' time, reads included",
+            "add it to shared_preload_libraries, restart, then CREATE EXTENSION pg_stat_statements;",
             Severity.INFO,
         )
     elif not extension.reads_all:

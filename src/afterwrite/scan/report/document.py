@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,7 +23,7 @@ from afterwrite.scan.cost.figures import Costs
 from afterwrite.scan.dump.account import DumpReport
 from afterwrite.scan.report.explain import code_at
 from afterwrite.scan.rules import RULES
-from afterwrite.scan.sight import missing_figures
+from afterwrite.scan.sight import Sight, missing_figures
 from afterwrite.scan.survey import Survey
 from afterwrite.scan.verdicts import Eventual, Judgement, Needs, Reason, Verdict
 
@@ -140,7 +140,7 @@ def document(
     atlas = Atlas(inventory)
     copies = Counter(clone.parent_oid for clone in inventory.clones)
     triggers = tuple(_trigger(atlas, each, copies[each.trigger.oid]) for each in found.judgements)
-    missing = (*(costs.missing if costs else ()), *(missing_figures(inventory.sight) if inventory.sight else ()))
+    missing = tuple(_missing(costs.missing if costs else (), inventory.sight))
     missing = (*missing, dump.missing) if dump is not None else missing
     spoke = {reason.rule for trigger in triggers for reason in (*trigger.reasons, *trigger.notes)}
     return ScanDocument(
@@ -159,6 +159,28 @@ def document(
         costs=costs,
         phases=tuple(phases) if phases is not None else None,
     )
+
+
+# What measuring misses, and what of the role's sight is the reason: told once.
+_SAME = {
+    "no-row-counts": "rows-uncounted",
+    "functions-not-counted": "functions-untimed",
+    "no-statement-statistics": "no-statement-statistics",
+    "statements-hidden": "statistics-hidden",
+}
+
+
+def _missing(measured: Sequence[Finding], sight: Sight | None) -> Iterator[Finding]:
+    """The figures that are missing: those that measuring missed, with the reason where it is known, and the others."""
+    known = {finding.rule: finding for finding in missing_figures(sight)} if sight is not None else {}
+    for finding in measured:
+        why = known.pop(_SAME.get(finding.rule, ""), None)
+        if why is None:
+            yield finding
+            continue
+        follows = f"; {finding.text.rpartition(': ')[2]}" if "shares are" in finding.text else ""
+        yield msgspec.structs.replace(why, severity=finding.severity, text=f"{why.text}{follows}")
+    yield from known.values()
 
 
 def _trigger(atlas: Atlas, each: Judgement, copies: int) -> TriggerShown:
