@@ -116,7 +116,7 @@ def diff(before: object, after: object) -> dict[str, Any]:
 
 def action_word(action: object) -> str:
     """An action of ours from a word of any fashion: ``USER_CREATED``, ``User Created``, ``user:created``."""
-    text = clean_text(getattr(action, "value", action), 200)
+    text = "" if action is None else clean_text(getattr(action, "value", action), 200)
     if not text.isupper():
         text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text)
     words = (re.sub(r"[^a-z0-9]+", "_", part).strip("_") for part in re.split(r"[.:/]+", text.lower()))

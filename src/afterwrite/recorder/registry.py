@@ -98,7 +98,7 @@ class Registry:
             return
         near = get_close_matches(category, sorted(self._categories), n=1)
         raise UsageError(
-            f"{category!r} is no category that is known" + (f"; {near[0]!r} is" if near else ""),
+            f"{str.__str__(category)!r} is no category that is known" + (f"; {near[0]!r} is" if near else ""),
             remedy="activity.register an Action that has it, or an Enum of your categories",
         )
 
