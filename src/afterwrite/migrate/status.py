@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from afterwrite.errors import Finding
+from afterwrite.errors import Finding, Severity
 from afterwrite.migrate.checklist import Item, Stage, read_checklist
 from afterwrite.migrate.drift import find_drift
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.ledger import Action, Migration, PhaseRow, read_last, read_phase_rows
 from afterwrite.migrate.observe import conclude, findings_of, look, measure
 from afterwrite.migrate.overrides import overrides
-from afterwrite.migrate.phase import Gate, Goal, State, state_of
+from afterwrite.migrate.phase import Gate, Goal, State, broken_rules, state_of
 from afterwrite.migrate.plan import Phase, Plan, read_plan
 from afterwrite.postgres import Database
 
@@ -69,6 +69,7 @@ async def status(
         seen = await look(db, phase, place)
         readings = await measure(db, store or db, seen, place, heartbeat=False)
         observation = conclude(seen, readings, Goal.SILENCED)
+        findings += [_uncaptured(phase.number, text) for text in broken_rules(observation)]
         gates = tuple(gate for gate in observation.gates if gate.name != "capture lag in seconds")
         observation = msgspec.structs.replace(observation, gates=gates)
         found = findings_of(seen)
@@ -110,6 +111,17 @@ async def status(
     )
 
 
+def _uncaptured(number: int, text: str) -> Finding:
+    return Finding(
+        rule="migrate.uncaptured",
+        severity=Severity.ERROR,
+        where=f"phase {number}",
+        text=text,
+        remedy=f"`afterwrite migrate run --phase {number} --apply` turns what is off on again; "
+        "`afterwrite doctor` says what became of capture",
+    )
+
+
 def _phase_status(
     phase: Phase,
     state: State,
@@ -146,6 +158,14 @@ def _phase_status(
     )
 
 
+def _soaks_until(plan: Plan, phase: PhaseStatus) -> datetime | None:
+    """When the soak of a silenced phase is over; None when it is."""
+    if phase.soaked_at is not None or phase.silenced_at is None:
+        return None
+    until = phase.silenced_at + timedelta(seconds=plan.phase(phase.number).soak_seconds)
+    return until if until > datetime.now(UTC) else None
+
+
 def _next(plan: Plan | None, last: Migration | None, phases: list[PhaseStatus], findings: list[Finding]) -> str:
     if plan is None:
         if last is not None and last.finished_at is not None:
@@ -154,6 +174,9 @@ def _next(plan: Plan | None, last: Migration | None, phases: list[PhaseStatus], 
     for finding in findings:
         if finding.rule == "migrate.drift.reenabled":
             return f"look at {finding.where}, which {finding.text}: {finding.remedy}"
+    for finding in findings:
+        if finding.rule == "migrate.uncaptured":
+            return f"{finding.where}: {finding.text}; {finding.remedy}"
     for phase in phases:
         if not phase.on and not phase.off:
             continue
@@ -168,7 +191,9 @@ def _next(plan: Plan | None, last: Migration | None, phases: list[PhaseStatus], 
             case State.REMOVED:
                 return f"the triggers of phase {phase.number} are gone: look who dropped them"
             case State.SILENCED:
-                continue
+                if until := _soaks_until(plan, phase):
+                    watch = f"`afterwrite migrate run --phase {phase.number} --apply --watch`"
+                    return f"let phase {phase.number} soak until {until:%Y-%m-%d %H:%M %Z}: {watch} watches it"
     back = "`afterwrite migrate rollback` takes any of them back"
     if any(phase.off for phase in phases):
         drop = "`afterwrite migrate remove --all --apply` drops what is off"
