@@ -1,0 +1,90 @@
+"""The recorder's options: what is given over the environment, the environment over the file, and slips named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from afterwrite.errors import UsageError
+from afterwrite.recorder import Durability, Options, Overflow, read_options
+from afterwrite.recorder.options import find_folder, service_name
+from afterwrite.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("AFTERWRITE_") or name == "XDG_STATE_HOME":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_each_source_stands_over_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_options() == Options()
+    (tmp_path / "afterwrite.toml").write_text(
+        'dsn = "host=x"\n[recorder]\nservice = "file"\nspool_bytes = "2GB"\nredact = ["plate"]\nstrict = true\n'
+    )
+    monkeypatch.setenv("AFTERWRITE_SERVICE", "environment")
+    monkeypatch.setenv("AFTERWRITE_OVERFLOW", "block")
+    monkeypatch.setenv("AFTERWRITE_KEEP", "token, pin")
+    monkeypatch.setenv("AFTERWRITE_REDACT_PATTERNS", r"EMP-\d{1,5}")
+    monkeypatch.setenv("AFTERWRITE_BLOCK_SECONDS", "1.5")
+    monkeypatch.setenv("AFTERWRITE_KEEP_IP", "false")
+    (tmp_path / "key").write_text("s3cret\n")
+    monkeypatch.setenv("AFTERWRITE_STAMP_KEY_FILE", str(tmp_path / "key"))
+    found = read_options(durability="memory", service=None)
+    assert (found.service, found.spool_bytes, found.redact, found.strict) == ("environment", 2 << 30, ("plate",), True)
+    assert (found.durability, found.overflow, found.keep) == (Durability.MEMORY, Overflow.BLOCK, ("token", "pin"))
+    assert (found.redact_patterns, found.block_seconds, found.keep_ip) == ((r"EMP-\d{1,5}",), 1.5, False)
+    assert found.stamp_key == "s3cret"
+
+
+def test_the_commands_leave_the_recorders_table_alone_and_the_recorder_theirs(tmp_path: Path) -> None:
+    (tmp_path / "afterwrite.toml").write_text('slot = "mine"\n[recorder]\nservice = "shop"\n')
+    assert load_settings().slot == "mine"
+    assert read_options().service == "shop"
+    (tmp_path / "afterwrite.toml").write_text("")
+    (tmp_path / "pyproject.toml").write_text('[tool.afterwrite.recorder]\nservice = "shop"\n')
+    (tmp_path / "afterwrite.toml").unlink()
+    assert read_options().service == "shop"
+
+
+@pytest.mark.parametrize(
+    ("file", "variables", "words"),
+    [
+        ("[recorder]\nservise = 'x'\n", {}, "afterwrite.toml has a key that does not exist: servise"),
+        ("recorder = 5\n", {}, "recorder in afterwrite.toml is no table"),
+        ("[recorder]\nspool_bytes = 'much'\n", {}, "spool_bytes in afterwrite.toml cannot be"),
+        ("", {"AFTERWRITE_OVERFLOW": "explode"}, "overflow in AFTERWRITE_OVERFLOW cannot be"),
+        ("", {"AFTERWRITE_QUEUE_EVENTS": "0"}, "queue_events in AFTERWRITE_QUEUE_EVENTS cannot be"),
+        ("", {"AFTERWRITE_REDACT_PATTERNS": "("}, "redact_patterns in AFTERWRITE_REDACT_PATTERNS cannot be"),
+        ("", {"AFTERWRITE_RECORD_KEY_FILE": "/nowhere"}, "AFTERWRITE_RECORD_KEY_FILE names a file"),
+        ("[recorder\n", {}, "afterwrite.toml cannot be read"),
+    ],
+)
+def test_a_slip_is_named_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, variables: dict[str, str], words: str
+) -> None:
+    (tmp_path / "afterwrite.toml").write_text(file)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=words):
+        read_options()
+
+
+def test_the_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_folder(Options()) == tmp_path / ".local/state/afterwrite/spool"
+    monkeypatch.setenv("HOME", "/nonexistent")
+    assert find_folder(Options()).name == f"afterwrite-spool-{os.getuid()}"
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/lib/state")
+    assert find_folder(Options()) == Path("/var/lib/state/afterwrite/spool")
+    assert find_folder(Options(spool_dir="/x")) == Path("/x")
+
+
+def test_the_programs_name_is_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/srv/shop/worker.py"])
+    assert service_name(Options()) == "worker"
+    assert service_name(Options(service="shop")) == "shop"
