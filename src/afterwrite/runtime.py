@@ -26,7 +26,7 @@ from afterwrite.capture.governor import judge as judge_slot
 from afterwrite.capture.preflight import CaptureSetup, judge_limit, read_server
 from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, examine, foresee, prepare
 from afterwrite.capture.watch import observe, read_pulse
-from afterwrite.capture.worker import Duty, Source, Worker, WorkerStatus, end_task
+from afterwrite.capture.worker import Duty, Source, Worker, WorkerState, WorkerStatus, end_task
 from afterwrite.defer.calls import ReplayPolicy
 from afterwrite.defer.progress import read_progress
 from afterwrite.defer.rehearse import run_rehearser
@@ -433,7 +433,12 @@ async def run_capture(
     deferral: list[ReplayStatus] = []
     maintained: list[MaintainStatus] = []
 
+    # What looks after the store and the migration begins with the worker: where that cannot, one of them says why.
+    begun = asyncio.Event()
+
     def tell(status: WorkerStatus) -> None:
+        if status.state in (WorkerState.STREAMING, WorkerState.STANDING_BY):
+            begun.set()
         if on_status:
             on_status(
                 RuntimeStatus(
@@ -473,8 +478,8 @@ async def run_capture(
             ending = group.create_task(end_when_told())
             # Any step of these may be broken off: the next look goes on from there.
             beside = [
-                group.create_task(_maintain(settings, remember_maintenance)),
-                group.create_task(_watch_migration(settings)),
+                group.create_task(_maintain(settings, begun, remember_maintenance)),
+                group.create_task(_watch_migration(settings, begun)),
             ]
             if settings.rehearse:
                 beside.append(group.create_task(_rehearse(settings, surveyed, replay_stop)))
@@ -559,8 +564,9 @@ def rehearsable(found: Survey) -> list[Rehearsable]:
     ]
 
 
-async def _watch_migration(settings: Settings) -> None:
+async def _watch_migration(settings: Settings, begun: asyncio.Event) -> None:
     """Note how the source fares, for the gates to compare with, and what somebody else does to its triggers."""
+    await begun.wait()
     told: str | None = None
     looked = 0.0
     while True:
@@ -581,8 +587,9 @@ async def _watch_migration(settings: Settings) -> None:
         await asyncio.sleep(_PULSE_SECONDS * random.uniform(0.9, 1.1))
 
 
-async def _maintain(settings: Settings, tell: Callable[[MaintainStatus], None]) -> None:
+async def _maintain(settings: Settings, begun: asyncio.Event, tell: Callable[[MaintainStatus], None]) -> None:
     """Look after the store now and again. What goes wrong is told once, and must not stop capture."""
+    await begun.wait()
     told: str | None = None
     while True:
         status = MaintainStatus(at=datetime.now(UTC))

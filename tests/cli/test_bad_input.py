@@ -125,6 +125,18 @@ def test_capture_without_an_installation_says_how_to_install(dsn: str) -> None:
     result = afterwrite("capture", "--dsn", dsn)
     refused(result, result.returncode, "afterwrite install --apply")
     assert result.returncode in (1, 5)
+    assert len(result.stderr.splitlines()) == 2, result.stderr
+
+
+def test_a_reader_that_goes_away_is_no_failure(dsn: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    for words in (["--help"], ["scan", "--dsn", dsn], ["scan", "--dsn", dsn, "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "afterwrite", *words], stdout=write, stderr=subprocess.PIPE, check=False
+        )
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b""), words
+    os.close(write)
 
 
 def test_tail_without_an_installation_says_how_to_install(dsn: str) -> None:
@@ -283,7 +295,11 @@ def test_a_second_worker_is_refused_and_says_its_trouble_once(installed: str) ->
 
 def test_following_ends_with_ctrl_c_and_is_no_failure(installed: str) -> None:
     with start("tail", "--follow", "--dsn", installed) as tail:
-        time.sleep(1.5)
+        with psycopg.connect(installed, autocommit=True) as watcher:
+            ours = "application_name = 'afterwrite tail' and datname = current_database() and state = 'idle'"
+            while watcher.execute(f"select 1 from pg_stat_activity where {ours}").fetchone() is None:
+                assert tail.poll() is None
+                time.sleep(0.1)
         tail.send_signal(signal.SIGINT)
         said = tail.communicate(timeout=10)
     assert (tail.returncode, said) == (0, ("", ""))
@@ -303,6 +319,8 @@ def test_a_demo_that_is_interrupted_leaves_nothing(
 ) -> None:
     with start("demo", "--keep", TMPDIR=str(own_tmp)) as demo:
         time.sleep(seconds)
+        while number == signal.SIGTERM and not any(own_tmp.iterdir()):  # it has begun, on a busy machine too
+            time.sleep(0.1)
         os.killpg(demo.pid, number)  # as a terminal does: to all that is in the foreground
         _, said = demo.communicate(timeout=30)
     assert demo.returncode == code, said

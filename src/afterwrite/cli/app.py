@@ -12,7 +12,21 @@ import typer
 from rich.markup import escape
 
 from afterwrite import __version__
-from afterwrite.cli import bench, capture, defer, demo, doctor, install, maintain, migrate, plan, prove, scan, tail
+from afterwrite.cli import (
+    bench,
+    capture,
+    defer,
+    demo,
+    doctor,
+    install,
+    maintain,
+    migrate,
+    plan,
+    prove,
+    scan,
+    stamp,
+    tail,
+)
 from afterwrite.cli.face import prose, say, show_error
 from afterwrite.errors import AfterwriteError, ExitCode
 
@@ -61,10 +75,16 @@ app.command("capture")(capture.capture)
 app.command("prove")(prove.prove)
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(defer.app, name="defer")
+app.add_typer(stamp.app, name="stamp")
 app.command("tail")(tail.tail)
 app.command("maintain")(maintain.maintain)
 app.command("bench")(bench.bench)
-for each in (*app.registered_commands, *migrate.app.registered_commands, *defer.app.registered_commands):
+for each in (
+    *app.registered_commands,
+    *migrate.app.registered_commands,
+    *defer.app.registered_commands,
+    *stamp.app.registered_commands,
+):
     each.help = prose(each.callback.__doc__ or "")
 
 
@@ -92,19 +112,31 @@ def main() -> NoReturn:
         say("afterwrite: interrupted; nothing was left half done")
         raise SystemExit(_INTERRUPTED) from None
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich makes exit code 1 of it
+            _leave_quietly()
         if error.code == _TERMINATED:
             say("afterwrite: terminated; nothing was left half done")
         raise
     except BrokenPipeError:
-        # The reader of our stdout went away (`| head`): that is its right, and no error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        _leave_quietly()
     except Exception as error:
         if debug:
             raise
         say(f"[red]afterwrite:[/] unexpected {type(error).__name__}: {escape(str(error))}")
         say("  [green]→[/] run it again with --debug and report what it shows")
         raise SystemExit(ExitCode.ERROR) from None
+
+
+def _leave_quietly() -> NoReturn:
+    """The reader of our output went away (`| head`): that is its right, and no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+    os.dup2(nowhere, sys.stdout.fileno())
+    raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -64,13 +64,23 @@ async def _capture(given: Settings, *, json: bool, stand_by: bool, end_with_stdi
         loop.add_signal_handler(number, stop.set)
     if end_with_stdin:
         loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1024) or stop.set())
-    told, trouble = 0.0, ""
+    told, trouble, unheard = 0.0, "", False
     news = _News()
     live = (
         Live(Text("starting"), console=talk, refresh_per_second=4, transient=True)
         if not json and talk.is_terminal
         else None
     )
+
+    def hear(status: runtime.RuntimeStatus) -> None:
+        """Tell, and stop in order where nobody reads us any more; rich makes an exit of a broken pipe."""
+        nonlocal unheard
+        try:
+            if not unheard:
+                tell(status)
+        except (BrokenPipeError, SystemExit):
+            unheard = True
+            stop.set()
 
     def tell(status: runtime.RuntimeStatus) -> None:
         nonlocal told, trouble
@@ -92,9 +102,11 @@ async def _capture(given: Settings, *, json: bool, stand_by: bool, end_with_stdi
 
     if live:
         with live:
-            await runtime.run_capture(given, stop=stop, stand_by=stand_by, on_status=tell)
+            await runtime.run_capture(given, stop=stop, stand_by=stand_by, on_status=hear)
     else:
-        await runtime.run_capture(given, stop=stop, stand_by=stand_by, on_status=tell)
+        await runtime.run_capture(given, stop=stop, stand_by=stand_by, on_status=hear)
+    if unheard:
+        raise BrokenPipeError
     if not json:
         say("stopped; everything acknowledged is stored")
 

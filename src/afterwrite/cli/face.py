@@ -128,14 +128,16 @@ def fill(made: Table, rows: Iterable[Sequence[object]]) -> Table:
 
 
 _NOTES_OF_A_KIND = 2
-_MARK = {Severity.INFO: "[dim]note[/]", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: "[red]refused[/]"}
 
 
-def show_findings(findings: Sequence[Finding], console: Console | None = None, *, most: int | None = None) -> None:
+def show_findings(
+    findings: Sequence[Finding], console: Console | None = None, *, most: int | None = None, grave: str = "refused"
+) -> None:
     """Findings as people read them: gravest first, each with its remedy; of many notes of one kind the first few.
 
-    ``most`` shortens other kinds than notes, too.
+    ``most`` shortens other kinds than notes, too. ``grave`` is the word for errors.
     """
+    marks = {Severity.INFO: "[dim]note[/]", Severity.WARNING: "[yellow]warning[/]", Severity.ERROR: f"[red]{grave}[/]"}
     console = console or out
     kinds = Counter((finding.severity, finding.rule) for finding in findings)
     shown: Counter[tuple[Severity, str]] = Counter()
@@ -146,11 +148,11 @@ def show_findings(findings: Sequence[Finding], console: Console | None = None, *
             shown[kind] += 1
             if shown[kind] == few + 1:
                 more = kinds[kind] - few
-                mark = _MARK[finding.severity]
+                mark = marks[finding.severity]
                 console.print(f"{mark}  and {more:,} more like it [dim]({finding.rule}; --json has all)[/]")
             if shown[kind] > few:
                 continue
-        hang(f"{_MARK[finding.severity]} ", f"{plain(sentence(finding))} [dim]({finding.rule})[/]", console)
+        hang(f"{marks[finding.severity]} ", f"{plain(sentence(finding))} [dim]({finding.rule})[/]", console)
         if finding.remedy:
             console.print(f"         [green]→[/] {plain(finding.remedy)}", soft_wrap=True)
 

@@ -44,12 +44,15 @@ async def _install(given: Settings, *, apply: bool, accept_gap: bool, json: bool
         refused = any(finding.severity is Severity.ERROR for finding in seen.findings)
         if not json:
             raised = next((f for f in seen.findings if f.severity is Severity.ERROR and apply and not accept_gap), None)
-            show_findings([finding for finding in seen.findings if finding is not raised])
+            show_findings(
+                [finding for finding in seen.findings if finding is not raised],
+                grave="to mend" if accept_gap else "refused",
+            )
         if not apply:
             if json:
                 emit(_as_json(seen, applied=False))
             else:
-                _show(seen)
+                _show(seen, refused=refused, accept_gap=accept_gap)
             return ExitCode.REFUSED if refused else ExitCode.OK
         prepared = await runtime.install(
             given,
@@ -89,13 +92,16 @@ def _blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
     say(f"[yellow]…[/] attempt {attempt}: the table is locked by {escape(names) or 'somebody'}; trying again")
 
 
-def _show(seen: runtime.Installation) -> None:
+def _show(seen: runtime.Installation, *, refused: bool, accept_gap: bool) -> None:
     if seen.done:
         out.print(
             f"All is in place: {counted(len(seen.setup.tables), 'table')} captured; next: [bold]afterwrite capture[/]"
         )
         return
     tables, logs = counted(len(seen.setup.tables), "table"), counted(len(seen.setup.legacy_tables), "legacy log")
+    if refused and not accept_gap:
+        out.print("Nothing was done, and [bold]--apply[/] would do nothing either, until what is refused is mended.")
+        return
     out.print(f"Would capture {tables} and read {logs}:")
     for upgrade in seen.schema:
         out.print(f"  lay schema {escape(upgrade)}", soft_wrap=True)

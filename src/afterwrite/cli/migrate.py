@@ -26,6 +26,7 @@ from afterwrite.cli.face import (
     counted,
     emit,
     fill,
+    hang,
     out,
     plain,
     run,
@@ -282,7 +283,7 @@ async def _run(
     given: Settings, plan: Plan, number: int | None, *, apply: bool, wait: float, watch: bool, json: bool
 ) -> int:
     control = Control()
-    view = View(plan, control)
+    view = View(plan, control, number)
 
     def listen(event: MigrationEvent) -> None:
         view.hear(event)
@@ -329,6 +330,9 @@ async def _run(
         show_findings(overrides(plan, number))
         if not runs:
             out.print("The plan moves no trigger: there is nothing to do.")
+        elif not apply and unmet:
+            which = "1 gate does not hold" if len(unmet) == 1 else f"{len(unmet)} gates do not hold"
+            say(f"Nothing was done. {which}: [bold]--apply[/] is refused, or waits with --wait SECONDS.")
         elif not apply:
             say("Nothing was done. Run it with [bold]--apply[/].")
     return ExitCode.GATE if unmet else ExitCode.OK
@@ -353,7 +357,7 @@ async def _write_sql(given: Settings, plan: Plan, number: int | None, target: Pa
             optimise = runtime.installation_script(installation, given)
             if installation.schema:
                 say("afterwrite is not installed: the scripts of the phases come when 0-optimise.sql was run")
-                files, unmet = {target / "0-optimise.sql": optimise}, True
+                files, unmet = {target / "0-optimise.sql": optimise}, None
             else:
                 found = await write_scripts(migrator, optimise)
                 files = {target / name: text for name, text in found.files.items()}
@@ -364,7 +368,9 @@ async def _write_sql(given: Settings, plan: Plan, number: int | None, target: Pa
                 raise UsageError(f"{target} cannot be made: {error.strerror}", remedy="name another folder") from error
     for path, text in files.items():
         write_script(path, text)
-    return ExitCode.GATE if unmet else ExitCode.OK
+    if unmet:
+        say("[yellow]some gates do not hold now[/]: each script says which, and asks none when it is run")
+    return ExitCode.OK if unmet is False else ExitCode.GATE
 
 
 async def _remove(given: Settings, plan: Plan, number: int | None, *, functions: bool, apply: bool, json: bool) -> int:
@@ -571,8 +577,8 @@ def _show_status(found: MigrationStatus) -> None:
     _show_checklist(found)
     for phase in found.phases:
         if phase.halted:
-            out.print(f"[red]phase {phase.number}[/]: {escape(phase.halted)}")
-    show_findings(found.findings)
+            out.print(f"[red]phase {phase.number} was turned on again[/]: {escape(phase.halted)}")
+    show_findings(found.findings, grave="drift")
     head = found.next.partition(":")[0]
     unmet = [
         gate
@@ -602,7 +608,7 @@ def _show_checklist(found: MigrationStatus) -> None:
         when = f", {item.at:%Y-%m-%d %H:%M}" if item.at else ""
         by = f" by {item.by}" if item.by else ""
         detail = f" ({item.detail})" if item.detail else ""
-        out.print(f"  {mark} {plain(item.what)}{when}{plain(by)}[dim]{plain(detail)}[/]", soft_wrap=True)
+        hang(f"  {mark}", f"{plain(item.what)}{when}{plain(by)}[dim]{plain(detail)}[/]")
         if item.done is False and item.how:
             out.print(f"      [green]→[/] {plain(item.how)}", soft_wrap=True)
 

@@ -78,6 +78,7 @@ async def _prove(
     else:
         _show(proof)
         if examples:
+            _show_rehearsed_examples(proof.triggers)
             _show_examples(proof.examples)
     return ExitCode.GATE if proof.unexplained or any(each.alarms for each in proof.triggers) else ExitCode.OK
 
@@ -244,6 +245,31 @@ def _lasting(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.0f} s"
+
+
+def _show_rehearsed_examples(triggers: Sequence[TriggerProof]) -> None:
+    """The newest rehearsal that differed, of each trigger and operation."""
+    for each in triggers:
+        for operation in each.operations:
+            rehearsed = operation.rehearsed
+            if rehearsed is None or not rehearsed.unexplained or rehearsed.example is None:
+                continue
+            kinds = ", ".join(rehearsed.unexplained)
+            out.print(f"[bold]{plain(each.trigger)}[/] on {operation.operation} [red]{kinds} in a rehearsal[/]")
+            example = msgspec.json.decode(rehearsed.example, type=_RehearsedExample)
+            out.print(
+                f"  {plain(example.why)}{f', {example.commit_lsn}' if example.commit_lsn else ''}", soft_wrap=True
+            )
+            for name, row in (("expected", example.expected), ("found", example.found)):
+                if row is not None:
+                    out.print(f"  {name + ':':<11} {plain(bytes(row).decode())}", soft_wrap=True)
+
+
+class _RehearsedExample(msgspec.Struct, frozen=True, kw_only=True):
+    why: str = ""
+    commit_lsn: str | None = None
+    expected: msgspec.Raw | None = None
+    found: msgspec.Raw | None = None
 
 
 def _show_examples(examples: Sequence[Residual]) -> None:

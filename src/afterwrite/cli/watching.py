@@ -35,9 +35,10 @@ _KEYS = "[b]p[/] pause   [b]r[/] resume   [b]b[/] roll this phase back   [b]q[/]
 class View:
     """What a run tells, kept for a picture of it: phases, gates, what is left of the soak, and the newest events."""
 
-    def __init__(self, plan: Plan, control: Control) -> None:
+    def __init__(self, plan: Plan, control: Control, number: int | None = None) -> None:
         self.control = control
-        self.titles = {phase.number: phase.title for phase in plan.phases if phase.triggers}
+        phases = [phase for phase in plan.phases if phase.triggers and number in (None, phase.number)]
+        self.titles = {phase.number: phase.title for phase in phases}
         self.states = dict.fromkeys(self.titles, "")
         self.phase: int | None = None
         self.gates: tuple[Gate, ...] = ()
@@ -85,6 +86,10 @@ class View:
         )
         left = "" if self.left is None else f"   {self.left:,.0f} s of the soak are left"
         mood = "[yellow]paused[/]" if self.control.paused else "[green]running[/]"
+        if self.control.back:
+            mood = "[red]being turned on again[/]"
+        elif self.control.left:
+            mood = "[yellow]leaving after this look[/]"
         question = f"[red]turn phase {self.phase} on again? y/n[/]"
         parts: list[RenderableType] = [
             phases,

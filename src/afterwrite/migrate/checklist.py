@@ -138,7 +138,7 @@ def _phase(phase: Stage, rows: Mapping[tuple[int, Action], PhaseRow]) -> list[It
     off = phase.state in (State.SILENCED, State.REMOVED)
     gone = phase.state is State.REMOVED
     at, by = (silenced.at, silenced.by) if silenced and off else (None, None)
-    state = {True: "", False: phase.halted or phase.state.value}[off]
+    state = "" if off else "turned on again" if phase.halted else phase.state.value
     run = f"afterwrite migrate run --phase {phase.number} --apply"
     return [
         Item(
@@ -192,14 +192,14 @@ async def _after(
         item(
             "legacy logs without a hole after rollbacks",
             not holes if holes or filled else None,
-            "afterwrite migrate rollback --phase N --apply",
+            f"afterwrite migrate rollback --phase {holes[0].phase if holes else 'N'} --apply",
             at=filled if not holes else None,
             detail=f"{len(holes)} to be filled" if holes else "",
         ),
         item(
             "nothing changed behind our back",
             not drift if running else None,
-            "afterwrite migrate status",
+            "each is named below, with what mends it",
             detail=f"{drift} findings" if drift else "",
         ),
     ]

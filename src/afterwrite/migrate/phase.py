@@ -230,7 +230,7 @@ def _towards_silence(seen: Observation, off: tuple[str, ...]) -> Step:
         if trigger.on and not trigger.as_planned:
             return Halt(
                 f"{trigger.identity} or its function was changed after the plan was written",
-                "run `afterwrite plan` again and review the difference",
+                "run `afterwrite plan --again`, which keeps what was decided, and review the difference",
             )
         if trigger.on and soaking:
             how = "turned on again behind our back" if trigger.silenced else "rolled back"
@@ -280,7 +280,7 @@ def _lost(trigger: TriggerSeen, number: int) -> Halt:
         )
     return Halt(
         f"{trigger.identity} is in the plan and no longer in the database",
-        "run `afterwrite plan` again and look what became of it",
+        "run `afterwrite plan --again` and look what became of it",
     )
 
 

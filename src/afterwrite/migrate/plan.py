@@ -860,5 +860,5 @@ def _enabled_otherwise(
 
 
 def _drift(rule: str, where: str, text: str) -> Finding:
-    again = "run `afterwrite plan` again and review the difference"
+    again = "run `afterwrite plan --again`, which keeps what was decided, and review the difference"
     return Finding(rule=rule, severity=Severity.ERROR, where=where, text=text, remedy=again)
