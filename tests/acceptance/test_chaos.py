@@ -85,8 +85,10 @@ async def _chaos(server: Server, folder: Path) -> None:
 
 
 def _impatient(plan: Plan) -> Plan:
-    """The same plan with gates that ask for no proof yet: here it is about crashes, not about evidence."""
-    thresholds = Thresholds(proof_transactions=0, proof_seconds=0, baseline_seconds=0)
+    """The same plan with gates that ask for no proof yet: here it is about crashes, not about evidence or speed."""
+    thresholds = Thresholds(
+        proof_transactions=0, proof_seconds=0, baseline_seconds=0, write_latency_ratio=100, cpu_ratio=100
+    )
     return msgspec.structs.replace(
         plan,
         thresholds=thresholds,

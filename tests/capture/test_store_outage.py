@@ -66,6 +66,12 @@ def keys(dsn: str) -> list[str]:
     return [key for _, key in stored(dsn)]
 
 
+def claimed(dsn: str) -> bool:
+    """Whether a worker has come so far that it hears a signal."""
+    ours = "application_name like 'afterwrite worker%' and datname = current_database()"
+    return run_sql(dsn, f"select count(*) from pg_stat_activity where {ours}") == [(1,)]
+
+
 def ends_in_time(process: subprocess.Popen[bytes]) -> None:
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -110,6 +116,7 @@ def test_a_store_that_is_stopped_and_started_again_misses_nothing(
     with ended(process):
         store.stop("immediate")
         write(dsn, 4)
+        wait_for(lambda: claimed(dsn))
         time.sleep(1)
         ends_in_time(process)
         store.start()

@@ -356,7 +356,7 @@ def test_a_table_that_somebody_holds_is_not_waited_for_long_and_is_named(dsn: st
         result = afterwrite("scan", "--dsn", dsn)
         taken = time.monotonic() - began
         refused(result, 1, "app.account, app.total", f"session {holder.info.backend_pid}")
-    assert taken < 10
+    assert taken < 30, "it waits for a lock for seconds, and not for as long as somebody holds it"
 
 
 @contextmanager
