@@ -48,6 +48,8 @@ class Scene:
 
         async def run() -> None:
             async with asyncio.timeout(30), connect(self.dsn) as database:
+                # A commit that the stream brings: of what else the WAL holds the server tells only now and then.
+                await database.run(b"select pg_logical_emit_message(true, 'test.marker', '')")
                 until = Lsn.parse(await database.value(b"select pg_current_wal_lsn()::text"))
                 worker = Worker(
                     Source(

@@ -83,6 +83,8 @@ select t.oid::bigint as oid,
   join pg_catalog.pg_namespace pn on pn.oid = p.pronamespace
   join pg_catalog.pg_language l on l.oid = p.prolang
  where not t.tgisinternal
+   -- Our own stamp is no part of what is to be judged, and nobody shall be told to take it away.
+   and pn.nspname <> 'afterwrite_stamp'
    and n.nspname <> 'information_schema' and n.nspname !~ '^pg_' and n.nspname !~ '^afterwrite(_|$)'
    and (:schemas::text[] is null or n.nspname = any (:schemas::text[]))
  order by n.nspname, c.relname, t.tgname;
