@@ -31,7 +31,7 @@ from afterwrite.defer.calls import (
     split_job,
 )
 from afterwrite.record import Lsn, Operation
-from afterwrite.scan.catalog import Event, TriggerLevel
+from afterwrite.scan.catalog import Enabled, Event, TriggerLevel
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -370,3 +370,10 @@ def test_a_job_says_its_places_in_the_words_of_the_server() -> None:
         )
         | {"rows": [[None, {"id": 0}]]}
     ]
+
+
+def test_writes_that_say_they_were_a_replicas_fire_what_always_fires() -> None:
+    coverage = Coverage([deferral(1, "a"), deferral(2, "b", enabled=Enabled.ALWAYS)])
+    stamped = {"session_replication_role": "replica"}
+    assert [each.id for each in coverage.of(row(1), stamped)] == [2]
+    assert [each.id for each in coverage.of(row(1), {"session_replication_role": "origin"})] == [1, 2]

@@ -24,7 +24,7 @@ import msgspec
 
 from afterwrite.context import Context, encode_context
 from afterwrite.record import Lsn, Operation
-from afterwrite.scan.catalog import Trigger, TriggerLevel
+from afterwrite.scan.catalog import Enabled, Trigger, TriggerLevel
 
 DEPTH = "afterwrite.depth"
 
@@ -195,12 +195,16 @@ class Coverage:
             for relation in deferral.relations:
                 self._by_relation.setdefault(relation, []).append(deferral)
 
-    def of(self, change: FeedChange) -> list[Deferral]:
-        """Those whose trigger would have fired for this change, as far as the WAL can tell (WHEN is the server's)."""
+    def of(self, change: FeedChange, settings: Mapping[str, str]) -> list[Deferral]:
+        """Those whose trigger would have fired for this change, as far as the WAL can tell (WHEN is the server's), by
+        the ``settings`` that its transaction stamped."""
+        replica = settings.get("session_replication_role") == "replica"
         return [
             deferral
             for deferral in self._by_relation.get(change.relation, ())
-            if _is_of(deferral, change) and _fires(deferral.trigger, change)
+            if _is_of(deferral, change)
+            and _fires(deferral.trigger, change)
+            and (deferral.trigger.enabled is Enabled.ALWAYS or not replica)
         ]
 
 
@@ -228,7 +232,11 @@ def plan_job(
     policy: ReplayPolicy,
 ) -> Job | None:
     """The calls of this transaction, or None when it makes none."""
-    concerned = [(change, deferrals) for change in transaction.changes if (deferrals := coverage.of(change))]
+    concerned = [
+        (change, deferrals)
+        for change in transaction.changes
+        if (deferrals := coverage.of(change, transaction.settings))
+    ]
     if not concerned:
         return None
     too_deep = _too_deep(transaction.settings, policy)
@@ -358,7 +366,7 @@ class LongPlan:
         return msgspec.structs.replace(self._job.head, context=self._context, opens=not self._opened, closes=True)
 
     def _concerned(self, changes: Sequence[FeedChange]) -> list[tuple[FeedChange, list[Deferral]]]:
-        return [(change, found) for change in changes if (found := self._job.coverage.of(change))]
+        return [(change, found) for change in changes if (found := self._job.coverage.of(change, self._job.settings))]
 
     def _note_statements(
         self, changes: Sequence[FeedChange], concerned: Sequence[tuple[FeedChange, list[Deferral]]]

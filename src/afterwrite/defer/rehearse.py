@@ -263,7 +263,9 @@ def _of(event: object) -> Operation:
 def _operations(candidate: Rehearsable, transaction: SourceTransaction) -> tuple[Operation, ...]:
     """On which operations the trigger fired in this transaction, as far as the WAL can tell."""
     coverage = Coverage([candidate.deferral()])
-    return tuple(dict.fromkeys(change.operation for change in transaction.changes if coverage.of(change)))
+    return tuple(
+        dict.fromkeys(change.operation for change in transaction.changes if coverage.of(change, transaction.settings))
+    )
 
 
 def _told(sample: _Sample, operation: Operation, verdict: Verdict) -> dict[str, object]:

@@ -163,7 +163,7 @@ class Tryout:
         seen = await self._observe(tables, known, body)
         verdict = seen.failed or unseen or self._judge(candidate, transaction, tables, known, seen, window)
         if not verdict.outcome.judged and seen.failed is None and not names_its_table(candidate.trigger):
-            fired = [change for change in transaction.changes if coverage.of(change)]
+            fired = [change for change in transaction.changes if coverage.of(change, transaction.settings)]
 
             async def original() -> None:
                 await self._fire(candidate.trigger, fired, job, prepared.path)
