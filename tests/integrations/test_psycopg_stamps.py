@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -203,6 +204,18 @@ def test_one_stamp_a_transaction_goes_with_its_first_write(installed_dsn: str) -
         admin.execute("select pg_drop_replication_slot('peek')")
     assert len(seen) == 1
     assert seen[0][0].isascii()
+
+
+@pytest.mark.parametrize("kind", [psycopg.Connection, Connection])
+def test_a_stamp_costs_no_round_trip(installed_dsn: str, tmp_path: Path, kind: type[Any]) -> None:
+    """With or without it the server is asked three times: for BEGIN, for the first write, and for COMMIT."""
+    Scene(installed_dsn)
+    with kind.connect(installed_dsn) as conn, context.bind(actor="a"), (tmp_path / "trace").open("w") as trace:
+        conn.pgconn.trace(trace.fileno())
+        conn.execute(INSERT, ["1"])
+        conn.commit()
+        conn.pgconn.untrace()
+    assert (tmp_path / "trace").read_text().count("ReadyForQuery") == 3
 
 
 def test_asynchronous_connections_do_the_same(installed_dsn: str) -> None:
