@@ -240,6 +240,26 @@ def test_a_table_with_another_name_in_between_is_filled_and_not_said_to_be_prove
     asyncio.run(main())
 
 
+def test_what_another_body_would_write_is_not_held_against_what_was_filled(installed_dsn: str) -> None:
+    async def main() -> None:
+        async with connect(installed_dsn) as db:
+            await db.script(SCHEMA + LOGGED.format("t"))
+            plan = await plan_of(db)
+            async with capturing(installed_dsn, db) as place:
+                await silence(db, plan, place)
+                await db.run("insert into app.t values (1)")
+                await db.script(
+                    "create or replace function app.log() returns trigger language plpgsql as $$ begin "
+                    "insert into app.log (what) values ('new'); return null; end $$"
+                )
+                done = await roll_back(db, place)
+                await db.run("insert into app.t values (2)")
+            assert await db.values("select what from app.log order by id") == ["t", "new"]
+            assert "changed since it was turned off" in said(done, "rollback.unproven")[0]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("what", ["drop table app.t", "alter table app.t rename to t_old"])
 def test_another_table_of_the_same_name_is_never_taken_for_the_one_whose_trigger_is_off(
     installed_dsn: str, what: str

@@ -217,6 +217,14 @@ async def _read_losses(store: Database, place: Place, window: Window, holes: Seq
     ]
 
 
+async def _was_altered(db: Database, trigger: Trigger) -> bool:
+    """Whether its function has another body now than when it was turned off."""
+    now = await db.value(
+        statement("migrate.read_trigger_source"), schema=trigger.schema, table=trigger.table, trigger=trigger.name
+    )
+    return now is not None and now != trigger.source
+
+
 async def _was_renamed(db: Database, trigger: Trigger, window: Window) -> bool:
     """Whether the table had another name in that time, or another table had its name."""
     own = quoted(trigger.schema, trigger.table)
@@ -272,10 +280,12 @@ async def _fill(
         )
         return Backfill(phase=phase, triggers=names, findings=(found,))
     renamed = [trigger.identity for trigger in triggers if await _was_renamed(db, trigger, window)]
-    if renamed:
-        proofs, findings = [], [_uncompared(renamed)]
-    else:
-        proofs, findings = await _prove(db, store, place, window, names)
+    altered = [trigger.identity for trigger in triggers if await _was_altered(db, trigger)]
+    proofs, findings = (
+        ([], [*_uncompared(renamed, _RENAMED), *_uncompared(altered, _ALTERED)])
+        if renamed or altered
+        else await _prove(db, store, place, window, names)
+    )
     findings += _judge(names, holes, filled)
     findings += await _read_losses(store, place, window, holes)
     failpoint("migrate.after_fill")
@@ -375,22 +385,34 @@ def _disturbed(hole: Silence) -> Finding:
         rule="rollback.disturbed",
         severity=Severity.WARNING,
         where=hole.identity,
-        text=f"was turned on by somebody between {hole.silenced_at:%Y-%m-%d %H:%M} and "
+        text=f"was on, or others wrote rows like its own, between {hole.silenced_at:%Y-%m-%d %H:%M} and "
         f"{hole.restored_at:%Y-%m-%d %H:%M}, nobody knows from when to when: its log "
         "is not filled, or rows might be there twice",
         remedy="the store has all changes of that time: `afterwrite tail`",
     )
 
 
-def _uncompared(renamed: Sequence[str]) -> Finding:
-    return Finding(
-        rule="rollback.unproven",
-        severity=Severity.WARNING,
-        where=", ".join(renamed),
-        text="its table was renamed in that time, or another one had its name: its legacy rows were filled, and not "
-        "compared; where they name the table, they name it as it is called now",
-        remedy="compare these rows of the legacy log with `afterwrite tail` before relying on them",
-    )
+_RENAMED = (
+    "its table was renamed in that time, or another one had its name: its legacy rows were filled, and not compared; "
+    "where they name the table, they name it as it is called now"
+)
+_ALTERED = (
+    "its function was changed since it was turned off: its legacy rows were filled by the body that it had then, and "
+    "not compared, since the one that it has now would write others"
+)
+
+
+def _uncompared(identities: Sequence[str], text: str) -> list[Finding]:
+    return [
+        Finding(
+            rule="rollback.unproven",
+            severity=Severity.WARNING,
+            where=identity,
+            text=text,
+            remedy="compare these rows of the legacy log with `afterwrite tail` before relying on them",
+        )
+        for identity in identities
+    ]
 
 
 def _borderless(hole: Silence) -> Finding:

@@ -472,6 +472,14 @@ select text
         having count(*) > 0) losses
  order by place;
 
+-- name: read_trigger_source
+-- The body of a trigger's function as it is now.
+select f.prosrc
+  from pg_catalog.pg_trigger t
+  join pg_catalog.pg_proc f on f.oid = t.tgfoid
+ where t.tgrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', :schema::text, :table::text))
+   and t.tgname = :trigger;
+
 -- name: is_proof_behind
 -- Whether there is a proof that has not looked as far as a commit.
 select w.through_lsn < :lsn::pg_lsn from afterwrite.proof_window w;
