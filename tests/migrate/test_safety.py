@@ -120,15 +120,20 @@ def test_a_pooler_in_transaction_mode_is_refused_and_one_in_session_mode_is_not(
 ) -> None:
     async def main() -> None:
         async with application(installed_dsn) as db:
-            assert not await shares_sessions(db)
+            assert not await shares_sessions(db.connection)
             plan = await plan_of(db)
             pooler = Pooler(installed_dsn, by_transaction=by_transaction)
             async with pooler.at_work() as dsn, connect(dsn) as pooled:
-                assert await shares_sessions(pooled) is by_transaction
+                assert await shares_sessions(pooled.connection) is by_transaction
                 if by_transaction:
                     with pytest.raises(Refused, match="pooler in transaction mode"):
                         await run_phase(pooled, plan, 2, place=PLACE, apply=True)
                     assert await read_silenced(db) == {}
+                    with pytest.raises(Refused, match="pooler in transaction mode"):
+                        async with connect(dsn, guarded=True):
+                            pass
+                    # And no session that the application gets next has our path.
+                    assert await pooled.value("show search_path") != "pg_catalog"
 
     asyncio.run(main())
 

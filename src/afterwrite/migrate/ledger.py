@@ -195,7 +195,7 @@ async def _require_own_session(db: Database) -> None:
             f"sessions of this role on {db.where} are read-only (default_transaction_read_only is on)",
             remedy="connect as a role that may write, or: alter role ... set default_transaction_read_only = off",
         )
-    if await shares_sessions(db):
+    if await shares_sessions(db.connection):
         raise Refused(
             f"a pooler in transaction mode stands before {db.where}: every transaction gets another session, so that "
             "nothing keeps a second operator away",

@@ -17,6 +17,7 @@ from psycopg import conninfo, errors, sql
 from psycopg.rows import kwargs_row, scalar_row
 
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
+from afterwrite.postgres.pooler import shares_sessions
 
 Row = TypeVar("Row")
 Query = LiteralString | bytes | sql.SQL | sql.Composed
@@ -157,7 +158,8 @@ async def connect(
     ``dsn`` is a URL, key=value words, ``service=name``, or None for PG* variables. ``options`` are server settings of
     the session. ``guarded`` looks for names in pg_catalog alone: a function in a schema that anybody may create in can
     be a better match than the server's own, and would run as us. The path of the role stays the session's reset value,
-    for those who want to know it. Raises DatabaseError with a remedy when the server cannot be reached or refuses us.
+    for those who want to know it; a session that a pooler shares out is refused. Raises DatabaseError with a remedy
+    when the server cannot be reached or refuses us.
     """
     words = parse_dsn(dsn)
     words["application_name"] = application_name
@@ -172,11 +174,24 @@ async def connect(
     database = Database(connection)
     try:
         if guarded:
-            await database.run("set search_path to pg_catalog")
+            await _guard(database)
         await _make_readable(database)
         yield database
     finally:
         await database.close()
+
+
+async def _guard(database: Database) -> None:
+    """Set the path for the session, which must be ours: a pooler would hand it on to the application as we leave it."""
+    with translated(database.where):
+        shared = await shares_sessions(database.connection)
+    if shared:
+        raise Refused(
+            f"a pooler in transaction mode stands before {database.where}: every transaction gets another session, so "
+            "that settings and locks of ours would be the application's",
+            remedy="name the server itself with --dsn, or the pooler's port for session mode (Supabase: 5432)",
+        )
+    await database.run("set search_path to pg_catalog")
 
 
 # A network that has gone silent is noticed within a minute, and not after the two hours that are usual.

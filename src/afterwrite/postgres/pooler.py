@@ -8,32 +8,27 @@ from __future__ import annotations
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from afterwrite.postgres.connect import Database, translated
-
 _TRIES = 3
 
 
-async def shares_sessions(db: Database) -> bool:
-    """Whether a pooler in transaction mode stands between. Call it outside a transaction.
+async def shares_sessions(connection: psycopg.AsyncConnection) -> bool:
+    """Whether a pooler in transaction mode stands between. Call it outside a transaction; it leaves nothing behind.
 
     A pooler makes up the process id that it tells at the login, so that nothing more is asked where that is the
     server's own. Behind one in session mode a second connection never gets the server process that the first one had.
     """
-    connection = db.connection
-    with translated(db.where):
-        own = await _pid(connection)
-        if own == connection.info.backend_pid:
-            return False
-        words = connection.info.get_parameters()
-        dsn = make_conninfo("", **words, password=connection.info.password or None)
-        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
-            for _ in range(_TRIES):
-                mine = await _pid(connection)
-                async with other.transaction():
-                    theirs = await _pid(other)
-                    # While the other one holds a process, ours is put on another, if it was put on that one at all.
-                    if theirs == mine or await _pid(connection) != mine:
-                        return True
+    if await _pid(connection) == connection.info.backend_pid:
+        return False
+    words = connection.info.get_parameters()
+    dsn = make_conninfo("", **words, password=connection.info.password or None)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
+        for _ in range(_TRIES):
+            mine = await _pid(connection)
+            async with other.transaction():
+                theirs = await _pid(other)
+                # While the other one holds a process, ours is put on another, if it was put on that one at all.
+                if theirs == mine or await _pid(connection) != mine:
+                    return True
     return False
 
 
