@@ -148,19 +148,23 @@ def run(server: Server, clients: int, transactions: int) -> tuple[Figures, Figur
         asyncio.run(_create(server, name))
         dsn = server.dsn(name)
         asyncio.run(lay(dsn, deferred=deferred))
-        worker = None
-        if deferred:
-            words = [sys.executable, "-m", "afterwrite", "capture", "--dsn", dsn, "--json"]
-            worker = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-        try:
-            with tempfile.TemporaryDirectory() as folder:
+        # What the worker says is shown where it failed: that no plan of ours has this trigger is no news.
+        with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as said:
+            worker = None
+            if deferred:
+                words = [sys.executable, "-m", "afterwrite", "capture", "--dsn", dsn, "--json"]
+                worker = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=said)
+            try:
                 tps = work(server, dsn, clients=clients, transactions=transactions, folder=Path(folder))
-            found.append(asyncio.run(count(dsn, tps, deferred=deferred)))
-        finally:
-            if worker is not None:
-                worker.send_signal(signal.SIGTERM)
-                worker.wait(20)
-                asyncio.run(_forget(dsn))
+                found.append(asyncio.run(count(dsn, tps, deferred=deferred)))
+            finally:
+                if worker is not None:
+                    ended = worker.poll()
+                    worker.send_signal(signal.SIGTERM)
+                    if ended is not None or worker.wait(20):
+                        said.seek(0)
+                        sys.stderr.buffer.write(said.read())
+                    asyncio.run(_forget(dsn))
     return found[0], found[1]
 
 
