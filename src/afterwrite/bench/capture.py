@@ -78,7 +78,7 @@ async def bench_capture(options: Options, tell: Tell) -> Report:
                 *await _measure_drain(ours, options, tell),
             ]
             version = str(await ours.db.value(statement("bench.read_version")))
-    return Report(machine=_machine(version), settings=_settings(options), claims=claims)
+    return Report(machine=read_machine(version), settings=_settings(options), claims=claims)
 
 
 async def _measure_bill(stages: dict[Variant, Stage], rate: float, options: Options, tell: Tell) -> list[Claim]:
@@ -382,7 +382,8 @@ async def _feed(dsn: str | None) -> AsyncGenerator[list[tuple[int, float]]]:
                 await listening
 
 
-def _machine(version: str) -> dict[str, str | int | float]:
+def read_machine(version: str) -> dict[str, str | int | float]:
+    """Where a benchmark runs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     return {
         "cores": os.cpu_count() or 0,
