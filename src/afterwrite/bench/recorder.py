@@ -30,7 +30,7 @@ from afterwrite.bench.capture import Tell, read_machine
 from afterwrite.bench.claims import Claim, Report, compare, held_to, note, percentile
 from afterwrite.context import bind
 from afterwrite.errors import AfterwriteError
-from afterwrite.postgres import connect, statement
+from afterwrite.postgres import connect, script, statement
 from afterwrite.postgres.embedded import Server, embedded_server
 from afterwrite.recorder import OpenSink, Overflow, Recorder
 from afterwrite.recorder import Options as RecorderOptions
@@ -241,7 +241,7 @@ def _measure_store(server: Server, folder: Path, events: int) -> float:
 async def _prepare(dsn: str) -> None:
     async with connect(dsn) as db:
         await install_store(db)
-        await db.script(statement("bench.make_audit").decode())
+        await db.script(script("bench/audit"))
 
 
 async def _measure_inserts(dsn: str, events: int) -> float:

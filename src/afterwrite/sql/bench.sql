@@ -95,22 +95,7 @@ select pg_catalog.current_setting('server_version');
 -- A transaction that says nothing to anybody, so that the position of a stream moves.
 select pg_catalog.pg_logical_emit_message(true, 'afterwrite.bench', '');
 
--- name: make_audit
--- What an application makes for itself: a table with the two indexes that everybody asks for.
-create table bench_audit (
-    id uuid primary key,
-    at timestamptz not null default pg_catalog.now(),
-    actor text,
-    tenant text,
-    action text not null,
-    entity_type text,
-    entity_id text,
-    details jsonb
-);
-create index on bench_audit (entity_type, entity_id, at desc);
-create index on bench_audit (actor, at desc);
-
 -- name: insert_audit
 -- One event by itself, as an application writes it.
-insert into bench_audit (id, actor, tenant, action, entity_type, entity_id, details)
+insert into public.bench_audit (id, actor, tenant, action, entity_type, entity_id, details)
 values (:id, :actor, :tenant, :action, :entity_type, :entity_id, :details::text::jsonb);
