@@ -201,5 +201,9 @@ class _Driver:
             stamps.doubt()
         await conn.execute(stamp_sql(context, key))
 
+    def enter(self, conn: Any, context: Context, key: str | None) -> Awaitable[None] | None:
+        stamping = getattr(conn, "stamps", None) is not None
+        return None if stamping or not conn.is_in_transaction() else self.stamp(conn, context, key)
+
 
 driver = _Driver()

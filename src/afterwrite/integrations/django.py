@@ -153,5 +153,10 @@ class _Driver:
             wrapper = _wrapper_of(conn)
             cursor.execute(stamp_sql(context, key) if wrapper is None else wrapper.stamps.before_event(context).sql)
 
+    def enter(self, conn: Any, context: Context, key: str | None) -> None:
+        conn.ensure_connection()  # only an open one is wrapped
+        if _wrapper_of(conn) is None and (conn.in_atomic_block or not conn.get_autocommit()):
+            self.stamp(conn, context, key)
+
 
 driver = _Driver()

@@ -391,5 +391,13 @@ class _Driver:
     async def _stamp(self, conn: psycopg.AsyncConnection[_Any], text: str) -> None:
         await psycopg.AsyncCursor(conn).execute(cast("Any", text))
 
+    def enter(self, conn: object, context: Context, key: str | None) -> Awaitable[None] | None:
+        found: _Any = conn
+        if isinstance(conn, _Stamped):
+            return None
+        # Without autocommit the next statement begins a transaction, which goes on.
+        goes_on = not found.autocommit or found.pgconn.transaction_status != TransactionStatus.IDLE
+        return self.stamp(conn, context, key) if goes_on else None
+
 
 driver = _Driver()

@@ -75,7 +75,7 @@ class _Listener:
         if not reading.writes and reading.control is Control.NONE:
             return
         stamps = self._stamps(conn)
-        alone = bool(getattr(conn.connection.dbapi_connection, "autocommit", False))
+        alone = _is_autocommitting(conn)
         if alone:
             stamps.forget()
         if reading.writes and not (alone and reading.may_end):
@@ -176,13 +176,22 @@ class _Driver:
             return self._stamp_async(cast("Any", conn), context, key)
         return _stamp(_connection(conn), context, key)
 
-    async def _emit_async(self, conn: Any, emitted: Emitted, context: Context, key: str | None) -> bool:
+(self, conn: Any, emitted: Emitted, context: Context, key: str | None) -> bool:
         found: AsyncConnection = conn if isinstance(conn, AsyncConnection) else await conn.connection()
         return await found.run_sync(_emit, emitted, context, key)
 
     async def _stamp_async(self, conn: Any, context: Context, key: str | None) -> None:
         found: AsyncConnection = conn if isinstance(conn, AsyncConnection) else await conn.connection()
         await found.run_sync(_stamp, context, key)
+
+    def enter(self, conn: object, context: Context, key: str | None) -> Awaitable[None] | None:
+        if isinstance(conn, AsyncConnection | AsyncSession | async_scoped_session):
+            return self._enter_async(cast("Any", conn), context, key)
+        return _enter(_connection(conn), context, key)
+
+    async def _enter_async(self, conn: Any, context: Context, key: str | None) -> None:
+        found: AsyncConnection = conn if isinstance(conn, AsyncConnection) else await conn.connection()
+        await found.run_sync(_enter, context, key)
 
 
 def _connection(conn: object) -> Connection:
@@ -202,6 +211,15 @@ def _stamp(conn: Connection, context: Context, key: str | None) -> None:
     stamps: Stamps | None = conn.info.get(_STAMPS)
     due = make_stamp(context, key) if stamps is None else stamps.before_event(context)
     conn.execute(_STAMP, due._asdict())
+
+
+def _enter(conn: Connection, context: Context, key: str | None) -> None:
+    if _STAMPS not in conn.info and not _is_autocommitting(conn):
+        _stamp(conn, context, key)
+
+
+def _is_autocommitting(conn: Connection) -> bool:
+    return bool(getattr(conn.connection.dbapi_connection, "autocommit", False))
 
 
 driver = _Driver()

@@ -32,6 +32,10 @@ class Driver(Protocol):
         """Stamp the context onto the connection's transaction, where no equal one stands."""
         ...
 
+    def enter(self, conn: object, context: Context, key: str | None) -> Awaitable[None] | None:
+        """The same, where the connection does not stamp by itself and is in a transaction that goes on."""
+        ...
+
 
 def emit(
     conn: object, emitted: Emitted, *, context: Context | None = None, key: str | None = None
@@ -52,6 +56,15 @@ def stamp(conn: object, *, context: Context | None = None, key: str | None = Non
     connection is asynchronous.
     """
     return driver_of(conn).stamp(conn, context or current(), key or configured_key())
+
+
+def enter(conn: object, *, context: Context | None = None, key: str | None = None) -> Awaitable[None] | None:
+    """Stamp the context where nobody else will: for whoever binds one around a block that writes on ``conn``.
+
+    Nothing is sent where the connection stamps by itself, or where each statement is a transaction of its own: then a
+    stamp sent now would be alone in one. None where nothing is to be awaited.
+    """
+    return driver_of(conn).enter(conn, context or current(), key or configured_key())
 
 
 def driver_of(conn: object) -> Driver:
