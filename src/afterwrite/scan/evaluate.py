@@ -316,6 +316,10 @@ def _left(premise: Premise, around: Surroundings) -> tuple[Value, ...]:
 
 def _equal(premise: Premise, around: Surroundings) -> bool | None:
     rights = [values(term, around) for term in premise.right]
+    lefts = _left(premise, around)
+    if len(lefts) == len(rights) == len(rights[0]) == 1:  # as tg_op = 'INSERT'
+        left, right = lefts[0], rights[0][0]
+        return _same(left, right) if isinstance(left, str) and isinstance(right, str) else None
 
     def compare(left: Value) -> bool | None:
         if not isinstance(left, str):
@@ -325,7 +329,7 @@ def _equal(premise: Premise, around: Surroundings) -> bool | None:
         ]
         return True if True in verdicts else None if None in verdicts else False
 
-    return _all_same(compare(left) for left in _left(premise, around))
+    return _all_same(compare(left) for left in lefts)
 
 
 def _same(left: str, right: str) -> bool | None:

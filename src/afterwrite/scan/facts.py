@@ -412,15 +412,20 @@ FACT_FIELDS = _fact_fields()
 
 
 def shared(body: Body) -> Body:
-    """The same body, where facts under the same conditions hold one and the same tuple of them."""
+    """The same body, where facts under the same conditions hold one and the same tuple of one and the same guards."""
     seen: dict[tuple[Guard, ...], tuple[Guard, ...]] = {}
+    guards: dict[Guard, Guard] = {}
+
+    def one(given: tuple[Guard, ...]) -> tuple[Guard, ...]:
+        if given not in seen:
+            seen[given] = tuple(guards.setdefault(guard, guard) for guard in given)
+        return seen[given]
+
     changes: dict[str, Any] = {}
     for field in FACT_FIELDS:
         facts: tuple[Fact, ...] = getattr(body, field)
         if facts:
-            changes[field] = tuple(
-                msgspec.structs.replace(fact, guards=seen.setdefault(fact.guards, fact.guards)) for fact in facts
-            )
+            changes[field] = tuple(msgspec.structs.replace(fact, guards=one(fact.guards)) for fact in facts)
     return msgspec.structs.replace(body, **changes)
 
 

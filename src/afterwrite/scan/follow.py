@@ -241,13 +241,18 @@ class _Follower:
             return
         if frame.line is None:
             self.loops, self.exception_blocks = body.loops, body.exception_blocks
-        # Facts under the same conditions share one tuple of them (the parser sees to that).
+        # Facts under the same conditions share one tuple of them, and tuples their guards (the parser sees to that).
         reached: dict[int, tuple[Surroundings, ...]] = {}
+        opened: list[dict[int, bool]] = [{} for _ in frame.arounds]
         for field in FACT_FIELDS:
             for fact in getattr(body, field):
                 arounds = reached.get(id(fact.guards))
                 if arounds is None:
-                    arounds = tuple(around for around in frame.arounds if feasible(fact.guards, around))
+                    arounds = tuple(
+                        around
+                        for around, known in zip(frame.arounds, opened, strict=True)
+                        if _all_open(fact.guards, around, known)
+                    )
                     reached[id(fact.guards)] = arounds
                 if arounds:
                     self._take(fact, frame, arounds)
@@ -773,6 +778,17 @@ class _Follower:
                 names={**names, "result": seen.into},
             )
             self.visit(body, inner_frame)
+
+
+def _all_open(guards: Sequence[Guard], around: Surroundings, known: dict[int, bool]) -> bool:
+    """Whether a place under these guards can be reached; ``known`` remembers each guard by its identity."""
+    for guard in guards:
+        is_open = known.get(id(guard))
+        if is_open is None:
+            is_open = known[id(guard)] = feasible((guard,), around)
+        if not is_open:
+            return False
+    return True
 
 
 def field_of(fact: Fact) -> str:

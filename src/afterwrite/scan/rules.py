@@ -113,7 +113,10 @@ class Case:
     def unused(self) -> list[Assignment]:
         """Its assignments to variables that nothing looks at; none that FOUND, or a write, is the point of."""
         assigned = [fact for fact in self.body.assignments if not fact.via and "." not in fact.variable]
-        looked_at = _looked_at(self.trigger.source) if assigned else set[str]()
+        known = self.world.looked_at  # many triggers share a function
+        if assigned and self.trigger.source not in known:
+            known[self.trigger.source] = frozenset(_looked_at(self.trigger.source))
+        looked_at = known.get(self.trigger.source, frozenset[str]())
         return [
             fact
             for fact in assigned

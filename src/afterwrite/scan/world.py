@@ -113,6 +113,7 @@ class World:
             table = self.atlas.table_of(trigger)
             if table is not None:
                 self.triggers_on[self.atlas.root(table).oid].append(trigger)
+        self.looked_at: dict[str, frozenset[str]] = {}
         self._logs: dict[int, LogTable] = {}
         self._runs: dict[str, frozenset[int]] = {}
         self._below: defaultdict[int, set[int]] = defaultdict(set)
