@@ -176,7 +176,7 @@ class _Driver:
             return self._stamp_async(cast("Any", conn), context, key)
         return _stamp(_connection(conn), context, key)
 
-(self, conn: Any, emitted: Emitted, context: Context, key: str | None) -> bool:
+    async def _emit_async(self, conn: Any, emitted: Emitted, context: Context, key: str | None) -> bool:
         found: AsyncConnection = conn if isinstance(conn, AsyncConnection) else await conn.connection()
         return await found.run_sync(_emit, emitted, context, key)
 
