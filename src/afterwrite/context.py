@@ -5,22 +5,28 @@
     with context.bind(actor="user:42", tenant="acme"):      # for all that runs inside, tasks included
         with context.bind(reason="refund", tenant=None):    # merges over it; None takes away
             context.current()                               # Context(actor_id="user:42", reason="refund", …)
+
+Around a request or a task stands a ``Later``: who it is turns out inside of it, and holds for all of it (``amend``).
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import re
+import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, cast
 from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from afterwrite.errors import AfterwriteError
+
+log = logging.getLogger(__name__)
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,11 +56,26 @@ LONGEST_WORD = 1_000
 
 
 class _Frame(NamedTuple):
-    """One binding on top of others; the ContextVar holds the topmost, so that bindings themselves hold no state."""
+    """One binding on top of others; the ContextVar holds the topmost, so that bindings themselves hold no state.
+
+    ``late`` where a ``Later`` is among them: then the context is made when it is asked for.
+    """
 
     context: Context
-    binding: Binding | None
+    binding: Binding | Later | None
     below: _Frame | None
+    late: bool = False
+
+    def resolve(self) -> Context:
+        """The context that holds here now."""
+        if not self.late or self.below is None or self.binding is None:
+            return self.context
+        return self.binding.over(self.below.resolve())
+
+
+def _stack(binding: Binding | Later, below: _Frame) -> _Frame:
+    late = below.late or isinstance(binding, Later)
+    return _Frame(_BOTTOM.context if late else binding.over(below.context), binding, below, late)
 
 
 _BOTTOM = _Frame(Context(), None, None)
@@ -63,7 +84,12 @@ _frame: ContextVar[_Frame] = ContextVar("afterwrite.context", default=_BOTTOM)
 
 def current() -> Context:
     """The context of this task: what ``bind`` has bound around here, merged."""
-    return _frame.get().context
+    return _frame.get().resolve()
+
+
+def here() -> Callable[[], Context]:
+    """What ``current`` says in this place, to be asked later: with what has been learnt of the request until then."""
+    return _frame.get().resolve
 
 
 def bind(
@@ -130,21 +156,125 @@ class Binding:
         kept = {key: value for key, value in merged.items() if value is not None}
         return msgspec.structs.replace(context, **self._given, settings=kept)
 
+    def then(self, other: Binding) -> Binding:
+        """This one, and the other over it, as one."""
+        settings = other._settings if other._settings is not UNSET else self._settings
+        if isinstance(settings, dict) and isinstance(self._settings, dict):
+            settings = {**self._settings, **settings}
+        return Binding({**self._given, **other._given}, settings)
+
     def __enter__(self) -> Context:
-        return self._push().context
+        frame = _stack(self, _frame.get())
+        _frame.set(frame)
+        return frame.resolve()
 
     def __exit__(self, *_: object) -> None:
         _frame.set(_without(_frame.get(), self))
 
     def __call__(self, function: Function) -> Function:
         """The function with this bound around each of its calls; around each step of a generator, and not between."""
-        return _around(function, lambda: _Frame(self.over(_frame.get().context), self, _frame.get()))
+        return _around(function, lambda: _stack(self, _frame.get()))
 
-    def _push(self) -> _Frame:
-        below = _frame.get()
-        frame = _Frame(self.over(below.context), self, below)
-        _frame.set(frame)
-        return frame
+
+class Words(TypedDict, total=False):
+    """What ``bind`` and ``amend`` take."""
+
+    actor: Word
+    actor_type: Word
+    tenant: Word
+    session: Word
+    request: Word
+    trace: Word
+    ip: Word
+    user_agent: Word
+    reason: Word
+    settings: Mapping[str, str | None]
+    caused_by: Word
+
+
+def amend(**words: Unpack[Words]) -> bool:
+    """Say who and why for the whole request or task that runs around here, as soon as it is known.
+
+    ``bind`` holds for what runs inside of it; this is seen by all tasks and threads of the request, also by those that
+    run already, and by what is recorded at its end. What is bound between the request and a writer stays over it. False
+    where no integration has bound a request around here: then nothing was said.
+    """
+    frame: _Frame | None = _frame.get()
+    while frame is not None:
+        if isinstance(frame.binding, Later):
+            frame.binding.tell(bind(**words))
+            return True
+        frame = frame.below
+    return False
+
+
+class Later:
+    """What integrations bind around a request: words that are known, and others that become known while it runs.
+
+    ``look`` is asked each time that somebody wants the context, until ``settle``: it gives what it knows by then, and
+    must not wait for anything. What it raises is logged, once of a kind, and what it gave before holds on. What
+    ``amend`` said is over it.
+    """
+
+    __slots__ = ("_asking", "_known", "_look", "_looked", "_made", "_told", "_turn")
+
+    def __init__(self, known: Binding, look: Callable[[], Binding | None] | None = None) -> None:
+        self._known = known
+        self._look = look
+        self._looked: Binding | None = None
+        self._told: Binding | None = None
+        # Threads in which look runs: what it does itself (a query for the user) is not to ask it again.
+        self._asking: set[int] = set()
+        self._turn = threading.Lock()
+        # The last answer, with what it was made of: writers compare contexts by identity first.
+        self._made: tuple[Context, Binding | None, Binding | None, Context] | None = None
+
+    def over(self, context: Context) -> Context:
+        """That context with this one's words over it, as far as they are known now."""
+        looked, told, made = self._ask(), self._told, self._made
+        if made is not None and made[0] is context and made[1] is looked and made[2] is told:
+            return made[3]
+        found = self._known.over(context)
+        for each in (looked, told):
+            found = found if each is None else each.over(found)
+        self._made = context, looked, told, found
+        return found
+
+    def tell(self, binding: Binding) -> None:
+        """Take in words that hold from now on."""
+        with self._turn:
+            self._told = binding if self._told is None else self._told.then(binding)
+
+    def settle(self) -> None:
+        """Look a last time: what the answer comes from is about to go."""
+        self._ask()
+        self._look = None
+
+    def __enter__(self) -> Later:
+        _frame.set(_stack(self, _frame.get()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _frame.set(_without(_frame.get(), self))
+
+    def _ask(self) -> Binding | None:
+        look, thread = self._look, threading.get_ident()
+        if look is None or thread in self._asking:
+            return self._looked
+        self._asking.add(thread)
+        try:
+            self._looked = look()
+        except Exception as error:
+            kind = type(error).__qualname__
+            if kind not in _complained:
+                _complained.add(kind)
+                log.warning("who makes a request cannot be told: %s: %s", kind, error, exc_info=True)
+        finally:
+            self._asking.discard(thread)
+        return self._looked
+
+
+_complained: set[str] = set()
 
 
 def carry(function: Function) -> Function:
@@ -153,14 +283,14 @@ def carry(function: Function) -> Function:
     return _around(function, lambda: frame)
 
 
-def _without(frame: _Frame, binding: Binding) -> _Frame:
+def _without(frame: _Frame, binding: Binding | Later) -> _Frame:
     """These frames without the topmost of this binding; those above it (of a generator not yet ended) stay."""
     if frame.binding is binding:
         return frame.below or _BOTTOM
     if frame.below is None or frame.binding is None:
         return frame
     below = _without(frame.below, binding)
-    return frame if below is frame.below else _Frame(frame.binding.over(below.context), frame.binding, below)
+    return frame if below is frame.below else _stack(frame.binding, below)
 
 
 def _around(function: Function, enter: Callable[[], _Frame]) -> Function:

@@ -11,7 +11,18 @@ from uuid import UUID
 
 import pytest
 
-from afterwrite.context import LONGEST_WORD, Context, bind, carry, current, decode_context, encode_context
+from afterwrite.context import (
+    LONGEST_WORD,
+    Context,
+    Later,
+    amend,
+    bind,
+    carry,
+    current,
+    decode_context,
+    encode_context,
+    here,
+)
 
 
 def test_bindings_nest_and_merge_and_none_takes_away() -> None:
@@ -173,3 +184,70 @@ def test_threads_see_it_where_it_is_carried() -> None:
         thread.start()
         thread.join()
     assert asyncio.run(later()) == Context(actor_id="a")
+
+
+def test_what_becomes_known_inside_a_request_holds_for_all_of_it() -> None:
+    known: list[str] = []
+    later = Later(bind(request="r"), lambda: bind(actor=known[-1]) if known else None)
+    assert not amend(actor="nobody is asked")
+    with bind(tenant="acme"), later, bind(reason="why"):
+        inside = here()
+        assert current() == inside() == Context(tenant_id="acme", request_id="r", reason="why")
+        known.append("user:1")
+        assert (inside().actor_id, inside().actor_type, current().reason) == ("user:1", "user", "why")
+        with ThreadPoolExecutor(1) as pool:
+            # Also what a thread says that knows the request by a copy of the context.
+            assert pool.submit(carry(lambda: amend(actor="user:2", reason="hidden", settings={"a": "1"}))).result()
+        amend(session="s", settings={"b": "2"})
+        expected = Context(
+            actor_id="user:2", actor_type="user", tenant_id="acme", session_id="s", request_id="r", reason="why",
+            settings={"a": "1", "b": "2"},
+        )  # fmt: skip
+        assert current() == inside() == expected
+        with bind(actor="admin:9"):
+            assert amend(tenant="other")
+            assert current().actor_id == "admin:9"
+            assert current().tenant_id == "other"
+        known.clear()
+        later.settle()
+        known.append("user:3")
+        assert inside().actor_id == "user:2"
+    assert current() == Context()
+    assert inside().actor_id == "user:2"
+
+
+def test_looking_is_not_asked_by_what_it_does_itself_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[Context] = []
+
+    def look() -> Any:
+        asked.append(current())
+        if len(asked) == 2:
+            raise KeyError("session")
+        return bind(actor=f"user:{len(asked)}")
+
+    with Later(bind(request="r"), look):
+        assert current() == Context(actor_id="user:1", actor_type="user", request_id="r")
+        assert current().actor_id == "user:1", "what was known holds on when it fails"
+        assert current().actor_id == "user:3"
+    assert [context.actor_id for context in asked] == [None, "user:1", "user:1"]
+    assert "cannot be told: KeyError: 'session'" in caplog.text
+
+
+def test_equal_answers_are_the_same_object() -> None:
+    actor = bind(actor="user:1")
+    with Later(bind(request="r"), lambda: actor):
+        assert current() is current()
+
+
+def test_a_generator_that_outlives_a_request_keeps_what_it_knew() -> None:
+    def steps() -> Iterator[str | None]:
+        yield current().actor_id
+        yield current().actor_id
+
+    later = Later(bind(request="r"), lambda: bind(actor="user:1"))
+    with later:
+        body = carry(steps)()
+        assert next(body) == "user:1"
+    later.settle()
+    assert current() == Context()
+    assert list(body) == ["user:1"]

@@ -26,7 +26,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from afterwrite.context import Context, bind, current
+from afterwrite.context import Context, bind, current, here
 from afterwrite.errors import UsageError
 from afterwrite.record import Level, Outcome
 from afterwrite.recorder.encode import clean_text
@@ -130,7 +130,7 @@ class Tracked:
 
     # Weakly known by their ids; who holds on to one may still ask it.
     __slots__ = (
-        "__weakref__", "_began", "_conn", "_discarded", "_odd", "_outer", "_scribe", "_spec", "binding", "entity", "id",
+        "__weakref__", "_began", "_conn", "_discarded", "_here", "_odd", "_scribe", "_spec", "binding", "entity", "id",
         "metadata", "outcome", "result", "severity", "summary",
     )  # fmt: skip
 
@@ -150,10 +150,15 @@ class Tracked:
         self._spec = spec
         self._conn: object = spec.conn
         self._odd = odd
-        self._outer = current()
+        self._here = here()
         self._discarded = False
         self._began = time.perf_counter()
         _running[self.id] = self
+
+    @property
+    def _outer(self) -> Context:
+        """The context around it; who makes a request may become known only inside."""
+        return self._here()
 
     @property
     def seconds(self) -> float:
@@ -282,7 +287,7 @@ class Tracked:
         if self._conn is None or not (error is None or is_leaving(error)):
             return None
         around = find_running(self._outer)
-        return self._outer if around is not None and around._conn is self._conn else None
+        return around.binding.over(around._outer) if around is not None and around._conn is self._conn else None
 
 
 _running: WeakValueDictionary[str, Tracked] = WeakValueDictionary()
