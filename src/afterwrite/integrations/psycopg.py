@@ -393,11 +393,10 @@ class _Driver:
 
     def enter(self, conn: object, context: Context, key: str | None) -> Awaitable[None] | None:
         found: _Any = conn
-        if isinstance(conn, _Stamped):
-            return None
-        # Without autocommit the next statement begins a transaction, which goes on.
-        goes_on = not found.autocommit or found.pgconn.transaction_status != TransactionStatus.IDLE
-        return self.stamp(conn, context, key) if goes_on else None
+        status = found.pgconn.transaction_status
+        # Without autocommit the next statement begins a transaction, which goes on. A failed one takes nothing any more.
+        goes_on = status == TransactionStatus.INTRANS or (status == TransactionStatus.IDLE and not found.autocommit)
+        return self.stamp(conn, context, key) if goes_on and not isinstance(conn, _Stamped) else None
 
 
 driver = _Driver()
