@@ -19,6 +19,7 @@ from afterwrite.migrate.gates import (
     evaluate,
     measure_lag,
     read_deferral,
+    read_lost,
     read_slot,
     read_table_figures,
     read_unpublished,
@@ -357,3 +358,25 @@ def test_a_slot_reading_knows_whether_the_wal_is_kept() -> None:
     kept = SlotReading(active=False, wal_status="extended", safe_wal_size=None, lag_bytes=1)
     assert kept.keeps_all
     assert not msgspec.structs.replace(kept, wal_status=None).keeps_all
+
+
+def test_what_capture_lost_since_the_silencing_is_a_gate(installed_dsn: str) -> None:
+    async def main() -> None:
+        async with application(installed_dsn) as db:
+            found = datetime.now(UTC)
+
+            async def lost(since: datetime) -> tuple[str, ...] | None:
+                return await read_lost(db, PLACE, {"app.users.log": since})
+
+            assert await read_lost(db, PLACE, {}) is None
+            assert await lost(found) == ()
+            await db.run(
+                "insert into afterwrite.gap (source, from_lsn, to_lsn, reason) values ('app', '0/10', '0/20', 'a test')"
+            )
+            assert await lost(found) == ("0/10 to 0/20",)
+            assert await lost(found + timedelta(hours=1)) == ()  # it was silenced after that
+            readings = holding(lost=await lost(found))
+            assert [g.name for g in evaluate(readings, Thresholds(), soaking=True) if not g.met] == ["nothing lost"]
+            assert all(g.met for g in evaluate(readings, Thresholds(), soaking=True, waive={"nothing lost": "known"}))
+
+    asyncio.run(main())

@@ -75,6 +75,7 @@ class CheckReading(msgspec.Struct, frozen=True, kw_only=True):
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """All that was measured for a phase; None is what could not be. ``deferral`` matters once a body is deferred.
 
+    ``lost`` are the gaps of capture since the phase was silenced (None before that).
     ``partial`` are tables and partitions whose UPDATEs do not put the whole old row into the WAL, and should;
     ``unfinished`` are triggers to be deferred whose last deferral, though rolled back, has not run to its end yet.
     """
@@ -89,6 +90,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     unfinished: tuple[str, ...] = ()
     load: LoadReading | None = None
     checks: tuple[CheckReading, ...] = ()
+    lost: tuple[str, ...] | None = None
 
     @property
     def captured(self) -> bool:
@@ -96,9 +98,10 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
         return self.slot is not None and self.slot.keeps_all and self.unpublished == ()
 
 
+NOTHING_LOST = "nothing lost"
 # Where a person's word stands in for what was measured: what only writers who stamp their context show, and old rows
 # that nobody needs.
-_BY_WORD = frozenset({"proof: every deferred body rehearsed", "whole old rows"})
+_BY_WORD = frozenset({"proof: every deferred body rehearsed", "whole old rows", NOTHING_LOST})
 
 
 def evaluate(
@@ -115,6 +118,7 @@ def evaluate(
         _worker(readings.slot),
         _published(readings.unpublished),
         _whole(readings.partial),
+        *([] if readings.lost is None else [_nothing_lost(readings.lost)]),
         _lag_bytes(readings.slot, thresholds),
         _lag_seconds(readings.lag, thresholds),
         _headroom(readings.slot, thresholds),
@@ -169,6 +173,18 @@ def _whole(partial: Sequence[str] | None) -> Gate:
         window="now",
         source="relreplident of pg_class",
         remedy="run `afterwrite install --apply`, or (each partition by itself): alter table ... replica identity full",
+    )
+
+
+def _nothing_lost(lost: Sequence[str]) -> Gate:
+    return Gate(
+        name=NOTHING_LOST,
+        met=not lost,
+        value="; ".join(lost) or "nothing",
+        threshold="no gap of capture",
+        window="since the phase was silenced",
+        source="afterwrite.gap in the store",
+        remedy="neither log has what was written then: say in the plan that it may be, or take the phase back",
     )
 
 
@@ -565,6 +581,20 @@ async def read_unpublished(db: Database, relations: Sequence[str], place: Place)
     """Those of the tables (quoted names) whose changes the publication does not send."""
     return tuple(
         await db.values(statement("migrate.read_unpublished"), relations=list(relations), publication=place.publication)
+    )
+
+
+async def read_lost(store: Database, place: Place, silent_since: Mapping[str, datetime]) -> tuple[str, ...] | None:
+    """The gaps of capture since the first of these triggers was silenced; None where none is."""
+    if not silent_since:
+        return None
+    return tuple(
+        await store.values(
+            statement("migrate.read_lost"),
+            source=place.source,
+            since=min(silent_since.values()),
+            identities=sorted(silent_since),
+        )
     )
 
 

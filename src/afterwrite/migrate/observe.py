@@ -17,6 +17,7 @@ from afterwrite.migrate.gates import (
     evaluate,
     measure_lag,
     read_deferral,
+    read_lost,
     read_partial,
     read_phase_proof,
     read_slot,
@@ -198,6 +199,7 @@ async def measure(
             steady_since=moments.steady_since,
         ),
         checks=await read_checks(db, seen.phase.checks),
+        lost=await read_lost(store, place, seen.silent_since),
     )
 
 
@@ -258,7 +260,7 @@ def findings_of(seen: Look) -> list[Finding]:
                     "migrate.drift.changed",
                     identity,
                     "or its function was changed after the plan was written",
-                    "run `afterwrite plan` again and review the difference",
+                    "run `afterwrite plan --again`, which keeps what was decided, and review the difference",
                 )
             )
         if not on and not ours:

@@ -9,7 +9,7 @@ import msgspec
 from afterwrite.errors import Finding, Severity
 from afterwrite.migrate.checklist import Item, Stage, read_checklist
 from afterwrite.migrate.drift import find_drift
-from afterwrite.migrate.gates import Place
+from afterwrite.migrate.gates import NOTHING_LOST, Place
 from afterwrite.migrate.ledger import Action, Migration, PhaseRow, read_last, read_phase_rows
 from afterwrite.migrate.observe import conclude, findings_of, look, measure
 from afterwrite.migrate.overrides import overrides
@@ -70,6 +70,9 @@ async def status(
         readings = await measure(db, store or db, seen, place, heartbeat=False)
         observation = conclude(seen, readings, Goal.SILENCED)
         findings += [_uncaptured(phase.number, text) for text in broken_rules(observation)]
+        findings += [
+            _lost(phase.number, gate) for gate in observation.gates if gate.name == NOTHING_LOST and not gate.met
+        ]
         gates = tuple(gate for gate in observation.gates if gate.name != "capture lag in seconds")
         observation = msgspec.structs.replace(observation, gates=gates)
         found = findings_of(seen)
@@ -119,6 +122,16 @@ def _uncaptured(number: int, text: str) -> Finding:
         text=text,
         remedy=f"`afterwrite migrate run --phase {number} --apply` turns what is off on again; "
         "`afterwrite doctor` says what became of capture",
+    )
+
+
+def _lost(number: int, gate: Gate) -> Finding:
+    return Finding(
+        rule="migrate.lost",
+        severity=Severity.ERROR,
+        where=f"phase {number}",
+        text=f"is silenced, and {gate}",
+        remedy=gate.remedy,
     )
 
 
@@ -175,7 +188,7 @@ def _next(plan: Plan | None, last: Migration | None, phases: list[PhaseStatus], 
         if finding.rule == "migrate.drift.reenabled":
             return f"look at {finding.where}, which {finding.text}: {finding.remedy}"
     for finding in findings:
-        if finding.rule == "migrate.uncaptured":
+        if finding.rule in ("migrate.uncaptured", "migrate.lost"):
             return f"{finding.where}: {finding.text}; {finding.remedy}"
     for phase in phases:
         if not phase.on and not phase.off:

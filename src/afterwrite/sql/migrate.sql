@@ -455,6 +455,25 @@ select a.entity_id as identity, a.xid, a.commit_lsn::text as commit_lsn
    and a.entity_id = any (:identities::text[])
    and a.commit_lsn is not null;
 
+-- name: read_lost
+-- Gaps of capture that reach beyond the silencing of these triggers. By the WAL where the store has the silencings' marks, since
+-- its clock may be another one than the source's.
+select pg_catalog.format('%s to %s', g.from_lsn, coalesce(g.to_lsn::text, 'an unknown end'))
+  from afterwrite.gap g
+ where g.source = :source
+   and g.from_lsn is not null
+   and g.noticed_at >= :since::timestamptz - interval '1 day'
+   and (g.to_lsn is null
+        or g.to_lsn > coalesce(
+               (select min(a.commit_lsn)
+                  from afterwrite.activity a
+                 where a.source = :source
+                   and a.occurred_at >= :since::timestamptz - interval '1 minute'
+                   and a.kind = 'event' and a.category = 'migration' and a.action = 'trigger.silence'
+                   and a.entity_id = any (:identities::text[])),
+               case when g.noticed_at >= :since::timestamptz then '0/0'::pg_lsn else g.to_lsn end))
+ order by g.from_lsn;
+
 -- name: read_losses
 -- What the store is known to lack between two commits (gaps of capture) and two moments (days that retention has taken).
 select text
