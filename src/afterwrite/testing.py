@@ -236,6 +236,8 @@ def _here() -> Memory:
 class _MemoryRecorder(Recorder):
     """A recorder without queue, threads, spool and store."""
 
+    reaches_connections = False
+
     def __init__(self, memory: Memory, options: Options) -> None:
         super().__init__(source="test", open_sink=None, options=options)
         self.memory = memory

@@ -19,7 +19,7 @@ from afterwrite.context import Context, bind, current
 from afterwrite.errors import UsageError
 from afterwrite.record import Category, Level, Outcome
 from afterwrite.recorder.batch import Batch, Progress, batch_spec
-from afterwrite.recorder.connections import driver_of
+from afterwrite.recorder.connections import driver_of, enter
 from afterwrite.recorder.encode import clean_text
 from afterwrite.recorder.ids import Ids
 from afterwrite.recorder.options import Durability
@@ -264,7 +264,14 @@ class Face:
 
     def enter(self, conn: object, context: Context) -> Awaitable[None] | None:
         """Have what is written on the connection from here on carry this context."""
-        return None
+        recorder = self._find()
+        if not recorder.reaches_connections:
+            return None
+        try:
+            return enter(conn, context=context, key=recorder.options.stamp_key)
+        except UsageError:
+            # A connection that nobody knows; strict mode has refused it before.
+            return None
 
     def write(
         self,

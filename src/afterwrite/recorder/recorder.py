@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Generator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import NoneType
@@ -108,6 +108,9 @@ class Recorder:
     ``destination`` tells stores apart: processes with the same spool folder and destination deliver for each other.
     """
 
+    # Whether what is recorded on a connection is sent there; a recorder for tests keeps it to itself.
+    reaches_connections = True
+
     def __init__(
         self, *, source: str, open_sink: OpenSink | None, options: Options | None = None, destination: str = ""
     ) -> None:
@@ -123,7 +126,6 @@ class Recorder:
         self._emitted = 0
         self._committer: Committer | None = None
         self._courier: Courier | None = None
-        self._exit: Callable[[], None] | None = None
         _recorders.add(self)
 
     def record(
@@ -230,9 +232,7 @@ class Recorder:
         """
         with self._lock:
             committer, courier, self._closed = self._committer, self._courier, True
-            exit, self._exit = self._exit, None
-        if exit:
-            atexit.unregister(exit)
+        atexit.unregister(self.close)
         if committer is None:
             return True
         deadline = time.monotonic() + (self.options.close_seconds if timeout is None else timeout)
@@ -300,20 +300,13 @@ class Recorder:
             return committer
 
     def _close_at_exit(self) -> None:
-        found = weakref.ref(self)
-
-        def close() -> None:
-            recorder = found()
-            if recorder is not None:
-                recorder.close()
-
-        self._exit = close
-        atexit.register(close)
+        # Held by that until it is closed: what a forgotten recorder has queued is not forgotten.
+        atexit.register(self.close)
         # A child of multiprocessing ends without atexit, by its own list.
         ends = sys.modules.get("multiprocessing.util")
         process = sys.modules.get("multiprocessing.process")
         if ends is not None and process is not None and process.parent_process() is not None:
-            ends.Finalize(None, close, exitpriority=10)
+            ends.Finalize(None, self.close, exitpriority=10)
 
     def _emit(self, conn: object, event: Made, context: Context, occurred_at: datetime | None) -> Recorded:
         """Make the event a part of the transaction on ``conn``; where that is read-only, it goes the other way."""
@@ -334,7 +327,8 @@ class Recorder:
             metadata=msgspec.Raw(self._redactor.redact(raw)[0] if raw else b"null"),
             duration_ms=event.duration_ms,
             occurred_at=None if occurred_at is None else event.occurred_at,
-            caused_by=event.caused_by,
+            # A block's own context says that it causes what is in it, and this is the block itself.
+            caused_by=event.caused_by if event.caused_by != event.id else None,
         )
         try:
             sent = emit(conn, emitted, context=context, key=self.options.stamp_key)
@@ -385,7 +379,7 @@ class Recorder:
 
     def _forget_parent(self) -> None:
         """In a forked child: begin anew; nothing of the parent's may be closed by us."""
-        committer, self._committer, self._courier, self._exit = self._committer, None, None, None
+        committer, self._committer, self._courier = self._committer, None, None
         self._lock = threading.RLock()
         self._ids.reseed()
         self._emitted = 0
