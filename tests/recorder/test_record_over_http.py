@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -182,3 +184,17 @@ def test_each_failure_says_what_to_look_at(api: Api) -> None:
             http_sink(url)
     with pytest.raises(UsageError, match="record_key"):
         http_sink("http://x", "a\nb")
+
+
+def test_a_program_that_ends_at_once_has_posted_what_it_recorded(api: Api, tmp_path: Path) -> None:
+    """Names are looked up in threads that Python gives nobody at its end, which is when delivery takes place."""
+    url = api.url.replace("127.0.0.1", "localhost")
+    code = f"""
+from afterwrite.recorder import Options, Recorder
+from afterwrite.recorder.http import http_sink
+options = Options(spool_dir={str(tmp_path / "spool")!r})
+Recorder(source="shop", open_sink=http_sink({url!r}), options=options).record("a.b")
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [each["action"] for each in api.kept.values()] == ["a.b"]

@@ -18,10 +18,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from itertools import groupby
 from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -44,6 +45,8 @@ from afterwrite.recorder.spool import (
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _BATCH_BYTES = 8 << 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 30.0
@@ -172,6 +175,7 @@ class Courier:
 
     async def _main(self) -> None:
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.set_default_executor(_Here())
         pause = _FIRST_PAUSE
         while True:
             began = self.stored
@@ -411,6 +415,22 @@ class Courier:
             self._told_at = now + _TOLD_SECONDS
             remedy = f"; {error.remedy}" if isinstance(error, AfterwriteError) and error.remedy else ""
             log.warning("activities cannot be delivered, and wait in the spool: %s%s", self.trouble, remedy)
+
+
+class _Here(ThreadPoolExecutor):
+    """What a loop gives to other threads (names to be looked up, for one), done in its own.
+
+    This loop is alone with its one task; and Python's pools take nothing any more when the process ends, which is when
+    a short program's events are to be delivered.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        done: Future[T] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 def is_refusal(error: Exception) -> bool:
