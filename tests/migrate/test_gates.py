@@ -376,7 +376,7 @@ def test_what_capture_lost_since_the_silencing_is_a_gate(installed_dsn: str) -> 
             assert await lost(found) == ("0/10 to 0/20",)
             assert await lost(found + timedelta(hours=1)) == ()  # it was silenced after that
             readings = holding(lost=await lost(found))
-            assert [g.name for g in evaluate(readings, Thresholds(), soaking=True) if not g.met] == ["nothing lost"]
-            assert all(g.met for g in evaluate(readings, Thresholds(), soaking=True, waive={"nothing lost": "known"}))
+            assert [g.name for g in evaluate(readings, Thresholds(), soaking=True) if not g.met] == ["capture gaps"]
+            assert all(g.met for g in evaluate(readings, Thresholds(), soaking=True, waive={"capture gaps": "known"}))
 
     asyncio.run(main())

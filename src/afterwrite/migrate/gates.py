@@ -98,10 +98,10 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
         return self.slot is not None and self.slot.keeps_all and self.unpublished == ()
 
 
-NOTHING_LOST = "nothing lost"
+CAPTURE_GAPS = "capture gaps"
 # Where a person's word stands in for what was measured: what only writers who stamp their context show, and old rows
 # that nobody needs.
-_BY_WORD = frozenset({"proof: every deferred body rehearsed", "whole old rows", NOTHING_LOST})
+_BY_WORD = frozenset({"proof: every deferred body rehearsed", "whole old rows", CAPTURE_GAPS})
 
 
 def evaluate(
@@ -118,7 +118,7 @@ def evaluate(
         _worker(readings.slot),
         _published(readings.unpublished),
         _whole(readings.partial),
-        *([] if readings.lost is None else [_nothing_lost(readings.lost)]),
+        *([] if readings.lost is None else [_gaps(readings.lost)]),
         _lag_bytes(readings.slot, thresholds),
         _lag_seconds(readings.lag, thresholds),
         _headroom(readings.slot, thresholds),
@@ -176,12 +176,12 @@ def _whole(partial: Sequence[str] | None) -> Gate:
     )
 
 
-def _nothing_lost(lost: Sequence[str]) -> Gate:
+def _gaps(lost: Sequence[str]) -> Gate:
     return Gate(
-        name=NOTHING_LOST,
+        name=CAPTURE_GAPS,
         met=not lost,
-        value="; ".join(lost) or "nothing",
-        threshold="no gap of capture",
+        value="; ".join(lost) or "none",
+        threshold="none",
         window="since the phase was silenced",
         source="afterwrite.gap in the store",
         remedy="neither log has what was written then: say in the plan that it may be, or take the phase back",

@@ -93,7 +93,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 WAIVABLE = (
     "slot headroom",
     "whole old rows",
-    "nothing lost",
+    "capture gaps",
     "write latency",
     "database CPU",
     "rollbacks",

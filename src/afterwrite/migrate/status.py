@@ -9,7 +9,7 @@ import msgspec
 from afterwrite.errors import Finding, Severity
 from afterwrite.migrate.checklist import Item, Stage, read_checklist
 from afterwrite.migrate.drift import find_drift
-from afterwrite.migrate.gates import NOTHING_LOST, Place
+from afterwrite.migrate.gates import CAPTURE_GAPS, Place
 from afterwrite.migrate.ledger import Action, Migration, PhaseRow, read_last, read_phase_rows
 from afterwrite.migrate.observe import conclude, findings_of, look, measure
 from afterwrite.migrate.overrides import overrides
@@ -71,7 +71,7 @@ async def status(
         observation = conclude(seen, readings, Goal.SILENCED)
         findings += [_uncaptured(phase.number, text) for text in broken_rules(observation)]
         findings += [
-            _lost(phase.number, gate) for gate in observation.gates if gate.name == NOTHING_LOST and not gate.met
+            _lost(phase.number, gate) for gate in observation.gates if gate.name == CAPTURE_GAPS and not gate.met
         ]
         gates = tuple(gate for gate in observation.gates if gate.name != "capture lag in seconds")
         observation = msgspec.structs.replace(observation, gates=gates)
