@@ -126,6 +126,11 @@ def test_what_cannot_be_stamped_is_refused_in_a_sentence(installed_dsn: str, tab
         install(installed_dsn, table)
 
 
+def test_what_is_not_named_is_not_installed(dsn: str) -> None:
+    with pytest.raises(AfterwriteError, match="nothing to install was named"):
+        install(dsn)
+
+
 def test_removing_is_refused_where_requests_would_fail(installed_dsn: str) -> None:
     async def plan() -> list[str]:
         async with connect(installed_dsn) as db:

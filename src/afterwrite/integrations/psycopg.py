@@ -394,7 +394,7 @@ class _Driver:
     def enter(self, conn: object, context: Context, key: str | None) -> Awaitable[None] | None:
         found: _Any = conn
         status = found.pgconn.transaction_status
-        # Without autocommit the next statement begins a transaction, which goes on. A failed one takes nothing any more.
+        # Without autocommit the next statement begins a transaction, which goes on; a failed one takes nothing more.
         goes_on = status == TransactionStatus.INTRANS or (status == TransactionStatus.IDLE and not found.autocommit)
         return self.stamp(conn, context, key) if goes_on and not isinstance(conn, _Stamped) else None
 
