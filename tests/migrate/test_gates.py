@@ -59,6 +59,27 @@ def test_a_running_capture_is_measured(installed_dsn: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "narrowed",
+    [
+        "alter publication afterwrite set (publish = 'insert')",
+        "alter publication afterwrite set table app.users where (id > 1)",
+        "alter publication afterwrite set table app.users (id)",
+    ],
+)
+def test_a_table_that_is_not_sent_whole_is_not_published(installed_dsn: str, narrowed: str) -> None:
+    async def main() -> None:
+        async with application(installed_dsn) as db:
+            if "set table" in narrowed and db.connection.info.server_version < 150_000:
+                pytest.skip("PostgreSQL 14 sends tables whole")
+            await db.run("create publication afterwrite for table app.users")
+            assert await read_unpublished(db, ["app.users"], PLACE) == ()
+            await db.run(narrowed.encode())
+            assert await read_unpublished(db, ["app.users"], PLACE) == ("app.users",)
+
+    asyncio.run(main())
+
+
 def test_updates_without_their_whole_old_rows_keep_a_phase_from_moving(installed_dsn: str) -> None:
     async def main() -> None:
         async with application(installed_dsn) as db:

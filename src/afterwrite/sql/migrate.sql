@@ -215,12 +215,21 @@ select s.confirmed_flush_lsn >= :lsn::pg_lsn
  where s.slot_name = :slot;
 
 -- name: read_unpublished
--- Those of the named tables that a publication sends neither by themselves nor through a partition parent.
+-- Those of the named tables that a publication does not send, whole and every kind of write, by themselves or through a
+-- partition parent.
 select r.relation
   from unnest(:relations::text[]) as r (relation)
  where not exists (
            select from pg_catalog.pg_publication_tables t
+             join pg_catalog.pg_publication p on p.pubname = t.pubname
             where t.pubname = :publication
+              and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate
+              and not exists (
+                      -- Rows or columns are left out (PostgreSQL 15 knows these; 14 has neither).
+                      select from pg_catalog.pg_publication_rel e
+                       where e.prpubid = p.oid
+                         and e.prrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', t.schemaname, t.tablename))
+                         and coalesce(pg_catalog.to_jsonb(e) ->> 'prqual', pg_catalog.to_jsonb(e) ->> 'prattrs') is not null)
               and pg_catalog.to_regclass(pg_catalog.format('%I.%I', t.schemaname, t.tablename)) in (
                       select pg_catalog.to_regclass(r.relation)
                       union all
