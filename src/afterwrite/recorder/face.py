@@ -252,14 +252,15 @@ class Face:
 
     def check(self, action: str | Action, category: str | None, conn: object) -> None:
         """In strict mode, raises UsageError for what could not be recorded at the end."""
-        if not self.strict:
+        recorder = self._find()
+        if not recorder.options.strict:
             return
-        name = str(action)
+        name = clean_text(action)
         if not ACTION.fullmatch(name):
             raise UsageError(f"{name!r} is no action", remedy="write it as user.create: lower-case words and dots")
         if category is not None:
             self._registry.refuse_unknown(category)
-        if conn is not None:
+        if conn is not None and recorder.reaches_connections:
             driver_of(conn)
 
     def enter(self, conn: object, context: Context) -> Awaitable[None] | None:
@@ -304,10 +305,9 @@ class Face:
             if (misfit := self._registry.misfit(name, metadata)) is not None:
                 mending.mend(f"metadata of {name} does not fit: {misfit}", "mend the call, or the action's schema")
         if category is not None:
+            category = mending.text("category", category)
             if mending.strict:
                 self._registry.refuse_unknown(category)
-            else:
-                category = mending.text("category", category)
         if entity is not None and not isinstance(entity, str):
             entity = mending.entity(entity)
         outcome = mending.word("outcome", Outcome, outcome, Outcome.FAILURE)

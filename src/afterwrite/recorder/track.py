@@ -130,7 +130,7 @@ class Tracked:
 
     # Weakly known by their ids; who holds on to one may still ask it.
     __slots__ = (
-        "__weakref__", "_began", "_conn", "_discarded", "_here", "_odd", "_scribe", "_spec", "binding", "entity", "id",
+        "__weakref__", "_began", "_conn", "_discarded", "_here", "_least", "_odd", "_scribe", "_spec", "binding", "entity", "id",
         "metadata", "outcome", "result", "severity", "summary",
     )  # fmt: skip
 
@@ -152,6 +152,8 @@ class Tracked:
         self._odd = odd
         self._here = here()
         self._discarded = False
+        # The least severity of a failure; None: an error's.
+        self._least: Level | None = None
         self._began = time.perf_counter()
         _running[self.id] = self
 
@@ -165,9 +167,10 @@ class Tracked:
         """How long it has been running."""
         return time.perf_counter() - self._began
 
-    def fail(self, why: BaseException | str | None = None) -> None:
-        """Say that it failed although nothing is raised."""
+    def fail(self, why: BaseException | str | None = None, *, severity: Level | None = None) -> None:
+        """Say that it failed although nothing is raised; an error, unless ``severity`` says less of it."""
         self.outcome = Outcome.FAILURE
+        self._least = severity
         if why is not None:
             self.metadata["error"] = describe_error(why) if isinstance(why, BaseException) else {"message": why}
 
@@ -234,10 +237,11 @@ class Tracked:
         else:
             self.outcome = Outcome.FAILURE
             self._discarded = False
+            self._least = None
             self.metadata["error"] = describe_error(error)
         if self.outcome != Outcome.SUCCESS:
             least = Level.ERROR if error is None or isinstance(error, Exception) else Level.WARNING
-            self.severity = at_least(self.severity, least)
+            self.severity = at_least(self.severity, self._least or least)
 
     @property
     def _is_in_transaction(self) -> bool:
