@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,6 +133,10 @@ class Shape(msgspec.Struct):
     sides: int
 
 
+class Model(pydantic.BaseModel):
+    at: int
+
+
 class Bare:
     pass
 
@@ -168,6 +173,7 @@ ODD: list[tuple[object, object]] = [
     ({"n": math.nan, "i": math.inf}, {"n": None, "i": None}),
     ({"error": ValueError("off")}, {"error": {"type": "ValueError", "message": "off"}}),
     ({"m": MappingProxyType({"a": 1}), "p": Path("/x"), "s": {1}}, {"m": {"a": 1}, "p": "/x", "s": [1]}),
+    ({"model": Model(at=5)}, {"model": {"at": 5}}),
     ({"money": Money()}, {"money": "3 EUR"}),
     ({"nul": "a\0b"}, {"nul": "a\0b"}),
     ({"n": 2**70}, {"n": 2**70}),

@@ -167,9 +167,11 @@ class Recorder:
             if who.reason is not None and conn is None:
                 raw = _with_reason(raw, who.reason)
                 size = EVENT_BYTES + len(bytes(raw))
+            own = self._make_id() if id is None else self._own_id(id)
+            cause = who.caused_by if caused_by is None else _word(caused_by)
             # By position, in the order of Made's fields.
             event = Made(
-                self._make_id() if id is None else self._own_id(id),
+                own,
                 datetime.now(UTC) if occurred_at is None else to_moment(occurred_at),
                 self.source,
                 _EVENT,
@@ -189,7 +191,7 @@ class Recorder:
                 who.user_agent if options.keep_user_agent else None,
                 None if duration_ms is None else to_milliseconds(duration_ms),
                 None if summary is None else _word(summary),
-                who.caused_by if caused_by is None else _word(caused_by),
+                cause if cause != own else None,  # a block's context says that it causes what is in it
                 raw,
             )
             if options.strict:
@@ -327,8 +329,7 @@ class Recorder:
             metadata=msgspec.Raw(self._redactor.redact(raw)[0] if raw else b"null"),
             duration_ms=event.duration_ms,
             occurred_at=None if occurred_at is None else event.occurred_at,
-            # A block's own context says that it causes what is in it, and this is the block itself.
-            caused_by=event.caused_by if event.caused_by != event.id else None,
+            caused_by=event.caused_by,
         )
         try:
             sent = emit(conn, emitted, context=context, key=self.options.stamp_key)
