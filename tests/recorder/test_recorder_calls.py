@@ -178,10 +178,10 @@ ODD: list[tuple[object, object]] = [
     ({"nul": "a\0b"}, {"nul": "a\0b"}),
     ({"n": 2**70}, {"n": 2**70}),
     (Shape(4), {"sides": 4}),
+    ({"h": Hostile()}, {"h": f"<{__name__}.Hostile>"}),
 ]  # fmt: skip
 MENDED: list[tuple[object, object]] = [
     ({"o": Bare(), "t": Bare}, {"o": f"<{__name__}.Bare>", "t": f"<{__name__}.Bare>"}),
-    ({"h": Hostile()}, {"h": f"<{__name__}.Hostile>"}),
     (cyclic(), {"n": 1, "self": "<cycle>"}),
     ({"s": "\ud800x", "k\udc00": 1}, {"s": "�x", "k�": 1}),
     ({(1, 2): 3, None: 4}, {"(1, 2)": 3, "None": 4}),
@@ -198,11 +198,9 @@ def test_everything_has_a_defined_form(given_metadata: object, stored: object) -
     assert msgspec.json.decode(raw) == stored
 
 
-@pytest.mark.parametrize("metadata", [metadata for metadata, _ in MENDED if not isinstance(metadata, (int,))])
+@pytest.mark.parametrize("metadata", [metadata for metadata, _ in MENDED])
 def test_what_is_mended_in_production_is_refused_at_the_call_in_strict_mode(tmp_path: Path, metadata: object) -> None:
     with recording(tmp_path, strict=True) as (recorder, _):
-        if metadata == MENDED[1][0]:
-            pytest.skip("what only its own str() knows is data until then")
         with pytest.raises(UsageError, match="metadata"):
             recorder.record("a.b", metadata=metadata)
         assert recorder.stats().recorded == 0
