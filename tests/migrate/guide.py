@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -52,13 +54,58 @@ class Application:
         self._thread.join()
 
 
+# Imports the command once, and forks for each that is typed: to import it takes longer than to run most of them.
+_SHELL = """
+import json, os, sys
+import afterwrite.cli.app
+for line in sys.stdin:
+    words = json.loads(line)
+    said, write = os.pipe()
+    if not (child := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(write, 1), os.dup2(write, 2)
+        os.closerange(3, 64)
+        sys.argv = words
+        try:
+            afterwrite.cli.app.main()
+        except SystemExit as ended:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(ended.code or 0)
+    os.close(write)
+    output = open(said, encoding="utf-8").read()
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output]), flush=True)
+"""
+
+
+class Shell:
+    """Somebody at a prompt in a folder, who types one command after the other."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SHELL],
+            cwd=folder, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def type(self, command: str) -> tuple[int, str]:
+        """Run a command to its end: its exit code, and what it said on either stream."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(shlex.split(command)) + "\n")
+        self._process.stdin.flush()
+        code, output = json.loads(self._process.stdout.readline())
+        return code, output
+
+    def end(self) -> None:
+        self._process.communicate(timeout=20)
+
+
 @contextlib.contextmanager
 def walk(folder: Path) -> Iterator[Iterator[tuple[str, int, str, int, str]]]:
     """Give every command of the guide, in order: (command, expected exit, output in the guide, exit, output)."""
     with embedded_server() as server:
         dsn = _lay(server)
         running: list[subprocess.Popen[str]] = []
-        helpers: list[Application] = []
+        helpers: list[Application | Shell] = []
         try:
             yield _commands(dsn, folder, running, helpers)
         finally:
@@ -76,7 +123,7 @@ def _lay(server: Server) -> str:
 
 
 def _commands(
-    dsn: str, folder: Path, running: list[subprocess.Popen[str]], helpers: list[Application]
+    dsn: str, folder: Path, running: list[subprocess.Popen[str]], helpers: list[Application | Shell]
 ) -> Iterator[tuple[str, int, str, int, str]]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("AFTERWRITE_", "PG"))},
@@ -85,15 +132,19 @@ def _commands(
         "COLUMNS": "80",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
+    shell: Shell | None = None
     for kind, text in _BLOCK.findall(GUIDE.read_text(encoding="utf-8")):
         if kind == "sql":
             with psycopg.connect(dsn, autocommit=True) as connection:
                 connection.execute(text.encode())
             if not helpers:
                 helpers.append(Application(dsn))
+                _await_statistics(dsn)
         elif kind == "toml":
             (folder / "afterwrite.toml").write_text(text)
         else:
+            if shell is None:
+                helpers.append(shell := Shell(folder, environment))
             for command, output in _split(text):
                 wanted = int(match[1]) if (match := _EXIT.search(command)) else 0
                 typed = _EXIT.sub("", command)
@@ -109,11 +160,17 @@ def _commands(
                         )
                     )
                     continue
-                done = subprocess.run(
-                    typed, shell=True, cwd=folder, env=environment, text=True, check=False,
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                )  # fmt: skip
-                yield command, wanted, output, done.returncode, _tidy(done.stdout, dsn)
+                code, said = shell.type(typed)
+                yield command, wanted, output, code, _tidy(said, dsn)
+
+
+def _await_statistics(dsn: str) -> None:
+    """Wait until the server tells of what the application wrote: a second, and nobody scans a shop as young as that."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        while not connection.execute(
+            "select sum(n_tup_ins) from pg_stat_user_tables where relname = 'audit_log' having sum(n_tup_ins) > 0"
+        ).fetchone():
+            time.sleep(0.1)
 
 
 def _split(block: str) -> Iterator[tuple[str, str]]:
