@@ -265,13 +265,18 @@ class Later:
         try:
             self._looked = look()
         except Exception as error:
-            kind = type(error).__qualname__
-            if kind not in _complained:
-                _complained.add(kind)
-                log.warning("who makes a request cannot be told: %s: %s", kind, error, exc_info=True)
+            complain(error)
         finally:
             self._asking.discard(thread)
         return self._looked
+
+
+def complain(error: Exception) -> None:
+    """Log, once of a kind, that who makes a request could not be told; no request fails for it."""
+    kind = type(error).__qualname__
+    if kind not in _complained:
+        _complained.add(kind)
+        log.warning("who makes a request cannot be told: %s: %s", kind, error, exc_info=error)
 
 
 _complained: set[str] = set()
@@ -374,7 +379,10 @@ def _word(value: Word) -> str | None:
 
 def _clean(value: object) -> str:
     """Text that PostgreSQL can keep, written as the store would write it."""
-    text = value if isinstance(value, str) else str(value)
+    try:
+        text = value if isinstance(value, str) else str(value)
+    except Exception:
+        text = f"<{type(value).__qualname__}>"  # whoever binds it is in the middle of a request
     if "\0" in text:
         text = text.replace("\0", "␀")
     return text if text.isascii() else _SURROGATE.sub("�", text)

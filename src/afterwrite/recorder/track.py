@@ -130,8 +130,8 @@ class Tracked:
 
     # Weakly known by their ids; who holds on to one may still ask it.
     __slots__ = (
-        "__weakref__", "_began", "_conn", "_discarded", "_here", "_least", "_odd", "_scribe", "_spec", "binding", "entity", "id",
-        "metadata", "outcome", "result", "severity", "summary",
+        "__weakref__", "_began", "_conn", "_discarded", "_here", "_least", "_odd", "_scribe", "_spec", "binding",
+        "entity", "id", "metadata", "outcome", "result", "severity", "summary",
     )  # fmt: skip
 
     def __init__(self, scribe: Scribe, spec: Spec, *, odd: str | None = None) -> None:
