@@ -11,7 +11,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterwrite.capture.transaction import Change, Column, Relation, Transaction
+from afterwrite.capture.transaction import Change, Column, Relation, Stamp, Transaction
 from afterwrite.context import Context
 from afterwrite.prove.legacy import LegacyMapping, TableShape, infer
 from afterwrite.prove.match import Account, Matcher, Reason, Tally
@@ -221,6 +221,28 @@ def test_rows_of_a_trigger_that_stays_are_foreign_and_name_it() -> None:
     assert account.total() == 0
     (example,) = account.examples["public.log", Operation.INSERT, Reason.LEGACY_FOREIGN]
     assert example.expected == "public.orders.guard"
+
+
+def test_a_transaction_of_several_actors_is_compared_with_each_from_his_place_on() -> None:
+    bob = ANN.replace("a", "b")
+
+    def story(first: str, second: str) -> Story:
+        story = Story().change("insert", row(1)).change("insert", row(2))
+        return story.logged(tbl="orders", op="INSERT", rid="1", row=row(1), who=first).logged(
+            tbl="orders", op="INSERT", rid="2", row=row(2), who=second
+        )
+
+    def reasons(told: Story, *stamps: Stamp) -> dict[Reason, int]:
+        transaction = msgspec.structs.replace(told.tell(), context=stamps[-1].context, stamps=stamps)
+        return of(match(transaction, mapped(trigger()))).reasons
+
+    by_ann, by_bob = Stamp(0, Context(actor_id=ANN)), Stamp(1, Context(actor_id=bob))
+    assert reasons(story(ANN, bob), by_ann, by_bob) == {}
+    assert reasons(story(bob, bob), by_ann, by_bob) == {Reason.VALUE: 1}
+    # The first one speaks for what came before it, unless it says that it does not.
+    assert reasons(story(bob, bob), by_bob) == {}
+    here = msgspec.structs.replace(by_bob, here=True)
+    assert reasons(story(ANN, bob), here) == {Reason.SESSION_ONLY: 1}
 
 
 def test_without_a_context_the_actor_is_not_compared_and_that_is_said() -> None:

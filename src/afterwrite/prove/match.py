@@ -12,14 +12,15 @@ firing claims are counted beside, by their own reasons. Nothing depends on the o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum, StrEnum
 from typing import Any
 
 import msgspec
 
-from afterwrite.capture.transaction import Change, Column, Relation, Transaction
+from afterwrite.capture.transaction import Change, Column, Relation, Stamp, Transaction
+from afterwrite.context import Context
 from afterwrite.postgres import quoted
 from afterwrite.prove.evaluate import Moment, Slots, Writer
 from afterwrite.prove.firing import Row, Rule, Verdict, Writes, read_row
@@ -29,6 +30,8 @@ from afterwrite.prove.pairing import Found, Wanted, differences, pair
 from afterwrite.prove.value import Holes, Unknown, Value, to_json
 from afterwrite.record import Lsn, Operation
 from afterwrite.scan.catalog import Enabled
+
+_NOBODY = Context()
 
 
 class Reason(StrEnum):
@@ -379,7 +382,12 @@ class _Match:
     def run(self) -> bool:
         """Whether there was anything to compare or to count."""
         firing, legacy = self.matcher.firing, bool(self.transaction.legacy)
+        stamps = self.later_stamps()
+        stamp = next(stamps, None)
         for change in self.transaction.changes:
+            while stamp is not None and stamp.ordinal <= change.ordinal:
+                self.writer = self.told_by(stamp)
+                stamp = next(stamps, None)
             rules = firing(change, self.silenced, legacy=legacy)
             if rules:
                 self.fire(change, rules)
@@ -399,6 +407,22 @@ class _Match:
         for rows in found.values():
             self.leftovers(rows)
         return bool(self.firings or found or self.counted)
+
+    def later_stamps(self) -> Iterator[Stamp]:
+        """The stamps that hold from their place on; sets the writer of what comes before them."""
+        stamps = iter(self.transaction.stamps)
+        first = next(stamps, None)
+        if first is None:
+            return
+        if first.here:
+            self.writer = Writer(None, self.transaction.xid)
+            yield first
+        else:
+            self.writer = self.told_by(first)
+        yield from stamps
+
+    def told_by(self, stamp: Stamp) -> Writer:
+        return Writer(None if stamp.context == _NOBODY else stamp.context, self.transaction.xid)
 
     # --- what should have been written --------------------------------------------------------------------------------
 
@@ -541,7 +565,8 @@ class _Match:
 
     def caveat(self, firing: _Firing, paired: Sequence[_Expected]) -> Reason | None:
         """What of a pair that agrees could not be compared, where that has a name."""
-        if self.transaction.context is None and any(each.writes.needs_context for each in paired):
+        nobody = firing.row.moment.writer.context is None
+        if nobody and any(each.writes.needs_context for each in paired):
             return Reason.SESSION_ONLY
         if firing.rule.generated and any(each.writes.whole for each in paired):
             return Reason.GENERATED_COLUMN
@@ -574,14 +599,10 @@ class _Match:
             return Reason.UNLOGGED
         change = firing.row.change
         origin = firing.rule.mapping.trigger.enabled is Enabled.ORIGIN
-        if origin and (self.stamped_replica() or (change is not None and change.ordinal in quiet)):
+        if origin and (_stamped_replica(firing) or (change is not None and change.ordinal in quiet)):
             return Reason.REPLICA_ROLE
         self.example(firing, Reason.EXTRA, lost, rows, None, [])
         return Reason.EXTRA
-
-    def stamped_replica(self) -> bool:
-        context = self.transaction.context
-        return context is not None and context.settings.get("session_replication_role") == "replica"
 
     def nearest(self, lost: _Expected, rows: Found) -> tuple[int, list[str]] | None:
         """Take the unclaimed row of the same table, operation and key with the fewest columns that differ."""
@@ -738,6 +759,11 @@ class _Match:
             expected=expected,
             differences=differences,
         )
+
+
+def _stamped_replica(firing: _Firing) -> bool:
+    context = firing.row.moment.writer.context
+    return context is not None and context.settings.get("session_replication_role") == "replica"
 
 
 def _count_columns(tally: Tally, each: _Expected) -> None:
