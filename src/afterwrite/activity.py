@@ -111,7 +111,7 @@ def configure(*, dsn: str | None = None, folder: Path | None = None, **given: An
     One that was made before is closed. Raises UsageError, where it is made at the first call it is only logged.
     """
     options = read_options(folder=folder, **given)
-    where = dsn or _read_store_dsn(folder or Path.cwd())
+    where = dsn or read_store_dsn(folder)
     return install(_make(options, where))
 
 
@@ -148,7 +148,7 @@ def _make_default() -> Recorder:
     with _lock:
         if _default is None:
             try:
-                made = _make(read_options(), _read_store_dsn(Path.cwd()))
+                made = _make(read_options(), read_store_dsn())
             except Exception as error:
                 remedy = error.remedy if isinstance(error, AfterwriteError) else None
                 log.error(
@@ -190,7 +190,7 @@ def _open_store(dsn: str) -> AbstractAsyncContextManager[Sink]:
     return opened()
 
 
-def _read_store_dsn(folder: Path) -> str | None:
+def read_store_dsn(folder: Path | None = None) -> str | None:
     """The store's database: its own variable, the source's, the application's own database, then the file."""
     for name in ("STORE_DSN", "DSN"):
         if dsn := os.environ.get(f"{PREFIX}{name}"):
@@ -200,7 +200,7 @@ def _read_store_dsn(folder: Path) -> str | None:
     if url := os.environ.get("DATABASE_URL"):
         # Applications write their driver's name into it (postgresql+psycopg://…), which libpq does not know.
         return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)
-    keys, _ = read_file(folder)
+    keys, _ = read_file(folder or Path.cwd())
     found = keys.get("store_dsn") or keys.get("dsn")
     return found if isinstance(found, str) else None
 

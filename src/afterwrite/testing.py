@@ -323,7 +323,7 @@ def _is_as(found: Any, wanted: Any, *, entity: bool = False) -> bool:
         return tuple(found) == tuple(None if part is None else str(part) for part in wanted or ())
     # What was wanted goes the way of what was recorded: dates, UUIDs and tuples are as JSON has them.
     try:
-        return found == wanted or found == msgspec.to_builtins(wanted)
+        return found == wanted or found == msgspec.json.decode(msgspec.json.encode(wanted))
     except TypeError:
         return bool(found == str(wanted))
 
