@@ -79,9 +79,11 @@ async def plan_deferral(
     on_error: OnError = OnError.PARK,
     search_path: str | None = None,
     salt: str = "",
+    afterwards: bool = False,
 ) -> Preparation:
     """What it takes to defer this trigger, as statements for a dry run or an editor; changes nothing.
 
+    ``afterwards``: it is to run for what is captured already, so that what the WAL gets from now on does not matter.
     ``search_path`` is the path of those who write to the table (None: the database's default). ``salt`` gives the
     functions names of their own. Raises Refused, with every reason, when the trigger cannot be deferred.
     """
@@ -91,7 +93,9 @@ async def plan_deferral(
         await db.value(statement("defer.set_path"), path=before)
     if table is None:
         raise Refused(f"the table of trigger {trigger.identity} is gone", remedy="run `afterwrite scan` again")
-    findings = refusals(trigger, table)
+    findings = [
+        found for found in refusals(trigger, table) if not (afterwards and found.rule == "defer.replica-identity")
+    ]
     if apart := await db.values(statement("defer.read_apart"), oid=trigger.oid):
         findings.append(fires_apart(trigger, apart))
     if forbidden := [finding for finding in findings if finding.severity is Severity.ERROR]:

@@ -161,6 +161,7 @@ def _run(trigger: Trigger, table: TableShape, run: str, body: str) -> str:
             f"    if $2 is not null then old := {_row(table, row, '$2')}; end if;",
             f"    if $3 is not null then new := {_row(table, row, '$3')}; end if;",
         ]
+        lines += _the_old_row_is_whole(table, row)
         if sees_whole_rows(trigger):
             lines += [
                 *_every_value_has_a_place(table, row, "old", "$2"),
@@ -195,6 +196,21 @@ def _every_value_has_a_place(table: TableShape, row: str, name: str, place: str)
     return [
         f"    if {lost} <> '{{}}' then",
         f"        perform afterwrite.miss_columns({_text(row)}::regclass, {_text(table.shape)}, {lost});",
+        "    end if;",
+    ]
+
+
+def _the_old_row_is_whole(table: TableShape, row: str) -> list[str]:
+    """Refuse an old row of which the WAL had the key only: REPLICA IDENTITY may have been changed since."""
+    generated = "".join(f" - {_text(column.name)}" for column in table.columns if column.generated)
+    there = "array(select jsonb_object_keys($2))"
+    return [
+        f"    if $2 is not null and $3 - {there} <> '{{}}' then",
+        f"        perform afterwrite.miss_old_row({_text(row)}::regclass);",
+        f"    elsif $3 is null and to_jsonb(old){generated} - {there} <> '{{}}' then",
+        "        -- Or the column was added later, which is nothing to miss.",
+        f"        perform afterwrite.miss_old_row({_text(row)}::regclass)",
+        f"         where not afterwrite.logs_old_rows({_text(row)}::regclass);",
         "    end if;",
     ]
 

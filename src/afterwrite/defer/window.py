@@ -77,7 +77,7 @@ async def replay_window(
     wanted = [trigger for trigger in triggers if trigger.identity not in kept]
     begun = {row.identity: row for row in await _read_fillings(db, source, names, after)}
     prepared = {
-        trigger.identity: await plan_deferral(db, trigger, source=source, salt=f"filled after {after}")
+        trigger.identity: await plan_deferral(db, trigger, source=source, salt=f"filled after {after}", afterwards=True)
         for trigger in wanted
         if trigger.identity not in begun
     }

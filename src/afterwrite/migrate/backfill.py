@@ -132,7 +132,8 @@ async def fill_windows(
         done.append(one)
         if on_event:
             text = f"{', '.join(one.triggers)}: {one.rows:,} legacy rows filled, {one.matched:,} proven"
-            on_event(MigrationEvent(kind=EventKind.FILLED, phase=number, subject=one.triggers[0], text=text))
+            kind = EventKind.FILLED if one.whole else EventKind.FILLING
+            on_event(MigrationEvent(kind=kind, phase=number, subject=one.triggers[0], text=text))
     return tuple(done)
 
 

@@ -479,6 +479,7 @@ class Migrator:
 
     async def _silence(self, seen: Look) -> list[Deed]:
         """Silence what is still on, a table at a time, each in its own short transaction."""
+        await note_pulse(self.db, anyway=True)  # what is compared with later is what was until now
         await self._plan_deeds(seen)  # what cannot be done for the last table is known before the first is touched
         done: list[Deed] = []
         active = await read_active(self.db)
@@ -549,7 +550,7 @@ class Migrator:
             if not seen.as_planned(planned):
                 raise Drift(
                     f"{planned.trigger} or its function was changed after the plan was written",
-                    remedy="run `afterwrite plan` again and review the difference",
+                    remedy="run `afterwrite plan --again`, which keeps what was decided, and review the difference",
                 )
             found = self._described(planned)
             first.append(backup_statement(migration, number, backup, found))

@@ -129,9 +129,10 @@ def _postmaster_here(db: Database, backend: int) -> int | None:
     return int(fields[1])
 
 
-async def note_pulse(db: Database) -> None:
-    """Note the counters of now, unless somebody did so within two seconds; forgets what nothing is compared with."""
-    if await db.value(statement("migrate.is_pulse_fresh"), seconds=_APART_SECONDS):
+async def note_pulse(db: Database, *, anyway: bool = False) -> None:
+    """Note the counters of now, unless (but ``anyway``) somebody did so within two seconds; forgets what nothing is
+    compared with."""
+    if not anyway and await db.value(statement("migrate.is_pulse_fresh"), seconds=_APART_SECONDS):
         return
     await db.run(statement("migrate.write_pulse"), **msgspec.structs.asdict(await take_pulse(db)))
     await db.run(statement("migrate.forget_pulses"))

@@ -371,7 +371,8 @@ def _changed(each: Silenced, what: str) -> Finding:
         severity=Severity.WARNING,
         where=each.identity,
         text=f"{what}was changed by somebody while it was {how}; it is turned on as it is now",
-        remedy=f"`{back}` instead makes it as it was; the row trigger.backup of afterwrite.ledger shows how that is",
+        remedy=f"to have it as it was: `{back}` in place of this, or afterwards by hand, from the row trigger.backup "
+        "of afterwrite.ledger",
     )
 
 

@@ -172,6 +172,24 @@ $$;
 comment on function afterwrite.miss_columns(regclass, text, jsonb) is
     'Raises for a change with columns that its table has not: first that the transplant is older than they are, then that they were renamed or dropped since.';
 
+create function afterwrite.logs_old_rows(of_table regclass) returns boolean
+language sql stable set search_path = pg_catalog as $$
+    select coalesce(bool_and(c.relreplident = 'f'), false)
+      from (select of_table::oid as oid union select p.relid::oid from pg_partition_tree(of_table) p) part
+      join pg_class c on c.oid = part.oid and c.relkind = 'r'
+$$;
+comment on function afterwrite.logs_old_rows(regclass) is
+    'Whether a table, or each partition of it, has REPLICA IDENTITY FULL now.';
+
+create function afterwrite.miss_old_row(of_table regclass) returns void
+language plpgsql set search_path = pg_catalog as $$
+begin
+    raise exception 'the WAL does not hold the whole old row of %', of_table
+        using errcode = 'AW003', hint = format('ALTER TABLE %s REPLICA IDENTITY FULL, then run it by hand', of_table);
+end
+$$;
+comment on function afterwrite.miss_old_row(regclass) is 'Raises for a change of whose old row only the key is known.';
+
 create function afterwrite.is_transient(sqlstate text) returns boolean language sql immutable parallel safe as $$
     -- Lost a race, or did not get a lock (40, 55P03, 55006); was cancelled by a person or a timeout of its own (57014); a
     -- server that it asked was away (08, HV00N); the catalog changed under it (XX000 says "tuple concurrently updated").
