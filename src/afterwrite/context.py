@@ -273,7 +273,7 @@ class Later:
 
 def complain(error: Exception) -> None:
     """Log, once of a kind, that who makes a request could not be told; no request fails for it."""
-    kind = type(error).__qualname__
+    kind = type(error).__name__
     if kind not in _complained:
         _complained.add(kind)
         log.warning("who makes a request cannot be told: %s: %s", kind, error, exc_info=error)
