@@ -1717,3 +1717,161 @@ create table o (id bigint primary key, note text);
 create table o_log (id bigserial primary key, op text check (op = 'INSERT'), at timestamptz default now());
 create function f() returns trigger language plpgsql as $$ begin tg_op := 'X'; insert into o_log (op) values (tg_op); return null; end $$;
 create trigger t after insert on o for each row execute function f();
+
+--- merge with statement counts = review
+create table o (id bigint primary key, k text);
+create table tally (k text primary key, n int);
+create function f() returns trigger language plpgsql as $$ begin merge into tally t using (select 'x'::text as k) s on t.k = s.k when matched then update set n = t.n + 1 when not matched then insert values (s.k, 1); return null; end $$;
+create trigger t after insert on o for each statement execute function f();
+
+--- statement by cte = review
+create table o (id bigint primary key, k text);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin with c as (select k, count(*) as n from nn group by k) insert into tally select k, n from c; return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement by cte adds = defer
+create table o (id bigint primary key, k text);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin with c as (select k, count(*) as n from nn group by k) update tally t set n = t.n + c.n from c where c.k = t.k; return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement loop over cursor = review
+create table o (id bigint primary key, k text);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ declare c cursor for select k from nn; r record; begin open c; loop fetch c into r; exit when not found; update tally set n = n + 1 where k = r.k; end loop; close c; return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement while counts = review
+create table o (id bigint primary key, k text);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin for i in 1..3 loop update tally set n = n + 1; end loop; return null; end $$;
+create trigger t after insert on o for each statement execute function f();
+
+--- statement dynamic counts = review
+create table o (id bigint primary key, k text);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin execute format('update tally set n = n + 1 where k = %L', tg_table_name); return null; end $$;
+create trigger t after insert on o for each statement execute function f();
+
+--- statement adds a minimum = review
+create table o (id bigint primary key, k text, v int);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin update tally set n = n + (select max(v) from nn); return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement sets greatest of sum = review
+create table o (id bigint primary key, k text, v int);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin update tally set n = greatest(n, (select sum(v) from nn)); return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement multiplies by count = review
+create table o (id bigint primary key, k text, v int);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin update tally set n = n * (select count(*) from nn); return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement adds count squared = review
+create table o (id bigint primary key, k text, v int);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin update tally set n = n + (select count(*) * count(*) from nn); return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement adds a constant beside a sum = review
+create table o (id bigint primary key, k text, v int);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin update tally set n = n + 1 + (select sum(v) from nn); return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement tells the size of its table = defer
+create table o (id bigint primary key, k text, v int);
+create function f() returns trigger language plpgsql as $$ begin perform pg_notify('c', (select count(*) from o)::text); return null; end $$;
+create trigger t after insert on o for each statement execute function f();
+
+--- statement selected one row = review
+create table o (id bigint primary key, k text, v int);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ declare r record; begin select * into r from nn; update tally set n = 1 where k = r.k; return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement deletes by count = review
+create table o (id bigint primary key, k text, v int);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin delete from tally where n < (select count(*) from nn); return null; end $$;
+create trigger t after insert on o referencing new table as nn for each statement execute function f();
+
+--- statement upsert by found = review
+create table o (id bigint primary key, k text, v int);
+create table tally (k text, n int);
+create function f() returns trigger language plpgsql as $$ begin update tally set n = n + 1 where k = tg_table_name; if not found then insert into tally values (tg_table_name, 1); end if; return null; end $$;
+create trigger t after insert on o for each statement execute function f();
+
+--- check through sql function = keep
+create table item (id int primary key, stock int not null);
+create table line (id int primary key, item int not null references item, qty int not null);
+create function f() returns trigger language plpgsql as $$ begin update item set stock = stock - new.qty where id = new.item; return null; end $$;
+create trigger t after insert on line for each row execute function f();
+create function stock_of(i int) returns int language sql as $$ select stock from item where id = i $$;
+create function check_stock(i int) returns void language plpgsql as $$ begin if stock_of(i) < 0 then raise exception 'out of stock'; end if; end $$;
+
+--- check through a view = keep
+create table item (id int primary key, stock int not null);
+create table line (id int primary key, item int not null references item, qty int not null);
+create view short as select id from item where stock < 0;
+create function f() returns trigger language plpgsql as $$ begin update item set stock = stock - new.qty where id = new.item; return null; end $$;
+create trigger t after insert on line for each row execute function f();
+create function check_stock() returns void language plpgsql as $$ begin if exists (select from short) then raise exception 'out of stock'; end if; end $$;
+
+--- check by loop = keep
+create table item (id int primary key, stock int not null);
+create table line (id int primary key, item int not null references item, qty int not null);
+create function f() returns trigger language plpgsql as $$ begin update item set stock = stock - new.qty where id = new.item; return null; end $$;
+create trigger t after insert on line for each row execute function f();
+create function check_stock() returns void language plpgsql as $$ declare r record; begin for r in select * from item where stock < 0 loop raise exception 'out of %', r.id; end loop; end $$;
+
+--- check by perform found = keep
+create table item (id int primary key, stock int not null);
+create table line (id int primary key, item int not null references item, qty int not null);
+create function f() returns trigger language plpgsql as $$ begin update item set stock = stock - new.qty where id = new.item; return null; end $$;
+create trigger t after insert on line for each row execute function f();
+create function check_stock(i int) returns void language plpgsql as $$ begin perform 1 from item where id = i and stock >= 0; if not found then raise exception 'out of stock'; end if; end $$;
+
+--- division by the counter = defer
+create table item (id int primary key, stock int not null);
+create table line (id int primary key, item int not null references item, qty int not null);
+create function f() returns trigger language plpgsql as $$ begin update item set stock = stock - new.qty where id = new.item; return null; end $$;
+create trigger t after insert on line for each row execute function f();
+create function check_stock(i int) returns int language sql as $$ select 1 / stock from item where id = i $$;
+
+--- casts in a called function = keep|review
+create table o (id int primary key, doc jsonb not null);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create function num(d jsonb, k text) returns int language sql as $$ select (d ->> k)::int $$;
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values (num(new.doc, 'x'), tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- casts in jsonb_populate_record = keep|review
+create table o (id int primary key, doc jsonb not null);
+create table o_log (id bigserial primary key, n int, op text, at timestamptz default now());
+create type pn as (n int);
+create function f() returns trigger language plpgsql as $$ declare r pn; begin r := jsonb_populate_record(null::pn, new.doc); insert into o_log (n, op) values (r.n, tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- to_number of a text = keep|review
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, n numeric, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (n, op) values (to_number(new.note, '999'), tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- to_date of a text = keep|review
+create table o (id int primary key, note text);
+create table o_log (id bigserial primary key, d date, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (d, op) values (to_date(new.note, 'YYYY-MM-DD'), tg_op); return null; end $$;
+create trigger t after insert on o for each row execute function f();
+
+--- array elements of a document = retire
+create table o (id int primary key, doc jsonb not null);
+create table o_log (id bigserial primary key, tag text, op text, at timestamptz default now());
+create function f() returns trigger language plpgsql as $$ begin insert into o_log (tag, op) select e, tg_op from jsonb_array_elements_text(new.doc) e; return null; end $$;
+create trigger t after insert on o for each row execute function f();

@@ -72,9 +72,15 @@ def read_body(source: Source) -> Body:
     try:
         match source.language:
             case Language.PLPGSQL:
-                return _Walker(notebook, _parse_tolerantly(source.text), source.text).read()
+                tree, text = _parse_tolerantly(source.text), _without_comments(source.text)
+                if text != source.text:  # what is cut out of it later is looked at with patterns
+                    tree = _parse_tolerantly(text)
+                return _Walker(notebook, tree, text).read()
             case Language.SQL | Language.STATEMENT:
-                Query(notebook, source.text, 1, into=("result",)).read()
+                bare = _bare(source.text)
+                if bare != source.text:
+                    Query(Notebook(trigger=source.trigger), source.text, 1)
+                Query(notebook, bare, 1, into=("result",)).read()
             case Language.CONDITION:
                 _condition(notebook, source.text, 1)
             case _:
@@ -160,16 +166,24 @@ def _is_number_type(name: str) -> bool:
 
 
 def _without_comments(text: str) -> str:
-    """The text with its comments blanked out, line for line."""
-    blanked = list(text)
+    """The function with the comments of its body blanked out, line for line."""
     head = text.find("$")  # the body begins with a dollar quote, which is one string to the tokens of the whole
     tag = text[head : text.find("$", head + 1) + 1] if head >= 0 else ""
-    start = head + len(tag)
     end = text.rfind(tag) if tag else len(text)
-    place = start
-    for token in tokens(text[:end], start):
+    start = head + len(tag) if tag else 0
+    return text[:start] + _bare(text[start:end]) + text[end:]
+
+
+def _bare(text: str) -> str:
+    """The text with its comments blanked out, line for line."""
+    if "--" not in text and "/*" not in text:
+        return text
+    blanked = list(text)
+    place = 0
+    for token in tokens(text):
         blanked[place : token.start] = [letter if letter in "\r\n" else " " for letter in text[place : token.start]]
         place = token.end
+    blanked[place:] = [letter if letter in "\r\n" else " " for letter in text[place:]]
     return "".join(blanked)
 
 

@@ -908,7 +908,7 @@ class _Values:
             inner = select.derived[parts[0]]
             item = Select.of(inner, self.proof).item(parts[1])
             grouped = re.search(r"\bgroup\s+by\b", inner, re.IGNORECASE)
-            plain = item is not None and (grouped or not _aggregates(parsed(item).text) or "count" in item)
+            plain = item is not None and (grouped or not _aggregates(parsed(item).text) or "count" in item.lower())
             return outcome(item, self) if item is not None and plain else ANYTHING
         return _column(select.table_of(parts), parts[-1])
 

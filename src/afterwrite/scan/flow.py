@@ -31,6 +31,8 @@ def refusal(body: Body, *, by_values: bool = False) -> Decision | None:
     if not raising:
         return None
     names = {name for fact in raising for name in _guard_names(fact.guards)}
+    if any(fact.loop for fact in raising):  # for each row that is found
+        names |= {each.variable for each in body.assignments if each.selected and each.line in body.loops}
     return _decision(body, {name for name in names if not by_values or name.rpartition(".")[2] != "found"})
 
 

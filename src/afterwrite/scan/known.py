@@ -62,6 +62,15 @@ CUTS_TEXT = frozenset(
         *("jsonb_extract_path", "json_extract_path", "greatest", "least"),
     }
 )
+# They fail on a text, or a document, that does not hold what they are to make of it. (That a document is an object, or
+# an array, is taken for given.)
+READS_TEXT = frozenset(
+    {
+        *("to_number", "to_date", "to_timestamp", "to_tsquery", "decode", "xmlparse", "parse_ident"),
+        *("json_populate_record", "json_populate_recordset", "json_to_record", "json_to_recordset"),
+        *("jsonb_populate_record", "jsonb_populate_recordset", "jsonb_to_record", "jsonb_to_recordset"),
+    }
+)
 # Types that hold whatever is written.
 KEEPS_TEXT = frozenset({"text", "varchar", "bpchar", "char", "name", "citext", "json", "jsonb"})
 

@@ -20,7 +20,6 @@ from afterwrite.scan.facts import (
     Assignment,
     Body,
     Call,
-    Cast,
     Delete,
     Discard,
     Fact,
@@ -32,7 +31,7 @@ from afterwrite.scan.facts import (
     Update,
 )
 from afterwrite.scan.follow import DEFAULT_OF, events_of
-from afterwrite.scan.known import CANCELS_ROW, CHANGES_ROW, FORBIDS, NOTIFIES
+from afterwrite.scan.known import CANCELS_ROW, CHANGES_ROW, FORBIDS, NOTIFIES, READS_TEXT
 from afterwrite.scan.outcomes import origins
 from afterwrite.scan.statements import Batch, Difference, Told
 from afterwrite.scan.tokens import split_names, tokens, uncommented, unquote
@@ -387,9 +386,9 @@ def feeds_a_check(case: Case) -> Iterator[Reason]:
     for table, write in case.effects:
         columns = _columns_written(write)
         called = {step.rpartition(":")[0] for step in write.via}
-        for function, read, by_values in case.world.refusing[table.oid]:
-            looked_at = columns is None or not read.columns or "*" in read.columns or columns.intersection(read.columns)
-            if function.full_name not in called and looked_at and (by_values or columns is None):
+        for function, deciding in case.world.refusing[table.oid]:
+            decides = columns is None or "*" in deciding or columns & deciding
+            if function.full_name not in called and decides:
                 what = table.full_name if columns is None else f"{table.full_name} ({_list(columns)})"
                 text = f"{_deed(write)} {what}, on which {function.full_name}() decides whether to refuse"
                 yield case.reason(feeds_a_check, write, text)
@@ -496,6 +495,12 @@ def may_fail(case: Case) -> Iterator[Reason]:
                 yield case.reason(may_fail, fact, f"fails where {name} ({given}) holds no {fact.type}")
             elif is_too_large(given, _INTEGERS.get(fact.type, "")) and not fact.caught:
                 yield case.reason(may_fail, fact, f"fails where {name} ({given}) is too large for {fact.type}")
+    for fact in case.body.calls:
+        if fact.name in READS_TEXT and fact.schema in (None, "pg_catalog") and not fact.caught:
+            given = dict(_taken(case, fact, (name for text in fact.texts for name in origins(text))))
+            for name, kind in given.items():
+                if kind.startswith(_FREE_TYPES):
+                    yield case.reason(may_fail, fact, f"fails where {fact.name}() cannot read {name} ({kind})")
 
 
 def sets_session_state(case: Case) -> Iterator[Reason]:
@@ -937,7 +942,8 @@ _EITHER_ROW = "coalesce(new, old)"
 
 def _row_word(text: str) -> str:
     """An expression in small letters and single spaces, but for what is quoted."""
-    return " ".join(each if each.startswith("'") else each.lower() for each in text.split())
+    plain = " ".join(each if each.startswith("'") else each.lower() for each in text.split())
+    return plain.replace("( ", "(").replace(" )", ")").replace(" ,", ",")
 
 
 def _surely_before(fact: Fact, later: Fact, around: Surroundings, body: Body) -> bool:
@@ -963,7 +969,7 @@ def _column_of(value: str) -> str | None:
     return unquote(found[2]) if found else None
 
 
-def _taken(case: Case, fact: Cast, names: Iterable[str], depth: int = 0) -> Iterator[tuple[str, str]]:
+def _taken(case: Case, fact: Fact, names: Iterable[str], depth: int = 0) -> Iterator[tuple[str, str]]:
     """The columns of the trigger's rows whose text these are, be it through variables, with their types."""
     types = {column.name: column.type for column in case.home.columns} if case.home is not None else {}
     rows = {case.trigger.old_table, case.trigger.new_table} - {None}

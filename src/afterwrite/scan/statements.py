@@ -32,7 +32,8 @@ from afterwrite.scan.facts import (
     Read,
     Update,
 )
-from afterwrite.scan.tokens import items, tokens, uncommented, unquote
+from afterwrite.scan.outcomes import Node, parsed
+from afterwrite.scan.tokens import after_keyword, items, tokens, uncommented, unquote
 
 
 class Difference(Enum):
@@ -150,6 +151,11 @@ class Batch:
             each.text for each in (*self.body.inserts, *self.body.updates) if _is_merge(each.text)
         ):
             yield from self._merge(text)
+        for fact in (*self.body.updates, *self.body.deletes):
+            counts = self._is_over_rows(fact.where) and not _EXISTS.match(fact.where)
+            if (self.names_rows(fact.where) and counts) or self._totals_named(_words(fact.where)):
+                say = f"picks rows of {fact.relation} by what it made from a statement's rows together"
+                yield Told(Difference.WEIGHS, fact, say)
 
     def _insert(self, fact: Insert) -> Iterator[Told]:
         if _is_merge(fact.text):
@@ -219,6 +225,9 @@ class Batch:
             if adds and not adds_up:
                 text_of = "once for each statement" if not self.names_rows(over) else "once for each statement and key"
                 yield Told(Difference.COUNTS, fact, f"adds to {fact.relation}.{column} {text_of}")
+            elif adds and not self._is_sum(parsed(value), column, targets):
+                say = f"makes {fact.relation}.{column} of its old value and a statement's rows, not by adding"
+                yield Told(Difference.WEIGHS, fact, say)
             elif adds:
                 continue
             elif self._totals_named(_words(value)) or (adds_up and ("excluded" in _qualifiers(value) or from_rows)):
@@ -230,6 +239,43 @@ class Batch:
             elif around is None and isinstance(fact, Update) and self._takes_from_rows(text, value):
                 say = f"sets {fact.relation}.{column} from rows of which one transaction may have several"
                 yield Told(Difference.TWICE, fact, say)
+
+    def _is_sum(self, node: Node, column: str, targets: set[str]) -> bool:
+        """Whether a value is the old one, with sums over the rows of a statement added to it and nothing else."""
+        own = 0
+        waiting = [node]
+        while waiting:
+            term = waiting.pop()
+            if term.kind == "operator" and term.text in ("+", "-") and len(term.parts) == 2:
+                waiting += term.parts
+            elif _is_column_of(term, column, targets):
+                own += 1
+            elif not self._is_total(term):
+                return False
+        return own == 1
+
+    def _is_total(self, term: Node) -> bool:
+        """Whether a term is a sum or a count over the rows of a statement, or a fixed multiple of one."""
+        match term.kind:
+            case "call" if term.text == "coalesce":
+                return self._is_total(term.parts[0]) and all(part.text == "0" for part in term.parts[1:])
+            case "call":
+                return term.text in ("sum", "count")
+            case "cast":
+                return self._is_total(term.parts[0])
+            case "name":
+                return "." in term.text or term.text in self.totals
+            case "operator" if term.text == "*" and len(term.parts) == 2:
+                fixed = [part for part in term.parts if part.kind == "literal"]
+                return len(fixed) == 1 and any(self._is_total(part) for part in term.parts)
+            case "operator" if term.text == "-" and len(term.parts) == 1:
+                return self._is_total(term.parts[0])
+            case "query":
+                found = after_keyword(term.text, 0, frozenset({"select"}))
+                listed = items(term.text, found[1], until=frozenset({"from"}))[0] if found else []
+                return len(listed) == 1 and self._is_total(parsed(listed[0]))
+            case _:
+                return False
 
     def _takes_from_rows(self, text: str, value: str) -> bool:
         """Whether a value comes out of the transition tables that the UPDATE joins."""
@@ -326,6 +372,14 @@ class Batch:
             return
         if word := self.weighed(fact.text):
             yield Told(Difference.WEIGHS, fact, f"calls something by {word} over the rows of a statement")
+
+
+def _is_column_of(term: Node, column: str, targets: set[str]) -> bool:
+    """Whether a term is a column of the row that is updated, or zero for it where it is NULL."""
+    if term.kind == "call" and term.text == "coalesce" and len(term.parts) == 2 and term.parts[1].text == "0":
+        term = term.parts[0]
+    first, _, name = term.text.rpartition(".")
+    return term.kind == "name" and name == column and (not first or first in targets)
 
 
 def _words(text: str) -> set[str]:

@@ -260,18 +260,23 @@ class World:
         return self._runs[text]
 
     @cached_property
-    def refusing(self) -> Mapping[int, list[tuple[Function, Read, bool]]]:
-        """By table: functions that refuse on what they read there, what they read, and whether its values decide it.
+    def refusing(self) -> Mapping[int, list[tuple[Function, frozenset[str]]]]:
+        """By table: functions that refuse on what they read there, and which columns decide.
 
-        Otherwise it is only whether there is such a row.
+        Where it only matters whether a row is found, those decide by which it is looked for. ``*`` is any column.
         """
-        found: defaultdict[int, list[tuple[Function, Read, bool]]] = defaultdict(list)
+        found: defaultdict[int, list[tuple[Function, frozenset[str]]]] = defaultdict(list)
         for function, body in self.function_bodies.items():
             by_rows, by_values = refusal(body), refusal(body, by_values=True)
             values = () if by_values is None else by_values.reads
+            texts = [each.text for each in (*body.discards, *body.assignments)] if by_rows is not None else []
+            sought = {word for text in texts for word in _words_of(text.lower().partition("where")[2])}
             for read in () if by_rows is None else by_rows.reads:
                 for table in self.tables_read(read):
-                    found[table.oid].append((function, read, read in values))
+                    whole = not read.columns or table != self.table(read)
+                    columns = frozenset({"*"} if whole else read.columns)
+                    decide = columns if read in values else columns & sought
+                    found[table.oid].append((function, decide))
         return found
 
     def keys_asked(self, table: Table, writer: Trigger) -> Iterator[str]:
@@ -722,6 +727,10 @@ def sequence_names(text: str) -> Iterator[str]:
         parts = split_names(match[2])
         if parts:
             yield f"of {parts[-1]}" if match[1] else parts[-1]
+
+
+def _words_of(text: str) -> set[str]:
+    return {unquote(token.text) for token in tokens(text) if token.kind in ("word", "quoted")}
 
 
 def _words(name: str) -> list[str]:
