@@ -38,7 +38,7 @@ NAMES: Mapping[str, str] = {
     **dict.fromkeys(("conn", "connection", "db", "db_session"), "conn"),
 }
 ORDER = ("action", "entity_type", "entity_id", "details")
-_CONTEXT = ("actor", "ip", "user_agent", "tenant", "session", "request")
+CONTEXT = ("actor", "ip", "user_agent", "tenant", "session", "request")
 _FAILED = frozenset({"failure", "failed", "fail", "error", "denied", "false", "0"})
 
 
@@ -83,7 +83,7 @@ class AuditService:
         metadata = as_dict(told.get("metadata")) | facts | diff(told.get("before"), told.get("after"))
         if "error" in told:
             metadata.setdefault("error", {"message": clean_text(told["error"], 500)})
-        words = {name: told[name] for name in _CONTEXT if name in told}
+        words = {name: told[name] for name in CONTEXT if name in told}
         return self._face.write(
             action_word(told.get("action")),
             category=told.get("category", self._category),
