@@ -271,3 +271,71 @@ def test_without_a_sink_events_are_spooled_alone(tmp_path: Path) -> None:
     (chunk,) = found.read(10, 1 << 20)
     assert [msgspec.json.decode(chunk.body)[0]["action"], found.events] == ["a.b", 1]
     found.delete()
+
+
+def test_a_file_that_cannot_be_read_now_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = KeptSink()
+    sink.down = True
+    with recording(tmp_path, sink, close_seconds=0.1) as (recorder, _):
+        recorder.record("a.b").wait(5)
+    (left,) = (tmp_path / "spool").glob("*.spool")
+    with sqlite3.connect(left) as db:
+        db.execute("pragma user_version = 9")
+    db.close()
+    sink.down = False
+    with recording(tmp_path, sink) as (recorder, _):
+        recorder.record("a.c")
+        assert recorder.flush()
+        time.sleep(0.1)
+        assert recorder.stats().adopted == 0
+        assert_closed_account(recorder)
+    assert left.exists()
+    with sqlite3.connect(left) as db:
+        db.execute("pragma user_version = 1")
+    db.close()
+    with recording(tmp_path, sink) as (recorder, _):
+        recorder.record("a.d")
+        until(lambda: len(sink.activities) == 3)
+    assert not left.exists()
+
+
+def test_delivery_goes_on_where_the_disk_is_too_full_to_delete_what_is_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = KeptSink()
+    sink.down = True
+    with recording(tmp_path, sink, batch_events=500) as (recorder, _):
+        for _ in range(2_000):
+            recorder.record("a.b")
+        until(lambda: recorder.stats().queued == 0)
+        real = SpoolFile._keep_refused
+
+        def fail(*_: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(SpoolFile, "_keep_refused", fail)
+        sink.down = False
+        assert recorder.flush()
+        assert len(sink.activities) == 2_000
+        assert "disk is full" in (recorder.stats().spool_trouble or "")
+        assert_closed_account(recorder)
+        monkeypatch.setattr(SpoolFile, "_keep_refused", real)
+    assert list((tmp_path / "spool").iterdir()) == []
+    assert sum(len(batch.activities) for batch in sink.batches) == 2_000
+
+
+def test_a_clock_that_is_set_back_does_not_hold_delivery_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording(tmp_path, linger_seconds=0.05) as (recorder, sink):
+        recorder.record("a.b").wait(5)
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() - 3_600)
+        recorder.record("a.c").wait(5)
+        until(lambda: len(sink.activities) == 2, 3)
+
+
+def test_drops_are_told_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with recording(tmp_path) as (recorder, _):
+        for _ in range(50):
+            recorder.record("a.b", outcome="maybe")
+        until(lambda: "activities are dropped, so far: unusable 50" in caplog.text)
+    assert caplog.text.count("could not be recorded") == 1

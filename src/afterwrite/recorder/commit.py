@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -100,6 +100,8 @@ class Committer:
         self._others = 0
         self._noted = 0
         self._look_at = self._reopen_at = self._retry_at = self._told_at = 0.0
+        self._told_dropped = 0
+        self._told_dropped_at = 0.0
         self._notify: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
         self._close_by: float | None = None
@@ -258,13 +260,21 @@ class Committer:
                 del self.dropped[DropReason.LOST]
             if isinstance(error, CorruptError):
                 self.corrupt_files += 1
-        self._tell(f"{error}; it held {spool.events:,} events, and another one is begun")
+        self.tell(f"{error}; it held {spool.events:,} events, and another one is begun")
         spool.set_aside()
 
     def count_dropped(self, reason: DropReason, events: int) -> None:
         with self._lock:
             if events:
                 self.dropped[reason] += events
+
+    def tell(self, words: str) -> None:
+        """Say what is wrong, once a minute."""
+        self.trouble = words
+        now = time.monotonic()
+        if now >= self._told_at:
+            self._told_at = now + _TOLD_SECONDS
+            log.warning("%s", words)
 
     # What its own thread does.
 
@@ -342,15 +352,23 @@ class Committer:
                 self._noted = 0
                 self.trouble = None
             except SpoolError as error:
-                self._tell(f"{error}; until then events are kept in memory alone")
+                self.tell(f"{error}; until then events are kept in memory alone")
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
+        self._tell_dropped(now)
         self._others = measure_others(self.folder, self.own)
         own = self.own
         if own is not None and not own.is_there():
             self.lose(own, SpoolError(f"{own.path} is gone", lost=True))
             self._look()
+
+    def _tell_dropped(self, now: float) -> None:
+        with self._lock:
+            total, dropped = self.dropped.total(), dict(self.dropped)
+        if total > self._told_dropped and now >= self._told_dropped_at:
+            self._told_dropped, self._told_dropped_at = total, now + _TOLD_SECONDS
+            log.warning("activities are dropped, so far: %s", describe_dropped(dropped))
 
     def _commit(self) -> bool:
         """Bring a group into the spool, or into memory; False when neither has room."""
@@ -420,7 +438,7 @@ class Committer:
                 self.lose(own, error)
             else:
                 self._retry_at = now + _RETRY_SECONDS
-                self._tell(f"{error}; until then events are kept in memory alone")
+                self.tell(f"{error}; until then events are kept in memory alone")
             return False
         self._noted = dropped
         self.trouble = None
@@ -487,13 +505,10 @@ class Committer:
         for place, tell in told:
             tell(self._is_kept(place))
 
-    def _tell(self, words: str) -> None:
-        """Say what is wrong, once a minute."""
-        self.trouble = words
-        now = time.monotonic()
-        if now >= self._told_at:
-            self._told_at = now + _TOLD_SECONDS
-            log.warning("%s", words)
+
+def describe_dropped(dropped: Mapping[DropReason, int]) -> str:
+    """``queue_full 1,200, expired 3``"""
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items()))
 
 
 def size_of(item: Made | tuple[Made]) -> int:

@@ -270,9 +270,11 @@ class Courier:
         oldest = spool.oldest
         if oldest is None or spool.events >= self._options.batch_events:
             return
-        until = oldest + self._options.linger_seconds
+        # Its age is by a clock that may have been set back since.
+        waited = max(0.0, time.time() - oldest)
+        until = time.monotonic() + self._options.linger_seconds - waited
         while not self._is_hurried() and spool.events < self._options.batch_events:
-            left = min(until - time.time(), self._options.linger_seconds)
+            left = until - time.monotonic()
             if left <= 0:
                 return
             await self._rest(left, for_news=False)
@@ -301,7 +303,10 @@ class Courier:
             try:
                 self._settle(spool, chunks, refusals)
             except SpoolError as error:
-                self._lose(spool, error)
+                if error.lost or isinstance(error, CorruptError):
+                    self._lose(spool, error)
+                else:  # it is deleted with the next ones; until then the disk holds what is delivered
+                    self._committer.tell(str(error))
         self.trouble = None
         with self._progress:
             self._progress.notify_all()
@@ -397,7 +402,10 @@ class Courier:
             if spool in self._orphans:
                 with self._committer.account():
                     self._orphans.remove(spool)
-                    self._committer.count_dropped(DropReason.LOST, spool.events)
+                    if isinstance(error, CorruptError) or error.lost:
+                        self._committer.count_dropped(DropReason.LOST, spool.events)
+                    else:  # it is as it was before it was taken over
+                        self.adopted -= spool.events
             if isinstance(error, CorruptError):
                 self.corrupt_files += 1
                 log.warning("%s; it is set aside", error)

@@ -35,7 +35,7 @@ from afterwrite.context import Context, current
 from afterwrite.errors import UsageError
 from afterwrite.record import Emitted, Kind, Level, Outcome
 from afterwrite.recorder import spool as spooling
-from afterwrite.recorder.commit import EVENT_BYTES, Committer, DropReason, is_in_loop
+from afterwrite.recorder.commit import EVENT_BYTES, Committer, DropReason, describe_dropped, is_in_loop
 from afterwrite.recorder.deliver import Courier, OpenSink
 from afterwrite.recorder.encode import clean_text, encode_metadata, to_milliseconds, to_moment
 from afterwrite.recorder.ids import Ids
@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 
 _EVENT = Kind.EVENT
 _SHORT = 200
+_TOLD_SECONDS = 60.0
+# A disk that answers nothing must not hold the application up for ever.
+_SYNC_SECONDS = 30.0
 _ACTION = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+)*")
 _CATEGORY = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -124,6 +127,7 @@ class Recorder:
         self._lock = threading.RLock()
         self._closed = False
         self._emitted = 0
+        self._told_at = 0.0
         self._committer: Committer | None = None
         self._courier: Courier | None = None
         _recorders.add(self)
@@ -203,13 +207,15 @@ class Recorder:
                     error if isinstance(error, UsageError) else UsageError(f"{action!r} cannot be recorded: {error}")
                 ) from error
             committer.drop(DropReason.UNUSABLE)
-            log.warning("an event could not be recorded: %s: %s", type(error).__name__, error)
+            if (now := time.monotonic()) >= self._told_at:  # a log that is recorded must not go round and round
+                self._told_at = now + _TOLD_SECONDS
+                log.warning("an event could not be recorded: %s: %s", type(error).__name__, error)
             return Recorded(str(id or ""))
         if conn is not None:
             return self._emit(conn, event, who, occurred_at)
         recorded = Recorded(event.id, committer, committer.put(event, size, wanted))
         if wanted is Durability.SYNC and not is_in_loop():
-            recorded.wait()
+            recorded.wait(_SYNC_SECONDS)
         return recorded
 
     def flush(self, timeout: float | None = 10.0) -> bool:
@@ -242,9 +248,8 @@ class Recorder:
         if courier:
             courier.close(deadline)
         left = committer.finish()
-        stats = self.stats()
-        if stats.dropped:
-            log.warning("activities were dropped: %s", ", ".join(f"{why} {n:,}" for why, n in stats.dropped.items()))
+        if committer.dropped:
+            log.warning("activities were dropped: %s", describe_dropped(committer.dropped))
         return left == 0
 
     def stats(self) -> Stats:

@@ -50,12 +50,11 @@ _TURN_SECONDS = 2.0
 _BUSY_SECONDS = 5.0
 _MOST_REFUSED = 1_000
 _SHRINK_BYTES = 16 << 20
+_VERSION = 1
+_PRAGMAS = ("pragma synchronous = normal", "pragma wal_autocheckpoint = 2000", "pragma journal_size_limit = 4194304")
 _SCHEMA = """
 pragma page_size = 8192;
 pragma journal_mode = wal;
-pragma synchronous = normal;
-pragma wal_autocheckpoint = 2000;
-pragma journal_size_limit = 4194304;
 create table if not exists chunk (
     number integer primary key, events integer not null, at real not null, crc integer not null, body blob not null
 );
@@ -272,6 +271,8 @@ class SpoolFile:
         self.last = 0
         self.settled = 0
         self.refused = 0
+        # Whether the figures are known: a file that could not be read is not taken for an empty one.
+        self._known = False
 
     @classmethod
     def create(cls, folder: Path, destination: str) -> Self:
@@ -305,10 +306,14 @@ class SpoolFile:
     def open(self) -> None:
         """Read how much it holds. Raises CorruptError where it is no spool."""
         with self._at_work() as db:
-            if db.execute("pragma user_version").fetchone() not in {(0,), (1,)}:
-                raise CorruptError(f"{self.path} is of a later version of afterwrite")
-            db.executescript(_SCHEMA)
-            db.execute("pragma user_version = 1")
+            (version,) = db.execute("pragma user_version").fetchone()
+            if version not in {0, _VERSION}:
+                raise SpoolError(f"{self.path} is of another version of afterwrite, {version}")
+            # Nothing is written into a file that is as it should be: its disk may be full.
+            if version == 0:
+                db.executescript(f"{_SCHEMA} pragma user_version = {_VERSION};")
+            for pragma in _PRAGMAS:
+                db.execute(pragma)
             rows = db.execute("select number, events, at, length(body) from chunk order by number").fetchall()
             self._sizes = deque((number, size) for number, _, _, size in rows)
             self.events = sum(events for _, events, _, _ in rows)
@@ -317,6 +322,7 @@ class SpoolFile:
             self.settled = rows[0][0] - 1 if rows else 0
             self._first_at = rows[0][2] if rows else None
             self.refused = db.execute("select count(*) from refused").fetchone()[0]
+            self._known = True
 
     def append(self, chunks: Sequence[tuple[int, bytes]], *, sync: bool = False, dropped: Mapping[str, int]) -> None:
         """Commit these (number of events, body) together, flushed to the disk itself if ``sync``."""
@@ -409,7 +415,7 @@ class SpoolFile:
         """Let another process have it, or delete it where it holds nothing."""
         if self._lock is None:
             return
-        if not self.events and not self.refused:
+        if self._known and not self.events and not self.refused:
             self.delete()
             return
         with _turn():
@@ -530,12 +536,13 @@ def find_orphans(folder: Path, destination: str, *, most: int) -> list[SpoolFile
 
 
 def measure_others(folder: Path, own: SpoolFile | None) -> int:
-    """How many bytes the other files in the folder take on the disk."""
+    """How many bytes the other spools in the folder take on the disk; what is set aside for people does not count."""
     total = 0
     mine = own.path.stem if own else ""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if not mine or not entry.name.startswith(f"{mine}."):
+            foreign = not mine or not entry.name.startswith(f"{mine}.")
+            if foreign and ".corrupt" not in entry.name:
                 with contextlib.suppress(OSError):
                     total += entry.stat().st_size
     return total
