@@ -168,7 +168,7 @@ class Asking(Generic[Request]):
         self._request = request
         self._open = {word: ask for word, ask in asked.items() if ask is not None}
         self._answers: dict[str, Any] = {}
-        self._binding: Binding | None = None
+        self.found: Binding | None = None
 
     def __call__(self) -> Binding | None:
         for word, ask in tuple(self._open.items()):
@@ -181,8 +181,8 @@ class Asking(Generic[Request]):
                 answer = name_user(answer)
             if answer is not None and self._open.pop(word, None) is not None:
                 self._answers[word] = answer
-                self._binding = bind(**self._answers)
-        return self._binding
+                self.found = bind(**self._answers)
+        return self.found
 
 
 def name_user(user: object) -> str | None:
@@ -209,10 +209,11 @@ def track_request(record: Recorded, method: str, path: str) -> AbstractContextMa
     return activity.track("http.request", category=Category.SYSTEM, metadata=metadata)
 
 
-def conclude(run: Tracked | None, *, status: int | None, route: str | None) -> None:
+def conclude(run: Tracked | None, *, status: int | None, route: str | None, error: BaseException | None = None) -> None:
     """Say on the activity of a request what became of it.
 
-    Where the route is known its pattern stands for the path, which may hold what is nobody's business.
+    ``error`` is what the framework made an answer of. Where the route is known its pattern stands for the path, which
+    may hold what is nobody's business.
     """
     if run is None:
         return
@@ -224,4 +225,4 @@ def conclude(run: Tracked | None, *, status: int | None, route: str | None) -> N
     if status is not None:
         run.metadata["status"] = status
         if status >= 400:
-            run.fail(severity=Level.ERROR if status >= 500 else Level.WARNING)
+            run.fail(error, severity=Level.ERROR if status >= 500 else Level.WARNING)
