@@ -51,6 +51,7 @@ def test_the_terminal_and_markdown_name_the_dump_and_its_missing_parts() -> None
     assert "8 triggers on 3 tables of the dump supabase.sql" in " ".join(said.split())
     assert "no statistics: a dump has none" in said
     assert "dump-missing-extension" in said
+    assert f"Next: afterwrite scan {DUMPS / 'supabase.sql'} --explain" in said or "review" not in said
     code, said, _ = afterwrite(DUMPS / "supabase.sql", "--markdown")
     assert code == ExitCode.OK
     assert "supabase.sql" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -131,7 +132,7 @@ def _show_next(shown: ScanDocument) -> None:
     if unknown:
         first = unknown[0]
         name = f"{first.table}.{first.name}" if first.schema == "public" else first.identity
-        source = f"{plain(shown.subject.name)} " if shown.subject.dump is not None else ""
+        source = f"{plain(shlex.quote(shown.subject.dump.file))} " if shown.subject.dump is not None else ""
         out.print(f"\nNext: [bold]afterwrite scan {source}--explain {plain(name)}[/]", soft_wrap=True)
     elif moving and shown.subject.dump is not None:
         out.print("\nNext: [bold]afterwrite scan --dsn …[/] [dim]of the live database, which knows what is written[/]")
