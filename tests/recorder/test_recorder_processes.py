@@ -188,3 +188,24 @@ def test_workers_of_multiprocessing_deliver_at_their_end(tmp_path: Path, method:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(stored(tmp_path)) == 31
     assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_child_takes_over_from_its_killed_parent(tmp_path: Path) -> None:
+    """It has inherited the descriptors of the parent's locks, those of files that the parent had taken over too."""
+    (tmp_path / "down").touch()
+    run(tmp_path, "for n in range(100): r.record('first.one')\nr.record('first.one').wait()\nos.kill(os.getpid(), 9)")
+    code = """
+        r.record('parent.one').wait()
+        while r.stats().adopted < 101: time.sleep(0.01)
+        if os.fork():
+            os.kill(os.getpid(), 9)
+        r.record('child.one')
+        while r.stats().stored < 103: time.sleep(0.01)
+        print(r.stats().adopted)
+    """
+    child = run(tmp_path, code, wait=False)
+    until(lambda: child.poll() is not None, 20)
+    (tmp_path / "down").unlink()
+    said, complaint = child.communicate(timeout=30)
+    assert (said, complaint) == ("102\n", "")
+    assert len({line[0] for line in stored(tmp_path)}) == len(stored(tmp_path)) == 103

@@ -235,10 +235,8 @@ class Committer:
         return left
 
     def abandon(self) -> None:
-        """In a forked child: this is the parent's."""
+        """In a forked child: this is the parent's, with all that hangs on it, and closing any of it would be wrong."""
         keep_for_ever(self)
-        if self.own:
-            self.own.abandon()
 
     # What the courier calls.
 

@@ -444,15 +444,6 @@ class SpoolFile:
                 self.path.with_suffix(".lock").unlink(missing_ok=True)
             self._unlock()
 
-    def abandon(self) -> None:
-        """In a forked child: the file is the parent's. Its lock is not ours to free, nor its connection to close."""
-        if self._connection is not None:
-            keep_for_ever(self._connection)
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._lock)  # the parent's own descriptor keeps the lock
-            self._lock = None
-
     @contextmanager
     def _at_work(self) -> Generator[sqlite3.Connection]:
         with _turn():
@@ -509,6 +500,7 @@ class SpoolFile:
 
     def _unlock(self) -> None:
         if self._lock is not None:
+            _locks.discard(self._lock)
             with contextlib.suppress(OSError):
                 os.close(self._lock)
             self._lock = None
@@ -574,6 +566,7 @@ def _take_lock(path: Path, *, create: bool) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Between our opening and locking it, the one that held it may have finished and deleted it.
         if os.path.samestat(os.fstat(lock), os.stat(path)):
+            _locks.add(lock)
             return lock
     except OSError:
         pass
@@ -582,6 +575,8 @@ def _take_lock(path: Path, *, create: bool) -> int | None:
 
 
 _turns = threading.RLock()
+# The descriptors of the locks that this process holds.
+_locks: set[int] = set()
 
 
 @contextmanager
@@ -602,9 +597,16 @@ def release_after_fork(*, held: bool) -> None:
 
 
 def renew_after_fork() -> None:
-    """In the child: the threads that may have held the turn are not there."""
+    """In the child: the threads that may have held the turn are not there, and the locks are the parent's.
+
+    As long as somebody has their descriptors open, the parent's files could not be taken over.
+    """
     global _turns  # noqa: PLW0603 - a lock that is held by nobody cannot be freed
     _turns = threading.RLock()
+    for lock in _locks:
+        with contextlib.suppress(OSError):
+            os.close(lock)
+    _locks.clear()
 
 
 def keep_for_ever(value: object) -> None:
