@@ -6,8 +6,8 @@ import asyncio
 import getpass
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +38,9 @@ from afterwrite.cli.face import (
 )
 from afterwrite.cli.plan import PlanFile, load
 from afterwrite.cli.watching import View, watched
-from afterwrite.errors import ExitCode, UsageError
+from afterwrite.errors import ExitCode, GateNotMet, UsageError
 from afterwrite.migrate.backup import render_sql
-from afterwrite.migrate.deeds import EventKind, MigrationEvent, render
+from afterwrite.migrate.deeds import EventKind, MigrationEvent, OnEvent, render
 from afterwrite.migrate.engine import Control, Migrator, PhaseRun, remove_phases, run_all, run_phase
 from afterwrite.migrate.functions import FunctionsRun
 from afterwrite.migrate.overrides import overrides
@@ -290,36 +290,8 @@ async def _run(
         if not (watch and talk.is_terminal):
             _tell(event)
 
-    async with runtime.source_and_store(given) as (source, store):
-        if number is None or watch:
-            with watched(view) if watch else nullcontext():
-                runs = await run_all(
-                    source,
-                    plan,
-                    place=runtime.place_of(given),
-                    apply=apply,
-                    store=store,
-                    operator=operator_of(given),
-                    wait_seconds=wait,
-                    policy=runtime.lock_policy(given),
-                    on_event=listen,
-                    control=control,
-                    number=number,
-                )
-        else:
-            one = await run_phase(
-                source,
-                plan,
-                number,
-                place=runtime.place_of(given),
-                apply=apply,
-                store=store,
-                operator=operator_of(given),
-                wait_seconds=wait,
-                policy=runtime.lock_policy(given),
-                on_event=_tell,
-            )
-            runs = [one]
+    with _listed(view, json=json):
+        runs = await _go(given, plan, number, apply=apply, wait=wait, watch=watch, view=view, listen=listen)
     unmet = [gate for done in runs if not done.applied for gate in done.gates if not gate.met]
     if json:
         phases = [_run_as_json(done) for done in runs]
@@ -336,6 +308,67 @@ async def _run(
         elif not apply:
             say("Nothing was done. Run it with [bold]--apply[/].")
     return ExitCode.GATE if unmet else ExitCode.OK
+
+
+@contextmanager
+def _listed(view: View, *, json: bool) -> Generator[None]:
+    """Gates that keep a phase from moving as a list, each with its remedy, instead of in one long sentence."""
+    try:
+        yield
+    except GateNotMet as error:
+        unmet = [gate for gate in view.gates if not gate.met]
+        if json or not unmet or not all(str(gate) in str(error) for gate in unmet):
+            raise
+        _show_gates(unmet)
+        which = "a gate does not hold" if len(unmet) == 1 else f"{len(unmet)} gates do not hold"
+        raise GateNotMet(
+            f"{str(error).partition(':')[0]}: {which}",
+            remedy="the same command when they do, or with --wait SECONDS, which waits for them",
+        ) from error
+
+
+async def _go(
+    given: Settings,
+    plan: Plan,
+    number: int | None,
+    *,
+    apply: bool,
+    wait: float,
+    watch: bool,
+    view: View,
+    listen: OnEvent,
+) -> list[PhaseRun]:
+    async with runtime.source_and_store(given) as (source, store):
+        if number is None or watch:
+            with watched(view) if watch else nullcontext():
+                runs = await run_all(
+                    source,
+                    plan,
+                    place=runtime.place_of(given),
+                    apply=apply,
+                    store=store,
+                    operator=operator_of(given),
+                    wait_seconds=wait,
+                    policy=runtime.lock_policy(given),
+                    on_event=listen,
+                    control=view.control,
+                    number=number,
+                )
+        else:
+            one = await run_phase(
+                source,
+                plan,
+                number,
+                place=runtime.place_of(given),
+                apply=apply,
+                store=store,
+                operator=operator_of(given),
+                wait_seconds=wait,
+                policy=runtime.lock_policy(given),
+                on_event=listen,
+            )
+            runs = [one]
+    return list(runs)
 
 
 async def _write_sql(given: Settings, plan: Plan, number: int | None, target: Path) -> int:
