@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import enum
+import gc
 import math
+import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -371,6 +374,43 @@ def test_recording_while_recording_does_not_stand_still(kept: tuple[Recorder, Ke
         recorder.record("handler.one")
     assert recorder.flush()
     assert sorted(event.action for event in sink.activities.values()) == ["handler.one", "inner.one", "outer.one"]
+
+
+def test_signals_and_finalizers_may_record_at_any_moment(kept: tuple[Recorder, KeptSink]) -> None:
+    recorder, sink = kept
+    expected = 0
+
+    class Cyclic:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            nonlocal expected
+            expected += 1
+            recorder.record("finalizer.one")
+
+    def handle(*_: object) -> None:
+        nonlocal expected
+        expected += 1
+        recorder.record("signal.one")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.004, 0.004)
+    try:
+        deadline = time.monotonic() + 0.6
+        while time.monotonic() < deadline:
+            expected += 1
+            recorder.record("main.one", metadata={"some": ["lists"]})
+            Cyclic()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    gc.collect()
+    assert recorder.flush(20)
+    stats = recorder.stats()
+    assert stats.recorded == expected
+    assert len(sink.activities) == stats.stored
+    assert_closed_account(recorder)
 
 
 def test_after_close_events_are_dropped_and_counted(tmp_path: Path) -> None:

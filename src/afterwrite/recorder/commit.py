@@ -61,6 +61,22 @@ class DropReason(StrEnum):
     CLOSED = "closed"
 
 
+class _Bell:
+    """Wakes the one that waits. Unlike an Event's, its lock is never held: a signal's handler may ring it in a ring."""
+
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self._silence.acquire()
+
+    def ring(self) -> None:
+        with suppress(RuntimeError):  # it has rung already, and nobody came
+            self._silence.release()
+
+    def wait(self, seconds: float) -> None:
+        """Until it rings, or has rung since the last time."""
+        self._silence.acquire(timeout=seconds)
+
+
 class Committer:
     """The queue of one process, and the thread that empties it into the spool.
 
@@ -92,7 +108,7 @@ class Committer:
         self._no_room: DropReason | None = None
         self._shut: DropReason | None = None
         self._idle = False
-        self._wake = threading.Event()
+        self._bell = _Bell()
         self._room = threading.Condition(threading.Lock())
         self._waiters: list[tuple[int, Callable[[bool], None]]] = []
         # Stretches of places whose events are in memory alone.
@@ -122,7 +138,7 @@ class Committer:
                 self._bytes += size
                 self.accepted = place = self.accepted + 1
                 if self._idle:
-                    self._wake.set()
+                    self._bell.ring()
                 return place
         return self._put_unusually(event, size, durability)
 
@@ -137,7 +153,7 @@ class Committer:
                 if not blocks or left <= 0 or self._shut is not None:
                     self.drop(self._shut or self._no_room or DropReason.QUEUE_FULL)
                     return 0
-            self._wake.set()
+            self._bell.ring()
             with self._room:
                 self._room.wait(min(left, _FULL_SECONDS))
 
@@ -207,14 +223,15 @@ class Committer:
     def start(self, notify: Callable[[], None]) -> None:
         """Start the thread; ``notify`` is called when there is something new to deliver."""
         self._notify = notify
-        self._thread = threading.Thread(target=self._run, name="afterwrite spool", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="afterwrite spool", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def close(self, deadline: float) -> None:
         """Empty the queue into the spool and end the thread; from here on everything is dropped."""
         self._shut = DropReason.CLOSED
         self._close_by = deadline
-        self._wake.set()
+        self._bell.ring()
         if self._thread and self._thread is not threading.current_thread():
             # A commit that has begun is worth waiting for, also where there was no time at all.
             self._thread.join(max(_LEAST_CLOSE_SECONDS, deadline - time.monotonic()))
@@ -293,16 +310,17 @@ class Committer:
             if durability is Durability.SYNC:
                 self._sync_place = place
         if self._idle:
-            self._wake.set()
+            self._bell.ring()
         return place
 
     def _ask(self, place: int, tell: Callable[[bool], None]) -> bool:
         """Have this called when the place is committed; False when it is already, or nobody will commit it."""
         with self._lock:
-            if place <= self.committed_place or not (self._thread and self._thread.is_alive()):
+            ended = self._thread is not None and not self._thread.is_alive()
+            if place <= self.committed_place or ended:
                 return False
             self._waiters.append((place, tell))
-        self._wake.set()
+        self._bell.ring()
         return True
 
     def _is_kept(self, place: int) -> bool:
@@ -333,12 +351,11 @@ class Committer:
             self._idle = True
             # What was put before it was said that we wait would wake nobody.
             if not self._queue and not self._waiters:
-                self._wake.wait(_IDLE_SECONDS)
+                self._bell.wait(_IDLE_SECONDS)
             self._idle = False
-        self._wake.clear()
+        self._bell.wait(0)
         if self._queue and not self._waiters and self._close_by is None:
-            self._wake.wait(GROUP_SECONDS)
-            self._wake.clear()
+            self._bell.wait(GROUP_SECONDS)
 
     def _look(self) -> None:
         """Once a second: is the file still there, may we open one, how much do other processes keep."""

@@ -292,18 +292,18 @@ class Recorder:
                 return self._committer
             committer = Committer(self.options, find_folder(self.options), self._destination, self._redactor)
             courier = Courier(committer, self._open_sink, self.options)
+            # From here on: a signal's handler may record while threads are started.
+            self._committer, self._courier = committer, courier
             try:
                 if self._closed:
                     committer.refuse(DropReason.CLOSED)
                 else:
+                    self._close_at_exit()
                     committer.start(courier.wake)
                     courier.start()
-                    self._courier = courier
-                    self._close_at_exit()
             except RuntimeError as error:  # no thread can be had, at the end of the interpreter for instance
                 committer.refuse(DropReason.UNUSABLE)
                 log.warning("nothing can be recorded: %s", error)
-            self._committer = committer
             return committer
 
     def _close_at_exit(self) -> None:
@@ -337,7 +337,14 @@ class Recorder:
             caused_by=event.caused_by,
         )
         try:
-            sent = emit(conn, emitted, context=context, key=self.options.stamp_key)
+            sent = emit(
+                conn,
+                emitted,
+                context=context,
+                key=self.options.stamp_key,
+                events=self.options.events,
+                slot=self.options.slot,
+            )
         except UsageError as error:
             if self.options.strict:
                 raise
