@@ -84,7 +84,7 @@ class AuditService:
         if "error" in told:
             metadata.setdefault("error", {"message": clean_text(told["error"], 500)})
         words = {name: told[name] for name in CONTEXT if name in told}
-        return self._face.write(
+        return self._face.record(
             action_word(told.get("action")),
             category=told.get("category", self._category),
             outcome=_outcome(told),

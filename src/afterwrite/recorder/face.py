@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from enum import Enum
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 _ids = Ids()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_ids.reseed)
+
+_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _Word = TypeVar("_Word", bound=Enum)
@@ -80,6 +83,7 @@ class Face:
         durability: Durability | str | None = None,
         conn: object = None,
         id: str | None = None,
+        context: Context | None = None,
     ) -> Recorded:
         """Record that something happened. It never waits for a network and, but for what ``conn`` raises, never raises.
 
@@ -87,22 +91,39 @@ class Face:
         ``conn`` the activity is part of the transaction on that connection or session, and exists if and only if it
         commits; on an asynchronous one, await the result. Without, it goes to the spool: await the result, or call its
         ``wait()``, where it must be on the disk before you go on. ``caused_by`` is the id of the activity that led to
-        it (or what ``record`` or ``track`` gave); by default the ``track`` around here.
+        it (or what ``record`` or ``track`` gave); by default the ``track`` around here. ``context`` stands in place of
+        this task's.
         """
-        return self.write(
-            action,
+        recorder = self._find()
+        if not (
+            action.__class__ is str
+            and action not in self._registry
+            and (category is None or (category.__class__ is Category))
+            and (entity is None or (entity.__class__ is tuple and len(entity) == 2 and entity[0].__class__ is str))
+            and outcome.__class__ is Outcome
+            and (severity is None or severity.__class__ is Level)
+            and (caused_by is None or (caused_by.__class__ is str and _ID.fullmatch(cast("str", caused_by))))
+            and durability is None
+            and occurred_at is None
+            and (id is None or id.__class__ is str)
+        ):
+            return self._record_mended(
+                recorder, action, category, outcome, severity, entity, summary, metadata, duration_ms, occurred_at,
+                caused_by, durability, conn, id, context,
+            )  # fmt: skip
+        return recorder.record(
+            cast("str", action),
             category=category,
             outcome=outcome,
-            severity=severity,
+            severity=Level.INFO if severity is None else severity,
             entity=entity,
             summary=summary,
             metadata=metadata,
             duration_ms=duration_ms,
-            occurred_at=occurred_at,
-            caused_by=caused_by,
-            durability=durability,
+            caused_by=cast("str | None", caused_by),
             conn=conn,
             id=id,
+            context=context,
         )
 
     @overload
@@ -223,7 +244,7 @@ class Face:
         words: dict[str, Any] = {name: word for name, word in told.items() if word is not None}
         if actor is not None:
             words |= {"actor": actor, "actor_type": "user"}
-        return self.write(
+        return self.record(
             action,
             category=Category.AUTHENTICATION,
             outcome=Outcome.SUCCESS if success else Outcome.FAILURE,
@@ -274,28 +295,33 @@ class Face:
             # A connection that nobody knows; strict mode has refused it before.
             return None
 
-    def write(
+    def write(self, action: str | Action, *, odd: str | None, **said: Any) -> Recorded:
+        """``record``; ``odd`` is what the caller had to mend already."""
+        if odd is not None:
+            self._misfits += 1
+            said["metadata"] = _with_mark(said.get("metadata"), odd)
+        return self.record(action, **said)
+
+    def _record_mended(
         self,
+        recorder: Recorder,
         action: str | Action,
-        *,
-        category: str | None = None,
-        outcome: Outcome | str = Outcome.SUCCESS,
-        severity: Level | str | None = None,
-        entity: Entity = None,
-        summary: str | None = None,
-        metadata: object = None,
-        duration_ms: float | None = None,
-        occurred_at: datetime | None = None,
-        caused_by: object = None,
-        durability: Durability | str | None = None,
-        conn: object = None,
-        id: str | None = None,
-        context: Context | None = None,
-        odd: str | None = None,
+        category: str | None,
+        outcome: Outcome | str,
+        severity: Level | str | None,
+        entity: Entity,
+        summary: str | None,
+        metadata: object,
+        duration_ms: float | None,
+        occurred_at: datetime | None,
+        caused_by: object,
+        durability: Durability | str | None,
+        conn: object,
+        id: str | None,
+        context: Context | None,
     ) -> Recorded:
-        """``record``, by a context other than this task's; ``odd`` is what the caller had to mend already."""
-        recorder = self._find()
-        mending = _Mending(strict=recorder.options.strict, odd=odd)
+        """``record`` of what is not as plain as most calls are, or not as it should be."""
+        mending = _Mending(strict=recorder.options.strict)
         known = action if isinstance(action, Action) else self._registry.find(action)
         name = known.name if known is not None else mending.text("action", action)
         if known is not None:
@@ -346,9 +372,9 @@ class _Mending:
 
     __slots__ = ("odd", "strict")
 
-    def __init__(self, *, strict: bool, odd: str | None) -> None:
+    def __init__(self, *, strict: bool) -> None:
         self.strict = strict
-        self.odd = odd
+        self.odd: str | None = None
 
     def mend(self, found: str, remedy: str) -> None:
         if self.strict:

@@ -73,6 +73,9 @@ class Registry:
                         raise UsageError(f"{word!r} is no category", remedy="write it as user_management")
                 self._categories.update(words)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._actions
+
     def find(self, name: object) -> Action | None:
         """What was registered under this name."""
         return self._actions.get(name) if isinstance(name, str) else None

@@ -18,7 +18,6 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from datetime import datetime
 from functools import wraps
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -41,38 +40,15 @@ _LONGEST_MESSAGE = 500
 _LEVELS = tuple(Level)
 
 
-class Write(Protocol):
-    """How an activity is recorded in the end: checked, mended or refused, and given to the recorder of this task."""
-
-    def __call__(
-        self,
-        action: str | Action,
-        *,
-        category: str | None = None,
-        outcome: Outcome | str = Outcome.SUCCESS,
-        severity: Level | str | None = None,
-        entity: Entity = None,
-        summary: str | None = None,
-        metadata: object = None,
-        duration_ms: float | None = None,
-        occurred_at: datetime | None = None,
-        caused_by: object = None,
-        durability: Durability | str | None = None,
-        conn: object = None,
-        id: str | None = None,
-        context: Context | None = None,
-        odd: str | None = None,
-    ) -> Recorded: ...
-
-
 class Scribe(Protocol):
     """What tracks need of the face that made them."""
 
     @property
     def strict(self) -> bool: ...
 
-    @property
-    def write(self) -> Write: ...
+    def write(self, action: str | Action, *, odd: str | None, **said: Any) -> Recorded:
+        """``record``, with what was odd about it already."""
+        ...
 
     def make_id(self) -> str: ...
 
@@ -123,6 +99,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Any = None
     conn: Any = None
     durability: Durability | str | None = None
+    # Whether any of it stands for what a decorated function knows.
+    takes: bool = False
 
 
 class Tracked:
@@ -184,10 +162,11 @@ class Tracked:
             f"{self._spec.action or 'unnamed'}.progress",
             category=self._spec.category,
             severity=Level.DEBUG,
-            entity=None if _find_taken(self.entity) else self.entity,
+            entity=None if self._spec.takes else self.entity,
             metadata=metadata,
             caused_by=self.id,
             context=self._outer,
+            odd=None,
         )
 
     def start(self) -> None:
@@ -252,7 +231,8 @@ class Tracked:
         self.metadata = as_dict(self.metadata)
         self.describe(error)
         found = None if error else self.result
-        self.entity, self.metadata = _fill(self.entity, found), _fill(self.metadata, found)
+        if self._spec.takes:
+            self.entity, self.metadata = _fill(self.entity, found), _fill(self.metadata, found)
 
     def _write(self, *, in_transaction: bool) -> Recorded:
         conn = self._conn if in_transaction and self._is_in_transaction else None
@@ -316,7 +296,8 @@ class Track(Generic[Run]):
     def __init__(self, scribe: Scribe, make: Make[Run], spec: Spec) -> None:
         self._scribe = scribe
         self._make = make
-        self._spec = spec
+        takes = _takes(spec.entity) or _takes(spec.metadata) or _takes(spec.conn) or _takes(spec.summary)
+        self._spec = msgspec.structs.replace(spec, takes=True) if takes else spec
         self._entered: list[Run] = []
 
     def __enter__(self) -> Run:
@@ -530,6 +511,15 @@ def as_dict(metadata: object) -> dict[str, Any]:
     return cast("dict[str, Any]", fields) if isinstance(fields, dict) else {"value": metadata}
 
 
+def _takes(value: Any) -> bool:
+    kind: object = value.__class__
+    if value is None or kind is str:
+        return False
+    if kind is dict:
+        return any(map(_takes, value.values()))
+    return any(map(_takes, value)) if kind is tuple or kind is list else kind is Taken
+
+
 def _find_taken(value: object) -> list[Taken]:
     if isinstance(value, Taken):
         return [value]
@@ -544,7 +534,7 @@ def _find_taken(value: object) -> list[Taken]:
 
 def _resolve(spec: Spec, given: Mapping[str, Any] | None, scribe: Scribe) -> tuple[Spec, str | None]:
     """The spec with what its arguments were, and what could not be found, in words."""
-    if not _find_taken(spec):
+    if not spec.takes:
         return spec, None
     missing: list[str] = []
 
@@ -578,7 +568,7 @@ def _fill(value: Any, result: object) -> Any:
         except Exception:
             return None
 
-    return _replace(value, find) if _find_taken(value) else value
+    return _replace(value, find)
 
 
 def _replace(value: Any, find: Callable[[Taken], object]) -> Any:
