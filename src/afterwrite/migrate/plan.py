@@ -457,7 +457,7 @@ def _rule(judgement: Judgement) -> str:
 
 
 def _because(judgement: Judgement) -> str:
-    said = "; ".join(reason.text for reason in judgement.reasons[:2])
+    said = "; ".join(list(dict.fromkeys(reason.text for reason in judgement.reasons))[:2])
     line = " ".join(said.split())
     if judgement.trigger.enabled is Enabled.DISABLED:
         line = f"already disabled; {line}" if line else "already disabled"
