@@ -24,8 +24,8 @@ class Ids:
 
     def __init__(self) -> None:
         self._last = 0
-        self._millisecond = 0
-        self._beginning = ""
+        # A millisecond, and what its ids begin with: as one value, which threads cannot see in halves.
+        self._written = (0, "")
         self.reseed()
 
     def reseed(self) -> None:
@@ -36,14 +36,15 @@ class Ids:
     def make(self) -> str:
         """The next id, as text."""
         tick = time_ns() * _FRACTIONS // _NANOSECONDS
-        with self._lock:
-            if tick <= self._last:
-                tick = self._last + 1
+        if tick > self._last:
             self._last = tick
-            # What ids of one millisecond have in common is written once: every event pays for this.
-            if tick >> 12 != self._millisecond:
-                self._millisecond = tick >> 12
-                self._beginning = f"{tick >> 28 & 0xFFFFFFFF:08x}-{tick >> 12 & 0xFFFF:04x}-7"
-            beginning = self._beginning
+        else:
+            # Only here the order of threads matters: time itself orders all others.
+            with self._lock:
+                self._last = tick = self._last + 1
+        millisecond, beginning = self._written
+        if millisecond != tick >> 12:
+            beginning = f"{tick >> 28 & 0xFFFFFFFF:08x}-{tick >> 12 & 0xFFFF:04x}-7"
+            self._written = (tick >> 12, beginning)
         tail = "%016x" % (self._bits(62) | _VARIANT)
         return f"{beginning}{_WRITTEN[tick & 0xFFF]}-{tail[:4]}-{tail[4:]}"

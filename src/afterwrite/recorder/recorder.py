@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _EVENT = Kind.EVENT
 _SHORT = 200
+_IN_FAILED_TRANSACTION = "25P02"
 _TOLD_SECONDS = 60.0
 # A disk that answers nothing must not hold the application up for ever.
 _SYNC_SECONDS = 30.0
@@ -173,6 +174,14 @@ class Recorder:
                 size = EVENT_BYTES + len(bytes(raw))
             own = self._make_id() if id is None else self._own_id(id)
             cause = who.caused_by if caused_by is None else _word(caused_by)
+            if entity is None:
+                kind = subject = None
+            elif isinstance(entity, str):
+                kind, subject = _word(entity), None
+            else:
+                kind, subject = entity
+                kind = kind if kind.__class__ is str else _word(kind)
+                subject = None if subject is None else str(subject) if subject.__class__ is int else _word(subject)
             # By position, in the order of Made's fields.
             event = Made(
                 own,
@@ -183,8 +192,8 @@ class Recorder:
                 action if action.__class__ is str else clean_text(action),
                 outcome if isinstance(outcome, Outcome) else Outcome(outcome),
                 severity if isinstance(severity, Level) else Level(severity),
-                None if entity is None else _word(entity if isinstance(entity, str) else entity[0]),
-                None if entity is None or isinstance(entity, str) or entity[1] is None else _word(entity[1]),
+                kind,
+                subject,
                 who.actor_id,
                 who.actor_type,
                 who.tenant_id,
@@ -350,11 +359,21 @@ class Recorder:
                 raise
             log.warning("%s; the event goes to the spool, whatever becomes of its transaction", error)
             sent = False
+        except Exception as error:
+            if not _is_undone(error):
+                raise
+            sent = _undo(event)
         if isinstance(sent, bool):
             return self._emitted_or_put(event, emitted=sent)
 
         async def send() -> Recorded:
-            return self._emitted_or_put(event, emitted=await sent)
+            try:
+                emitted = await sent
+            except Exception as error:
+                if not _is_undone(error):
+                    raise
+                emitted = _undo(event)
+            return self._emitted_or_put(event, emitted=emitted)
 
         return Recorded(event.id, _sending=send())
 
@@ -425,6 +444,22 @@ def _with_reason(raw: msgspec.Raw, reason: str) -> msgspec.Raw:
     if b'"reason":' in own and "reason" in msgspec.json.decode(own):
         return raw
     return msgspec.Raw(said + b"," + own[1:])
+
+
+def _is_undone(error: Exception) -> bool:
+    """Whether the transaction had been aborted before: PostgreSQL takes nothing more in it, and keeps nothing of it."""
+    told = (error, error.__cause__, getattr(error, "orig", None))
+    return any(getattr(each, "sqlstate", None) == _IN_FAILED_TRANSACTION for each in told)
+
+
+def _undo(event: Made) -> bool:
+    """What was to be a part of an aborted transaction did not come to pass; False, for it was not emitted."""
+    if event.outcome is Outcome.SUCCESS:
+        event.outcome = Outcome.FAILURE
+        event.severity = Level.WARNING
+        own = bytes(event.metadata)
+        event.metadata = msgspec.Raw(b'{"undone":true' + (b"}" if own in {b"", b"{}"} else b"," + own[1:]))
+    return False
 
 
 def _is_past(deadline: float | None) -> bool:
