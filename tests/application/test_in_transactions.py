@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,14 @@ from typing import Any
 import psycopg
 import pytest
 from capturing import capturing, stored
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import URL, create_engine
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from afterwrite import activity, context
+from afterwrite.integrations.sqlalchemy import instrument
 from afterwrite.record import Outcome
 
 TABLE = "create table users (id int generated always as identity primary key, email text unique)"
@@ -157,6 +164,87 @@ def test_an_error_of_the_connection_at_the_end_is_raised_and_recorded(applicatio
             create(conn)
         found = await stored(application, count=1)
         assert found.of("user.create").outcome == "failure"
+
+    asyncio.run(run())
+
+
+def test_what_a_session_holds_back_is_written_as_a_part_of_the_block(application: str) -> None:
+    """An ORM writes at the flush, which is else at the commit, when the block is over."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        email: Mapped[str]
+
+    def url(driver: str) -> URL:
+        told = conninfo_to_dict(application)
+        return URL.create(f"postgresql+{driver}", username=str(told["user"]), database=str(told["dbname"]),
+                          query={"host": str(told["host"]), "port": str(told["port"])})  # fmt: skip
+
+    async def run() -> None:
+        plain, instrumented = create_engine(url("psycopg")), create_async_engine(url("asyncpg"))
+        instrument(instrumented)
+        async with capturing(application, "users"):
+            with context.bind(actor="user:1"), Session(plain) as session:
+                with activity.track("plain", conn=session) as first:
+                    session.add(User(email="plain"))
+                session.commit()
+            with context.bind(actor="user:2"):
+                async with AsyncSession(instrumented) as session:
+                    async with activity.track("instrumented", conn=session) as second:
+                        session.add(User(email="instrumented"))
+                    await session.commit()
+            with (
+                pytest.raises(IntegrityError),
+                Session(plain) as session,
+                session.begin(),
+                activity.track("twice", conn=session),
+            ):
+                session.add(User(email="plain"))
+            found = await stored(application, count=5)
+        plain.dispose()
+        await instrumented.dispose()
+        causes = {row.after["email"]: (row.actor_id, str(row.caused_by)) for row in found.changes("users")}
+        assert causes == {"plain": ("user:1", first.id), "instrumented": ("user:2", second.id)}
+        assert found.of("twice").outcome == "failure"
+
+    asyncio.run(run())
+
+
+def test_what_was_to_be_a_part_of_an_aborted_transaction_is_a_failure_and_raises_nothing_new(application: str) -> None:
+    """The application knows of its error, and has dealt with it: we add none."""
+
+    async def run() -> None:
+        with psycopg.connect(application) as conn:
+            with activity.track("block", conn=conn):
+                conn.execute("insert into users (email) values ('a')")
+                with contextlib.suppress(psycopg.errors.UniqueViolation):
+                    conn.execute("insert into users (email) values ('a')")
+            activity.record("call", conn=conn, metadata={"a": 1})
+            activity.record("told.as_failure", conn=conn, outcome="failure")
+            with activity.track("after", conn=conn):
+                pass
+            conn.rollback()
+        async with await psycopg.AsyncConnection.connect(application) as conn:
+            with contextlib.suppress(psycopg.errors.UndefinedTable):
+                await conn.execute("select * from nothing")
+            async with activity.track("async.block", conn=conn):
+                pass
+            await activity.record("async.call", conn=conn)
+        found = await stored(application, count=6)
+        told = {row.action: (row.outcome, row.severity, row.metadata) for row in found.rows}
+        undone = ("failure", "warning", {"undone": True})
+        assert told == {
+            "block": undone,
+            "call": ("failure", "warning", {"undone": True, "a": 1}),
+            "told.as_failure": ("failure", "info", None),
+            "after": undone,
+            "async.block": undone,
+            "async.call": undone,
+        }
 
     asyncio.run(run())
 

@@ -135,6 +135,11 @@ def test_the_other_promised_calls_are_there_by_name(recorded: Memory) -> None:
 
         return User()
 
+    @activity.with_activity_logging
+    def plain() -> int:
+        return 7
+
+    assert plain() == 7
     asyncio.run(create("a@example.com"))
     with activity.with_activity_logging("report.build", "report", 7, description="built", details={"rows": 1}):
         pass

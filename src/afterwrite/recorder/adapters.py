@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any, cast
 
 from afterwrite.context import bind, current
@@ -144,6 +145,8 @@ def with_activity_logging(
     conn: object = None,
 ) -> Track[Tracked]:
     """``track`` by the old name and the old parameters; a decorator or a block, sync and async."""
+    if callable(action) and not isinstance(action, str | Enum):
+        return face.track(cast("Any", action))  # a decorator without parentheses
     return face.track(
         None if action is None else action_word(action),
         entity=entity_of(entity_type, entity_id),

@@ -295,6 +295,11 @@ class Face:
             # A connection that nobody knows; strict mode has refused it before.
             return None
 
+    def flush(self, conn: object) -> Awaitable[None] | None:
+        """Have a session write what it holds back."""
+        flush: Any = getattr(conn, "flush", None) if self._find().reaches_connections else None
+        return cast("Awaitable[None] | None", flush()) if callable(flush) else None
+
     def write(self, action: str | Action, *, odd: str | None, **said: Any) -> Recorded:
         """``record``; ``odd`` is what the caller had to mend already."""
         if odd is not None:

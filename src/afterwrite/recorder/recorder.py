@@ -360,7 +360,7 @@ class Recorder:
             log.warning("%s; the event goes to the spool, whatever becomes of its transaction", error)
             sent = False
         except Exception as error:
-            if not _is_undone(error):
+            if not is_undone(error):
                 raise
             sent = _undo(event)
         if isinstance(sent, bool):
@@ -370,7 +370,7 @@ class Recorder:
             try:
                 emitted = await sent
             except Exception as error:
-                if not _is_undone(error):
+                if not is_undone(error):
                     raise
                 emitted = _undo(event)
             return self._emitted_or_put(event, emitted=emitted)
@@ -446,7 +446,7 @@ def _with_reason(raw: msgspec.Raw, reason: str) -> msgspec.Raw:
     return msgspec.Raw(said + b"," + own[1:])
 
 
-def _is_undone(error: Exception) -> bool:
+def is_undone(error: Exception) -> bool:
     """Whether the transaction had been aborted before: PostgreSQL takes nothing more in it, and keeps nothing of it."""
     told = (error, error.__cause__, getattr(error, "orig", None))
     return any(getattr(each, "sqlstate", None) == _IN_FAILED_TRANSACTION for each in told)

@@ -30,7 +30,7 @@ from afterwrite.errors import UsageError
 from afterwrite.record import Level, Outcome
 from afterwrite.recorder.encode import clean_text
 from afterwrite.recorder.options import Durability
-from afterwrite.recorder.recorder import Recorded
+from afterwrite.recorder.recorder import Recorded, is_undone
 from afterwrite.recorder.registry import Action
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,10 @@ class Scribe(Protocol):
 
     def enter(self, conn: object, context: Context) -> Awaitable[None] | None:
         """Have what is written on the connection from here on carry this context."""
+        ...
+
+    def flush(self, conn: object) -> Awaitable[None] | None:
+        """Have a session write what it holds back."""
         ...
 
 
@@ -176,12 +180,22 @@ class Tracked:
                 raise UsageError("conn is asynchronous, and its block is not", remedy="write async with, or async def")
             self._odd, self._conn = "conn is asynchronous, and its block was not: it is not in the transaction", None
         if self._conn is not None:
-            self._scribe.enter(self._conn, self.binding.over(self._outer))
+            self._enter(self._conn, self.binding.over(self._outer))
 
     async def astart(self) -> None:
         """``start`` for an event loop."""
-        if self._conn is not None and (sending := self._scribe.enter(self._conn, self.binding.over(self._outer))):
-            await sending
+        if self._conn is not None:
+            await self._aenter(self._conn, self.binding.over(self._outer))
+
+    def settle(self) -> None:
+        """Before the block is left: have a session write what it holds back, so that it is the block's."""
+        if self._is_in_transaction:
+            self._scribe.flush(self._conn)
+
+    async def asettle(self) -> None:
+        """``settle`` for an event loop."""
+        if self._is_in_transaction and (flushing := self._scribe.flush(self._conn)) is not None:
+            await flushing
 
     def end(self, error: BaseException | None) -> None:
         """Record it: in the transaction where it succeeded in one, else in the spool."""
@@ -192,7 +206,7 @@ class Tracked:
             except Exception as broken:
                 self._end_broken(broken, error)
         if (outer := self._find_outer(error)) is not None:
-            self._scribe.enter(self._conn, outer)
+            self._enter(self._conn, outer)
 
     async def aend(self, error: BaseException | None) -> None:
         """``end`` for an event loop."""
@@ -204,8 +218,8 @@ class Tracked:
                     await recorded
             except Exception as broken:
                 self._end_broken(broken, error)
-        if (outer := self._find_outer(error)) is not None and (sending := self._scribe.enter(self._conn, outer)):
-            await sending
+        if (outer := self._find_outer(error)) is not None:
+            await self._aenter(self._conn, outer)
 
     def describe(self, error: BaseException | None) -> None:
         """Take in how the block ended; more kinds of runs know more of that."""
@@ -221,6 +235,22 @@ class Tracked:
         if self.outcome != Outcome.SUCCESS:
             least = Level.ERROR if error is None or isinstance(error, Exception) else Level.WARNING
             self.severity = at_least(self.severity, self._least or least)
+
+    def _enter(self, conn: object, context: Context) -> None:
+        try:
+            self._scribe.enter(conn, context)
+        except Exception as error:
+            # The block's own statements are told the same, and what is recorded at its end knows it.
+            if not is_undone(error):
+                raise
+
+    async def _aenter(self, conn: object, context: Context) -> None:
+        try:
+            if (sending := self._scribe.enter(conn, context)) is not None:
+                await sending
+        except Exception as error:
+            if not is_undone(error):
+                raise
 
     @property
     def _is_in_transaction(self) -> bool:
@@ -305,28 +335,42 @@ class Track(Generic[Run]):
         try:
             run.start()
         except BaseException as error:
-            self._leave().end(error)
+            self._leave(run).end(error)
             raise
         return run
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave().end(error)
+        run = self._find()
+        if error is None:
+            try:
+                run.settle()
+            except BaseException as broken:
+                self._leave(run).end(broken)
+                raise
+        self._leave(run).end(error)
 
     async def __aenter__(self) -> Run:
         run = self._enter()
         try:
             await run.astart()
         except BaseException as error:
-            await self._leave().aend(error)
+            await self._leave(run).aend(error)
             raise
         return run
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._leave().aend(error)
+        run = self._find()
+        if error is None:
+            try:
+                await run.asettle()
+            except BaseException as broken:
+                await self._leave(run).aend(broken)
+                raise
+        await self._leave(run).aend(error)
 
     def __call__(self, function: Function) -> Function:
         """The function, of whatever kind, with each call tracked; a generator from its first step to its last."""
@@ -356,6 +400,8 @@ class Track(Generic[Run]):
                             sent = yield item
                         except BaseException as error:
                             thrown = error
+                    with run.binding:
+                        await run.asettle()
                 except BaseException as error:
                     await run.aend(error)
                     raise
@@ -371,6 +417,8 @@ class Track(Generic[Run]):
                     run.start()
                     found = yield from body
                     run.result = found
+                    with run.binding:
+                        run.settle()
                 except BaseException as error:
                     run.end(error)
                     raise
@@ -392,6 +440,7 @@ class Track(Generic[Run]):
                     with run.binding:
                         run.start()
                         run.result = function(*args, **kwargs)
+                        run.settle()
                 except BaseException as error:
                     run.end(error)
                     raise
@@ -409,10 +458,12 @@ class Track(Generic[Run]):
         self._entered.append(run)
         return run
 
-    def _leave(self) -> Run:
+    def _find(self) -> Run:
         """The run that ends here: the one that this task is in; where a framework leaves elsewhere, the last one."""
         inside = current().caused_by
-        run = next((run for run in reversed(self._entered) if run.id == inside), self._entered[-1])
+        return next((run for run in reversed(self._entered) if run.id == inside), self._entered[-1])
+
+    def _leave(self, run: Run) -> Run:
         self._entered.remove(run)
         run.binding.__exit__()
         return run
@@ -453,6 +504,7 @@ async def _await(run: Tracked, function: Callable[..., Any], args: tuple[Any, ..
         with run.binding:
             await run.astart()
             run.result = await function(*args, **kwargs)
+            await run.asettle()
     except BaseException as error:
         await run.aend(error)
         raise
@@ -494,8 +546,10 @@ def at_least(severity: Level | str | None, least: Level) -> Level | str:
 
 
 def _is_asynchronous(conn: object) -> bool:
-    """Whether statements on this connection are awaited, as far as its class tells."""
-    return any(inspect.iscoroutinefunction(getattr(type(conn), name, None)) for name in ("execute", "commit"))
+    """Whether statements on this connection are awaited, as far as its class tells (those of asyncpg's pool do not)."""
+    return type(conn).__module__.startswith("asyncpg.") or any(
+        inspect.iscoroutinefunction(getattr(type(conn), name, None)) for name in ("execute", "commit")
+    )
 
 
 def as_dict(metadata: object) -> dict[str, Any]:
