@@ -15,6 +15,7 @@ import msgspec
 CONTEXT_PREFIX = "afterwrite.context"
 EVENT_PREFIX = "afterwrite.event"
 HEARTBEAT_PREFIX = "afterwrite.heartbeat"
+OUTBOX_PREFIX = "afterwrite.outbox"
 
 
 class Lsn(int):
@@ -142,6 +143,16 @@ class Emitted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     duration_ms: float | None = None
     occurred_at: datetime | None = None
     caused_by: str | None = None
+
+
+class Posted(msgspec.Struct, frozen=True, kw_only=True):
+    """What a row of the outbox says: an ``Emitted``, and the ``Context`` in which it was, both as JSON.
+
+    No stamp explains it: where the WAL is not read, nothing but the row itself can say who it was.
+    """
+
+    event: msgspec.Raw
+    context: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):

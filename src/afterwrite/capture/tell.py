@@ -257,7 +257,7 @@ class _Event(msgspec.Struct, frozen=True):
 
 _emitted = msgspec.json.Decoder(Emitted)
 # A version 8 is what we call changes by: nobody else's word makes one.
-_TOLD_ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-79a-f][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+TOLD_ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-79a-f][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def _read_event(message: Message, prefix: str, keys: tuple[str, ...]) -> _Event:
@@ -278,7 +278,7 @@ def _read_event(message: Message, prefix: str, keys: tuple[str, ...]) -> _Event:
     if emitted.occurred_at is not None:
         words["occurred_at"] = emitted.occurred_at
     id = emitted.id
-    if id is None or _TOLD_ID.fullmatch(id) is None:
+    if id is None or TOLD_ID.fullmatch(id) is None:
         if id is not None:
             words["told_id"] = id
         id = f"{prefix}{message.ordinal:08x}"

@@ -15,7 +15,7 @@ transaction of its own) or none (one without arguments goes in one message with 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, cast
 
@@ -24,6 +24,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
+from afterwrite.recorder.outbox import post_sql
 from afterwrite.recorder.stamp import Control, Stamps, configured_key, event_sql, read_sql, stamp_sql
 
 __all__ = ["Connection"]
@@ -194,6 +195,16 @@ class _Driver:
         stamps: Stamps | None = getattr(conn, "stamps", None)
         text = event_sql(emitted, context, key) if stamps is None else stamps.event_sql(emitted, context)
         return await conn.execute(text) == "SELECT 1"
+
+    def place(self, conn: Any) -> Hashable:
+        # What a pool gives passes on what it is asked.
+        return conn._addr, conn._params.database, conn._params.user
+
+    async def ask(self, conn: Any, sql: str) -> str:
+        return str(await conn.fetchval(sql))
+
+    async def post(self, conn: Any, payload: str) -> bool:
+        return await conn.execute(post_sql(payload)) == "SELECT 1"
 
     async def stamp(self, conn: Any, context: Context, key: str | None) -> None:
         stamps: Stamps | None = getattr(conn, "stamps", None)

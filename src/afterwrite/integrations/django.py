@@ -15,7 +15,7 @@ trip, no transaction where there was none, and no query that a test counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from django.apps import AppConfig
@@ -25,6 +25,7 @@ from django.db.backends.signals import connection_created
 
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
+from afterwrite.recorder.outbox import post_sql
 from afterwrite.recorder.stamp import (
     Control,
     Reading,
@@ -146,6 +147,22 @@ class _Driver:
             cursor.execute(
                 event_sql(emitted, context, key) if wrapper is None else wrapper.stamps.event_sql(emitted, context)
             )
+            return cursor.fetchone() is not None
+
+    def place(self, conn: Any) -> Hashable:
+        told = conn.settings_dict
+        return conn.alias, *(told.get(name) for name in ("HOST", "PORT", "NAME", "USER"))
+
+    def ask(self, conn: Any, sql: str) -> str:
+        # By the driver itself: it is asked now and then, and would upset who counts queries.
+        conn.ensure_connection()
+        with conn.wrap_database_errors, conn.connection.cursor() as cursor:
+            cursor.execute(sql)
+            return str((cursor.fetchone() or ("",))[0])
+
+    def post(self, conn: Any, payload: str) -> bool:
+        with conn.cursor() as cursor:
+            cursor.execute(post_sql(payload))
             return cursor.fetchone() is not None
 
     def stamp(self, conn: Any, context: Context, key: str | None) -> None:

@@ -11,7 +11,7 @@ seen: execute, executemany, stream, copy, and cursors of every class that the co
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Generator, Hashable
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from typing import Any, ClassVar, cast
@@ -19,9 +19,11 @@ from typing import Any, ClassVar, cast
 import psycopg
 from psycopg import sql
 from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import tuple_row
 
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
+from afterwrite.recorder.outbox import post_sql
 from afterwrite.recorder.stamp import Control, Reading, Stamp, Stamps, configured_key, event_sql, read_sql, stamp_sql
 
 __all__ = ["AsyncConnection", "Connection"]
@@ -370,14 +372,35 @@ class _Driver:
 
     def emit(self, conn: object, emitted: Emitted, context: Context, key: str | None) -> Awaitable[bool] | bool:
         ours = isinstance(conn, _Stamped)
-        text = conn.stamps.event_sql(emitted, context) if ours else event_sql(emitted, context, key)
-        if isinstance(conn, psycopg.AsyncConnection):
-            return self._emit(cast("psycopg.AsyncConnection[_Any]", conn), text)
-        return psycopg.Cursor(cast("psycopg.Connection[_Any]", conn)).execute(cast("Any", text)).rowcount > 0
+        return self._send(conn, conn.stamps.event_sql(emitted, context) if ours else event_sql(emitted, context, key))
 
-    async def _emit(self, conn: psycopg.AsyncConnection[_Any], text: str) -> bool:
-        cursor = await psycopg.AsyncCursor(conn).execute(cast("Any", text))
-        return cursor.rowcount > 0
+    def post(self, conn: object, payload: str) -> Awaitable[bool] | bool:
+        return self._send(conn, post_sql(payload))
+
+    def _send(self, conn: object, text: str) -> Awaitable[bool] | bool:
+        """Whether a row came back; it is fetched, since in a pipeline nothing is known before."""
+        if isinstance(conn, psycopg.AsyncConnection):
+            return self._send_async(cast("psycopg.AsyncConnection[_Any]", conn), text)
+        cursor = psycopg.Cursor(cast("psycopg.Connection[_Any]", conn), row_factory=tuple_row)
+        return cursor.execute(cast("Any", text)).fetchone() is not None
+
+    async def _send_async(self, conn: psycopg.AsyncConnection[_Any], text: str) -> bool:
+        cursor = await psycopg.AsyncCursor(conn, row_factory=tuple_row).execute(cast("Any", text))
+        return await cursor.fetchone() is not None
+
+    def place(self, conn: object) -> Hashable:
+        there = cast("psycopg.Connection[_Any]", conn).pgconn
+        return there.host, there.port, there.db, there.user
+
+    def ask(self, conn: object, sql: str) -> Awaitable[str] | str:
+        if isinstance(conn, psycopg.AsyncConnection):
+            return self._ask(cast("psycopg.AsyncConnection[_Any]", conn), sql)
+        cursor = psycopg.Cursor(cast("psycopg.Connection[_Any]", conn), row_factory=tuple_row)
+        return str((cursor.execute(cast("Any", sql)).fetchone() or ("",))[0])
+
+    async def _ask(self, conn: psycopg.AsyncConnection[_Any], sql: str) -> str:
+        cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+        return str((await (await cursor.execute(cast("Any", sql))).fetchone() or ("",))[0])
 
     def stamp(self, conn: object, context: Context, key: str | None) -> Awaitable[None] | None:
         text = stamp_sql(context, key)

@@ -11,9 +11,9 @@ round trip in a transaction. Under AUTOCOMMIT such a statement becomes a transac
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
-from typing import Any, cast
-from weakref import WeakSet
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from typing import Any, TypeVar, cast
+from weakref import WeakSet, ref
 
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
+from afterwrite.recorder.outbox import BOUND_POST_SQL
 from afterwrite.recorder.stamp import (
     BOUND_EVENT_SQL,
     BOUND_STAMP_SQL,
@@ -36,6 +37,7 @@ from afterwrite.recorder.stamp import (
 
 __all__ = ["instrument"]
 
+Value = TypeVar("Value")
 _STAMPS, _ALONE = "afterwrite.stamps", "afterwrite.alone"
 _instrumented: WeakSet[Engine] = WeakSet()
 
@@ -160,7 +162,7 @@ def _run(conn: Connection, statement: str, parameters: Any = None) -> None:
         cursor.close()
 
 
-_EVENT, _STAMP = text(BOUND_EVENT_SQL), text(BOUND_STAMP_SQL)
+_EVENT, _STAMP, _POST = text(BOUND_EVENT_SQL), text(BOUND_STAMP_SQL), text(BOUND_POST_SQL)
 
 
 class _Driver:
@@ -170,6 +172,28 @@ class _Driver:
         if isinstance(conn, AsyncConnection | AsyncSession | async_scoped_session):
             return self._emit_async(cast("Any", conn), emitted, context, key)
         return _emit(_connection(conn), emitted, context, key)
+
+    def place(self, conn: object) -> Hashable:
+        # What an engine's pool connects to is the same for all; asyncio's have one of the other kind inside.
+        bound: Any = conn
+        if isinstance(conn, Session | scoped_session | AsyncSession | async_scoped_session):
+            bound = cast("Any", conn).get_bind()
+        engine: Engine = getattr(bound, "sync_engine", None) or bound.engine
+        return ref(getattr(engine, "sync_engine", engine).pool)
+
+    def ask(self, conn: object, sql: str) -> Awaitable[str] | str:
+        if isinstance(conn, AsyncConnection | AsyncSession | async_scoped_session):
+            return self._run_async(cast("Any", conn), _ask, sql)
+        return _ask(_connection(conn), sql)
+
+    def post(self, conn: object, payload: str) -> Awaitable[bool] | bool:
+        if isinstance(conn, AsyncConnection | AsyncSession | async_scoped_session):
+            return self._run_async(cast("Any", conn), _post, payload)
+        return _post(_connection(conn), payload)
+
+    async def _run_async(self, conn: Any, work: Callable[[Connection, str], Value], words: str) -> Value:
+        found: AsyncConnection = conn if isinstance(conn, AsyncConnection) else await conn.connection()
+        return await found.run_sync(work, words)
 
     def stamp(self, conn: object, context: Context, key: str | None) -> Awaitable[None] | None:
         if isinstance(conn, AsyncConnection | AsyncSession | async_scoped_session):
@@ -205,6 +229,14 @@ def _emit(conn: Connection, emitted: Emitted, context: Context, key: str | None)
     else:
         due, payload = stamps.before_event(context), stamps.event_payload(emitted)
     return conn.execute(_EVENT, {**due._asdict(), "event": payload}).first() is not None
+
+
+def _ask(conn: Connection, sql: str) -> str:
+    return str(conn.execute(text(sql)).scalar())
+
+
+def _post(conn: Connection, payload: str) -> bool:
+    return conn.execute(_POST, {"payload": payload}).first() is not None
 
 
 def _stamp(conn: Connection, context: Context, key: str | None) -> None:

@@ -2,19 +2,22 @@
 
 ::
 
-    emit(conn, event) ──▶ driver_of(conn): psycopg, asyncpg, sqlalchemy, django ──▶ event_sql(…) in its transaction
+    emit(conn, event) ──▶ driver_of(conn): psycopg, asyncpg, sqlalchemy, django ─┬▶ logical message ┐ in its
+                          known way of its server (outbox.py), or ask it         └▶ outbox ─────────┘ transaction
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Hashable
 from functools import lru_cache
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol, assert_never, cast
 
 from afterwrite.context import Context, current
 from afterwrite.errors import UsageError
 from afterwrite.record import Emitted
+from afterwrite.recorder.options import EventsBy
+from afterwrite.recorder.outbox import Way, ask_sql, configured, known, outbox_payload
 from afterwrite.recorder.stamp import configured_key
 
 # Top-level packages whose connections we know; the integration of the same name has the driver.
@@ -25,7 +28,19 @@ class Driver(Protocol):
     """How one framework's connections send; each gives an awaitable where the connection is asynchronous."""
 
     def emit(self, conn: object, emitted: Emitted, context: Context, key: str | None) -> Awaitable[bool] | bool:
-        """Write the event into the connection's transaction; False where that is read-only."""
+        """Write the event into the WAL of the connection's transaction; False where that is read-only."""
+        ...
+
+    def place(self, conn: object) -> Hashable:
+        """What tells the server, database and role of this connection from others; nothing is asked for it."""
+        ...
+
+    def ask(self, conn: object, sql: str) -> Awaitable[str] | str:
+        """The one value of the one row that this gives, a text."""
+        ...
+
+    def post(self, conn: object, payload: str) -> Awaitable[bool] | bool:
+        """Write this into the outbox, in the connection's transaction; False where that is read-only."""
         ...
 
     def stamp(self, conn: object, context: Context, key: str | None) -> Awaitable[None] | None:
@@ -38,15 +53,63 @@ class Driver(Protocol):
 
 
 def emit(
-    conn: object, emitted: Emitted, *, context: Context | None = None, key: str | None = None
+    conn: object,
+    emitted: Emitted,
+    *,
+    context: Context | None = None,
+    key: str | None = None,
+    events: EventsBy | None = None,
+    slot: str | None = None,
 ) -> Awaitable[bool] | bool:
     """Write the event into the transaction that is open on ``conn``: it exists if and only if that commits.
 
-    The context (by default this task's) is stamped before it. True when it was written, False when the transaction is
-    read-only or the server a standby; to be awaited where the connection is asynchronous. The key is by default the one
-    of the settings. Raises UsageError for an object that is no connection that we know, and what its driver raises.
+    It goes as a logical message, with the context (by default this task's) stamped before it, or by the outbox, with
+    the context in it; which one, ``events`` says, or the server is asked (once in a while, not each time). True when it
+    was written. False when the transaction is read-only, the server a standby, or nobody would ever read it: then
+    nothing was. To be awaited where the connection is asynchronous. Key, events and slot are by default those of the
+    settings. Raises UsageError for an object that is no connection that we know, and what its driver raises.
     """
-    return driver_of(conn).emit(conn, emitted, context or current(), key or configured_key())
+    driver = driver_of(conn)
+    context, key = context or current(), key or configured_key()
+    by = EventsBy(events or configured().events)
+    if by is EventsBy.MESSAGE:
+        return driver.emit(conn, emitted, context, key)
+    slot = slot or configured().slot
+    place = driver.place(conn), by, slot
+    way = known.find(place)
+    if way is None:
+        answer = driver.ask(conn, ask_sql(by, slot))
+        if not isinstance(answer, str):
+            return _ask_and_send(driver, conn, emitted, context, key, place, answer)
+        way = known.note(place, answer)
+    return _send(driver, conn, emitted, context, key, way)
+
+
+async def _ask_and_send(
+    driver: Driver,
+    conn: object,
+    emitted: Emitted,
+    context: Context,
+    key: str | None,
+    place: Hashable,
+    answer: Awaitable[str],
+) -> bool:
+    sent = _send(driver, conn, emitted, context, key, known.note(place, await answer))
+    return sent if isinstance(sent, bool) else await sent
+
+
+def _send(
+    driver: Driver, conn: object, emitted: Emitted, context: Context, key: str | None, way: Way
+) -> Awaitable[bool] | bool:
+    match way:
+        case Way.MESSAGE:
+            return driver.emit(conn, emitted, context, key)
+        case Way.OUTBOX:
+            return driver.post(conn, outbox_payload(emitted, context, key))
+        case Way.NOWHERE:
+            return False
+        case _:
+            assert_never(way)
 
 
 def stamp(conn: object, *, context: Context | None = None, key: str | None = None) -> Awaitable[None] | None:

@@ -37,6 +37,14 @@ class Overflow(StrEnum):
     BLOCK = "block"
 
 
+class EventsBy(StrEnum):
+    """How events in a transaction go: as the server allows, always as a logical message, always by the outbox."""
+
+    AUTO = "auto"
+    MESSAGE = "message"
+    OUTBOX = "outbox"
+
+
 Count = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -79,11 +87,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     record_key: str | None = None
     # What stamps and events in transactions are signed with.
     stamp_key: str | None = None
+    # How events in transactions go, and the slot that capture reads: the worker's setting of that name.
+    events: EventsBy = EventsBy.AUTO
+    slot: Annotated[str, Meta(pattern="^[a-z0-9_]{1,63}$")] = "afterwrite"
 
     def __post_init__(self) -> None:
         # In code they may be plain words.
         msgspec.structs.force_setattr(self, "durability", Durability(self.durability))
         msgspec.structs.force_setattr(self, "overflow", Overflow(self.overflow))
+        msgspec.structs.force_setattr(self, "events", EventsBy(self.events))
         for pattern in self.redact_patterns:
             try:
                 re.compile(pattern)

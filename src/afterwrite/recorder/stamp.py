@@ -52,19 +52,19 @@ class Stamp(NamedTuple):
 
         One SELECT without parameters and in ASCII, so that every driver, protocol and encoding takes it.
         """
-        return f"select {self._message} where {_WRITABLE} and {_STANDS} <> '{self.mark}'"
+        return f"select {self._message} where {WRITABLE} and {_STANDS} <> '{self.mark}'"
 
     def event_sql(self, event: str) -> str:
         """The same with an event after it, which is emitted whether the stamp stood or not."""
-        emitting = f"pg_catalog.pg_logical_emit_message(true, '{EVENT_PREFIX}', {_literal(event)}::text)"
-        return f"select case when {_STANDS} <> '{self.mark}' then {self._message} end, {emitting} where {_WRITABLE}"
+        emitting = f"pg_catalog.pg_logical_emit_message(true, '{EVENT_PREFIX}', {literal(event)}::text)"
+        return f"select case when {_STANDS} <> '{self.mark}' then {self._message} end, {emitting} where {WRITABLE}"
 
     @property
     def _message(self) -> str:
-        return _MESSAGE.format(mark=f"'{self.mark}'", payload=_literal(self.payload))
+        return _MESSAGE.format(mark=f"'{self.mark}'", payload=literal(self.payload))
 
 
-_WRITABLE = "pg_catalog.current_setting('transaction_read_only') = 'off'"
+WRITABLE = "pg_catalog.current_setting('transaction_read_only') = 'off'"
 _STANDS = f"coalesce(pg_catalog.current_setting('{MARK}', true), '')"
 _MESSAGE = (
     f"(pg_catalog.set_config('{MARK}', {{mark}}, true) is not null"
@@ -72,23 +72,23 @@ _MESSAGE = (
 )
 # The same for drivers that keep statements by their text and bind values: ``:mark``, ``:payload`` and ``:event``.
 _BOUND = _MESSAGE.format(mark="cast(:mark as text)", payload="cast(:payload as text)").replace("::text", "")
-BOUND_STAMP_SQL = f"select {_BOUND} where {_WRITABLE} and {_STANDS} <> cast(:mark as text)"
+BOUND_STAMP_SQL = f"select {_BOUND} where {WRITABLE} and {_STANDS} <> cast(:mark as text)"
 BOUND_EVENT_SQL = (
     f"select case when {_STANDS} <> cast(:mark as text) then {_BOUND} end,"
-    f" pg_catalog.pg_logical_emit_message(true, '{EVENT_PREFIX}', cast(:event as text)) where {_WRITABLE}"
+    f" pg_catalog.pg_logical_emit_message(true, '{EVENT_PREFIX}', cast(:event as text)) where {WRITABLE}"
 )
 
 
 def make_stamp(context: Context, key: str | None = None, *, here: bool = False) -> Stamp:
     """The stamp of this context; ``here`` when it is not to speak for what its transaction wrote before."""
-    said = _ascii(encode_context(context))
+    said = to_ascii(encode_context(context))
     digest = hashlib.blake2b(said.encode(), digest_size=9).hexdigest() if context != NOBODY else ""
-    return Stamp(digest, seal(CONTEXT_PREFIX, _ascii(encode_context(context, here=True)) if here else said, key))
+    return Stamp(digest, seal(CONTEXT_PREFIX, to_ascii(encode_context(context, here=True)) if here else said, key))
 
 
 def event_payload(emitted: Emitted, key: str | None = None) -> str:
     """The message that is this event."""
-    return seal(EVENT_PREFIX, _ascii(_encode(emitted).decode()), key)
+    return seal(EVENT_PREFIX, to_ascii(_encode(emitted).decode()), key)
 
 
 def stamp_sql(context: Context, key: str | None = None, *, here: bool = False) -> str:
@@ -104,12 +104,12 @@ def event_sql(emitted: Emitted, context: Context, key: str | None = None) -> str
     return make_stamp(context, key).event_sql(event_payload(emitted, key))
 
 
-def _ascii(json: str) -> str:
+def to_ascii(json: str) -> str:
     """The same JSON in ASCII: a database of another encoding has no place for some characters."""
     return json if json.isascii() else _FOREIGN.sub(_escape, json)
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A string constant that goes through drivers which look for placeholders: they find none."""
     text = text.replace("\\", "\\\\").replace("'", "''")
     text = text.replace("%", "\\x25").replace(":", "\\x3a").replace("?", "\\x3f")

@@ -1,0 +1,128 @@
+"""Events in a transaction whose WAL nobody reads: by which way they go, and what is sent. Pure, but for what it knows.
+
+::
+
+    emit(conn, event) ──▶ known? ── no ──▶ ask the server, once in a while
+                            ├ message ──▶ logical message: capture reads it with the transaction's rows
+                            ├ outbox  ──▶ afterwrite_outbox.post(…): a row of the same transaction
+                            └ nowhere ──▶ the spool, and a warning: nobody would ever see it
+
+Only the server knows: whether its WAL is logical, whether a slot of ours reads this database, whether there is an
+outbox that this role may post to. That holds for all connections to it, so that one of them asks, and not each.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable
+from enum import Enum
+from functools import cache
+
+import msgspec
+
+from afterwrite.context import Context, encode_context
+from afterwrite.record import OUTBOX_PREFIX, Emitted, Posted
+from afterwrite.recorder.options import EventsBy, Options, read_options
+from afterwrite.recorder.stamp import WRITABLE, literal, to_ascii
+from afterwrite.seal import seal
+
+log = logging.getLogger(__name__)
+
+# How long an answer holds. Until then an outbox that was just installed is not used, and one that is gone still is.
+KNOWN_SECONDS = 30.0
+_MOST_KNOWN = 1_000
+
+
+class Way(Enum):
+    """How an event in a transaction gets to the store."""
+
+    MESSAGE = "message"
+    OUTBOX = "outbox"
+    NOWHERE = "nowhere"
+
+
+class Known:
+    """Which way events go, by server; a server is whatever its driver can tell it by."""
+
+    def __init__(self) -> None:
+        self._ways: dict[Hashable, tuple[Way, float]] = {}
+        self._told: set[Hashable] = set()
+
+    def find(self, place: Hashable) -> Way | None:
+        """The way, None where the server has to be asked."""
+        found = self._ways.get(place)
+        return None if found is None or found[1] < time.monotonic() else found[0]
+
+    def note(self, place: Hashable, answer: str) -> Way:
+        """Take the server's answer."""
+        way = Way(answer)
+        if len(self._ways) >= _MOST_KNOWN:
+            self._ways.clear()
+        self._ways[place] = way, time.monotonic() + KNOWN_SECONDS
+        if way is Way.NOWHERE and place not in self._told:
+            self._told = {*self._told, place} if len(self._told) < _MOST_KNOWN else {place}
+            log.warning(
+                "nobody reads this database's WAL, and it has no outbox that its role may post to: events in"
+                " transactions go to the spool, whatever becomes of their transaction; run `afterwrite outbox install`"
+            )
+        return way
+
+    def forget(self) -> None:
+        """Ask again."""
+        self._ways.clear()
+
+
+known = Known()
+
+
+@cache
+def configured() -> Options:
+    """The options of this process."""
+    return read_options()
+
+
+_HERE = (
+    "exists (select from pg_catalog.pg_replication_slots s where s.plugin = 'pgoutput' and not s.temporary"
+    " and s.database = pg_catalog.current_database() and s.wal_status is distinct from 'lost'{named})"
+)
+_LOGICAL = "pg_catalog.current_setting('wal_level') = 'logical'"
+_OPEN = (
+    "coalesce(pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('afterwrite_outbox'), 'usage')"
+    " and pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('afterwrite_outbox.post(text)'), 'execute'),"
+    " false)"
+)
+
+
+def ask_sql(by: EventsBy, slot: str) -> str:
+    """What to ask the server: one row with the value of a ``Way``.
+
+    Our slot first, known by its name: then events come with the rows that they explain. Then the outbox, which somebody
+    installed here for them. A slot of any other name last: it may be ours, or another program's.
+    """
+    whens = [f"when {_OPEN} then 'outbox'"]
+    if by is EventsBy.AUTO:
+        ours = _HERE.format(named=f" and s.slot_name = {literal(slot)}")
+        whens.insert(0, f"when {_LOGICAL} and {ours} then 'message'")
+        whens.append(f"when {_LOGICAL} and {_HERE.format(named='')} then 'message'")
+    return f"select case {' '.join(whens)} else 'nowhere' end"
+
+
+def outbox_payload(emitted: Emitted, context: Context, key: str | None = None) -> str:
+    """What a row of the outbox says: the event and who it was, sealed where there is a key; in ASCII."""
+    said = Posted(
+        event=msgspec.Raw(msgspec.json.encode(emitted)), context=msgspec.Raw(encode_context(context).encode())
+    )
+    return seal(OUTBOX_PREFIX, to_ascii(msgspec.json.encode(said).decode()), key)
+
+
+def post_sql(payload: str) -> str:
+    """The statement that posts it, for any driver and protocol.
+
+    No row comes back, and nothing was written, where the transaction is read-only.
+    """
+    return f"select afterwrite_outbox.post({literal(payload)}::text) where {WRITABLE}"
+
+
+# The same for drivers that keep statements by their text and bind values.
+BOUND_POST_SQL = f"select afterwrite_outbox.post(cast(:payload as text)) where {WRITABLE}"
