@@ -252,6 +252,8 @@ class Rehearser:
                     continue
                 tally.judged += verdict.outcome.judged
                 told.append(_told(sample, operation, verdict))
+        # Those that ended without a verdict were rolled back, too.
+        await self._db.run(statement("defer.count_rehearsed"), transactions=len(samples))
         if told:
             await self._db.run(statement("defer.note_rehearsals"), rehearsals=json.dumps(told, default=str))
 

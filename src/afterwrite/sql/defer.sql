@@ -420,6 +420,10 @@ select t.oid::bigint as oid, p.prosrc as source, t.tgenabled in ('O', 'A') as on
   join pg_catalog.pg_proc p on p.oid = t.tgfoid
  where t.oid = any (:oids::bigint[]::oid[]);
 
+-- name: count_rehearsed
+-- Count so many transactions as rolled back by us.
+update afterwrite.rehearsed r set transactions = r.transactions + :transactions;
+
 -- name: rehearse
 -- Run the bodies that a transaction calls, in a transaction that will be undone.
 select ran from afterwrite.run_calls(:job::jsonb, false);

@@ -538,8 +538,9 @@ select t.schemaname::text as schema, t.tablename::text as table
  where t.pubname = :publication;
 
 -- name: read_counters
--- What the server counts of this database: transactions, deadlocks, sessions that ended in an error, and their active time.
-select pg_catalog.clock_timestamp() as at, d.xact_commit as commits, d.xact_rollback as rollbacks, d.deadlocks,
+-- What the server counts of this database: transactions but those of rehearsals, deadlocks, failed sessions, active time.
+select pg_catalog.clock_timestamp() as at, d.xact_commit as commits,
+       d.xact_rollback - (select r.transactions from afterwrite.rehearsed r) as rollbacks, d.deadlocks,
        d.sessions_fatal as failed_sessions, d.active_time as active_ms, pg_catalog.pg_backend_pid() as backend
   from pg_catalog.pg_stat_database d
  where d.datname = pg_catalog.current_database();

@@ -220,6 +220,25 @@ select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind
  order by a.occurred_at desc, a.id desc
  limit :limit;
 
+-- name: read_timeline
+-- A page of what happened to one thing, under each of the types that it goes by, newest first.
+select a.id::text as id, a.occurred_at, a.kind, a.action, a.outcome, a.severity, a.actor_id, abbrev(a.ip) as ip, a.user_agent,
+       a.request_id, a.duration_ms, a.summary, a.operation, a.changed, a.before::text as before, a.after::text as after
+  from pg_catalog.unnest(:entity_types::text[]) as t (entity_type)
+ cross join lateral (
+       select *
+         from afterwrite.activity
+        where entity_type = t.entity_type and entity_id = :entity_id::text
+          and (occurred_at, id) < (
+                  coalesce(:before_at::timestamptz, 'infinity'::timestamptz),
+                  coalesce(:before_id::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+              )
+        order by occurred_at desc, id desc
+        limit :limit::integer
+       ) a
+ order by a.occurred_at desc, a.id desc
+ limit :limit::integer;
+
 -- name: verify_batches
 -- The next batches of the feed, and whether each follows the batch before it of its source.
 select b.position, b.id, b.source, b.first_at, b.last_at, b.rows, b.rows_per_table, b.rows_digest,

@@ -539,6 +539,16 @@ comment on table afterwrite.rehearsal is
 comment on column afterwrite.rehearsal.outcome is
     'matched: wrote what the trigger had written. idle: neither wrote. value, missing, extra, error: differs. unseen, mixed, unkeyed, unable: could not be judged.';
 
+create table afterwrite.rehearsed (
+    one          boolean not null default true,
+    transactions bigint  not null,
+    constraint rehearsed_pkey primary key (one),
+    constraint rehearsed_one check (one)
+);
+comment on table afterwrite.rehearsed is
+    'How many transactions our rehearsals rolled back: the server counts them among the application''s.';
+insert into afterwrite.rehearsed (transactions) values (0);
+
 create function afterwrite.is_own_row(row_xmin xid) returns boolean language sql volatile set search_path = pg_catalog as $$
     -- A row that we can see and whose transaction is still running is of our own transaction, or of a part of it.
     select pg_xact_status(
