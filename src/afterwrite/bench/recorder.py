@@ -39,8 +39,8 @@ from afterwrite.store.writer import open_sink
 
 Call = Callable[[int], object]
 
-_BURST = 100
-_BURSTS = 60
+_BURST = 500
+_BURSTS = 30
 _PAUSE_SECONDS = 0.012
 _DELIVER_SECONDS = 300.0
 
@@ -208,7 +208,7 @@ def _measure_calls(call: Call) -> _Calls:
             call(number)
         bursts.append((time.perf_counter_ns() - began) / _BURST)
         time.sleep(_PAUSE_SECONDS)
-        for number in range(_BURST // 2):
+        for number in range(_BURST // 5):
             began = time.perf_counter_ns()
             call(number)
             singles.append(time.perf_counter_ns() - began)
