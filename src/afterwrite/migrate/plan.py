@@ -478,7 +478,7 @@ _HEAD = """\
 #   mapping = { note = "upper(new.note)", seen = { ignore = "why" } }
 #                     what a legacy column holds where the proof cannot tell (see `afterwrite prove --mapping`), or that
 #                     it is not compared; `afterwrite prove --plan FILE` takes it over
-#   soak_seconds      how long a silenced phase is watched before the next may start
+#   soak_seconds      how long a silenced phase is watched before `migrate run --all` goes on
 #
 # To decide otherwise than scan did, change an entry's mode, or move it to another section (only in a phase it has a
 # mode), and say why in reason = "...": without it the plan is refused. What is certain to stay (a constraint trigger,
