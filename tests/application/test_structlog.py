@@ -100,7 +100,7 @@ def test_a_log_call_never_fails_in_production_for_what_it_says() -> None:
 
 
 def test_the_page_runs_as_it_stands(recorded: Memory, capsys: pytest.CaptureFixture[str]) -> None:
-    run_page(DOCS / "structlog.md")
+    run_page(DOCS / "integrations" / "structlog.md")
     sent = recorded.assert_recorded("report.sent", actor="user:42", request="r-17", metadata={"pages": 3}, times=1)
     declined = recorded.assert_recorded("payment.decline", severity="warning", metadata={"order": 12}, times=1)
     assert (sent.metadata, declined.summary) == ({"pages": 3}, "payment declined")
