@@ -63,12 +63,21 @@ def _export(code: str) -> None:
 
 @pytest.mark.parametrize("checker", ["pyright", "mypy"])
 def test_type_checkers_accept_the_examples(checker: str, tmp_path: Path) -> None:
-    for page in (ROOT / "README.md", PAGE):
-        (tmp_path / f"{page.stem.replace('-', '_')}.py").write_text(f"dsn = spool_dir = ''\n{typed_module(page)}")
+    for page in (ROOT / "README.md", PAGE, DOCS / "integrations" / "structlog.md"):
+        (tmp_path / f"page_{page.stem.replace('-', '_')}.py").write_text(f"dsn = spool_dir = ''\n{typed_module(page)}")
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard", "pythonVersion": "3.11"}')
     words = {
         "pyright": ["-m", "pyright", "--pythonpath", sys.executable, "--project", str(tmp_path)],
-        "mypy": ["-m", "mypy", "--follow-imports", "silent", "--cache-dir", str(tmp_path / "cache"), str(tmp_path)],
+        "mypy": [
+            "-m",
+            "mypy",
+            "--strict",
+            "--follow-imports",
+            "silent",
+            "--cache-dir",
+            str(tmp_path / "cache"),
+            str(tmp_path),
+        ],
     }[checker]
     environment = {**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     done = subprocess.run(
