@@ -7,54 +7,23 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-import django
 import pytest
-from django.conf import settings
 from django.core.exceptions import ObjectDoesNotExist
-from psycopg.conninfo import conninfo_to_dict
+from django.db import IntegrityError, connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
+from django_site import Thing, connect_django
 from stamping_scene import Scene
 
 from afterwrite import context
 from afterwrite.record import Emitted
 from afterwrite.recorder.connections import emit, stamp
 
-if not settings.configured:
-    settings.configure(
-        INSTALLED_APPS=["afterwrite.integrations.django.Afterwrite"],
-        DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"}},
-        DEFAULT_AUTO_FIELD="django.db.models.AutoField",
-        USE_TZ=True,
-        AFTERWRITE_WRITING_FUNCTIONS=["make"],
-    )
-    django.setup()
-
-from django.db import IntegrityError, connection, connections, models, transaction
-from django.test.utils import CaptureQueriesContext
-
-
-class Thing(models.Model):
-    name = models.TextField(null=True)
-    note = models.TextField(null=True)
-
-    class Meta:
-        app_label = "shop"
-        db_table = "things"
-        managed = False
-
 
 @pytest.fixture(params=["by the client", "by the server"])
 def scene(installed_dsn: str, request: pytest.FixtureRequest) -> Iterator[Scene]:
     """Django's default connection in a database that is captured, with parameters bound by either side."""
     laid = Scene(installed_dsn)
-    told = conninfo_to_dict(installed_dsn)
-    connections.close_all()
-    connection.settings_dict.update(
-        NAME=told["dbname"],
-        HOST=told["host"],
-        PORT=told.get("port", ""),
-        USER=told.get("user", ""),
-        OPTIONS={"server_side_binding": request.param == "by the server"},
-    )
+    connect_django(installed_dsn, server_side_binding=request.param == "by the server")
     yield laid
     connections.close_all()
 

@@ -311,6 +311,9 @@ def test_hot_queries_find_their_rows_by_an_index(busy_dsn: str) -> None:
     } | anything  # fmt: skip
     of_actions = {"batch_ids": [3, 4], "category": "migration", "actions": ["trigger.silence"]}
     of_transactions = {"batch_id": 3, "relations": ["public.users"], "after_lsn": "0/0"}
+    of_one_thing = {
+        "entity_types": ["users", "user"], "entity_id": "77", "before_at": None, "before_id": None, "limit": 51,
+    }  # fmt: skip
     filled = {(NOON - timedelta(days=n)).date() for n in range(4)}
     queries: list[tuple[bytes, dict[str, object], str]] = [
         (statement("store.read_newest"), nothing, "_pkey"),
@@ -318,6 +321,12 @@ def test_hot_queries_find_their_rows_by_an_index(busy_dsn: str) -> None:
         (
             statement("store.read_newest"),
             nothing | {"entity_type": "users", "entity_id": "77"},
+            "_entity on",
+        ),
+        (statement("store.read_timeline"), of_one_thing, "_entity on"),
+        (
+            statement("store.read_timeline"),
+            of_one_thing | {"before_at": NOON, "before_id": "0195a000-0000-7000-8000-000000000001"},
             "_entity on",
         ),
         (statement("store.read_batch_activities"), of_batches | window, "_pkey"),

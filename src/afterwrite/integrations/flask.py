@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, cast
 
 from flask import Flask, Request, g, got_request_exception, has_request_context, request
@@ -25,7 +26,7 @@ from afterwrite.integrations.http_request import (
     Recorded,
     Told,
     conclude,
-    decode,
+    environ_header,
     name_user,
     read_request,
     track_request,
@@ -80,7 +81,7 @@ class ContextExtension:
         got_request_exception.connect(self._note, app)
 
     def _begin(self, environ: Environment) -> _Running:
-        told = read_request(lambda name: _header(environ, name), environ.get("REMOTE_ADDR"), self._proxies)
+        told = read_request(partial(environ_header, environ), environ.get("REMOTE_ADDR"), self._proxies)
         tracking = track_request(self._record, environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", ""))
         running = environ[_RUNNING] = _Running(told, tracking)
         return running
@@ -102,12 +103,6 @@ class ContextExtension:
 
 def _running_here() -> _Running | None:
     return request.environ.get(_RUNNING)
-
-
-def _header(environ: Environment, name: str) -> list[str]:
-    value = environ.get(f"HTTP_{name.upper().replace('-', '_')}")
-    # WSGI's texts are bytes in the clothes of Latin-1.
-    return [] if value is None else [decode(value.encode("latin-1", "replace"))]
 
 
 class _Running:

@@ -12,7 +12,7 @@ proxies that wrote it; ids are taken where they look like ids; everything has a 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
@@ -153,6 +153,12 @@ def read_request(get: Callable[[str], Sequence[str]], peer: str | None, proxies:
     )
 
 
+def environ_header(environ: Mapping[str, Any], name: str) -> list[str]:
+    """The values of a header in a WSGI environment, whose texts are bytes in the clothes of Latin-1."""
+    value = environ.get(f"HTTP_{name.upper().replace('-', '_')}")
+    return [] if value is None else [decode(str(value).encode("latin-1", "replace"))]
+
+
 def decode(value: bytes) -> str:
     """A header as text: UTF-8 where it is, else Latin-1, as HTTP/1.1 had it."""
     try:
@@ -162,11 +168,20 @@ def decode(value: bytes) -> str:
 
 
 class Asking(Generic[Request]):
-    """Asks an application who makes a request, by its own functions, each until it has answered."""
+    """Asks an application who makes a request, by its own functions, each until it has answered.
 
-    def __init__(self, request: Request, asked: Mapping[str, Callable[[Request], object] | None]) -> None:
+    Those of ``changing`` words are asked on: a user signs in, or out.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        asked: Mapping[str, Callable[[Request], object] | None],
+        changing: Collection[str] = (),
+    ) -> None:
         self._request = request
         self._open = {word: ask for word, ask in asked.items() if ask is not None}
+        self._changing = changing
         self._answers: dict[str, Any] = {}
         self.found: Binding | None = None
 
@@ -179,9 +194,12 @@ class Asking(Generic[Request]):
                 continue
             if word == "actor" and not isinstance(answer, str):
                 answer = name_user(answer)
-            if answer is not None and self._open.pop(word, None) is not None:
-                self._answers[word] = answer
-                self.found = bind(**self._answers)
+            if answer == self._answers.get(word):
+                continue
+            self._answers[word] = answer
+            self.found = bind(**self._answers)
+            if word not in self._changing:
+                self._open.pop(word, None)
         return self.found
 
 
