@@ -97,6 +97,21 @@ def test_what_one_process_left_the_next_one_delivers(installed_dsn: str, fresh: 
     assert sorted(actions(installed_dsn)) == ["left.behind", "new.one"]
 
 
+def test_what_was_recorded_before_a_store_was_named_is_delivered_once_one_is(
+    installed_dsn: str, fresh: pytest.MonkeyPatch
+) -> None:
+    assert activity.record("too.early").wait(5)
+    assert activity.close(0) is False
+    fresh.setenv("AFTERWRITE_STORE_DSN", installed_dsn)
+    activity.record("now")
+    for _ in range(100):
+        activity.flush(1)
+        if activity.stats().adopted:
+            break
+    assert activity.flush(10)
+    assert sorted(actions(installed_dsn)) == ["now", "too.early"]
+
+
 @pytest.mark.parametrize(
     ("variables", "file", "found"),
     [

@@ -31,6 +31,7 @@ from afterwrite.record import Batch, Receipt
 from afterwrite.recorder.commit import Committer, DropReason
 from afterwrite.recorder.options import Options
 from afterwrite.recorder.spool import (
+    NOWHERE,
     Chunk,
     CorruptError,
     Event,
@@ -371,7 +372,8 @@ class Courier:
             return
         self._orphans_at = now + _ORPHAN_SECONDS * random.uniform(0.5, 1.5)
         committer = self._committer
-        for orphan in find_orphans(committer.folder, committer.destination, most=_MOST_ORPHANS - len(self._orphans)):
+        theirs = dict.fromkeys((committer.destination, NOWHERE))
+        for orphan in find_orphans(committer.folder, *theirs, most=_MOST_ORPHANS - len(self._orphans)):
             try:
                 orphan.open()
                 dropped = own.adopt(orphan)

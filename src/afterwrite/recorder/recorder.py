@@ -109,7 +109,8 @@ class Recorded(msgspec.Struct, gc=False, eq=False):
 class Recorder:
     """Records events under the name ``source`` and delivers them to what ``open_sink`` opens (None: spools them only).
 
-    ``destination`` tells stores apart: processes with the same spool folder and destination deliver for each other.
+    ``destination`` tells stores apart: processes with the same spool folder and destination deliver for each other,
+    and for those that were told no store at all.
     """
 
     # Whether what is recorded on a connection is sent there; a recorder for tests keeps it to itself.
@@ -121,7 +122,8 @@ class Recorder:
         self.source = clean_text(source, _SHORT) or "application"
         self.options = options or Options()
         self._open_sink = open_sink
-        self._destination = hashlib.sha256(destination.encode(errors="surrogatepass")).hexdigest()[:12]
+        told = hashlib.sha256(destination.encode(errors="surrogatepass")).hexdigest()[:12]
+        self._destination = spooling.NOWHERE if open_sink is None and not destination else told
         self._redactor = Redactor(self.options.redact, self.options.redact_patterns, self.options.keep)
         self._ids = Ids()
         self._make_id = self._ids.make

@@ -52,6 +52,8 @@ _MOST_REFUSED = 1_000
 _SHRINK_BYTES = 16 << 20
 _VERSION = 1
 _PRAGMAS = ("pragma synchronous = normal", "pragma wal_autocheckpoint = 2000", "pragma journal_size_limit = 4194304")
+# The destination of a process that was told none: whoever knows one takes its events along.
+NOWHERE = "nowhere"
 _SCHEMA = """
 pragma page_size = 8192;
 pragma journal_mode = wal;
@@ -506,11 +508,11 @@ class SpoolFile:
             self._lock = None
 
 
-def find_orphans(folder: Path, destination: str, *, most: int) -> list[SpoolFile]:
-    """Take the files of this destination whose processes are gone, at most so many; each is ours from here on."""
+def find_orphans(folder: Path, *destinations: str, most: int) -> list[SpoolFile]:
+    """Take the files of these destinations whose processes are gone, at most so many; each is ours from here on."""
     taken: list[SpoolFile] = []
     try:
-        paths = sorted(folder.glob(f"{destination}-*.lock"))
+        paths = [path for each in destinations for path in sorted(folder.glob(f"{each}-*.lock"))]
     except OSError:
         return taken
     for path in paths:
