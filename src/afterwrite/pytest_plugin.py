@@ -16,5 +16,5 @@ def recorded() -> Iterator[Memory]:
     """What the test's application records, in memory: ``recorded.assert_recorded("report.exported")``."""
     from afterwrite.testing import recording
 
-    with recording(everywhere=True) as memory:
+    with recording() as memory:
         yield memory

@@ -173,11 +173,11 @@ class Memory(Sequence[RecordedActivity]):
 
 
 @contextmanager
-def recording(*, everywhere: bool = False, **options: Any) -> Generator[Memory]:
+def recording(*, everywhere: bool = True, **options: Any) -> Generator[Memory]:
     """Have what is recorded in here go into memory; ``options`` are those of the recorder (``strict=False``).
 
-    That holds for this task and what begins in it. ``everywhere`` also takes what threads record that know nothing of
-    this test, in place of this process's own recorder.
+    That holds for this task and what begins in it, and ``everywhere`` for all that knows of no other test, threads for
+    instance: of several such tests at once, the last one takes it.
     """
     memory = Memory()
     recorder = _MemoryRecorder(memory, msgspec.convert({"strict": True, **options}, Options))

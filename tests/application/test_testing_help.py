@@ -130,6 +130,10 @@ def test_a_thread_that_knows_of_no_test_is_seen_by_the_fixture(recorded: Memory)
     thread.start()
     thread.join()
     recorded.assert_recorded("a.b")
+    with recording(everywhere=False) as narrow, activity.track("a.c") as run, ThreadPoolExecutor(1) as pool:
+        pool.submit(context.carry(lambda: activity.record("a.d"))).result()
+    recorded.assert_recorded("a.d", caused_by=run.id)
+    narrow.assert_not_recorded("a.d")
 
 
 def test_the_words_without_a_fixture_ask_the_recording_around() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -253,6 +254,36 @@ def test_without_an_action_a_function_is_its_own_name(recorded: Memory) -> None:
     actions = [each.action for each in recorded]
     assert actions == ["order_book.cancel_all", "order_book.count", "order_book.open_new",
                        f"{test_without_an_action_a_function_is_its_own_name.__name__}.refund"]  # fmt: skip
+
+
+def test_whatever_can_be_called_can_be_tracked(recorded: Memory) -> None:
+    class PriceList:
+        async def __call__(self, number: int) -> int:
+            return number
+
+    class Plain:
+        def __call__(self) -> int:
+            return 5
+
+    assert asyncio.run(activity.track(PriceList())(3)) == 3
+    assert activity.track("plain", metadata={"it": activity.result()})(Plain())() == 5
+    assert activity.track("part")(functools.partial(max, 1))(2) == 2
+    assert activity.track("built.in")(len)([1]) == 1
+    actions = [each.action for each in recorded]
+    assert actions[0].endswith(".price_list")
+    assert actions[1:] == ["plain", "part", "built.in"]
+    recorded.assert_recorded("plain", metadata={"it": 5})
+
+
+def test_calls_inside_of_calls_of_the_same_function_point_to_each_other(recorded: Memory) -> None:
+    @activity.track("count.down", metadata={"n": activity.argument("n")})
+    def count(n: int) -> None:
+        if n:
+            count(n - 1)
+
+    count(3)
+    found = {each.metadata["n"]: each for each in recorded}
+    assert [found[n].caused_by for n in range(4)] == [found[1].id, found[2].id, found[3].id, None]
 
 
 def test_one_track_may_be_entered_by_many_at_once(recorded: Memory) -> None:

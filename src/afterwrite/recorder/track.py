@@ -18,7 +18,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from functools import wraps
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -382,7 +382,10 @@ class Track(Generic[Run]):
             spec = msgspec.structs.replace(spec, action=action_of(function))
         begin = self._beginner(function, spec)
         around: Callable[..., Any]
-        if inspect.isasyncgenfunction(function):
+        # An object that can be called is of the kind that its method is.
+        plain = isinstance(cast("object", function), partial) or hasattr(function, "__qualname__")
+        kind: Any = function if plain else cast("Any", function).__call__
+        if inspect.isasyncgenfunction(kind):
 
             async def track_steps_async(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
                 run = begin(args, kwargs)
@@ -408,7 +411,7 @@ class Track(Generic[Run]):
                 await run.aend(None)
 
             around = track_steps_async
-        elif inspect.isgeneratorfunction(function):
+        elif inspect.isgeneratorfunction(kind):
 
             def track_steps(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
                 run = begin(args, kwargs)
@@ -426,7 +429,7 @@ class Track(Generic[Run]):
                 return found
 
             around = track_steps
-        elif inspect.iscoroutinefunction(function):
+        elif inspect.iscoroutinefunction(kind):
 
             async def track_await(*args: Any, **kwargs: Any) -> Any:
                 return await _await(begin(args, kwargs), function, args, kwargs)
@@ -514,7 +517,10 @@ async def _await(run: Tracked, function: Callable[..., Any], args: tuple[Any, ..
 
 def action_of(function: Callable[..., Any]) -> str:
     """An action for a function: ``billing.refund`` of a module's function, ``orders.cancel`` of a class's method."""
-    parts = [part for part in function.__qualname__.split(".") if part != "<locals>"][-2:]
+    if isinstance(cast("object", function), partial):
+        return action_of(cast("Any", function).func)
+    name: str = getattr(function, "__qualname__", type(function).__qualname__)
+    parts = [part for part in name.split(".") if part != "<locals>"][-2:]
     module = function.__module__.rpartition(".")[2]
     if len(parts) == 1 and module and not module.startswith("__"):
         parts.insert(0, module)
