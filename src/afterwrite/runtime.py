@@ -13,14 +13,16 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import cast
 
 import msgspec
 
+from afterwrite.capture import outbox
 from afterwrite.capture.backlog import Pace
+from afterwrite.capture.drain import Drain, DrainStatus
 from afterwrite.capture.governor import OverBudget, Policy, human_bytes
 from afterwrite.capture.governor import judge as judge_slot
 from afterwrite.capture.preflight import CaptureSetup, judge_limit, read_server
@@ -57,6 +59,8 @@ _GAPS = frozenset({"slot.lost", "slot.continuity", "slot.owner", "publication.de
 _MENDED = frozenset({"slot.given_up"})
 _DEFERRAL_ENDS_SECONDS = 0.4
 _HALTED_SECONDS = 5.0
+# Where capture itself cannot begin, the outbox does not wait for it.
+_BEGINS_SECONDS = 5.0
 # How often the source's counters are noted, and its triggers compared with the plan.
 _PULSE_SECONDS = 10.0
 _DRIFT_SECONDS = 25.0
@@ -91,11 +95,12 @@ class MaintainStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How a running capture stands, with the deferral and the maintenance of the store beside it."""
+    """How a running capture stands, with the deferral, the store's maintenance and the outbox's drain beside it."""
 
     capture: WorkerStatus
     deferral: ReplayStatus | None = None
     maintenance: MaintainStatus | None = None
+    outbox: DrainStatus | None = None
 
 
 def place_of(settings: Settings) -> Place:
@@ -372,7 +377,9 @@ async def maintain_store(
 ) -> maintenance.Report:
     """Do what the store needs. Raises AnotherMaintainer while one is at work for longer than ``wait_seconds``."""
     async with connect(settings.dsn, guarded=True) as source:
-        reader = await _read_reader(settings, source)
+        # Where only the outbox is drained, the source has nothing of ours that could be deferred.
+        known = await read_version(source) is not None
+        reader = await _read_reader(settings, source) if known else maintenance.Reader(source=settings.source)
     async with connect(settings.store, application_name="afterwrite maintain", options=maintenance.SESSION) as store:
         await require_store(store)
         return await maintenance.maintain(
@@ -445,6 +452,7 @@ async def run_capture(
                     capture=status,
                     deferral=deferral[-1] if deferral else None,
                     maintenance=maintained[-1] if maintained else None,
+                    outbox=drain.status if drain.status.laid else None,
                 )
             )
 
@@ -457,6 +465,7 @@ async def run_capture(
     replay_stop = asyncio.Event()
     told_at: list[float] = []
 
+    drain = make_drain(settings)
     worker = Worker(
         source,
         lambda: open_sink(settings.store, application_name=f"afterwrite sink {settings.source}", sole=True),
@@ -470,6 +479,7 @@ async def run_capture(
     async def end_when_told() -> None:
         await stop.wait()
         worker.stop()
+        drain.stop()
         replay_stop.set()
         told_at.append(time.monotonic())
 
@@ -480,6 +490,7 @@ async def run_capture(
             beside = [
                 group.create_task(_maintain(settings, begun, remember_maintenance)),
                 group.create_task(_watch_migration(settings, begun)),
+                group.create_task(_drain_beside(drain, begun)),
             ]
             if settings.rehearse:
                 beside.append(group.create_task(_rehearse(settings, surveyed, replay_stop)))
@@ -498,6 +509,70 @@ async def run_capture(
                 )
     except BaseExceptionGroup as group:
         raise _first(group) from group
+
+
+def make_drain(settings: Settings, *, on_status: Callable[[DrainStatus], None] | None = None) -> Drain:
+    """What brings the events of the source's outbox into the store."""
+    return Drain(
+        settings.dsn,
+        lambda: open_sink(settings.store, application_name=f"afterwrite outbox {settings.source}"),
+        source=settings.source,
+        keys=split_keys(settings.stamp_key),
+        on_status=on_status,
+    )
+
+
+async def _drain_beside(drain: Drain, begun: asyncio.Event) -> None:
+    """Drain beside capture, also while this worker stands by or waits: who drains is decided among drains."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_BEGINS_SECONDS):
+            await begun.wait()
+    await drain.run()
+
+
+async def run_outbox(
+    settings: Settings, *, stop: asyncio.Event, on_status: Callable[[DrainStatus], None] | None = None
+) -> None:
+    """Drain the outbox and look after the store until ``stop`` is set, without a slot: where there can be none.
+
+    Raises Refused where there is no outbox, or no store, to begin with.
+    """
+    async with source_and_store(settings) as (source, store):
+        if not await outbox.is_laid(source):
+            raise Refused(f"there is no outbox in {source.where}", remedy="run `afterwrite outbox install --apply`")
+        await require_store(store)
+    drain = make_drain(settings, on_status=on_status)
+    begun = asyncio.Event()
+    begun.set()
+
+    async def end_when_told() -> None:
+        await stop.wait()
+        drain.stop()
+
+    async with asyncio.TaskGroup() as group:
+        beside = [
+            group.create_task(end_when_told()),
+            group.create_task(_maintain(settings, begun, lambda _: None)),
+        ]
+        try:
+            await drain.run()
+        finally:
+            await asyncio.gather(*map(end_task, beside))
+
+
+async def foresee_outbox(
+    source: Database, store: Database, *, roles: Sequence[str] = ()
+) -> tuple[tuple[str, ...], list[outbox.OutboxStep]]:
+    """What an outbox needs: the upgrades that the store lacks, and the steps in the source."""
+    version = await read_version(store) or 0
+    missing = tuple(f"{each.number:04d} {each.name}" for each in known_upgrades() if each.number > version)
+    return missing, await outbox.plan_install(source, roles=roles)
+
+
+async def install_outbox(source: Database, store: Database, steps: Sequence[outbox.OutboxStep]) -> None:
+    """Lay the store where it is not, and the outbox at once. Running it again is harmless."""
+    await install_store(store)
+    await outbox.lay(source, steps)
 
 
 async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[ReplayStatus], None]) -> None:

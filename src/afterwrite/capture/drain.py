@@ -258,7 +258,7 @@ class Drain:
             failpoint("outbox.before_commit")
         failpoint("outbox.after_commit")
         if refusals:
-            log.warning("%d events of the outbox are set aside: %s", len(refusals), refusals[0].reason)
+            log.warning("of the outbox's events %d are set aside: %s", len(refusals), refusals[0].reason)
         self._tell(
             stored=self.status.stored + len(delivered), refused=self.status.refused + len(refusals), trouble=None
         )

@@ -54,14 +54,24 @@ async def plan_install(db: Database, *, roles: Sequence[str] = ()) -> list[Outbo
     """
     names = [await _find_role(db, role) for role in roles] or ["public"]
     listed = ", ".join(names)
+    gone = [name for name in await db.values(statement("outbox.read_granted")) if name not in names]
+    closing = [
+        OutboxStep(
+            f"no longer let {name} post",
+            f"revoke all on schema afterwrite_outbox from {name};\n"
+            f"revoke all on function afterwrite_outbox.post(text) from {name}",
+        )
+        for name in gone
+    ]
     return [
         OutboxStep("lay schema afterwrite_outbox", statement("outbox.lay_schema").decode()),
         OutboxStep("lay table afterwrite_outbox.event", statement("outbox.lay_event").decode()),
         OutboxStep("lay table afterwrite_outbox.refused", statement("outbox.lay_refused").decode()),
         OutboxStep("lay function afterwrite_outbox.post, the one way in", statement("outbox.lay_post").decode()),
         OutboxStep("close it to everybody", statement("outbox.close_schema").decode()),
+        *closing,
         OutboxStep(
-            f"let {listed} post",
+            f"let {'every role' if names == ['public'] else listed} post",
             f"grant usage on schema afterwrite_outbox to {listed};\n"
             f"grant execute on function afterwrite_outbox.post(text) to {listed}",
         ),

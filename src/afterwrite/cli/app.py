@@ -21,6 +21,7 @@ from afterwrite.cli import (
     install,
     maintain,
     migrate,
+    outbox,
     plan,
     prove,
     scan,
@@ -76,6 +77,7 @@ app.command("prove")(prove.prove)
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(defer.app, name="defer")
 app.add_typer(stamp.app, name="stamp")
+app.add_typer(outbox.app, name="outbox")
 app.command("tail")(tail.tail)
 app.command("maintain")(maintain.maintain)
 app.command("bench")(bench.bench)
@@ -84,6 +86,7 @@ for each in (
     *migrate.app.registered_commands,
     *defer.app.registered_commands,
     *stamp.app.registered_commands,
+    *outbox.app.registered_commands,
 ):
     each.help = prose(each.callback.__doc__ or "")
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from afterwrite import runtime
+from afterwrite.capture.drain import DrainStatus
 from afterwrite.capture.governor import human_bytes
 from afterwrite.capture.worker import WorkerState, WorkerStatus
 from afterwrite.cli.face import FLAG, Dsn, Json, StoreDsn, emit, say, settings, talk
@@ -37,15 +38,25 @@ def capture(
             "--no-standby", metavar=FLAG, help="Refuse where another worker is active, instead of standing by for it."
         ),
     ] = False,
+    outbox_only: Annotated[
+        bool,
+        typer.Option(
+            "--outbox-only", metavar=FLAG, help="Only drain the outbox of events, where the server gives no slot."
+        ),
+    ] = False,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> int:
     """Capture row changes into the store, prove them and run deferred triggers, until Ctrl-C or SIGTERM.
 
     One worker is active for a slot; any others stand by and take over within five seconds when it is gone. What is in
     flight is finished within five seconds of being told to stop. With --json it prints a status line twice a second.
+    Where there is an outbox of events, it is drained as well.
     Exit 5 where going on would lose changes, and when the slot was given up by policy (over_budget).
     """
     _collect_seldom()
+    if outbox_only:
+        asyncio.run(_drain_only(settings(dsn, store_dsn), json=json))
+        return ExitCode.OK
     asyncio.run(_capture(settings(dsn, store_dsn), json=json, stand_by=not no_standby, end_with_stdin=end_with_stdin))
     return ExitCode.OK
 
@@ -111,6 +122,53 @@ async def _capture(given: Settings, *, json: bool, stand_by: bool, end_with_stdi
         say("stopped; everything acknowledged is stored")
 
 
+async def _drain_only(given: Settings, *, json: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    latest = DrainStatus()
+    told: DrainStatus | None = None
+
+    def hear(status: DrainStatus) -> None:
+        nonlocal latest
+        latest = status
+
+    def tell() -> None:
+        nonlocal told
+        if json:
+            emit({"event": "status", "outbox": latest})
+        elif latest != told:
+            say(escape(_outbox_words(latest)))
+        told = latest
+
+    draining = asyncio.create_task(runtime.run_outbox(given, stop=stop, on_status=hear))
+    try:
+        while not draining.done():
+            await asyncio.wait([draining], timeout=_TELL_SECONDS)
+            tell()
+    except (BrokenPipeError, SystemExit) as error:
+        # Nobody reads us any more: stop in order. Rich makes an exit of a broken pipe.
+        stop.set()
+        await draining
+        raise BrokenPipeError from error
+    await draining
+    if not json:
+        say("stopped; what is not stored yet is in the outbox")
+
+
+def _outbox_words(status: DrainStatus) -> str:
+    words = [
+        f"outbox {'drained here' if status.active else 'not drained here now'}",
+        f"{status.stored:,} events stored",
+    ]
+    if status.refused:
+        words.append(f"{status.refused:,} set aside")
+    if status.trouble:
+        words.append(status.trouble)
+    return " · ".join(words)
+
+
 class _News:
     """What is to be said once: that we stand by, and each finding when it comes up, grows worse or is over."""
 
@@ -161,6 +219,8 @@ def _line(status: runtime.RuntimeStatus) -> str:
             f"{human_bytes(capture.retained_bytes)} of {human_bytes(capture.budget_bytes)} WAL kept ({capture.health})"
         )
     words.append(f"{capture.rows:,} changes stored, {capture.rows_per_second:,.0f}/s")
+    if status.outbox is not None and (status.outbox.stored or status.outbox.refused or status.outbox.trouble):
+        words.append(_outbox_words(status.outbox))
     if status.deferral is not None and status.deferral.state is not ReplayState.IDLE:
         words.append(f"deferral {status.deferral.state.value}")
     if capture.trouble:
@@ -193,4 +253,5 @@ def _as_json(status: runtime.RuntimeStatus) -> dict[str, object]:
         if deferral is None
         else {"state": deferral.state, "lag_seconds": deferral.lag_seconds, "trouble": deferral.trouble},
         "maintenance": status.maintenance,
+        "outbox": status.outbox,
     }

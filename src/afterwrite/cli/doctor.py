@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from afterwrite import runtime
+from afterwrite.capture.outbox import examine as examine_outbox
 from afterwrite.capture.preflight import read_slot
 from afterwrite.cli.face import Dsn, Json, StoreDsn, emit, out, run, settings, show_findings
 from afterwrite.errors import ExitCode, Finding, Refused, Severity
@@ -38,7 +39,7 @@ def doctor(dsn: Dsn = None, store_dsn: StoreDsn = None, json: Json = False) -> i
 async def _examine(given: Settings) -> list[Finding]:
     async with runtime.source_and_store(given) as (source, store):
         seen = await runtime.look_at_installation(given, source, store)
-        findings = [*seen.findings, *seen.survey.findings]
+        findings = [*seen.findings, *seen.survey.findings, *await examine_outbox(source)]
         if seen.schema:
             findings.append(
                 _note("not-installed", store.where, "afterwrite is not installed yet", "afterwrite install")

@@ -27,8 +27,7 @@ create table if not exists afterwrite_outbox.refused (
 );
 
 -- name: lay_post
--- The one way in. It runs as its owner, so that a writer needs no right on the table, and cannot say when or in which
--- transaction it wrote.
+-- The one way in. It runs as its owner: a writer has no right on the table, and cannot say when it wrote, or in which transaction.
 create or replace function afterwrite_outbox.post(payload text) returns bigint
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -48,6 +47,14 @@ revoke all on function afterwrite_outbox.post(text) from public;
 -- name: has_schema
 -- Whether anything of an outbox is there.
 select pg_catalog.to_regnamespace('afterwrite_outbox') is not null;
+
+-- name: read_granted
+-- Which roles may post by name.
+select pg_catalog.quote_ident(r.rolname)
+  from pg_catalog.pg_proc p, lateral pg_catalog.aclexplode(p.proacl) a
+  join pg_catalog.pg_roles r on r.oid = a.grantee
+ where p.oid = pg_catalog.to_regprocedure('afterwrite_outbox.post(text)') and a.grantee <> p.proowner
+ order by 1;
 
 -- name: is_laid
 -- Whether there is an outbox to be drained.
@@ -97,14 +104,14 @@ select e.number, e.xid, e.written_at,
 -- name: delete_delivered
 -- What the store has. By number and transaction: a sequence that was set back gives numbers again.
 delete from afterwrite_outbox.event e
- using pg_catalog.unnest(:numbers::bigint[], :xids::bigint[]) as t (number, xid)
+ using rows from (pg_catalog.unnest(:numbers::bigint[]), pg_catalog.unnest(:xids::bigint[])) as t (number, xid)
  where e.number = t.number and e.xid = t.xid;
 
 -- name: set_aside
 -- What cannot be delivered, with the reasons.
 with gone as (
     delete from afterwrite_outbox.event e
-     using pg_catalog.unnest(:numbers::bigint[], :xids::bigint[], :reasons::text[]) as t (number, xid, reason)
+     using rows from (pg_catalog.unnest(:numbers::bigint[]), pg_catalog.unnest(:xids::bigint[]), pg_catalog.unnest(:reasons::text[])) as t (number, xid, reason)
      where e.number = t.number and e.xid = t.xid
     returning e.number, e.payload, e.xid, e.written_at, t.reason
 )

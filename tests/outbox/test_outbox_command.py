@@ -1,0 +1,67 @@
+"""``afterwrite outbox`` and ``capture --outbox-only``: on a server that gives no slot, from the first to the last."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from outbox_scene import count, post, stored
+
+from afterwrite.postgres.embedded import embedded_server
+
+
+@pytest.fixture(scope="module")
+def plain_server() -> Iterator[dict[str, str]]:
+    """A server whose WAL is not logical, with a database for the application and one for the store."""
+    with embedded_server(settings={"fsync": "off", "wal_level": "replica", "max_wal_senders": "0"}) as server:
+        with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            admin.execute("create database shop")
+            admin.execute("create database store")
+        yield {"AFTERWRITE_DSN": server.dsn("shop"), "AFTERWRITE_STORE_DSN": server.dsn("store"), "COLUMNS": "80"}
+
+
+def test_install_post_drain_retry_and_remove(plain_server: dict[str, str]) -> None:
+    environment = {**os.environ, **plain_server}
+    shop, store = plain_server["AFTERWRITE_DSN"], plain_server["AFTERWRITE_STORE_DSN"]
+
+    def afterwrite(*words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "afterwrite", *words], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    shown = afterwrite("outbox", "install")
+    assert "create or replace function afterwrite_outbox.post(payload text)" in shown
+    assert "lay schema 0001 store in store@" in shown
+    told = json.loads(afterwrite("outbox", "install", "--apply", "--json"))
+    assert (told["applied"], told["steps"][-1]["text"]) == (True, "let every role post")
+    with psycopg.connect(shop, autocommit=True) as conn:
+        for number in range(3):
+            post(conn, f"n{number}")
+        conn.execute("select afterwrite_outbox.post('unreadable')")
+    assert "holds 4 events that are not delivered" in afterwrite("outbox", "remove", "--apply", code=5)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "afterwrite", "capture", "--outbox-only", "--json"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 20
+    while count(shop, "afterwrite_outbox.event") and time.monotonic() < until:
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGTERM)
+    lines, errors = worker.communicate(timeout=10)
+    assert worker.returncode == 0, errors
+    last = json.loads(lines.splitlines()[-1])["outbox"]
+    assert (last["stored"], last["refused"], last["laid"]) == (3, 1, True)
+    assert [row["action"] for row in stored(store)] == ["n0", "n1", "n2"]
+    assert "1 event could not be stored" in afterwrite("outbox", "status")
+    assert "(outbox.refused)" in afterwrite("doctor", code=5)
+    assert "1 event put back" in afterwrite("outbox", "retry", "--apply")
+    afterwrite("outbox", "remove", "--apply", "--discard")

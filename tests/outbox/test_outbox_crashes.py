@@ -1,0 +1,54 @@
+"""A drain that is killed at every step: what was posted is in the store once, or set aside once, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from outbox_scene import count, drain_all, lay_outbox, post, stored
+
+from afterwrite.capture import drain
+from afterwrite.failpoints import FAILPOINTS, VARIABLE
+
+POINTS = [name for name in FAILPOINTS if name.startswith("outbox.")]
+_PROCESS = Path(__file__).with_name("drain_process.py")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_anywhere_every_event_is_stored_once(installed_dsn: str, point: str) -> None:
+    lay_outbox(installed_dsn)
+    with psycopg.connect(installed_dsn, autocommit=True) as conn:
+        for number in range(10):
+            post(conn, f"n{number}")
+        conn.execute("select afterwrite_outbox.post('unreadable')")
+    # In the second batch of three: something is done, and something is to come.
+    armed = {**os.environ, VARIABLE: f"{point}=kill@2"}
+    killed = subprocess.run([sys.executable, _PROCESS, installed_dsn], env=armed, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert count(installed_dsn, "afterwrite_outbox.event") > 0
+    drain_all(installed_dsn)
+    assert sorted(row["action"] for row in stored(installed_dsn)) == sorted(f"n{number}" for number in range(10))
+    assert count(installed_dsn, "afterwrite_outbox.refused") == 1
+
+
+def test_a_line_cut_at_any_step_is_tried_again(installed_dsn: str) -> None:
+    lay_outbox(installed_dsn)
+    with psycopg.connect(installed_dsn) as conn:
+        for number in range(40):
+            post(conn, f"n{number}")
+    armed = {**os.environ, VARIABLE: ";".join(f"{point}=lose@{n + 1}" for n, point in enumerate(POINTS))}
+    done = subprocess.run([sys.executable, _PROCESS, installed_dsn], env=armed, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(stored(installed_dsn)) == 40
+    assert len({row["action"] for row in stored(installed_dsn)}) == 40
+
+
+def test_every_place_in_the_source_is_tried() -> None:
+    assert drain.__file__
+    text = Path(drain.__file__).read_text()
+    assert [point for point in POINTS if f'failpoint("{point}")' not in text] == []
