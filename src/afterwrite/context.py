@@ -176,6 +176,23 @@ class Binding:
         return _around(function, lambda: _stack(self, _frame.get()))
 
 
+def adopt(context: Context) -> Binding:
+    """Bind this whole context, and nothing of what is bound around: it came from somewhere else, with a task."""
+    return _Adopted(context)
+
+
+class _Adopted(Binding):
+    __slots__ = ("_whole",)
+
+    def __init__(self, context: Context) -> None:
+        words = {name: _word(getattr(context, name)) for name in Context.__struct_fields__ if name != "settings"}
+        super().__init__(dict(words), context.settings)
+        self._whole = super().over(_BOTTOM.context)
+
+    def over(self, context: Context) -> Context:
+        return self._whole
+
+
 class Words(TypedDict, total=False):
     """What ``bind`` and ``amend`` take."""
 
@@ -255,7 +272,12 @@ class Later:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _frame.set(_without(_frame.get(), self))
+        # What was bound inside and never left ends here too: the thread is another request's next.
+        frame: _Frame | None = _frame.get()
+        while frame is not None and frame.binding is not self:
+            frame = frame.below
+        if frame is not None:
+            _frame.set(frame.below or _BOTTOM)
 
     def _ask(self) -> Binding | None:
         look, thread = self._look, threading.get_ident()
@@ -288,7 +310,7 @@ def carry(function: Function) -> Function:
     return _around(function, lambda: frame)
 
 
-def _without(frame: _Frame, binding: Binding | Later) -> _Frame:
+def _without(frame: _Frame, binding: Binding) -> _Frame:
     """These frames without the topmost of this binding; those above it (of a generator not yet ended) stay."""
     if frame.binding is binding:
         return frame.below or _BOTTOM

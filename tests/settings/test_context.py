@@ -15,6 +15,7 @@ from afterwrite.context import (
     LONGEST_WORD,
     Context,
     Later,
+    adopt,
     amend,
     bind,
     carry,
@@ -251,3 +252,27 @@ def test_a_generator_that_outlives_a_request_keeps_what_it_knew() -> None:
     later.settle()
     assert current() == Context()
     assert list(body) == ["user:1"]
+
+
+def test_a_context_from_elsewhere_is_adopted_whole() -> None:
+    came = Context(actor_id="user:1", actor_type="admin", settings={"a": "1"}, ip="x" * 5000)
+    with bind(actor="user:2", tenant="here", settings={"b": "2"}), Later(adopt(came)):
+        assert current().actor_type == "admin"
+        assert (current().tenant_id, current().settings, len(current().ip or "")) == (None, {"a": "1"}, LONGEST_WORD)
+        amend(reason="learnt", settings={"c": "3"})
+        with bind(tenant="inside"):
+            assert (current().actor_id, current().reason, current().tenant_id) == ("user:1", "learnt", "inside")
+            assert current().settings == {"a": "1", "c": "3"}
+
+
+def test_the_end_of_a_request_is_the_end_of_all_that_was_bound_in_it() -> None:
+    with bind(tenant="around"):
+        with Later(bind(request="r")):
+            bind(actor="never left").__enter__()
+            with Later(bind(request="inner")):
+                bind(reason="never left").__enter__()
+            assert (current().request_id, current().actor_id, current().reason) == ("r", "never left", None)
+        assert current() == Context(tenant_id="around")
+    later = Later(bind(request="r"))
+    later.__exit__()  # where it was never entered: nothing
+    assert current() == Context()
