@@ -229,7 +229,19 @@ class _Part(StrEnum):
 class _Open:
     """The transaction whose commit has not come yet."""
 
-    __slots__ = ("_aside", "_context", "_keys", "_misread", "_ordinal", "_piles", "_stamp", "begin", "size", "spill")
+    __slots__ = (
+        "_aside",
+        "_context",
+        "_keys",
+        "_misread",
+        "_ordinal",
+        "_piles",
+        "_stamp",
+        "_stamps",
+        "begin",
+        "size",
+        "spill",
+    )
 
     def __init__(self, begin: Begin, size: int, keys: tuple[str, ...]) -> None:
         self.begin = begin
@@ -238,6 +250,8 @@ class _Open:
         self._piles: defaultdict[_Part, Pile[_Table | None]] = defaultdict(Pile)
         self._keys = keys
         self._stamp: bytes | None = None
+        # Only of very many is another look at what they came in cheaper than to hold them.
+        self._stamps: list[Stamp] | None = []
         self._context: Context | None = None
         self._misread = False
         self._ordinal = 0
@@ -271,9 +285,14 @@ class _Open:
         stamp = _read_stamp(content, self._ordinal, self._keys)
         if stamp is None:
             self._misread = True
+            stamp = Stamp(self._ordinal, _NOBODY)
         elif stamp.context != _NOBODY:
             self._context = stamp.context
         self._piles[_Part.STAMPS].held.append((self._ordinal, None, payload))
+        if self._stamps is not None:
+            self._stamps.append(stamp)
+            if len(self._stamps) > _AT_ONCE:
+                self._stamps = None
 
     def put_aside(self, folder: Path | None) -> None:
         if self.spill is None:
@@ -293,7 +312,11 @@ class _Open:
             legacy=self._reading(_Part.LEGACY, _read_rows),
             events=self._reading(_Part.EVENTS, _read_messages),
             messages=self._reading(_Part.MESSAGES, _read_messages),
-            stamps=self._reading(_Part.STAMPS, partial(_read_stamps, keys=self._keys)),
+            stamps=(
+                self._reading(_Part.STAMPS, partial(_read_stamps, keys=self._keys))
+                if self._stamps is None
+                else self._stamps
+            ),
             size=self.size + size,
             misread=self._misread,
             spill=self.spill,
@@ -317,7 +340,7 @@ def _read_stamp(content: bytes, ordinal: int, keys: tuple[str, ...]) -> Stamp | 
         here = holds_from_here(unsealed.payload)
     except (AfterwriteError, msgspec.DecodeError):
         return None
-    return Stamp(ordinal, context, here, bool(keys) and not unsealed.signed)
+    return Stamp(ordinal, context, here, not unsealed.signed if keys else False)
 
 
 class _Reading(Generic[Item]):

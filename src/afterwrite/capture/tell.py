@@ -70,7 +70,8 @@ class Told:
         prefix = change_prefix(
             self._system_id, self._timeline, transaction.commit_lsn, transaction.committed_at, source=self._source
         )
-        stamps, events = iter(transaction.stamps), self._events(transaction, prefix)
+        stamps = iter(transaction.stamps)
+        events = self._events(transaction, prefix) if transaction.events else iter(())
         stamp, event = next(stamps, None), next(events, None)
         # The first stamp speaks for what came before it too, and so does the first event.
         by = _By.told(transaction, self._source, None if stamp is None or stamp.here else stamp)
@@ -117,10 +118,13 @@ class Told:
 
 
 _NEVER = 1 << 62
+_NO_WORDS: dict[str, object] = {}
 
 
 def _turn(stamp: Stamp | None, event: _Event | None) -> int:
     """From which ordinal on something is to be done before a change is told."""
+    if stamp is None and event is None:
+        return _NEVER
     return min(_NEVER if stamp is None else stamp.ordinal, _NEVER if event is None else event.ordinal)
 
 
@@ -141,16 +145,19 @@ class _By(msgspec.Struct, frozen=True):
     def told(cls, transaction: Transaction, source: str, stamp: Stamp | None) -> _By:
         """What this stamp says; None for nobody."""
         context = _NOBODY if stamp is None else stamp.context
-        words: dict[str, object] = {}
-        if context.reason is not None:
-            words["reason"] = context.reason
-        if stamp is not None and stamp.unsigned:
-            words["unsigned"] = True
         origin = _origin(transaction, source, context)
-        return cls(origin, origin, words, _encode(words) if words else None)
+        unsigned = stamp is not None and stamp.unsigned
+        if context.reason is None and not unsigned:
+            return cls(origin, origin, _NO_WORDS, None)
+        words: dict[str, object] = {} if context.reason is None else {"reason": context.reason}
+        if unsigned:
+            words["unsigned"] = True
+        return cls(origin, origin, words, _encode(words))
 
     def explained(self, event: str | None) -> _By:
         """The same by this event."""
+        if event == self.event:
+            return self
         if event is None or self.origin.caused_by:
             return msgspec.structs.replace(self, event=event)
         caused = msgspec.structs.replace(self.origin, caused_by=event)
