@@ -68,7 +68,9 @@ async def plan_install(db: Database, *, roles: Sequence[str] = ()) -> list[Outbo
         OutboxStep("lay table afterwrite_outbox.event", statement("outbox.lay_event").decode()),
         OutboxStep("lay table afterwrite_outbox.refused", statement("outbox.lay_refused").decode()),
         OutboxStep("lay function afterwrite_outbox.post, the one way in", statement("outbox.lay_post").decode()),
-        OutboxStep("close it to everybody", statement("outbox.close_schema").decode()),
+        OutboxStep("close the schema", statement("outbox.close_schema").decode()),
+        OutboxStep("close the tables", statement("outbox.close_tables").decode()),
+        OutboxStep("close the function", statement("outbox.close_post").decode()),
         *closing,
         OutboxStep(
             f"let {'every role' if names == ['public'] else listed} post",
@@ -82,7 +84,11 @@ async def plan_remove(db: Database) -> list[OutboxStep]:
     """What takes it away, with all that is in it."""
     if not await db.value(statement("outbox.has_schema")):
         return []
-    return [OutboxStep("drop schema afterwrite_outbox", statement("outbox.drop_all").decode())]
+    return [
+        OutboxStep("drop function afterwrite_outbox.post", statement("outbox.drop_post").decode()),
+        OutboxStep("drop the tables, with all that is in them", statement("outbox.drop_tables").decode()),
+        OutboxStep("drop schema afterwrite_outbox", statement("outbox.drop_schema").decode()),
+    ]
 
 
 async def lay(db: Database, steps: Sequence[OutboxStep]) -> None:

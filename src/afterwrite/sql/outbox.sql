@@ -39,9 +39,15 @@ end
 $$;
 
 -- name: close_schema
--- Nobody but the owner, and who is named next, may do anything.
+-- Nobody but the owner, and who is named next, may look into it.
 revoke all on schema afterwrite_outbox from public;
+
+-- name: close_tables
+-- Nobody but the owner may do anything with the tables.
 revoke all on afterwrite_outbox.event, afterwrite_outbox.refused from public;
+
+-- name: close_post
+-- Nobody but the owner, and who is named next, may post.
 revoke all on function afterwrite_outbox.post(text) from public;
 
 -- name: has_schema
@@ -145,8 +151,14 @@ select b.payload, b.xid, b.written_at from back b order by b.number;
 -- Nobody writes meanwhile.
 lock table afterwrite_outbox.event, afterwrite_outbox.refused in access exclusive mode;
 
--- name: drop_all
--- Takes the outbox away, with all that is in it.
+-- name: drop_post
+-- Takes the way in away.
 drop function if exists afterwrite_outbox.post(text);
+
+-- name: drop_tables
+-- Takes the tables away, with all that is in them.
 drop table if exists afterwrite_outbox.event, afterwrite_outbox.refused;
+
+-- name: drop_schema
+-- Takes the schema away; nothing else may be in it.
 drop schema if exists afterwrite_outbox;
