@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 from celery import Celery, chain, chord, group
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore
-from celery.signals import before_task_publish, setup_logging
+from celery.signals import before_task_publish, setup_logging, worker_process_shutdown
 from stamping_scene import Scene
 
 from afterwrite import activity, context
@@ -23,6 +24,7 @@ from afterwrite.integrations import celery as integration
 from afterwrite.integrations.celery import instrument
 from afterwrite.integrations.psycopg import Connection
 from afterwrite.record import Level, Outcome
+from afterwrite.recorder import Options, Recorder
 from afterwrite.testing import Memory
 
 DSN = [""]
@@ -137,8 +139,9 @@ def test_the_initiator_is_the_actor_through_retries_chains_chords_and_what_a_tas
         "user:1", None, None, "user:1", ["user:1", "user:1"], "user:2", "task:things.make",
     ]  # fmt: skip
     rows: list[dict[str, Any]] = []
-    while len(things(rows)) < 14:  # what a task asked for may still be running
-        rows = scene.read()
+    for _ in range(50):  # what a task asked for may still be running
+        if len(things(rows := scene.read())) == 15:
+            break
     assert things(rows) == {
         *((name, "user:1") for name in (
             "plain", "again 0", "again 1", "again 2", "asks", "asked", "first", "second", "third", "left", "right",
@@ -311,15 +314,19 @@ def test_a_worker_with_processes_of_its_own_stores_who_asked_and_who_carried_it_
     }  # fmt: skip
     words = [sys.executable, "-m", "celery", "-A", "shop", "worker", "-P", "prefork", "-c", "1", "--without-gossip",
              "--without-mingle", "--without-heartbeat", "-n", "one@test"]  # fmt: skip
-    worker = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    worker = subprocess.Popen(words, cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         with context.bind(actor="user:1", request="request-1"):
             pid = wait(client.send_task("things.make", ["by a process"]))
+        rows: list[dict[str, Any]] = []
+        for _ in range(100):
+            if len(rows := scene.read()) == 2:
+                break
     finally:
-        worker.terminate()
-        said, _ = worker.communicate(timeout=20)
-    assert pid not in {worker.pid, os.getpid()}, said
-    rows = scene.read()
+        # Celery's own way to stop takes many seconds.
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+    assert pid not in {worker.pid, os.getpid()}
     (change,) = (row for row in rows if row["kind"] == "change")
     (run,) = (row for row in rows if row["kind"] == "event")
     assert (change["name"], change["actor_id"], change["request_id"]) == ("by a process", "user:1", "request-1")
@@ -327,3 +334,10 @@ def test_a_worker_with_processes_of_its_own_stores_who_asked_and_who_carried_it_
         "task.run", "user:1", "shop", "one@test",
     )  # fmt: skip
     assert str(change["caused_by"]) == str(run["id"])
+
+
+def test_a_worker_process_that_ends_closes_its_recorder(instrumented: None, tmp_path: Path) -> None:
+    recorder = activity.install(Recorder(source="tests", open_sink=None, options=Options(spool_dir=str(tmp_path))))
+    worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
+    assert recorder.record("too.late").wait(1) is False
+    assert recorder.stats().dropped == {"closed": 1}
