@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
+from docrunner import run_page
 from psycopg.conninfo import conninfo_to_dict
 from stamping_scene import Scene
 
+from afterwrite.integrations import celery as integration
 from afterwrite.testing import recording
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -154,3 +158,49 @@ def test_the_celery_example(scene: Scene, tmp_path: Path, monkeypatch: pytest.Mo
     ]  # fmt: skip
     with psycopg.connect(scene.dsn) as conn:
         assert conn.execute("select what from orders").fetchone() == ("tea, with thanks",)
+
+
+PAGES = EXAMPLES.parent / "docs" / "integrations"
+
+
+@pytest.fixture
+def ordered(installed_dsn: str) -> Scene:
+    return Scene(installed_dsn, tables=["orders"], laid="create table orders (id serial primary key, name text);")
+
+
+@pytest.mark.parametrize("page", ["asgi.md", "flask.md"])
+def test_the_pages_of_web_frameworks_run_as_they_stand(ordered: Scene, page: str) -> None:
+    run_page(PAGES / page, {"dsn": ordered.dsn})
+    written = {"asgi.md": ["tea", "counted"] * 2, "flask.md": ["tea"]}
+    assert ordered.actors() == [(name, "user:42") for name in written[page]]
+
+
+def test_the_page_of_celery_runs_as_it_stands(ordered: Scene) -> None:
+    def wait_until_written(rows: int) -> None:
+        for _ in range(200):
+            with psycopg.connect(ordered.dsn) as conn:
+                if conn.execute("select count(*) from orders").fetchone() == (rows,):
+                    return
+            time.sleep(0.02)
+
+    try:
+        run_page(PAGES / "celery.md", {"dsn": ordered.dsn, "wait_until_written": wait_until_written})
+    finally:
+        assert integration._integration is not None
+        integration._integration.disconnect()
+        integration._integration = None
+    assert ordered.actors() == [("tea", "user:42")]
+
+
+def test_the_page_of_djangos_requests_says_what_is_there() -> None:
+    import django_site
+    from django.conf import settings
+
+    assert django_site.Thing
+    names = run_page(PAGES / "django-web.md")
+    assert set(names["MIDDLEWARE"]) == set(settings.MIDDLEWARE)
+    assert set(names["INSTALLED_APPS"]) < set(settings.INSTALLED_APPS)
+    source = EXAMPLES.parent / "src" / "afterwrite" / "integrations" / "django.py"
+    known = set(re.findall(r"AFTERWRITE_[A-Z_]+", source.read_text(encoding="utf-8")))
+    page = PAGES.joinpath("django-web.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"AFTERWRITE_[A-Z_]+", page)) == known - {"AFTERWRITE_WRITING_FUNCTIONS"}
