@@ -144,7 +144,10 @@ async def put_back(db: Database) -> int:
 
 async def examine(db: Database) -> list[Finding]:
     """What is to be said of the outbox: whether it is drained, and what was set aside."""
-    standing = await measure(db)
+    try:
+        standing = await measure(db)
+    except Refused as error:
+        return [_note("outbox.unseen", str(error), "connect as the role that ran `afterwrite outbox install`")]
     if standing is None:
         return []
     found: list[Finding] = []
@@ -201,3 +204,7 @@ async def _find_role(db: Database, name: str) -> str:
 
 def _warning(rule: str, text: str, remedy: str) -> Finding:
     return Finding(rule=rule, severity=Severity.WARNING, where="afterwrite_outbox", text=text, remedy=remedy)
+
+
+def _note(rule: str, text: str, remedy: str) -> Finding:
+    return Finding(rule=rule, severity=Severity.INFO, where="afterwrite_outbox", text=text, remedy=remedy)

@@ -87,10 +87,10 @@ _HERE = (
     " and s.database = pg_catalog.current_database() and s.wal_status is distinct from 'lost'{named})"
 )
 _LOGICAL = "pg_catalog.current_setting('wal_level') = 'logical'"
+# A name in a schema that may not be used is an error, and not just unknown.
 _OPEN = (
-    "coalesce(pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('afterwrite_outbox'), 'usage')"
-    " and pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('afterwrite_outbox.post(text)'), 'execute'),"
-    " false)"
+    "case when pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('afterwrite_outbox'), 'usage') then"
+    " pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('afterwrite_outbox.post(text)'), 'execute') end"
 )
 
 

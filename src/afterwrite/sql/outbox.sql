@@ -63,9 +63,10 @@ select pg_catalog.quote_ident(r.rolname)
  order by 1;
 
 -- name: is_laid
--- Whether there is an outbox to be drained.
-select pg_catalog.to_regclass('afterwrite_outbox.event') is not null
-   and pg_catalog.to_regclass('afterwrite_outbox.refused') is not null;
+-- Whether there is an outbox; who may not look into its schema is told so, too.
+select exists (select from pg_catalog.pg_class c
+                 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                where n.nspname = 'afterwrite_outbox' and c.relname = 'event' and c.relkind = 'r');
 
 -- name: read_role
 -- A role's name as SQL wants it, or nothing where there is none.
