@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,9 @@ import psycopg
 import pytest
 from outbox_scene import count, post, stored
 
+from afterwrite.cli.app import app
+from afterwrite.cli.face import show_error
+from afterwrite.errors import AfterwriteError
 from afterwrite.postgres.embedded import embedded_server
 
 
@@ -27,16 +29,23 @@ def plain_server() -> Iterator[dict[str, str]]:
         yield {"AFTERWRITE_DSN": server.dsn("shop"), "AFTERWRITE_STORE_DSN": server.dsn("store"), "COLUMNS": "80"}
 
 
-def test_install_post_drain_retry_and_remove(plain_server: dict[str, str]) -> None:
-    environment = {**os.environ, **plain_server}
+def test_install_post_drain_retry_and_remove(
+    plain_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shop, store = plain_server["AFTERWRITE_DSN"], plain_server["AFTERWRITE_STORE_DSN"]
+    for name, value in plain_server.items():
+        monkeypatch.setenv(name, value)
 
     def afterwrite(*words: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "afterwrite", *words], env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
+        """As the command does it, without a new interpreter each time."""
+        try:
+            found = app(list(words), standalone_mode=False)
+        except AfterwriteError as error:
+            show_error(error)
+            found = error.exit_code
+        told = capsys.readouterr()
+        assert found == code, told
+        return told.out + told.err
 
     shown = afterwrite("outbox", "install")
     assert "create or replace function afterwrite_outbox.post(payload text)" in shown
@@ -50,7 +59,7 @@ def test_install_post_drain_retry_and_remove(plain_server: dict[str, str]) -> No
     assert "holds 4 events that are not delivered" in afterwrite("outbox", "remove", "--apply", code=5)
     worker = subprocess.Popen(
         [sys.executable, "-m", "afterwrite", "capture", "--outbox-only", "--json"],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     until = time.monotonic() + 20
     while count(shop, "afterwrite_outbox.event") and time.monotonic() < until:
