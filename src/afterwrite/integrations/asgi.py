@@ -96,15 +96,11 @@ class ContextMiddleware:
 
         later = Later(told.bind(), Asking(scope, self._asked))
         method = scope.get("method", "WEBSOCKET")
-        with later:
+        with later, track_request(self._record, method, scope.get("path", "")) as run:
             try:
-                with track_request(self._record, method, scope.get("path", "")) as run:
-                    try:
-                        await self.app(scope, receive, answer)
-                    finally:
-                        conclude(run, status=status, route=_route_of(scope))
+                await self.app(scope, receive, answer)
             finally:
-                later.settle()
+                conclude(run, status=status, route=_route_of(scope))
 
 
 def _route_of(scope: Scope) -> str | None:

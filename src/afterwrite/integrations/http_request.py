@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 from uuid import UUID, uuid4
@@ -34,6 +35,7 @@ REQUEST_ID, TRACE_PARENT, USER_AGENT = "x-request-id", "traceparent", "user-agen
 # Hops that are looked at, from the right; characters of their header that are.
 MOST_HOPS, LONGEST_HOPS = 32, 8_192
 LONGEST_AGENT = 512
+_LONGEST_ADDRESS = 100
 LONGEST_PATH = 500
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
@@ -93,6 +95,12 @@ class Proxies:
 
 def read_address(text: str) -> Address | None:
     """An address as proxies write them, with or without port, brackets and zone."""
+    return _read_kept(text) if len(text) <= _LONGEST_ADDRESS else None
+
+
+@lru_cache(maxsize=2_000)
+def _read_kept(text: str) -> Address | None:
+    # Kept, since the same few come again and again, and ipaddress takes its time.
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
