@@ -16,6 +16,8 @@ CONTEXT_PREFIX = "afterwrite.context"
 EVENT_PREFIX = "afterwrite.event"
 HEARTBEAT_PREFIX = "afterwrite.heartbeat"
 OUTBOX_PREFIX = "afterwrite.outbox"
+# For how long a recorder believes what a server said of its outbox.
+OUTBOX_KNOWN_SECONDS = 30.0
 
 
 class Lsn(int):

@@ -33,6 +33,7 @@ def test_the_outboxs_page_runs_as_it_stands(
             return  # below, when all is posted
         if deed == "remove":
             asyncio.run(drain())
+            words.append("--now")
         assert app(words, standalone_mode=False) == 0
 
     async def drain() -> None:

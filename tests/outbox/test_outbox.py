@@ -345,7 +345,7 @@ def test_an_outbox_that_is_installed_later_is_found_and_one_that_is_gone_is_no_t
                 post(conn, "a")
             await come(lambda: drain.status.stored == 1)
             async with connect(installed_dsn) as db:
-                await remove(db, await plan_remove(db))
+                await remove(db, await plan_remove(db), grace_seconds=0)
                 assert await measure(db) is None
             await come(lambda: not drain.status.laid)
             assert drain.status.trouble is None
@@ -360,11 +360,33 @@ def test_it_is_not_removed_with_events_in_it(outbox_dsn: str) -> None:
                 post(conn, "a")
             steps = await plan_remove(db)
             with pytest.raises(Refused, match="holds 1 events that are not delivered"):
-                await remove(db, steps)
+                await remove(db, steps, grace_seconds=0)
             assert await measure(db) is not None
-            await remove(db, steps, discard=True)
+            await remove(db, steps, grace_seconds=0, discard=True)
             assert await measure(db) is None
-            await remove(db, await plan_remove(db))
+            await remove(db, await plan_remove(db), grace_seconds=0)
+
+    asyncio.run(run())
+
+
+def test_while_it_goes_no_transaction_fails(outbox_dsn: str, recorder: Recorder) -> None:
+    """Who knew of it goes on posting, who asks looks elsewhere; then nobody does, and it is gone."""
+
+    async def run() -> None:
+        async with connect(outbox_dsn) as db:
+            steps = await plan_remove(db)
+            with psycopg.connect(outbox_dsn, autocommit=True) as conn:
+                recorder.record("before", conn=conn)
+                removing = asyncio.create_task(remove(db, steps, grace_seconds=0.3, discard=True))
+                await asyncio.sleep(0.1)
+                recorder.record("known", conn=conn)
+                assert recorder.stats().emitted == 2
+                known.forget()  # as half a minute does
+                recorder.record("asked", conn=conn)
+                await removing
+                recorder.record("gone", conn=conn)
+            assert (recorder.stats().emitted, recorder.stats().recorded) == (2, 2)
+            assert await measure(db) is None
 
     asyncio.run(run())
 

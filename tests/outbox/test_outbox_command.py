@@ -56,7 +56,7 @@ def test_install_post_drain_retry_and_remove(
         for number in range(3):
             post(conn, f"n{number}")
         conn.execute("select afterwrite_outbox.post('unreadable')")
-    assert "holds 4 events that are not delivered" in afterwrite("outbox", "remove", "--apply", code=5)
+    assert "holds 4 events that are not delivered" in afterwrite("outbox", "remove", "--apply", "--now", code=5)
     worker = subprocess.Popen(
         [sys.executable, "-m", "afterwrite", "capture", "--outbox-only", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -73,4 +73,4 @@ def test_install_post_drain_retry_and_remove(
     assert "1 event could not be stored" in afterwrite("outbox", "status")
     assert "(outbox.refused)" in afterwrite("doctor", code=5)
     assert "1 event put back" in afterwrite("outbox", "retry", "--apply")
-    afterwrite("outbox", "remove", "--apply", "--discard")
+    afterwrite("outbox", "remove", "--apply", "--now", "--discard")

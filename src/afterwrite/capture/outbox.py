@@ -6,6 +6,7 @@ slot. An application posts them by one function, and ``drain.py`` takes them out
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -13,11 +14,14 @@ import msgspec
 
 from afterwrite.errors import Finding, Refused, Severity, UsageError
 from afterwrite.postgres import Database, LockPolicy, OnBlocked, statement, with_short_locks
+from afterwrite.record import OUTBOX_KNOWN_SECONDS
 
 TABLES = ("afterwrite_outbox.event", "afterwrite_outbox.refused")
 # Counted up to here; more is "more than".
 MOST_COUNTED = 100_000
 _OLD_SECONDS = 60.0
+# Who asked just before it was closed posts for so long, and a moment more.
+GRACE_SECONDS = OUTBOX_KNOWN_SECONDS + 5.0
 
 
 class OutboxStep(msgspec.Struct, frozen=True):
@@ -65,6 +69,7 @@ async def plan_install(db: Database, *, roles: Sequence[str] = ()) -> list[Outbo
     ]
     return [
         OutboxStep("lay schema afterwrite_outbox", statement("outbox.lay_schema").decode()),
+        OutboxStep("open it to recorders", statement("outbox.open_schema").decode()),
         OutboxStep("lay table afterwrite_outbox.event", statement("outbox.lay_event").decode()),
         OutboxStep("lay table afterwrite_outbox.refused", statement("outbox.lay_refused").decode()),
         OutboxStep("lay function afterwrite_outbox.post, the one way in", statement("outbox.lay_post").decode()),
@@ -81,10 +86,11 @@ async def plan_install(db: Database, *, roles: Sequence[str] = ()) -> list[Outbo
 
 
 async def plan_remove(db: Database) -> list[OutboxStep]:
-    """What takes it away, with all that is in it."""
+    """What takes it away, with all that is in it; between the first step and the others recorders are waited for."""
     if not await db.value(statement("outbox.has_schema")):
         return []
     return [
+        OutboxStep("close it to recorders", statement("outbox.close_to_recorders").decode()),
         OutboxStep("drop function afterwrite_outbox.post", statement("outbox.drop_post").decode()),
         OutboxStep("drop the tables, with all that is in them", statement("outbox.drop_tables").decode()),
         OutboxStep("drop schema afterwrite_outbox", statement("outbox.drop_schema").decode()),
@@ -102,22 +108,30 @@ async def remove(
     db: Database,
     steps: Sequence[OutboxStep],
     *,
+    grace_seconds: float = GRACE_SECONDS,
     discard: bool = False,
     policy: LockPolicy | None = None,
     on_blocked: OnBlocked | None = None,
 ) -> None:
-    """Take it away. Raises Refused while there is something in it, unless that is to be discarded."""
+    """Take it away, when every recorder knows that it goes: a transaction that posts to one that is gone would fail.
+
+    Raises Refused while there is something in it, unless that is to be discarded; it stays closed then, and is drained.
+    """
+    if not steps:
+        return
+    closing, *dropping = steps
+    await db.run(closing.sql.encode())
+    await asyncio.sleep(grace_seconds)
 
     async def work(database: Database) -> None:
         if await is_laid(database):
             await database.run(statement("outbox.lock_tables"))
             if not discard:
                 await _refuse_loss(database)
-        for step in steps:
+        for step in dropping:
             await database.run(step.sql.encode())
 
-    if steps:
-        await with_short_locks(db, TABLES, work, policy=policy, on_blocked=on_blocked)
+    await with_short_locks(db, TABLES, work, policy=policy, on_blocked=on_blocked)
 
 
 async def is_laid(db: Database) -> bool:

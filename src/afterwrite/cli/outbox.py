@@ -61,15 +61,17 @@ def remove(
     discard: Annotated[
         bool, typer.Option("--discard", metavar=FLAG, help="Also where there are events in it, which are lost then.")
     ] = False,
+    now: Annotated[
+        bool, typer.Option("--now", metavar=FLAG, help="Do not wait for recorders: where no application runs.")
+    ] = False,
     apply: Apply = False,
     json: Json = False,
 ) -> int:
-    """Take the outbox away. It refuses while there are events in it.
+    """Take the outbox away, half a minute after it was closed to recorders. It refuses while there are events in it.
 
-    Let applications stop posting first (AFTERWRITE_EVENTS=message, and a restart): a recorder that used it within the
-    last half minute would post again, and fail its transaction.
+    Then it stays closed, until it was drained and you run this again, or `afterwrite outbox install` opens it.
     """
-    return run(_remove(settings(dsn), discard=discard, apply=apply, json=json))
+    return run(_remove(settings(dsn), discard=discard, now=now, apply=apply, json=json))
 
 
 @app.command("status")
@@ -100,12 +102,15 @@ async def _install(given: Settings, roles: Sequence[str], *, apply: bool, json: 
     return ExitCode.OK
 
 
-async def _remove(given: Settings, *, discard: bool, apply: bool, json: bool) -> int:
+async def _remove(given: Settings, *, discard: bool, now: bool, apply: bool, json: bool) -> int:
     async with connect(given.dsn, guarded=True) as db:
         steps = await outbox.plan_remove(db)
         if apply:
+            grace = 0.0 if now or not steps else outbox.GRACE_SECONDS
+            if grace:
+                say(f"… closing; recorders that know of it post for another {grace:.0f} s")
             policy = runtime.lock_policy(given)
-            await outbox.remove(db, steps, discard=discard, policy=policy, on_blocked=_blocked)
+            await outbox.remove(db, steps, grace_seconds=grace, discard=discard, policy=policy, on_blocked=_blocked)
     _tell(steps, apply=apply, json=json)
     return ExitCode.OK
 

@@ -22,15 +22,13 @@ from functools import cache
 import msgspec
 
 from afterwrite.context import Context, encode_context
-from afterwrite.record import OUTBOX_PREFIX, Emitted, Posted
+from afterwrite.record import OUTBOX_KNOWN_SECONDS, OUTBOX_PREFIX, Emitted, Posted
 from afterwrite.recorder.options import EventsBy, Options, read_options
 from afterwrite.recorder.stamp import WRITABLE, literal, to_ascii
 from afterwrite.seal import seal
 
 log = logging.getLogger(__name__)
 
-# How long an answer holds. Until then an outbox that was just installed is not used, and one that is gone still is.
-KNOWN_SECONDS = 30.0
 _MOST_KNOWN = 1_000
 
 
@@ -43,7 +41,10 @@ class Way(Enum):
 
 
 class Known:
-    """Which way events go, by server; a server is whatever its driver can tell it by."""
+    """Which way events go, by server; a server is whatever its driver can tell it by.
+
+    An answer holds for a while: an outbox that was just installed is not used until then.
+    """
 
     def __init__(self) -> None:
         self._ways: dict[Hashable, tuple[Way, float]] = {}
@@ -59,7 +60,7 @@ class Known:
         way = Way(answer)
         if len(self._ways) >= _MOST_KNOWN:
             self._ways.clear()
-        self._ways[place] = way, time.monotonic() + KNOWN_SECONDS
+        self._ways[place] = way, time.monotonic() + OUTBOX_KNOWN_SECONDS
         if way is Way.NOWHERE and place not in self._told:
             self._told = {*self._told, place} if len(self._told) < _MOST_KNOWN else {place}
             log.warning(
@@ -87,9 +88,12 @@ _HERE = (
     " and s.database = pg_catalog.current_database() and s.wal_status is distinct from 'lost'{named})"
 )
 _LOGICAL = "pg_catalog.current_setting('wal_level') = 'logical'"
-# A name in a schema that may not be used is an error, and not just unknown.
+# A name in a schema that may not be used is an error, and not just unknown. An outbox that is about to go says so in
+# its comment; whoever knows of it goes on posting for a while.
 _OPEN = (
-    "case when pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('afterwrite_outbox'), 'usage') then"
+    "case when pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('afterwrite_outbox'), 'usage')"
+    " and pg_catalog.obj_description(pg_catalog.to_regnamespace('afterwrite_outbox')::oid, 'pg_namespace')"
+    " is distinct from 'closing' then"
     " pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('afterwrite_outbox.post(text)'), 'execute') end"
 )
 

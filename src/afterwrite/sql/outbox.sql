@@ -2,6 +2,14 @@
 -- A schema of its own in the application's database: writers come in by one function, and see nothing.
 create schema if not exists afterwrite_outbox;
 
+-- name: open_schema
+-- It is to be used, also where it was to go.
+comment on schema afterwrite_outbox is 'events of transactions, on their way to the store';
+
+-- name: close_to_recorders
+-- It is to go: recorders that ask from now on look elsewhere, and the others soon will.
+comment on schema afterwrite_outbox is 'closing';
+
 -- name: lay_event
 -- What was posted and not delivered yet. Numbers become visible in the order of commits, which is not theirs.
 create table if not exists afterwrite_outbox.event (
