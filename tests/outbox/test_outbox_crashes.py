@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import psycopg
@@ -13,7 +17,7 @@ import pytest
 from outbox_scene import count, drain_all, lay_outbox, post, stored
 
 from afterwrite.capture import drain
-from afterwrite.failpoints import FAILPOINTS, VARIABLE
+from afterwrite.failpoints import FAILPOINTS, SEED, VARIABLE
 
 POINTS = [name for name in FAILPOINTS if name.startswith("outbox.")]
 _PROCESS = Path(__file__).with_name("drain_process.py")
@@ -46,6 +50,56 @@ def test_a_line_cut_at_any_step_is_tried_again(installed_dsn: str) -> None:
     assert done.returncode == 0, done.stderr.decode()
     assert len(stored(installed_dsn)) == 40
     assert len({row["action"] for row in stored(installed_dsn)}) == 40
+
+
+_DICE = (
+    "outbox.before_write=kill:0.03;outbox.after_write=kill:0.06;outbox.before_commit=kill:0.06;"
+    "outbox.after_commit=kill:0.03;sink.after_commit=lose:0.1;sink.before_commit=kill:0.02"
+)
+
+
+def test_two_drains_killed_again_and_again_store_each_event_that_committed_once(installed_dsn: str) -> None:
+    """Four writers roll some of their transactions back, and let others commit late."""
+    lay_outbox(installed_dsn)
+    committed = dict.fromkeys(("w0", "w1", "w2", "w3"), 0)
+
+    def write(name: str) -> None:
+        dice = random.Random(name)
+        with psycopg.connect(installed_dsn) as conn:
+            for _ in range(120):
+                events = dice.randint(1, 5)
+                for _ in range(events):
+                    post(conn, name)
+                time.sleep(0.3 if dice.random() < 0.02 else 0.01)
+                if dice.random() < 0.3:
+                    conn.rollback()
+                else:
+                    conn.commit()
+                    committed[name] += events
+
+    writers = [threading.Thread(target=write, args=(name,)) for name in committed]
+    for writer in writers:
+        writer.start()
+    drains: list[subprocess.Popen[bytes]] = []
+    begun = killed = 0
+    try:
+        while any(writer.is_alive() for writer in writers) or count(installed_dsn, "afterwrite_outbox.event"):
+            gone = [drain for drain in drains if drain.poll() is not None]
+            killed += len([drain for drain in gone if drain.returncode == -signal.SIGKILL])
+            drains = [drain for drain in drains if drain not in gone]
+            while len(drains) < 2:
+                begun += 1
+                armed = {**os.environ, VARIABLE: _DICE, SEED: str(begun)}
+                drains.append(subprocess.Popen([sys.executable, _PROCESS, installed_dsn, "go on"], env=armed))
+            time.sleep(0.02)
+    finally:
+        for each in drains:
+            each.kill()
+            each.wait()
+    assert killed >= 2
+    drain_all(installed_dsn)
+    assert Counter(row["action"] for row in stored(installed_dsn)) == committed
+    assert count(installed_dsn, "afterwrite_outbox.refused") == 0
 
 
 def test_every_place_in_the_source_is_tried() -> None:
