@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from celery import Celery, chain, chord, group
-from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore
-from celery.signals import before_task_publish, setup_logging, worker_process_shutdown
+from celery.signals import before_task_publish, worker_process_shutdown
+from celery_worker import worker_of
 from stamping_scene import Scene
 
 from afterwrite import activity, context
@@ -40,10 +40,6 @@ app.conf.update(
     broker_connection_retry_on_startup=False, worker_hijack_root_logger=False, task_default_queue="work",
     polling_interval=0.01, broker_transport_options={"polling_interval": 0.01}, result_chord_join_timeout=10,
 )  # fmt: skip
-
-
-# A worker in a process of ours is not to change how that one logs.
-setup_logging.connect(lambda **_: None, weak=False)
 
 
 @app.task(name="things.make")
@@ -106,7 +102,7 @@ def instrumented() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def _running_worker() -> Iterator[None]:
-    with start_worker(app, perform_ping_check=False, shutdown_timeout=10):
+    with worker_of(app):
         yield
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from celery_worker import worker_of
 from docrunner import run_page
 from psycopg.conninfo import conninfo_to_dict
 from stamping_scene import Scene
@@ -183,8 +184,9 @@ def test_the_page_of_celery_runs_as_it_stands(ordered: Scene) -> None:
                     return
             time.sleep(0.02)
 
+    given = {"dsn": ordered.dsn, "wait_until_written": wait_until_written, "worker_of": worker_of}
     try:
-        run_page(PAGES / "celery.md", {"dsn": ordered.dsn, "wait_until_written": wait_until_written})
+        run_page(PAGES / "celery.md", given)
     finally:
         assert integration._integration is not None
         integration._integration.disconnect()
