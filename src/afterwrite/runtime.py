@@ -34,7 +34,7 @@ from afterwrite.defer.progress import read_progress
 from afterwrite.defer.rehearse import run_rehearser
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
 from afterwrite.defer.tryout import Rehearsable
-from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
+from afterwrite.errors import AfterwriteError, ConnectionLost, Finding, Refused, Severity
 from afterwrite.migrate.drift import note_drift
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.identity import parse_replica_identity, record_replica_identity, replica_identity_row
@@ -535,12 +535,15 @@ async def run_outbox(
 ) -> None:
     """Drain the outbox and look after the store until ``stop`` is set, without a slot: where there can be none.
 
-    Raises Refused where there is no outbox, or no store, to begin with.
+    Raises what makes it useless: no outbox, no store. Who cannot be reached is waited for.
     """
-    async with source_and_store(settings) as (source, store):
-        if not await outbox.is_laid(source):
-            raise Refused(f"there is no outbox in {source.where}", remedy="run `afterwrite outbox install --apply`")
-        await require_store(store)
+    try:
+        async with source_and_store(settings) as (source, store):
+            if not await outbox.is_laid(source):
+                raise Refused(f"there is no outbox in {source.where}", remedy="run `afterwrite outbox install --apply`")
+            await require_store(store)
+    except ConnectionLost as error:
+        log.warning("%s; it is tried again", error)
     drain = make_drain(settings, on_status=on_status)
     begun = asyncio.Event()
     begun.set()

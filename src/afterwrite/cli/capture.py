@@ -19,7 +19,7 @@ from afterwrite import runtime
 from afterwrite.capture.drain import DrainStatus
 from afterwrite.capture.governor import human_bytes
 from afterwrite.capture.worker import WorkerState, WorkerStatus
-from afterwrite.cli.face import FLAG, Dsn, Json, StoreDsn, emit, say, settings, talk
+from afterwrite.cli.face import FLAG, Dsn, Json, StoreDsn, counted, emit, say, settings, talk
 from afterwrite.defer.replay import ReplayState
 from afterwrite.errors import ExitCode
 from afterwrite.settings import Settings
