@@ -160,7 +160,7 @@ async def _drain_only(given: Settings, *, json: bool) -> None:
 def _outbox_words(status: DrainStatus) -> str:
     words = [
         f"outbox {'drained here' if status.active else 'not drained here now'}",
-        f"{status.stored:,} events stored",
+        f"{counted(status.stored, 'event')} stored",
     ]
     if status.refused:
         words.append(f"{status.refused:,} set aside")
