@@ -66,7 +66,7 @@ def test_two_drains_killed_again_and_again_store_each_event_that_committed_once(
     def write(name: str) -> None:
         dice = random.Random(name)
         with psycopg.connect(installed_dsn) as conn:
-            for _ in range(120):
+            for _ in range(60):
                 events = dice.randint(1, 5)
                 for _ in range(events):
                     post(conn, name)
