@@ -205,7 +205,7 @@ _ENDS = frozenset({"begin", "start", "commit", "end", "abort", "prepare"})
 # What a search for words must not look into: comments, strings of all kinds, quoted names.
 _OPAQUE = re.compile(
     r"""--[^\n]*|/\*(?:[^*/]|\*(?!/)|/(?!\*)|/\*(?:[^*]|\*(?!/))*\*/)*\*/"""
-    r"""|[eE]'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$((?:[^\W\d]\w*)?)\$.*?\$\1\$""",
+    r"""|[eE]'(?:[^'\\]++|''|\\.)*+'|'(?:[^']++|'')*+'|"(?:[^"]++|"")*+"|\$((?:[^\W\d]\w*)?)\$.*?\$\1\$""",
     re.DOTALL,
 )
 _BLANK = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/|[(;])*")
