@@ -312,6 +312,15 @@ async def examine_store_server(store: Database) -> list[Finding]:
     ]
 
 
+def find_obstacle(installation: Installation, *, accept_gap: bool) -> Finding | None:
+    """The first finding that ``install`` does not mend, and for which it refuses."""
+    for finding in installation.findings:
+        mended = finding.rule in _MENDED or (accept_gap and finding.rule in _GAPS)
+        if finding.severity is Severity.ERROR and not mended:
+            return finding
+    return None
+
+
 async def install(
     settings: Settings,
     installation: Installation,
@@ -326,10 +335,8 @@ async def install(
 
     Raises Refused for the first finding that forbids it, before anything is changed.
     """
-    for finding in installation.findings:
-        passed = finding.rule in _MENDED or (accept_gap and finding.rule in _GAPS)
-        if finding.severity is Severity.ERROR and not passed:
-            raise Refused(finding.text, remedy=finding.remedy)
+    if finding := find_obstacle(installation, accept_gap=accept_gap):
+        raise Refused(finding.text, remedy=finding.remedy)
     for database in dict.fromkeys([store, source]):
         for done in await install_store(database):
             if on_step:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from docrunner import DOCS, run_page
 
-from afterwrite.cli.app import app
+from afterwrite.cli.app import command
 from afterwrite.recorder.outbox import known
 from afterwrite.runtime import run_outbox
 from afterwrite.settings import load_settings
@@ -34,7 +34,7 @@ def test_the_outboxs_page_runs_as_it_stands(
         if deed == "remove":
             asyncio.run(drain())
             words.append("--now")
-        assert app(words, standalone_mode=False) == 0
+        assert command()(words, standalone_mode=False) == 0
 
     async def drain() -> None:
         stop = asyncio.Event()

@@ -58,6 +58,7 @@ class Application:
 _SHELL = """
 import json, os, sys
 import afterwrite.cli.app
+afterwrite.cli.app.command()
 for line in sys.stdin:
     words = json.loads(line)
     said, write = os.pipe()

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from outbox_scene import count, post, stored
 
-from afterwrite.cli.app import app
+from afterwrite.cli.app import command
 from afterwrite.cli.face import show_error
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres.embedded import embedded_server
@@ -39,7 +39,7 @@ def test_install_post_drain_retry_and_remove(
     def afterwrite(*words: str, code: int = 0) -> str:
         """As the command does it, without a new interpreter each time."""
         try:
-            found = app(list(words), standalone_mode=False)
+            found = command()(list(words), standalone_mode=False)
         except AfterwriteError as error:
             show_error(error)
             found = error.exit_code

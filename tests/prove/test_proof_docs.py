@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from typer.testing import CliRunner
 
-from afterwrite.cli.app import app
+from afterwrite.cli.app import command
 from afterwrite.migrate.plan import Ignored
 from afterwrite.prove.match import Reason
 from afterwrite.prove.report import MEANING
@@ -32,6 +32,6 @@ def test_the_mapping_that_is_shown_can_be_written_into_a_plan() -> None:
 
 
 def test_the_options_that_are_shown_exist() -> None:
-    said = CliRunner().invoke(app, ["prove", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    said = CliRunner().invoke(command(), ["prove", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     for option in set(re.findall(r"afterwrite prove[^\n`]*?(--[a-z]+)", _DOC)):
         assert option in said

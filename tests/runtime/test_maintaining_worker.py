@@ -92,7 +92,9 @@ def test_trouble_with_maintenance_is_told_once_and_does_not_end_it(
     monkeypatch.setattr(runtime, "maintain_store", broken)
     monkeypatch.setattr(runtime.asyncio, "sleep", at_once)
     told: list[MaintainStatus] = []
+    begun = asyncio.Event()
+    begun.set()
     with caplog.at_level(logging.WARNING), pytest.raises(asyncio.CancelledError):
-        asyncio.run(runtime._maintain(Settings(maintain_seconds=10), told.append))
+        asyncio.run(runtime._maintain(Settings(maintain_seconds=10), begun, told.append))
     assert [status.trouble for status in told] == ["no room left", "no room left", "a defect"]
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR", "WARNING"]

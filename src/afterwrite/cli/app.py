@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from types import FrameType
 from typing import Annotated, NoReturn, cast
 
@@ -12,22 +14,6 @@ import typer
 from rich.markup import escape
 
 from afterwrite import __version__
-from afterwrite.cli import (
-    bench,
-    capture,
-    defer,
-    demo,
-    doctor,
-    install,
-    maintain,
-    migrate,
-    outbox,
-    plan,
-    prove,
-    scan,
-    stamp,
-    tail,
-)
 from afterwrite.cli.face import prose, say, show_error
 from afterwrite.errors import AfterwriteError, ExitCode
 
@@ -67,28 +53,49 @@ def options(
     """Options of every verb."""
 
 
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
-app.command("scan", epilog=scan.EXAMPLES)(scan.scan)
-app.command("plan")(plan.plan)
-app.command("install")(install.install)
-app.command("capture")(capture.capture)
-app.command("prove")(prove.prove)
-app.add_typer(migrate.app, name="migrate")
-app.add_typer(defer.app, name="defer")
-app.add_typer(stamp.app, name="stamp")
-app.add_typer(outbox.app, name="outbox")
-app.command("tail")(tail.tail)
-app.command("maintain")(maintain.maintain)
-app.command("bench")(bench.bench)
-for each in (
-    *app.registered_commands,
-    *migrate.app.registered_commands,
-    *defer.app.registered_commands,
-    *stamp.app.registered_commands,
-    *outbox.app.registered_commands,
-):
-    each.help = prose(each.callback.__doc__ or "")
+# In the order of --help. Each is a module of its name with a function of that name, or an ``app`` of several commands.
+_VERBS = (
+    "demo",
+    "doctor",
+    "scan",
+    "plan",
+    "install",
+    "capture",
+    "prove",
+    "migrate",
+    "defer",
+    "stamp",
+    "outbox",
+    "tail",
+    "maintain",
+    "bench",
+)
+_added: set[str] = set()
+
+
+def _asked_for(arguments: Sequence[str]) -> Iterable[str]:
+    """The verbs that this line can be about: to import them all takes most of a second."""
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    if verb is None and "--version" in arguments:
+        return ["tail"]  # any
+    return [verb] if verb in _VERBS else _VERBS
+
+
+def command(verbs: Iterable[str] = _VERBS) -> typer.Typer:
+    """The command, with these of its verbs."""
+    for verb in verbs:
+        if verb in _added:
+            continue
+        _added.add(verb)
+        module = import_module(f"afterwrite.cli.{verb}")
+        inner: typer.Typer | None = getattr(module, "app", None)
+        if inner is None:
+            app.command(verb, epilog=getattr(module, "EXAMPLES", None))(getattr(module, verb))
+        else:
+            app.add_typer(inner, name=verb)
+        for each in (inner or app).registered_commands:
+            each.help = prose(each.callback.__doc__ or "")
+    return app
 
 
 def main() -> NoReturn:
@@ -99,7 +106,7 @@ def main() -> NoReturn:
     arguments = [word for word in arguments if word != "--debug"]
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = app(arguments, standalone_mode=False)
+        code = command(_asked_for(arguments))(arguments, standalone_mode=False)
         if code == _INTERRUPTED:  # typer makes an exit code of Ctrl-C
             raise KeyboardInterrupt
         raise SystemExit(code if isinstance(code, int) else ExitCode.OK)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from afterwrite import runtime
 from afterwrite.capture.slot import StepKind
 from afterwrite.cli.face import FLAG, Apply, Dsn, Json, StoreDsn, counted, emit, out, run, say, settings, show_findings
-from afterwrite.errors import ExitCode, Severity
+from afterwrite.errors import ExitCode
 from afterwrite.postgres import Blocker
 from afterwrite.settings import Settings
 
@@ -41,19 +41,19 @@ def install(
 async def _install(given: Settings, *, apply: bool, accept_gap: bool, json: bool) -> int:
     async with runtime.source_and_store(given) as (source, store):
         seen = await runtime.look_at_installation(given, source, store)
-        refused = any(finding.severity is Severity.ERROR for finding in seen.findings)
+        obstacle = runtime.find_obstacle(seen, accept_gap=accept_gap)
         if not json:
-            raised = next((f for f in seen.findings if f.severity is Severity.ERROR and apply and not accept_gap), None)
+            # With --apply it is told as the error that ends the command.
             show_findings(
-                [finding for finding in seen.findings if finding is not raised],
-                grave="to mend" if accept_gap else "refused",
+                [finding for finding in seen.findings if not (apply and finding is obstacle)],
+                grave="refused" if obstacle else "to mend",
             )
         if not apply:
             if json:
                 emit(_as_json(seen, applied=False))
             else:
-                _show(seen, refused=refused, accept_gap=accept_gap)
-            return ExitCode.REFUSED if refused else ExitCode.OK
+                _show(seen, refused=obstacle is not None)
+            return ExitCode.REFUSED if obstacle else ExitCode.OK
         prepared = await runtime.install(
             given,
             seen,
@@ -92,14 +92,14 @@ def _blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
     say(f"[yellow]…[/] attempt {attempt}: the table is locked by {escape(names) or 'somebody'}; trying again")
 
 
-def _show(seen: runtime.Installation, *, refused: bool, accept_gap: bool) -> None:
+def _show(seen: runtime.Installation, *, refused: bool) -> None:
     if seen.done:
         out.print(
             f"All is in place: {counted(len(seen.setup.tables), 'table')} captured; next: [bold]afterwrite capture[/]"
         )
         return
     tables, logs = counted(len(seen.setup.tables), "table"), counted(len(seen.setup.legacy_tables), "legacy log")
-    if refused and not accept_gap:
+    if refused:
         out.print("Nothing was done, and [bold]--apply[/] would do nothing either, until what is refused is mended.")
         return
     out.print(f"Would capture {tables} and read {logs}:")
