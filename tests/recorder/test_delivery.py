@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import msgspec
@@ -113,6 +113,20 @@ def test_what_the_store_refuses_is_found_and_holds_nobody_up(installed_dsn: str,
     assert all("not this one" in reason and b"poison.one" in body for _, reason, body in refused)
     assert_closed_account(recorder)
     recorder.close()
+
+
+def test_a_moment_that_utc_has_no_year_for_holds_nobody_up(installed_dsn: str, tmp_path: Path) -> None:
+    recorder = into_store(installed_dsn, tmp_path)
+    east, west = timezone(timedelta(hours=14)), timezone(-timedelta(hours=14))
+    recorder.record("first.one", occurred_at=datetime.min.replace(tzinfo=east))
+    recorder.record("last.one", occurred_at=datetime.max.replace(tzinfo=west))
+    recorder.record("a.b", entity=("number", 10**5000))
+    assert recorder.flush(20)
+    assert [row[1] for row in stored_rows(installed_dsn)] == ["first.one", "last.one", "a.b"]
+    assert recorder.stats().dropped == {}
+    recorder.close()
+    # What an older version left in a spool has such moments as they were.
+    assert is_refusal(OverflowError("date value out of range"))
 
 
 def test_a_store_without_a_schema_is_an_outage_with_its_remedy(dsn: str, tmp_path: Path) -> None:

@@ -447,7 +447,8 @@ def is_refusal(error: Exception) -> bool:
     """Whether it is for what stands in the batch that the sink did not take it, so that trying again is no use."""
     if isinstance(error, DatabaseError):
         return not isinstance(error, ConnectionLost) and (error.sqlstate or "")[:2] in _REFUSING
-    return isinstance(error, (Unstorable, ValueError))
+    # Of Python's own errors those that a value makes: a moment that is in no year, a number that is none.
+    return isinstance(error, (Unstorable, ValueError, ArithmeticError))
 
 
 def _decode(chunks: Sequence[Chunk]) -> tuple[list[Event], list[Refusal]]:

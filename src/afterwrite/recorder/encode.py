@@ -43,6 +43,7 @@ _MOST_NODES = 50_000
 _MOST_NAMES = 20
 _MARK_BYTES = 128
 _LARGEST_INT_BITS = 8_192
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -85,8 +86,14 @@ def clean_text(value: object, longest: int = LONGEST_TEXT) -> str:
 
 
 def to_moment(value: datetime) -> datetime:
-    """That moment with a zone; one without is taken as UTC."""
-    return value.replace(tzinfo=UTC) if value.tzinfo is None or value.utcoffset() is None else value
+    """That moment with a zone; one without is taken as UTC, and one that UTC has no year for as the nearest it has."""
+    if value.tzinfo is None or value.utcoffset() is None:
+        return value.replace(tzinfo=UTC)
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        return _FIRST if value.year == _FIRST.year else _LAST
+    return value
 
 
 def to_milliseconds(value: object) -> float | None:

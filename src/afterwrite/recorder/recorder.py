@@ -183,15 +183,15 @@ class Recorder:
             else:
                 kind, subject = entity
                 kind = kind if kind.__class__ is str else _word(kind)
-                subject = None if subject is None else str(subject) if subject.__class__ is int else _word(subject)
+                subject = None if subject is None else str(subject) if _is_small(subject) else _word(subject)
             # By position, in the order of Made's fields.
             event = Made(
                 own,
                 datetime.now(UTC) if occurred_at is None else to_moment(occurred_at),
                 self.source,
                 _EVENT,
-                "system" if category is None else category if category.__class__ is str else clean_text(category),
-                action if action.__class__ is str else clean_text(action),
+                "system" if category is None else _word(category),
+                action if action.__class__ is str and action.isascii() else clean_text(action),
                 outcome if isinstance(outcome, Outcome) else Outcome(outcome),
                 severity if isinstance(severity, Level) else Level(severity),
                 kind,
@@ -425,6 +425,11 @@ def _word(value: object) -> str:
     if value.__class__ is str and len(value) <= _SHORT and value.isascii():  # type: ignore[arg-type, attr-defined]
         return value  # type: ignore[return-value]
     return clean_text(value)
+
+
+def _is_small(value: object) -> bool:
+    # Python makes no text of an integer of many thousand digits.
+    return value.__class__ is int and -(1 << 63) <= value < 1 << 63  # type: ignore[operator]
 
 
 def _with_texts(context: Context) -> Context:
