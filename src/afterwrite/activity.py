@@ -31,7 +31,7 @@ from afterwrite.record import Category, Level, Outcome, Sink
 from afterwrite.recorder import Durability, Options, Recorded, Recorder, adapters, read_options
 from afterwrite.recorder.batch import Batch, Progress
 from afterwrite.recorder.face import Face, Health
-from afterwrite.recorder.options import service_name
+from afterwrite.recorder.options import hold, service_name
 from afterwrite.recorder.recorder import OpenSink
 from afterwrite.recorder.registry import Action
 from afterwrite.recorder.track import Track, Tracked, argument, result
@@ -112,6 +112,7 @@ def configure(*, dsn: str | None = None, folder: Path | None = None, **given: An
     """
     options = read_options(folder=folder, **given)
     where = dsn or read_store_dsn(folder)
+    hold(options)
     return install(_make(options, where))
 
 
@@ -140,6 +141,7 @@ def close(timeout: float | None = None) -> bool:
     global _default
     with _lock:
         before, _default = _default, None
+    hold(None)
     return before is None or before.close(timeout)
 
 

@@ -22,8 +22,8 @@ from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server
 from afterwrite.record import Batch, Receipt
 from afterwrite.recorder import Options, Recorder
+from afterwrite.recorder.options import hold
 from afterwrite.recorder.outbox import known
-from afterwrite.recorder.stamp import configured_key
 from afterwrite.scan.survey import survey
 from afterwrite.store.writer import open_sink
 
@@ -31,7 +31,7 @@ from afterwrite.store.writer import open_sink
 @pytest.fixture(autouse=True)
 def _nothing_known() -> Iterator[None]:
     known.forget()
-    configured_key.cache_clear()
+    hold(None)
     yield
     known.forget()
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
+import msgspec
 import psycopg
 import pytest
 
 from afterwrite.context import Context, decode_context
 from afterwrite.errors import UsageError
-from afterwrite.record import Emitted
+from afterwrite.record import CONTEXT_PREFIX, Emitted
 from afterwrite.recorder.connections import driver_of
-from afterwrite.recorder.stamp import Control, Stamps, calling, event_sql, is_write, read_sql, stamp_sql
+from afterwrite.recorder.options import Options, hold
+from afterwrite.recorder.outbox import outbox_payload
+from afterwrite.recorder.stamp import (
+    Control,
+    Stamps,
+    calling,
+    event_sql,
+    is_write,
+    make_stamp,
+    read_sql,
+    stamp_sql,
+)
+from afterwrite.seal import unseal
 
 A, B, NOBODY = Context(actor_id="a"), Context(actor_id="b"), Context()
 
@@ -169,3 +184,41 @@ def test_the_server_writes_one_message_a_transaction_and_context(dsn: str) -> No
 def test_what_is_no_connection_is_refused_with_its_name() -> None:
     with pytest.raises(UsageError, match=r"builtins\.dict, which is no connection"):
         driver_of({})
+
+
+@pytest.fixture
+def held() -> Iterator[Callable[..., None]]:
+    yield lambda **given: hold(Options(**given))
+    hold(None)
+
+
+def test_what_the_settings_keep_back_is_not_in_a_stamp_either(held: Callable[..., None]) -> None:
+    held(keep_ip=False, keep_user_agent=False, redact_patterns=(r"EMP-\d+",))
+    said = Context(actor_id="user:1", ip="192.0.2.9", user_agent="Mozilla", reason="EMP-7 paid by 4111 1111 1111 1111")
+    kept = Context(actor_id="user:1", reason="[redacted] paid by [redacted]")
+    assert decode_context(make_stamp(said).payload.encode()) == kept
+    assert decode_context(make_stamp(said, here=True).payload.encode()) == kept
+    posted = outbox_payload(Emitted(id="1", category="system", action="a"), said)
+    assert not any(word in posted for word in ("192.0.2.9", "4111", "Mozilla"))
+    held()
+    assert decode_context(make_stamp(msgspec.structs.replace(said, reason=None)).payload.encode()).ip == "192.0.2.9"
+
+
+def test_a_connection_that_was_there_before_signs_with_the_key_that_is_configured(held: Callable[..., None]) -> None:
+    stamps = Stamps()
+    assert stamps.due(Context(actor_id="user:1")) == make_stamp(Context(actor_id="user:1"))
+    held(stamp_key="not a secret")
+    stamps.forget()
+    due = stamps.due(Context(actor_id="user:1"))
+    assert due is not None
+    assert unseal(CONTEXT_PREFIX, due.payload.encode(), ("not a secret",)).signed
+    assert Stamps("its own").due(Context(actor_id="user:1")) == make_stamp(Context(actor_id="user:1"), "its own")
+
+
+def test_settings_that_cannot_be_read_do_not_fail_a_write(
+    held: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AFTERWRITE_SPOOL_BYTES", "much")
+    hold(None)
+    assert Stamps().due(Context(actor_id="user:1")) is not None
+    assert [record.levelname for record in caplog.records] == ["ERROR"]

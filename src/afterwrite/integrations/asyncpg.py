@@ -25,7 +25,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
 from afterwrite.recorder.outbox import post_sql
-from afterwrite.recorder.stamp import Control, Stamps, configured_key, event_sql, read_sql, stamp_sql
+from afterwrite.recorder.stamp import Control, Stamps, event_sql, read_sql, stamp_sql
 
 __all__ = ["Connection"]
 
@@ -49,7 +49,7 @@ class Connection(_Base):
     def stamps(self) -> Stamps:
         """What is known of the transaction that is open."""
         if self._stamps is None:
-            self._stamps = Stamps(self.stamp_key or configured_key())
+            self._stamps = Stamps(self.stamp_key)
         return self._stamps
 
     async def execute(self, query: str, *args: Any, **options: Any) -> Any:

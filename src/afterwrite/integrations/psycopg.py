@@ -24,7 +24,7 @@ from psycopg.rows import tuple_row
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
 from afterwrite.recorder.outbox import post_sql
-from afterwrite.recorder.stamp import Control, Reading, Stamp, Stamps, configured_key, event_sql, read_sql, stamp_sql
+from afterwrite.recorder.stamp import Control, Reading, Stamp, Stamps, event_sql, read_sql, stamp_sql
 
 __all__ = ["AsyncConnection", "Connection"]
 
@@ -46,7 +46,7 @@ class _Stamped:
     def stamps(self) -> Stamps:
         """What is known of the transaction that is open."""
         if self._stamps is None:
-            self._stamps = Stamps(self.stamp_key or configured_key())
+            self._stamps = Stamps(self.stamp_key)
         return self._stamps
 
     @property

@@ -29,7 +29,6 @@ from afterwrite.recorder.stamp import (
     Stamp,
     Stamps,
     calling,
-    configured_key,
     event_payload,
     make_stamp,
     read_sql,
@@ -52,7 +51,7 @@ def instrument(engine: Engine | AsyncEngine, *, writing_functions: Iterable[str]
     if sync in _instrumented:
         return
     _instrumented.add(sync)
-    listener = _Listener(sync, calling(writing_functions), key or configured_key())
+    listener = _Listener(sync, calling(writing_functions), key)
     for name in (
         "before_cursor_execute", "after_cursor_execute", "handle_error", "engine_connect", "begin", "commit",
         "rollback", "rollback_savepoint", "begin_twophase", "prepare_twophase", "commit_twophase", "rollback_twophase",

@@ -16,8 +16,8 @@ from typing import Protocol, assert_never, cast
 from afterwrite.context import Context, current
 from afterwrite.errors import UsageError
 from afterwrite.record import Emitted
-from afterwrite.recorder.options import EventsBy
-from afterwrite.recorder.outbox import Way, ask_sql, configured, known, outbox_payload
+from afterwrite.recorder.options import EventsBy, configured
+from afterwrite.recorder.outbox import Way, ask_sql, known, outbox_payload
 from afterwrite.recorder.stamp import configured_key
 
 # Top-level packages whose connections we know; the integration of the same name has the driver.

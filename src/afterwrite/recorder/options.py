@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -16,6 +17,8 @@ from msgspec import Meta
 
 from afterwrite.configfile import PREFIX, RECORDER, parse_size, parse_words, read_file, read_secret
 from afterwrite.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 _SIZES = frozenset({"spool_bytes", "queue_bytes", "metadata_bytes"})
 _LISTS = frozenset({"redact", "keep"})
@@ -126,6 +129,31 @@ def read_options(*, folder: Path | None = None, **given: object) -> Options:
                 remedy=f"the keys are {', '.join(sorted(Options.__struct_fields__))}",
             )
     return _convert({name: _parse(name, value) for name, value in found.items()}, places)
+
+
+_held: Options | None = None
+
+
+def configured() -> Options:
+    """The options that stamps and events in transactions go by: those that were held here, else the settings'.
+
+    Never raises, since the application's own write would: of what cannot be read the log tells, and the defaults hold.
+    """
+    held = _held
+    if held is None:
+        try:
+            held = read_options()
+        except Exception as error:
+            log.error("%s; until then stamps are made with default options, and are not signed", error)
+            held = Options()
+        hold(held)
+    return held
+
+
+def hold(options: Options | None) -> None:
+    """Have these options be what ``configured`` says; with None the settings are read again."""
+    global _held  # noqa: PLW0603 - the process's own
+    _held = options
 
 
 def service_name(options: Options) -> str:

@@ -17,14 +17,13 @@ import logging
 import time
 from collections.abc import Hashable
 from enum import Enum
-from functools import cache
 
 import msgspec
 
 from afterwrite.context import Context, encode_context
 from afterwrite.record import OUTBOX_KNOWN_SECONDS, OUTBOX_PREFIX, Emitted, Posted
-from afterwrite.recorder.options import EventsBy, Options, read_options
-from afterwrite.recorder.stamp import WRITABLE, literal, to_ascii
+from afterwrite.recorder.options import EventsBy
+from afterwrite.recorder.stamp import WRITABLE, literal, private, to_ascii
 from afterwrite.seal import seal
 
 log = logging.getLogger(__name__)
@@ -77,12 +76,6 @@ class Known:
 known = Known()
 
 
-@cache
-def configured() -> Options:
-    """The options of this process."""
-    return read_options()
-
-
 _HERE = (
     "exists (select from pg_catalog.pg_replication_slots s where s.plugin = 'pgoutput' and not s.temporary"
     " and s.database = pg_catalog.current_database() and s.wal_status is distinct from 'lost'{named})"
@@ -115,7 +108,7 @@ def ask_sql(by: EventsBy, slot: str) -> str:
 def outbox_payload(emitted: Emitted, context: Context, key: str | None = None) -> str:
     """What a row of the outbox says: the event and who it was, sealed where there is a key; in ASCII."""
     said = Posted(
-        event=msgspec.Raw(msgspec.json.encode(emitted)), context=msgspec.Raw(encode_context(context).encode())
+        event=msgspec.Raw(msgspec.json.encode(emitted)), context=msgspec.Raw(encode_context(private(context)).encode())
     )
     return seal(OUTBOX_PREFIX, to_ascii(msgspec.json.encode(said).decode()), key)
 

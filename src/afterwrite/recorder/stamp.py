@@ -17,14 +17,15 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from enum import Enum
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 
 from afterwrite.context import Context, encode_context
 from afterwrite.record import CONTEXT_PREFIX, EVENT_PREFIX, Emitted
-from afterwrite.recorder.options import read_options
+from afterwrite.recorder.options import configured
+from afterwrite.recorder.redact import Redactor
 from afterwrite.seal import seal
 
 # The transaction's own setting that says which stamp stands.
@@ -34,10 +35,28 @@ NOBODY = Context()
 _encode = msgspec.json.Encoder().encode
 
 
-@cache
 def configured_key() -> str | None:
     """The key of this process's settings (``stamp_key``, AFTERWRITE_STAMP_KEY, AFTERWRITE_STAMP_KEY_FILE)."""
-    return read_options().stamp_key
+    return configured().stamp_key
+
+
+def private(context: Context) -> Context:
+    """The context without what the settings keep from the WAL: address and browser, and what in a reason is a secret.
+
+    The reason is what people type; the other words are what is searched for, and settings are what bodies read.
+    """
+    options = configured()
+    if context.ip is not None and not options.keep_ip:
+        context = msgspec.structs.replace(context, ip=None)
+    if context.user_agent is not None and not options.keep_user_agent:
+        context = msgspec.structs.replace(context, user_agent=None)
+    if context.reason is not None:
+        reason, found = _redactor(options.redact, options.redact_patterns, options.keep).redact_text(context.reason)
+        context = msgspec.structs.replace(context, reason=reason) if found else context
+    return context
+
+
+_redactor = lru_cache(maxsize=4)(Redactor)
 
 
 class Stamp(NamedTuple):
@@ -81,6 +100,7 @@ BOUND_EVENT_SQL = (
 
 def make_stamp(context: Context, key: str | None = None, *, here: bool = False) -> Stamp:
     """The stamp of this context; ``here`` when it is not to speak for what its transaction wrote before."""
+    context = private(context)
     said = to_ascii(encode_context(context))
     digest = hashlib.blake2b(said.encode(), digest_size=9).hexdigest() if context != NOBODY else ""
     return Stamp(digest, seal(CONTEXT_PREFIX, to_ascii(encode_context(context, here=True)) if here else said, key))
@@ -152,21 +172,25 @@ class Stamps:
             self._bare = True
             return None
         self._context, self._certain, self._maybe = context, True, True
-        return make_stamp(context, self._key, here=self._bare)
+        return self._make(context)
 
     def before_event(self, context: Context) -> Stamp:
         """The stamp that an event brings along."""
         self._maybe = self._maybe or context != NOBODY
         self._certain = False
-        return make_stamp(context, self._key, here=self._bare)
+        return self._make(context)
 
     def event_sql(self, emitted: Emitted, context: Context) -> str:
         """What to send for an event now; the stamp before it comes with it."""
-        return self.before_event(context).event_sql(event_payload(emitted, self._key))
+        return self.before_event(context).event_sql(self.event_payload(emitted))
 
     def event_payload(self, emitted: Emitted) -> str:
         """The message that is this event."""
-        return event_payload(emitted, self._key)
+        return event_payload(emitted, self._key or configured_key())
+
+    def _make(self, context: Context) -> Stamp:
+        # Asked for each time: connections may be older than what the application says in activity.configure.
+        return make_stamp(context, self._key or configured_key(), here=self._bare)
 
     def doubt(self) -> None:
         """Some of this transaction may have been undone: the server is asked at the next write."""
