@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     proof_seconds: Annotated[float, Field(ge=0)] = 3_600.0
     soak_seconds: Annotated[float, Field(ge=0)] = 3_600.0
     baseline_seconds: Annotated[float, Field(ge=0)] = 60.0
+    # How much slower writes, and how much dearer in CPU, may be in the soak than before.
+    write_latency_ratio: Annotated[float, Field(gt=0)] = 1.5
+    cpu_ratio: Annotated[float, Field(gt=0)] = 1.5
     # A batch holds whole transactions of so many rows, and waits so long for more of them unless all is quiet.
     batch_rows: Annotated[int, Field(gt=0, le=100_000)] = 5_000
     linger_ms: Annotated[int, Field(ge=0, le=10_000)] = 40

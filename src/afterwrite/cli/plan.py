@@ -133,6 +133,8 @@ async def make(found: Survey, given: Settings, dsn: str | None) -> Plan:
         proof_transactions=given.proof_transactions,
         proof_seconds=given.proof_seconds,
         baseline_seconds=given.baseline_seconds,
+        write_latency_ratio=given.write_latency_ratio,
+        cpu_ratio=given.cpu_ratio,
     )
     return make_plan(found.judgements, figures, thresholds=thresholds, soak_seconds=given.soak_seconds)
 
