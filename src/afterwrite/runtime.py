@@ -25,7 +25,7 @@ from afterwrite.capture.backlog import Pace
 from afterwrite.capture.drain import Drain, DrainStatus
 from afterwrite.capture.governor import OverBudget, Policy, human_bytes
 from afterwrite.capture.governor import judge as judge_slot
-from afterwrite.capture.preflight import CaptureSetup, judge_limit, read_server
+from afterwrite.capture.preflight import CaptureSetup, find_table, judge_limit, read_server
 from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, examine, foresee, prepare
 from afterwrite.capture.watch import observe, read_pulse
 from afterwrite.capture.worker import Duty, Source, Worker, WorkerState, WorkerStatus, end_task
@@ -34,7 +34,7 @@ from afterwrite.defer.progress import read_progress
 from afterwrite.defer.rehearse import run_rehearser
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
 from afterwrite.defer.tryout import Rehearsable
-from afterwrite.errors import AfterwriteError, ConnectionLost, Finding, Refused, Severity
+from afterwrite.errors import AfterwriteError, ConnectionLost, Finding, Refused, Severity, UsageError
 from afterwrite.migrate.drift import note_drift
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.identity import parse_replica_identity, record_replica_identity, replica_identity_row
@@ -205,18 +205,37 @@ class _Published(msgspec.Struct, frozen=True):
     table: str
 
 
-async def look_at_installation(settings: Settings, source: Database, store: Database) -> Installation:
-    """What ``install`` would do. Reads only."""
+def _with_tables(setup: CaptureSetup, named: Sequence[tuple[str, str]]) -> CaptureSetup:
+    """The same, with tables that are wanted although no trigger of theirs may move."""
+    for table in named:
+        if table in setup.legacy_tables:
+            raise UsageError(
+                f"{quoted(*table)} is a log that triggers write: it is compared with what is captured of their tables",
+                remedy="name the tables that the application writes",
+            )
+    return msgspec.structs.replace(
+        setup,
+        tables=tuple(sorted({*setup.tables, *named})),
+        full_identity=tuple(sorted({*setup.full_identity, *named})),
+    )
+
+
+async def look_at_installation(
+    settings: Settings, source: Database, store: Database, *, tables: Sequence[str] = ()
+) -> Installation:
+    """What ``install`` would do. Reads only.
+
+    ``tables`` are captured beside those whose triggers may move; raises UsageError for a name that is none.
+    """
     found = await survey(source)
     setup = await keep_published(source, capture_setup(found, settings))
-    versions = {database: await read_version(database) for database in dict.fromkeys([source, store])}
+    setup = _with_tables(setup, [await find_table(source, name) for name in tables])
     missing = [
-        f"{upgrade.number:04d} {upgrade.name} in {database.where}"
-        for database, version in versions.items()
-        for upgrade in known_upgrades()
-        if upgrade.number > (version or 0)
+        f"{upgrade} in {database.where}"
+        for database in dict.fromkeys([source, store])
+        for upgrade in await missing_upgrades(database)
     ]
-    checkpoint = None if versions[store] is None else await read_checkpoint(store, settings.source)
+    checkpoint = None if await read_version(store) is None else await read_checkpoint(store, settings.source)
     # A store that lacks the upgrade does not know yet which one it is, and owns nothing.
     identity = None if missing else await read_identity(store)
     findings = await examine(source, setup, checkpoint, identity)
@@ -227,7 +246,8 @@ async def look_at_installation(settings: Settings, source: Database, store: Data
                 severity=Severity.ERROR,
                 where=source.where,
                 text=f"{source.where} has no trigger that could be retired or deferred, so there is nothing to capture",
-                remedy="run `afterwrite scan` to see each trigger's verdict",
+                remedy="`afterwrite install --table TABLE` captures a table that has none, and `afterwrite install"
+                " --store-only` lays the store for an application's events; `afterwrite scan` shows each verdict",
             )
         )
     return Installation(
@@ -360,6 +380,12 @@ async def install(
             on_blocked=on_blocked,
             policy=lock_policy(settings),
         )
+
+
+async def missing_upgrades(database: Database) -> list[str]:
+    """The upgrades of our schema that a database lacks."""
+    version = await read_version(database) or 0
+    return [f"{each.number:04d} {each.name}" for each in known_upgrades() if each.number > version]
 
 
 def maintain_policy(settings: Settings) -> maintenance.MaintainPolicy:
@@ -574,9 +600,7 @@ async def foresee_outbox(
     source: Database, store: Database, *, roles: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[outbox.OutboxStep]]:
     """What an outbox needs: the upgrades that the store lacks, and the steps in the source."""
-    version = await read_version(store) or 0
-    missing = tuple(f"{each.number:04d} {each.name}" for each in known_upgrades() if each.number > version)
-    return missing, await outbox.plan_install(source, roles=roles)
+    return tuple(await missing_upgrades(store)), await outbox.plan_install(source, roles=roles)
 
 
 async def install_outbox(source: Database, store: Database, steps: Sequence[outbox.OutboxStep]) -> None:

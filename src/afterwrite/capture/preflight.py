@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from afterwrite.errors import Finding, Severity
+from afterwrite.errors import DatabaseError, Finding, Severity, UsageError
 from afterwrite.postgres import Database, quoted, statement
 from afterwrite.record import Lsn
 
@@ -155,6 +155,30 @@ async def survey(database: Database, setup: CaptureSetup) -> Survey:
         publications={publication.name: publication for publication in published},
         slot=await read_slot(database, setup.slot),
     )
+
+
+class _Found(msgspec.Struct, frozen=True):
+    schema: str
+    name: str
+
+
+_INVALID_NAME = "42602"
+
+
+async def find_table(database: Database, name: str) -> Table:
+    """The table that people call so, or the root of that partition; raises UsageError when there is none."""
+    try:
+        found = await database.maybe(_Found, statement("capture.find_table"), name=name)
+    except DatabaseError as error:
+        # Before PostgreSQL 16 what is no name at all is an error of its own.
+        if error.sqlstate != _INVALID_NAME:
+            raise
+        found = None
+    if found is None:
+        raise UsageError(
+            f"there is no table {name} in {database.where}", remedy="write it as schema.table, quoted where need be"
+        )
+    return found.schema, found.name
 
 
 async def read_server(database: Database) -> SourceServer:

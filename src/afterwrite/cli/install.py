@@ -11,15 +11,28 @@ from rich.markup import escape
 from afterwrite import runtime
 from afterwrite.capture.slot import StepKind
 from afterwrite.cli.face import FLAG, Apply, Dsn, Json, StoreDsn, counted, emit, out, run, say, settings, show_findings
-from afterwrite.errors import ExitCode
-from afterwrite.postgres import Blocker
+from afterwrite.errors import ExitCode, UsageError
+from afterwrite.postgres import Blocker, connect
 from afterwrite.settings import Settings
+from afterwrite.store.schema import install_store
 
 
 def install(
     dsn: Dsn = None,
     store_dsn: StoreDsn = None,
     apply: Apply = False,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--table",
+            metavar="TABLE",
+            help="Capture this table, too, whose triggers do not ask for it; may be repeated, and stays captured.",
+        ),
+    ] = None,
+    store_only: Annotated[
+        bool,
+        typer.Option("--store-only", metavar=FLAG, help="Lay the store alone, for what applications record."),
+    ] = False,
     accept_gap: Annotated[
         bool,
         typer.Option(
@@ -35,12 +48,32 @@ def install(
 
     Without --apply it only says what it would do, and what stands in the way. Running it again does what is missing.
     """
-    return run(_install(settings(dsn, store_dsn), apply=apply, accept_gap=accept_gap, json=json))
+    given = settings(dsn, store_dsn)
+    if store_only:
+        if table or accept_gap:
+            raise UsageError("--store-only captures nothing", remedy="leave out --table and --accept-gap, or it")
+        return run(_install_store(given, apply=apply, json=json))
+    return run(_install(given, table or [], apply=apply, accept_gap=accept_gap, json=json))
 
 
-async def _install(given: Settings, *, apply: bool, accept_gap: bool, json: bool) -> int:
+async def _install_store(given: Settings, *, apply: bool, json: bool) -> int:
+    async with connect(given.store, application_name="afterwrite store", guarded=True) as store:
+        missing = await (install_store if apply else runtime.missing_upgrades)(store)
+        if json:
+            emit({"schema_version": 1, "applied": apply, "schema": missing})
+            return ExitCode.OK
+        for upgrade in missing:
+            out.print(f"  lay schema {escape(upgrade)} in {escape(store.where)}", soft_wrap=True)
+        if not missing:
+            out.print(f"All is in place: there is a store in {escape(store.where)}.")
+        elif not apply:
+            out.print("Nothing was done. Run it with [bold]--apply[/].")
+    return ExitCode.OK
+
+
+async def _install(given: Settings, tables: Sequence[str], *, apply: bool, accept_gap: bool, json: bool) -> int:
     async with runtime.source_and_store(given) as (source, store):
-        seen = await runtime.look_at_installation(given, source, store)
+        seen = await runtime.look_at_installation(given, source, store, tables=tables)
         obstacle = runtime.find_obstacle(seen, accept_gap=accept_gap)
         if not json:
             # With --apply it is told as the error that ends the command.

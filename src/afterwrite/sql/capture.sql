@@ -188,6 +188,16 @@ select m.schema as wanted_schema,
   left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  order by m.place, m.level, c.oid;
 
+-- name: find_table
+-- The table of that name (in schema public where it has none), or the root of which it is a partition.
+with named as (
+    select coalesce(pg_catalog.to_regclass(:name::text), pg_catalog.to_regclass('public.' || :name::text)) as oid
+)
+select n.nspname::text as schema, c.relname::text as name
+  from named
+  join pg_catalog.pg_class c on c.oid = coalesce(pg_catalog.pg_partition_root(named.oid), named.oid)
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
+
 -- name: read_publications
 -- These publications and the tables that each one lists by itself.
 select p.pubname::text as name,
