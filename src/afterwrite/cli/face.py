@@ -8,7 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 import typer
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from afterwrite.errors import AfterwriteError, Finding, Severity
+from afterwrite.postgres import Blocker
 from afterwrite.scan.report import words
 from afterwrite.scan.report.visible import visible
 from afterwrite.settings import Settings, load_settings
@@ -181,3 +182,34 @@ def show_error(error: AfterwriteError) -> None:
     talk.print(f"[red]afterwrite:[/] {plain(str(error))}", soft_wrap=True)
     if error.remedy:
         talk.print(f"[green]  → [/]{plain(error.remedy)}", soft_wrap=True)
+
+
+class Told(Protocol):
+    """One thing to do, in words and as SQL."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def sql(self) -> str: ...
+
+
+def tell_steps(steps: Iterable[Told], *, applied: bool) -> None:
+    """What was done; or, of a dry run, the SQL that would be."""
+    steps = list(steps)
+    if not steps:
+        out.print("There is nothing to do.")
+    for step in steps:
+        if applied:
+            say(f"[green]✓[/] {plain(step.text)}")
+        else:
+            out.print(f"[bold]-- {plain(step.text)}[/]", soft_wrap=True)
+            out.print(f"{escape(step.sql)};\n", soft_wrap=True)
+    if steps and not applied:
+        out.print("-- Nothing was done. Run it with [bold]--apply[/].")
+
+
+def tell_blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
+    """Who holds the table that is waited for."""
+    names = "; ".join(str(blocker) for blocker in blockers)
+    say(f"[yellow]…[/] attempt {attempt}: the table is locked by {plain(names) or 'somebody'}; trying again")

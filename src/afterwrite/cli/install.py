@@ -10,9 +10,23 @@ from rich.markup import escape
 
 from afterwrite import runtime
 from afterwrite.capture.slot import StepKind
-from afterwrite.cli.face import FLAG, Apply, Dsn, Json, StoreDsn, counted, emit, out, run, say, settings, show_findings
+from afterwrite.cli.face import (
+    FLAG,
+    Apply,
+    Dsn,
+    Json,
+    StoreDsn,
+    counted,
+    emit,
+    out,
+    run,
+    say,
+    settings,
+    show_findings,
+    tell_blocked,
+)
 from afterwrite.errors import ExitCode, UsageError
-from afterwrite.postgres import Blocker, connect
+from afterwrite.postgres import connect
 from afterwrite.settings import Settings
 from afterwrite.store.schema import install_store
 
@@ -94,7 +108,7 @@ async def _install(given: Settings, tables: Sequence[str], *, apply: bool, accep
             store,
             accept_gap=accept_gap,
             on_step=lambda text: say(f"[green]✓[/] {escape(text)}"),
-            on_blocked=_blocked,
+            on_blocked=tell_blocked,
         )
         if json:
             emit(
@@ -118,11 +132,6 @@ async def _install(given: Settings, tables: Sequence[str], *, apply: bool, accep
                 "next: [bold]afterwrite capture[/]"
             )
     return ExitCode.OK
-
-
-def _blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
-    names = "; ".join(str(blocker) for blocker in blockers)
-    say(f"[yellow]…[/] attempt {attempt}: the table is locked by {escape(names) or 'somebody'}; trying again")
 
 
 def _show(seen: runtime.Installation, *, refused: bool) -> None:

@@ -21,14 +21,15 @@ from afterwrite.cli.face import (
     emit,
     fill,
     out,
-    plain,
     run,
     say,
     settings,
     table,
+    tell_blocked,
+    tell_steps,
 )
 from afterwrite.errors import ExitCode
-from afterwrite.postgres import Blocker, connect
+from afterwrite.postgres import connect
 from afterwrite.settings import Settings
 
 app = typer.Typer(
@@ -110,7 +111,7 @@ async def _remove(given: Settings, *, discard: bool, now: bool, apply: bool, jso
             if grace:
                 say(f"… closing; recorders that know of it post for another {grace:.0f} s")
             policy = runtime.lock_policy(given)
-            await outbox.remove(db, steps, grace_seconds=grace, discard=discard, policy=policy, on_blocked=_blocked)
+            await outbox.remove(db, steps, grace_seconds=grace, discard=discard, policy=policy, on_blocked=tell_blocked)
     _tell(steps, apply=apply, json=json)
     return ExitCode.OK
 
@@ -159,18 +160,4 @@ def _tell(steps: Sequence[outbox.OutboxStep], *, schema: Sequence[str] = (), app
             }
         )
         return
-    if not steps:
-        out.print("There is nothing to do.")
-    for step in steps:
-        if apply:
-            say(f"[green]✓[/] {plain(step.text)}")
-        else:
-            out.print(f"[bold]-- {plain(step.text)}[/]", soft_wrap=True)
-            out.print(f"{escape(step.sql)};\n", soft_wrap=True)
-    if steps and not apply:
-        out.print("-- Nothing was done. Run it with [bold]--apply[/].")
-
-
-def _blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
-    names = "; ".join(str(blocker) for blocker in blockers)
-    say(f"[yellow]…[/] attempt {attempt}: the table is locked by {escape(names) or 'somebody'}; trying again")
+    tell_steps(steps, applied=apply)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from afterwrite import runtime
 from afterwrite.capture.stamping import StampStep, apply_steps, plan_install, plan_remove
-from afterwrite.cli.face import FLAG, Apply, Dsn, Json, emit, out, run, say, settings
+from afterwrite.cli.face import FLAG, Apply, Dsn, Json, emit, out, run, settings, tell_blocked, tell_steps
 from afterwrite.errors import ExitCode
-from afterwrite.postgres import Blocker, connect
+from afterwrite.postgres import connect
 from afterwrite.settings import Settings
 
 app = typer.Typer(
@@ -65,7 +64,7 @@ async def _install(given: Settings, postgrest: bool, tables: Sequence[str], *, a
     async with connect(given.dsn) as db:
         steps = await plan_install(db, postgrest=postgrest, tables=tables)
         if apply:
-            await apply_steps(db, steps, policy=runtime.lock_policy(given), on_blocked=_blocked)
+            await apply_steps(db, steps, policy=runtime.lock_policy(given), on_blocked=tell_blocked)
     _tell(steps, apply=apply, json=json)
     if postgrest and not json:
         out.print(
@@ -82,7 +81,7 @@ async def _remove(given: Settings, tables: Sequence[str], *, apply: bool, json: 
     async with connect(given.dsn) as db:
         steps = await plan_remove(db, tables=tables)
         if apply:
-            await apply_steps(db, steps, policy=runtime.lock_policy(given), on_blocked=_blocked)
+            await apply_steps(db, steps, policy=runtime.lock_policy(given), on_blocked=tell_blocked)
     _tell(steps, apply=apply, json=json)
     return ExitCode.OK
 
@@ -97,18 +96,4 @@ def _tell(steps: Sequence[StampStep], *, apply: bool, json: bool) -> None:
             }
         )
         return
-    if not steps:
-        out.print("There is nothing to do.")
-    for step in steps:
-        if apply:
-            say(f"[green]✓[/] {escape(step.text)}")
-        else:
-            out.print(f"[bold]-- {escape(step.text)}[/]", soft_wrap=True)
-            out.print(f"{escape(step.sql)};\n", soft_wrap=True)
-    if steps and not apply:
-        out.print("-- Nothing was done. Run it with [bold]--apply[/].")
-
-
-def _blocked(attempt: int, blockers: Sequence[Blocker]) -> None:
-    names = "; ".join(str(blocker) for blocker in blockers)
-    say(f"[yellow]…[/] attempt {attempt}: the table is locked by {escape(names) or 'somebody'}; trying again")
+    tell_steps(steps, applied=apply)
