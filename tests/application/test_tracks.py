@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -33,6 +34,18 @@ def test_what_happened_is_recorded_with_who_did_it(recorded: Memory) -> None:
     )
     assert (found.id, found.category, found.outcome, found.severity) == (made.id, "document", "success", "info")
     assert UUID(made.id).version == 7
+
+
+def test_a_block_that_ends_in_two_processes_is_two_activities(
+    recorded: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with activity.track("a.b") as parents:
+        pass
+    with activity.track("a.b") as childs:
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # as it is after a fork in the block
+    ids = [each.id for each in recorded.find("a.b")]
+    assert ids[0] == parents.id
+    assert ids[1] != childs.id
 
 
 def test_a_block_is_recorded_with_its_duration_and_what_was_set_in_it(recorded: Memory) -> None:

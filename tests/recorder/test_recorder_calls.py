@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import enum
 import gc
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 
 import msgspec
 import pydantic
@@ -29,7 +30,7 @@ from recorder_rig import KeptSink, assert_closed_account, recording, until
 from afterwrite import context
 from afterwrite.errors import UsageError
 from afterwrite.record import Category, Kind, Level, Outcome
-from afterwrite.recorder import Durability, Recorder
+from afterwrite.recorder import Durability, Recorder, commit
 from afterwrite.recorder import ids as making_ids
 from afterwrite.recorder.encode import cut, encode_metadata
 from afterwrite.recorder.ids import Ids
@@ -411,6 +412,74 @@ def test_signals_and_finalizers_may_record_at_any_moment(kept: tuple[Recorder, K
     assert stats.recorded == expected
     assert len(sink.activities) == stats.stored
     assert_closed_account(recorder)
+
+
+def test_what_a_signals_handler_raises_in_the_middle_leaves_the_account_closed(kept: tuple[Recorder, KeptSink]) -> None:
+    """As Celery's soft time limit does, and Ctrl-C."""
+    recorder, sink = kept
+    raised = 0
+
+    def handle(_: int, frame: FrameType | None) -> None:
+        nonlocal raised
+        while frame is not None:
+            if frame.f_code is Recorder.record.__code__:
+                raised += 1
+                raise KeyboardInterrupt
+            frame = frame.f_back
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        deadline = time.monotonic() + 0.6
+        while time.monotonic() < deadline:
+            with contextlib.suppress(KeyboardInterrupt):
+                recorder.record("a.b")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert raised
+    assert recorder.flush(20)
+    assert len(sink.activities) == recorder.stats().stored
+    assert_closed_account(recorder)
+
+
+def test_where_no_thread_can_be_had_recording_begins_when_there_is_one(
+    kept: tuple[Recorder, KeptSink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, sink = kept
+    monkeypatch.setattr(commit, "_LOOK_SECONDS", 0.0)
+    with monkeypatch.context() as crowded:
+        crowded.setattr(threading.Thread, "start", _no_thread)
+        recorder.record("lost.one")
+        recorder.record("lost.one")
+        assert recorder.stats().dropped == {"unusable": 2}
+    recorder.record("kept.one")
+    assert recorder.flush()
+    assert [each.action for each in sink.activities.values()] == ["kept.one"]
+    assert_closed_account(recorder)
+
+
+def _no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_where_no_loop_can_be_had_delivery_begins_when_there_is_one(
+    kept: tuple[Recorder, KeptSink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, sink = kept
+
+    def no_loop() -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(asyncio, "new_event_loop", no_loop)
+        crowded.setattr(asyncio.events, "new_event_loop", no_loop)
+        recorder.record("a.b")
+        until(lambda: "Too many open files" in (recorder.stats().delivery_trouble or ""))
+        assert not recorder.flush(0.1)
+    assert recorder.flush()
+    assert len(sink.activities) == 1
+    assert recorder.stats().delivery_trouble is None
 
 
 def test_after_close_events_are_dropped_and_counted(tmp_path: Path) -> None:

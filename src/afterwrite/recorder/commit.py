@@ -60,6 +60,9 @@ class DropReason(StrEnum):
     LOST = "lost"
     CLOSED = "closed"
 
+    # An Enum's own is a call of Python, in the middle of counting one.
+    __hash__ = str.__hash__
+
 
 class _Bell:
     """Wakes the one that waits. Unlike an Event's, its lock is never held: a signal's handler may ring it in a ring."""
@@ -107,6 +110,8 @@ class Committer:
         self._sync_place = 0
         self._no_room: DropReason | None = None
         self._shut: DropReason | None = None
+        self._start_again: Callable[[], None] | None = None
+        self._start_again_at = 0.0
         self._idle = False
         self._bell = _Bell()
         self._room = threading.Condition(threading.Lock())
@@ -134,15 +139,19 @@ class Committer:
                 and len(self._queue) < self._most_events
                 and self._bytes + size <= self._most_bytes
             ):
-                self._queue.append(event)
+                # Counted first: what a signal's handler raises (a time limit, Ctrl-C) comes after a call, and the
+                # account would not have what the queue has.
                 self._bytes += size
                 self.accepted = place = self.accepted + 1
+                self._queue.append(event)
                 if self._idle:
                     self._bell.ring()
                 return place
         return self._put_unusually(event, size, durability)
 
     def _put_unusually(self, event: Made, size: int, durability: Durability) -> int:
+        if self._start_again is not None and (again := self._take_turn()) is not None:
+            again()
         deadline = time.monotonic() + self._options.block_seconds
         blocks = self._options.overflow is Overflow.BLOCK and not is_in_loop()
         while True:
@@ -160,6 +169,8 @@ class Committer:
     def drop(self, reason: DropReason) -> None:
         """Count an event that is not accepted."""
         with self._lock:
+            self.dropped.setdefault(reason, 0)
+            # No call in here, for a signal's handler that records would come between.
             self._turned_away += 1
             self.dropped[reason] += 1
 
@@ -168,9 +179,20 @@ class Committer:
         """How many were recorded, accepted or not."""
         return self.accepted + self._turned_away
 
-    def refuse(self, reason: DropReason = DropReason.CLOSED) -> None:
-        """Take nothing from here on."""
-        self._shut = reason
+    def refuse(self, reason: DropReason = DropReason.CLOSED, start_again: Callable[[], None] | None = None) -> None:
+        """Take nothing from here on, or until what is called once a second, as long as events come, says ``accept``."""
+        self._shut, self._start_again, self._start_again_at = reason, start_again, time.monotonic() + _LOOK_SECONDS
+
+    def _take_turn(self) -> Callable[[], None] | None:
+        with self._lock:
+            if time.monotonic() < self._start_again_at:
+                return None
+            self._start_again_at = time.monotonic() + _LOOK_SECONDS
+            return self._start_again
+
+    def accept(self) -> None:
+        """Take events again."""
+        self._shut = self._start_again = None
 
     def wait(self, place: int, timeout: float | None) -> bool:
         """Block until what has this place left the queue; whether it is on the disk."""
@@ -221,18 +243,19 @@ class Committer:
         return []
 
     def start(self, notify: Callable[[], None]) -> None:
-        """Start the thread; ``notify`` is called when there is something new to deliver."""
+        """Start the thread, where there is none; ``notify`` is called when there is something new to deliver."""
         self._notify = notify
-        thread = threading.Thread(target=self._run, name="afterwrite spool", daemon=True)
-        thread.start()
-        self._thread = thread
+        if self._thread is not None and self._thread.ident is not None:
+            return
+        self._thread = threading.Thread(target=self._run, name="afterwrite spool", daemon=True)
+        self._thread.start()
 
     def close(self, deadline: float) -> None:
         """Empty the queue into the spool and end the thread; from here on everything is dropped."""
-        self._shut = DropReason.CLOSED
+        self.refuse(DropReason.CLOSED)
         self._close_by = deadline
         self._bell.ring()
-        if self._thread and self._thread is not threading.current_thread():
+        if self._thread and self._thread.ident and self._thread is not threading.current_thread():
             # A commit that has begun is worth waiting for, also where there was no time at all.
             self._thread.join(max(_LEAST_CLOSE_SECONDS, deadline - time.monotonic()))
 
@@ -302,13 +325,13 @@ class Committer:
     def _append(self, event: Made, size: int, durability: Durability) -> int:
         self._bytes += size
         self.accepted = place = self.accepted + 1
+        if durability is Durability.SYNC:
+            self._sync_place = place
         if durability is Durability.MEMORY:
             self._queue.append((event,))
             place = 0
         else:
             self._queue.append(event)
-            if durability is Durability.SYNC:
-                self._sync_place = place
         if self._idle:
             self._bell.ring()
         return place
@@ -316,7 +339,7 @@ class Committer:
     def _ask(self, place: int, tell: Callable[[bool], None]) -> bool:
         """Have this called when the place is committed; False when it is already, or nobody will commit it."""
         with self._lock:
-            ended = self._thread is not None and not self._thread.is_alive()
+            ended = self._thread is not None and self._thread.ident is not None and not self._thread.is_alive()
             if place <= self.committed_place or ended:
                 return False
             self._waiters.append((place, tell))

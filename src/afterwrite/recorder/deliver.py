@@ -58,6 +58,7 @@ _MOST_ORPHANS = 4
 _TOLD_SECONDS = 60.0
 _TRIED_BATCHES = 3
 _LEAST_CLOSE_SECONDS = 0.2
+_LOOP_PAUSE = 0.5
 # Data exceptions, violated constraints, limits of the server: what the same event will meet again.
 _REFUSING = frozenset({"22", "23", "54"})
 
@@ -115,6 +116,8 @@ class Courier:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        if self._thread is not None and self._thread.ident is not None:
+            return
         self._thread = threading.Thread(target=self._run, name="afterwrite delivery", daemon=True)
         self._thread.start()
 
@@ -145,7 +148,7 @@ class Courier:
         """Deliver what can be until then, and end the thread."""
         self._stop_by = deadline
         self._call(self._tell_news)
-        if self._thread and self._thread is not threading.current_thread():
+        if self._thread and self._thread.ident and self._thread is not threading.current_thread():
             self._thread.join(max(_LEAST_CLOSE_SECONDS, deadline - time.monotonic()))
         for orphan in self._orphans:
             orphan.close()
@@ -169,10 +172,19 @@ class Courier:
             self._news.set()
 
     def _run(self) -> None:
-        try:
-            asyncio.run(self._main())
-        except Exception:
-            log.exception("delivery has ended; events stay in the spool")
+        while True:
+            main = self._main()
+            try:
+                asyncio.run(main)
+                return
+            except Exception as error:
+                # No loop can be had where the system has too many open files, for now.
+                self._tell(error)
+            finally:
+                main.close()
+            if self._stop_by is not None:
+                return
+            time.sleep(_LOOP_PAUSE)
 
     async def _main(self) -> None:
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
@@ -391,8 +403,9 @@ class Courier:
 
     def _finish(self, orphan: SpoolFile) -> None:
         """It holds nothing any more: what it had set aside is in our own."""
-        self._orphans.remove(orphan)
-        orphan.delete()
+        if orphan in self._orphans:  # our own is none, which somebody deleted while it was delivered
+            self._orphans.remove(orphan)
+            orphan.delete()
 
     def _lose(self, spool: Spool, error: SpoolError) -> None:
         """Set a file aside that is broken; leave one that cannot be used now."""

@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Awaitable, Generator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from types import NoneType
 from typing import Any
 
@@ -305,17 +306,30 @@ class Recorder:
             courier = Courier(committer, self._open_sink, self.options)
             # From here on: a signal's handler may record while threads are started.
             self._committer, self._courier = committer, courier
-            try:
-                if self._closed:
-                    committer.refuse(DropReason.CLOSED)
-                else:
-                    self._close_at_exit()
-                    committer.start(courier.wake)
-                    courier.start()
-            except RuntimeError as error:  # no thread can be had, at the end of the interpreter for instance
-                committer.refuse(DropReason.UNUSABLE)
-                log.warning("nothing can be recorded: %s", error)
+            if self._closed:
+                committer.refuse(DropReason.CLOSED)
+            else:
+                self._start_threads(committer, courier)
             return committer
+
+    def _start_threads(self, committer: Committer, courier: Courier) -> None:
+        again = partial(self._start_threads, committer, courier)
+        try:
+            self._close_at_exit()
+            committer.start(courier.wake)
+            courier.start()
+        except (RuntimeError, MemoryError) as error:
+            # No thread can be had: at the end of the interpreter, or for now, where the system has too many.
+            committer.refuse(DropReason.UNUSABLE, again)
+            if (now := time.monotonic()) >= self._told_at:
+                self._told_at = now + _TOLD_SECONDS
+                log.warning("nothing can be recorded: %s", error)
+        except BaseException:  # of a signal's handler: a time limit, Ctrl-C
+            committer.refuse(DropReason.UNUSABLE, again)
+            raise
+        else:
+            if not self._closed:
+                committer.accept()
 
     def _close_at_exit(self) -> None:
         # Held by that until it is closed: what a forgotten recorder has queued is not forgotten.

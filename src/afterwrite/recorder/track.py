@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
@@ -112,8 +113,8 @@ class Tracked:
 
     # Weakly known by their ids; who holds on to one may still ask it.
     __slots__ = (
-        "__weakref__", "_began", "_conn", "_discarded", "_here", "_least", "_odd", "_scribe", "_spec", "binding",
-        "entity", "id", "metadata", "outcome", "result", "severity", "summary",
+        "__weakref__", "_began", "_conn", "_discarded", "_here", "_least", "_odd", "_pid", "_scribe", "_spec",
+        "binding", "entity", "id", "metadata", "outcome", "result", "severity", "summary",
     )  # fmt: skip
 
     def __init__(self, scribe: Scribe, spec: Spec, *, odd: str | None = None) -> None:
@@ -134,6 +135,7 @@ class Tracked:
         self._odd = odd
         self._here = here()
         self._discarded = False
+        self._pid = os.getpid()
         # The least severity of a failure; None: an error's.
         self._least: Level | None = None
         self._began = time.perf_counter()
@@ -279,7 +281,8 @@ class Tracked:
             caused_by=outer.caused_by,
             durability=spec.durability,
             conn=conn,
-            id=self.id,
+            # In a process that was forked inside, the end of the block is another one's than the parent's.
+            id=self.id if self._pid == os.getpid() else None,
             # The stamp that stands in the transaction is the one of this block.
             context=outer if conn is None else self.binding.over(outer),
             odd=self._odd,
