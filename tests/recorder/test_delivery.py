@@ -16,8 +16,9 @@ from recorder_rig import KeptSink, assert_closed_account, recording, until
 from afterwrite.errors import AfterwriteError, DatabaseError
 from afterwrite.postgres import connect
 from afterwrite.record import Activity, Batch
-from afterwrite.recorder import Options, Recorder
+from afterwrite.recorder import Options, Recorder, commit, deliver
 from afterwrite.recorder.deliver import NotTaken, Unstorable, is_refusal
+from afterwrite.recorder.spool import SpoolError, SpoolFile
 from afterwrite.store.reader import verify_feed
 from afterwrite.store.writer import open_sink
 
@@ -113,6 +114,52 @@ def test_what_the_store_refuses_is_found_and_holds_nobody_up(installed_dsn: str,
     assert all("not this one" in reason and b"poison.one" in body for _, reason, body in refused)
     assert_closed_account(recorder)
     recorder.close()
+
+
+def leave_behind(folder: Path, *actions: str) -> None:
+    """What a process leaves that could not deliver."""
+    with recording(folder, close_seconds=0.1) as (gone, down):
+        down.down = True
+        for action in actions:
+            gone.record(action)
+
+
+def test_what_is_refused_of_another_processs_spool_is_kept_aside_too(tmp_path: Path) -> None:
+    leave_behind(tmp_path, "fine.one", "odd.one")
+    with recording(tmp_path) as (recorder, sink):
+        sink.refuse = lambda activity: Unstorable("too odd") if activity.action == "odd.one" else None
+        recorder.record("own.one")
+        until(lambda: len(sink.activities) == 2)
+        until(lambda: recorder.stats().dropped == {"refused": 1})
+        until(lambda: len(list((tmp_path / "spool").glob("*.spool"))) == 1)
+        ((_, reason, body),) = recorder.read_refused()
+        assert reason == "too odd"
+        assert b"odd.one" in body
+        assert_closed_account(recorder)
+
+
+def test_a_disk_that_is_full_of_others_spools_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_behind(tmp_path, "left.one", "odd.one")
+    monkeypatch.setattr(commit, "_REOPEN_SECONDS", 0.2)
+    monkeypatch.setattr(commit, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(deliver, "_ORPHAN_SECONDS", 0.2)
+
+    def full(*_: object) -> SpoolFile:
+        raise SpoolError("database or disk is full")
+
+    with recording(tmp_path) as (recorder, sink):
+        sink.refuse = lambda activity: Unstorable("too odd") if activity.action == "odd.one" else None
+        with monkeypatch.context() as patched:
+            patched.setattr(SpoolFile, "create", full)
+            recorder.record("own.one")
+            until(lambda: {each.action for each in sink.activities.values()} == {"left.one", "own.one"})
+            until(lambda: recorder.stats().spooled == 0)
+            assert recorder.stats().spool_trouble
+            assert recorder.read_refused() == []
+        # It stays in that file, until there is one of our own that takes it.
+        until(lambda: recorder.record("own.two") and recorder.read_refused(), 15)
+        assert recorder.stats().dropped == {"refused": 1}
+        assert_closed_account(recorder)
 
 
 def test_a_moment_that_utc_has_no_year_for_holds_nobody_up(installed_dsn: str, tmp_path: Path) -> None:

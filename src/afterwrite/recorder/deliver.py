@@ -104,6 +104,7 @@ class Courier:
         self._open_sink = open_sink
         self._options = options
         self._orphans: list[SpoolFile] = []
+        self._keeping: set[SpoolFile] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news: asyncio.Event | None = None
         self._idle = False
@@ -338,10 +339,15 @@ class Courier:
             )
 
     def _settle(self, spool: Spool, chunks: Sequence[Chunk], refusals: Sequence[Refusal]) -> None:
-        if refusals and spool is self._committer.memory and self._committer.own is not None:
+        """Done with these. What is refused goes into our own file: others' are deleted, and memory keeps nothing."""
+        own, left = self._committer.own, refusals
+        if refusals and own is not None and spool is not own:
             with suppress(SpoolError):
-                self._committer.own.settle((), refusals)
-        spool.settle(chunks, refusals)
+                own.settle((), refusals)
+                left = ()
+        if left and isinstance(spool, SpoolFile) and spool is not own:
+            self._keeping.add(spool)
+        spool.settle(chunks, left)
 
     async def _send(self, sink: EventSink, source: str, events: list[Event]) -> list[Refusal]:
         """Store these; gives those that the sink does not take. Raises what may be over at another time."""
@@ -380,7 +386,10 @@ class Courier:
     def _find_orphans(self) -> None:
         now = time.monotonic()
         own = self._committer.own
-        if now < self._orphans_at or own is None or self._stop_by is not None or len(self._orphans) >= _MOST_ORPHANS:
+        if now < self._orphans_at or self._stop_by is not None or len(self._orphans) >= _MOST_ORPHANS:
+            return
+        # A disk that is too full for a file of our own may be full of theirs.
+        if own is None and self._committer.trouble is None:
             return
         self._orphans_at = now + _ORPHAN_SECONDS * random.uniform(0.5, 1.5)
         committer = self._committer
@@ -388,7 +397,10 @@ class Courier:
         for orphan in find_orphans(committer.folder, *theirs, most=_MOST_ORPHANS - len(self._orphans)):
             try:
                 orphan.open()
-                dropped = own.adopt(orphan)
+                if own is None and orphan.refused:
+                    orphan.close()
+                    continue
+                dropped = orphan.read_dropped() if own is None else own.adopt(orphan)
             except SpoolError as error:
                 self._lose(orphan, error)
                 continue
@@ -405,7 +417,11 @@ class Courier:
         """It holds nothing any more: what it had set aside is in our own."""
         if orphan in self._orphans:  # our own is none, which somebody deleted while it was delivered
             self._orphans.remove(orphan)
-            orphan.delete()
+            if orphan in self._keeping:  # what is refused in it is for another process
+                self._keeping.remove(orphan)
+                orphan.close()
+            else:
+                orphan.delete()
 
     def _lose(self, spool: Spool, error: SpoolError) -> None:
         """Set a file aside that is broken; leave one that cannot be used now."""

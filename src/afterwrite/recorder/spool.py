@@ -396,13 +396,18 @@ class SpoolFile:
         """Take over what another one's process left beside its events; gives what it had dropped, by reason."""
         with other._at_work() as db:
             refused = db.execute("select id, at, reason, body from refused").fetchall()
-            dropped = dict(db.execute("select reason, events from dropped").fetchall())
+        dropped = other.read_dropped()
         with self._at_work() as db:
             db.execute("begin immediate")
             db.executemany("insert or replace into refused values (?, ?, ?, ?)", refused)
             db.execute("commit")
             self.refused = db.execute("select count(*) from refused").fetchone()[0]
         return dropped
+
+    def read_dropped(self) -> dict[str, int]:
+        """What its process had dropped, by reason."""
+        with self._at_work() as db:
+            return dict(db.execute("select reason, events from dropped").fetchall())
 
     def read_refused(self) -> list[tuple[str, str, bytes]]:
         """What the store refused: id, reason and the event as JSON, oldest first."""
