@@ -16,7 +16,7 @@ from recorder_rig import KeptSink, assert_closed_account, recording, until
 from afterwrite.errors import AfterwriteError, DatabaseError
 from afterwrite.postgres import connect
 from afterwrite.record import Activity, Batch
-from afterwrite.recorder import Options, Recorder, commit, deliver
+from afterwrite.recorder import Options, Recorder, commit, deliver, spool
 from afterwrite.recorder.deliver import NotTaken, Unstorable, is_refusal
 from afterwrite.recorder.spool import SpoolError, SpoolFile
 from afterwrite.store.reader import verify_feed
@@ -136,6 +136,22 @@ def test_what_is_refused_of_another_processs_spool_is_kept_aside_too(tmp_path: P
         assert reason == "too odd"
         assert b"odd.one" in body
         assert_closed_account(recorder)
+
+
+def test_what_another_user_put_into_the_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_behind(tmp_path, "forged.one")
+    (found,) = (tmp_path / "spool").glob("*.spool")
+    assert [each.path for each in find_ours(found)] == [found]
+    monkeypatch.setattr(spool, "_is_ours", lambda path: path != found)
+    assert find_ours(found) == []
+    assert found.exists()
+
+
+def find_ours(path: Path) -> list[SpoolFile]:
+    taken = spool.find_orphans(path.parent, path.name.partition("-")[0], most=9)
+    for each in taken:
+        each.close()
+    return taken
 
 
 def test_a_disk_that_is_full_of_others_spools_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,13 @@ def test_the_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_folder(Options()) == tmp_path / ".local/state/afterwrite/spool"
     monkeypatch.setenv("HOME", "/nonexistent")
-    assert find_folder(Options()).name == f"afterwrite-spool-{os.getuid()}"
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    shared = tmp_path / f"afterwrite-spool-{os.getuid()}"
+    assert [find_folder(Options()), find_folder(Options())] == [shared, shared]
+    assert shared.stat().st_mode & 0o777 == 0o700
+    shared.chmod(0o777)  # as somebody would leave it who made it before us
+    assert find_folder(Options()) != shared
+    assert find_folder(Options()).parent == tmp_path
     monkeypatch.setenv("XDG_STATE_HOME", "/var/lib/state")
     assert find_folder(Options()) == Path("/var/lib/state/afterwrite/spool")
     assert find_folder(Options(spool_dir="/x")) == Path("/x")

@@ -92,6 +92,7 @@ def test_what_is_no_secret_stays_byte_for_byte(metadata: dict[str, object]) -> N
         ("postgresql://me:hunter2@db/shop", f"postgresql://me:{REDACTED}@db/shop"),
         ("redis://:hunt@er2@cache:6379/0", f"redis://:{REDACTED}@cache:6379/0"),
         ("id.eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.s1gn.", f"id.{REDACTED}."),
+        ("no route: host=db password=hunter2 user=me", f"no route: host=db password={REDACTED} user=me"),
         ("/reset?user=1&reset_token=abc#x", f"/reset?user=1&reset_token={REDACTED}#x"),
         ("key AKIAIOSFODNN7EXAMPLE.", f"key {REDACTED}."),
         ("ghp_" + "a1" * 18, REDACTED),

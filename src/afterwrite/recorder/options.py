@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -174,7 +176,22 @@ def find_folder(options: Options) -> Path:
     home = Path(os.path.expanduser("~"))
     if home.is_absolute() and home.is_dir() and os.access(home, os.W_OK):
         return home / ".local" / "state" / "afterwrite" / "spool"
-    return Path(tempfile.gettempdir()) / f"afterwrite-spool-{os.getuid()}"
+    return _private(Path(tempfile.gettempdir()) / f"afterwrite-spool-{os.getuid()}")
+
+
+def _private(folder: Path) -> Path:
+    """This folder, made where it is not there; where somebody else made it before us, one that nobody can know."""
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+            return folder
+        other = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+    except OSError:  # nothing can be made there at all, which the spool finds out, too
+        return folder
+    log.warning("%s is not this user's alone: the spool is in %s; set spool_dir", folder, other)
+    return other
 
 
 def _read_environment(name: str) -> tuple[str, str] | None:

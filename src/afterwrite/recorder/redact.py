@@ -6,7 +6,7 @@ they take out. A quick look over many events at once tells whether anything of i
 A member whose name is a secret's (``password``, ``api_key``, ``userPassword``, ``X-Auth-Token``, …) is taken out whole,
 whatever it holds. In texts, what looks like a secret is: card numbers (13 to 19 digits of a known issuer whose check
 digit is right), bearer and basic credentials, JSON web tokens, private keys, keys of well-known services, passwords in
-URLs, and the patterns of the application's own.
+URLs, what stands behind ``password=`` and the like, and the patterns of the application's own.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ _URL_PASSWORD = re.compile(r"(://[^/\s:@]*+:)[^/\s]+(?=@)")
 _URL_SECRET = re.compile(
     r"([?&](?:[a-z_]*(?:token|secret|password|signature|api_?key)|code|sig)=)[^&#\s]+", re.IGNORECASE
 )
+_SAID_SECRET = re.compile(
+    r"((?:password|passwd|pwd|secret|token|api_?key|access_?key)=)(?!\[redacted\])(?:'[^']*'|\"[^\"]*\"|[^&#\s]+)",
+    re.IGNORECASE,
+)
 _CARD = re.compile(r"(?<![\d.,-])\d(?:[ -]?\d){12,18}(?![\d-])")
 # Issuers: Visa, Mastercard, American Express, Discover, JCB, Diners, Maestro, UnionPay.
 _ISSUER = re.compile(
@@ -61,10 +65,12 @@ _ISSUER = re.compile(
 _HINTS = (
     b"bearer", b"basic", b"eyj", b"-----b", b"akia", b"asia", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_",
     b"github_pat_", b"xox", b"k_live_", b"k_test_", b"aiza", b"glpat-", b"://", b"?", b"&",
+    b"password=", b"passwd=", b"pwd=", b"secret=", b"token=", b"key=",
 )  # fmt: skip
 _HINT = re.compile(
     rb"(?:bearer|basic)\s|eyj[\w-]{5}|-----begin|a[ks]ia[a-z0-9]{16}|gh[pousr]_|github_pat_|xox[abeoprs]-|[sr]k_(?:live|test)_"
     rb"|aiza|glpat-|://[^/\s\"@]*:|[?&](?:[a-z_]*(?:token|secret|password|signature|api_?key)|code|sig)="
+    rb"|(?:password|passwd|pwd|secret|token|api_?key|access_?key)="
 )
 _FLAT = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789", b"abcdefghijklmnopqrstuvwxyz000000000")
 _BETWEEN = b" \t\r\n_-./$@#!*()[]{}<>|+~"
@@ -138,7 +144,7 @@ class Redactor:
             found += tokens
             return run
 
-        for pattern in (_KEY_BLOCK, _CREDENTIALS, _SERVICE_KEY, _URL_PASSWORD, _URL_SECRET):
+        for pattern in (_KEY_BLOCK, _CREDENTIALS, _SERVICE_KEY, _URL_PASSWORD, _URL_SECRET, _SAID_SECRET):
             text = pattern.sub(taken, text)
         if "eyJ" in text:
             text = _DOTTED.sub(dotted, text)

@@ -527,7 +527,9 @@ def find_orphans(folder: Path, *destinations: str, most: int) -> list[SpoolFile]
         if lock is None:
             continue
         spool = SpoolFile(path.with_suffix(".spool"), lock)
-        if spool.is_there():
+        if not _is_ours(spool.path):
+            spool.close()
+        elif spool.is_there():
             taken.append(spool)
         else:
             spool.delete()
@@ -556,6 +558,13 @@ def _enough(chunks: Iterable[Chunk], events: int, most_bytes: int) -> list[Chunk
         found.append(chunk)
         held, size = held + chunk.events, size + len(chunk.body)
     return found
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is by this user, or by the folder's: what somebody else puts there is not ours to open and deliver."""
+    with contextlib.suppress(OSError):
+        return path.lstat().st_uid in {os.geteuid(), path.parent.stat().st_uid}
+    return True
 
 
 def _take_lock(path: Path, *, create: bool) -> int | None:
