@@ -61,6 +61,7 @@ def test_the_commands_leave_the_recorders_table_alone_and_the_recorder_theirs(tm
         ("", {"AFTERWRITE_QUEUE_EVENTS": "0"}, "queue_events in AFTERWRITE_QUEUE_EVENTS cannot be"),
         ("", {"AFTERWRITE_REDACT_PATTERNS": "("}, "redact_patterns in AFTERWRITE_REDACT_PATTERNS cannot be"),
         ("", {"AFTERWRITE_RECORD_KEY_FILE": "/nowhere"}, "AFTERWRITE_RECORD_KEY_FILE names a file"),
+        ("", {"AFTERWRITE_STAMP_KEY": " , "}, "stamp_key in AFTERWRITE_STAMP_KEY cannot be"),
         ("[recorder\n", {}, "afterwrite.toml cannot be read"),
     ],
 )

@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from afterwrite.configfile import PREFIX, RECORDER, parse_size, parse_words, read_file, read_secret
 from afterwrite.errors import UsageError
+from afterwrite.seal import split_keys
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "durability", Durability(self.durability))
         msgspec.structs.force_setattr(self, "overflow", Overflow(self.overflow))
         msgspec.structs.force_setattr(self, "events", EventsBy(self.events))
+        if self.stamp_key is not None and not split_keys(self.stamp_key):
+            raise ValueError("stamp_key has no key in it, and nothing would be signed")
         for pattern in self.redact_patterns:
             try:
                 re.compile(pattern)
