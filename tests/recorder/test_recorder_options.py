@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from afterwrite.activity import without_password
 from afterwrite.errors import UsageError
 from afterwrite.recorder import Durability, Options, Overflow, read_options
 from afterwrite.recorder.options import find_folder, service_name
@@ -89,6 +90,23 @@ def test_the_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("XDG_STATE_HOME", "/var/lib/state")
     assert find_folder(Options()) == Path("/var/lib/state/afterwrite/spool")
     assert find_folder(Options(spool_dir="/x")) == Path("/x")
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://me:{}@db:5432/shop?sslmode=require",
+        "postgresql://me@db/shop?password={}&sslmode=require",
+        "host=db password={} dbname=shop",
+        "host=db password = '{}' dbname=shop",
+    ],
+)
+def test_a_new_password_leaves_the_spools_destination_what_it_was(dsn: str) -> None:
+    place = without_password(dsn.format("hunter2"))
+    assert "hunter2" not in place
+    assert place == without_password(dsn.format("another"))
+    assert "db" in place
+    assert place.count("shop") == 1
 
 
 def test_the_programs_name_is_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
