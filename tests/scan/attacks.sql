@@ -1875,3 +1875,45 @@ create table o (id int primary key, doc jsonb not null);
 create table o_log (id bigserial primary key, tag text, op text, at timestamptz default now());
 create function f() returns trigger language plpgsql as $$ begin insert into o_log (tag, op) select e, tg_op from jsonb_array_elements_text(new.doc) e; return null; end $$;
 create trigger t after insert on o for each row execute function f();
+
+--- soft delete whose where does not leave out what is refused = keep
+create table o (id int primary key, gone timestamptz);
+create table part (id int primary key, o_id int, gone timestamptz, locked_at timestamptz);
+create function g() returns trigger language plpgsql as $$
+begin if old.locked_at is not null then raise exception 'locked'; end if; return new; end $$;
+create trigger guard before update on part for each row execute function g();
+create function f() returns trigger language plpgsql as $$
+begin update part set gone = new.gone where o_id = new.id and gone is null; return null; end $$;
+create trigger t after update of gone on o for each row execute function f();
+
+--- soft delete whose where asks for one of two = keep
+create table o (id int primary key, gone timestamptz);
+create table part (id int primary key, o_id int, gone timestamptz);
+create function g() returns trigger language plpgsql as $$
+begin if old.gone is not null then raise exception 'gone'; end if; return new; end $$;
+create trigger guard before update on part for each row execute function g();
+create function f() returns trigger language plpgsql as $$
+begin update part set gone = new.gone where o_id = new.id and gone is null or id = 0; return null; end $$;
+create trigger t after update of gone on o for each row execute function f();
+
+--- soft delete whose where is about another table = keep
+create table o (id int primary key, gone timestamptz);
+create table part (id int primary key, o_id int, gone timestamptz);
+create table other (id int primary key, closed timestamptz);
+create function g() returns trigger language plpgsql as $$
+begin if old.gone is not null then raise exception 'gone'; end if; return new; end $$;
+create trigger guard before update on part for each row execute function g();
+create function f() returns trigger language plpgsql as $$
+begin update part set gone = new.gone from other where o_id = new.id and other.id = o_id and closed is null; return null; end $$;
+create trigger t after update of gone on o for each row execute function f();
+
+--- soft delete that sets off a check of balances = keep
+create table o (id int primary key, gone timestamptz);
+create table part (id int primary key, o_id int, qty int, gone timestamptz);
+create table balance (id int primary key, total int check (total >= 0));
+create function g() returns trigger language plpgsql as $$
+begin update part set qty = 0 where id = new.id and qty <> 0; update balance set total = total - old.qty; return null; end $$;
+create trigger sums after update of gone on part for each row execute function g();
+create function f() returns trigger language plpgsql as $$
+begin update part set gone = new.gone where o_id = new.id and gone is null; return null; end $$;
+create trigger t after update of gone on o for each row execute function f();

@@ -59,17 +59,22 @@ def judge(
 
 def _spread(cases: Iterable[Case], kept: dict[int, list[Reason]]) -> None:
     """What feeds a keeper is kept; and being kept for its effect, it makes keepers' food of what it reads itself."""
+    own: set[int] = set()
     for case in cases:
-        if any(reason.rule in _KEPT_FOR_EFFECT for reason in kept[case.trigger.oid]):
-            case.world.add_keeper(case.trigger)
-    waiting = [case for case in cases if not kept[case.trigger.oid]]
+        if why := {reason.rule for reason in kept[case.trigger.oid]} & _KEPT_FOR_EFFECT:
+            if why == {"writes-own-table"}:
+                own.add(case.trigger.oid)
+            case.world.add_keeper(case.trigger, own=case.trigger.oid in own)
+    # What is kept for its own table alone may turn out to be wanted at once by others, too.
+    waiting = [case for case in cases if not kept[case.trigger.oid] or case.trigger.oid in own]
     while waiting:
         found = [(case, _apply(rules.LATE_KEEP, case)) for case in waiting]
         new = [(case, reasons) for case, reasons in found if reasons]
         if not new:
             break
         for case, reasons in new:
-            kept[case.trigger.oid] = reasons
+            if case.trigger.oid not in own:
+                kept[case.trigger.oid] = reasons
             case.world.add_keeper(case.trigger)
         waiting = [case for case, reasons in found if not reasons]
     for case in cases:

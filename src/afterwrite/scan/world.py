@@ -13,10 +13,11 @@ from functools import cached_property
 import msgspec
 
 from afterwrite.scan.atlas import Atlas
-from afterwrite.scan.catalog import Event, Function, Inventory, Kind, Table, Timing, Trigger
+from afterwrite.scan.catalog import Event, Function, Inventory, Kind, Table, Timing, Trigger, TriggerLevel
+from afterwrite.scan.evaluate import feasible, surroundings
 from afterwrite.scan.facts import Body, Delete, Insert, OnConflict, OnTable, Read, Refresh, Update
 from afterwrite.scan.flow import Decision, everything, influence, refusal
-from afterwrite.scan.follow import DEFAULT_OF, events_of, source_of
+from afterwrite.scan.follow import DEFAULT_OF, source_of
 from afterwrite.scan.tokens import split_names, tokens, uncommented, unquote
 
 # Named so, a table is a log unless something speaks against it.
@@ -75,21 +76,43 @@ class LogTable(msgspec.Struct, frozen=True, kw_only=True):
 class Keeper(msgspec.Struct, frozen=True, kw_only=True):
     """A trigger that must run with its writer, and what its outcome hangs on.
 
-    ``refuses`` is what its refusal hangs on. ``effective``: what it does to other tables is why it must run.
+    ``refuses`` is what its refusal hangs on. ``effective``: what it does is why it must run; ``own`` when it does that
+    to its own table, which may follow the write that sets it off also when that comes later.
     """
 
     trigger: Trigger
     decision: Decision
     refuses: Decision | None = None
     effective: bool = False
+    own: bool = False
 
 
 class Deed(msgspec.Struct, frozen=True):
-    """What happens to rows of a table; ``columns`` are those that an UPDATE sets, None for whole rows."""
+    """What happens to rows of a table; ``columns`` are those that an UPDATE sets, None for whole rows.
+
+    ``empty`` are columns that are NULL in the rows that it finds: its WHERE says so.
+    """
 
     table: Table
     event: Event
     columns: frozenset[str] | None = None
+    empty: frozenset[str] = frozenset()
+
+
+_IS_NULL = re.compile(r"\s*(\w+)\s+is\s+null\s*", re.IGNORECASE)
+_NOT_PLAIN = re.compile(r"""['"$()]|\b(or|case|any|all)\b""", re.IGNORECASE)
+
+
+def _empty_before(write: Update) -> frozenset[str]:
+    """Columns that the WHERE of a plain UPDATE asks to be NULL."""
+    where = uncommented(write.where)
+    plain = re.match(r"\s*update\b", write.text, re.IGNORECASE) and not re.search(
+        r"\bfrom\b", write.text, re.IGNORECASE
+    )
+    if not plain or _NOT_PLAIN.search(where):
+        return frozenset()
+    found = (_IS_NULL.fullmatch(part) for part in re.split(r"\band\b", where, flags=re.IGNORECASE))
+    return frozenset(match[1].lower() for match in found if match)
 
 
 class _Keepers:
@@ -386,10 +409,10 @@ class World:
                 seen = msgspec.structs.replace(read, columns=("*",)) if whole else read
                 keepers.reading[table.oid].append((keeper, seen))
 
-    def add_keeper(self, trigger: Trigger) -> None:
+    def add_keeper(self, trigger: Trigger, *, own: bool = False) -> None:
         """A trigger that turned out to be one because others hang on what it writes: now all that it reads matters."""
         decision = everything(self.bodies[trigger.oid])
-        self._join(self._keepers, Keeper(trigger=trigger, decision=decision, effective=True))
+        self._join(self._keepers, Keeper(trigger=trigger, decision=decision, effective=True, own=own))
 
     def deciding_on(self, table: Table) -> Sequence[tuple[Keeper, Read]]:
         """The keepers whose decisions hang on a table, with what they read of it."""
@@ -403,20 +426,24 @@ class World:
                 if write.on_conflict is OnConflict.UPDATE:
                     yield from self._spread(table, Event.UPDATE, frozenset(write.updates))
             case Update():
-                yield from self._spread(table, Event.UPDATE, frozenset(write.columns))
+                empty = _empty_before(write)
+                yield from self._spread(table, Event.UPDATE, frozenset(write.columns), empty)
             case Delete():
                 yield from self._spread(table, Event.TRUNCATE if write.truncate else Event.DELETE, None)
             case Refresh():
                 return
 
-    def _spread(self, table: Table, event: Event, columns: frozenset[str] | None) -> Iterator[Deed]:
-        seen: set[tuple[int, Event, frozenset[str] | None]] = set()
-        waiting = [Deed(each, event, columns) for each in (table, *self.atlas.heirs(table))]
+    def _spread(
+        self, table: Table, event: Event, columns: frozenset[str] | None, empty: frozenset[str] = frozenset()
+    ) -> Iterator[Deed]:
+        seen: set[tuple[int, Event, frozenset[str] | None, frozenset[str]]] = set()
+        waiting = [Deed(each, event, columns, empty) for each in (table, *self.atlas.heirs(table))]
         while waiting:
             deed = waiting.pop(0)
-            if (deed.table.oid, deed.event, deed.columns) in seen:
+            key_of_deed = (deed.table.oid, deed.event, deed.columns, deed.empty)
+            if key_of_deed in seen:
                 continue
-            seen.add((deed.table.oid, deed.event, deed.columns))
+            seen.add(key_of_deed)
             yield deed
             for key in deed.table.referenced_by:
                 child = self.atlas.tables.get(key.table_oid)
@@ -451,22 +478,45 @@ class World:
                 yield trigger, deed.table
 
     def _refusers(self, deed: Deed) -> Iterator[Trigger]:
-        event, columns = deed.event, deed.columns
+        columns = deed.columns
         for keeper in self._keepers.on[deed.table.oid]:
             if keeper.refuses is None or not self._fires(keeper.trigger, deed):
                 continue
-            raising = (fact for fact in self.bodies[keeper.trigger.oid].raises if fact.level == "exception")
-            if not any(fact.via or event in events_of(keeper.trigger, fact) for fact in raising):
+            if not any(self._reaches_raise(keeper.trigger, deed)):
                 continue
             decides = keeper.refuses.columns
-            if columns is None or not decides or "*" in decides or columns.intersection(decides):
+            touched = columns is None or not decides or "*" in decides or columns.intersection(decides)
+            if touched or self._refuses_rows_as_they_are(keeper.trigger):
                 yield keeper.trigger
 
+    def _refuses_rows_as_they_are(self, trigger: Trigger) -> bool:
+        """Whether it refuses for what OLD says alone: then whatever is changed. (What NEW says alone held before.)"""
+        raising = (fact for fact in self.bodies[trigger.oid].raises if fact.level == "exception" and not fact.via)
+        for fact in raising:
+            rows = {name.partition(".")[0] for guard in fact.guards for name in guard.names}
+            if "old" in rows and "new" not in rows:
+                return True
+        return False
+
+    def _reaches_raise(self, trigger: Trigger, deed: Deed) -> Iterator[bool]:
+        body = self.bodies[trigger.oid]
+        around = surroundings(trigger, deed.event)
+        # Nobody assigns to OLD, but one may.
+        if trigger.level is TriggerLevel.ROW and not any(fact.variable.startswith("old") for fact in body.assignments):
+            around |= {f"old.{column}": (None,) for column in deed.empty}
+        for fact in body.raises:
+            if fact.level == "exception":
+                yield bool(fact.via) or (deed.event in trigger.events and feasible(fact.guards, around))
+
     def effective_keepers(self, table: Table, write: Write) -> Iterator[Trigger]:
-        """Triggers that a write sets off and whose effects must be there at once."""
+        """Triggers that a write sets off and whose effects must be there at once.
+
+        One that only does something to its own table keeps it in order whenever the write comes; of a log it is wanted.
+        """
+        log = self.log(table).is_log
         for deed in self.set_off(table, write):
             for keeper in self._keepers.on[deed.table.oid]:
-                if keeper.effective and self._fires(keeper.trigger, deed):
+                if keeper.effective and (log or not keeper.own) and self._fires(keeper.trigger, deed):
                     yield keeper.trigger
 
     @staticmethod

@@ -196,7 +196,6 @@ begin
 end $$;
 -- = defer: writes-other-table
 -- Because: remarks are hidden a moment after their article.
--- Wrong: scan says keep; the WHERE (deleted_at is null) leaves out the rows that no_change_when_deleted would refuse, and remark_soft_cascade runs with the later UPDATE as well.
 create trigger article_soft_cascade after update of deleted_at on article
   for each row when (old.deleted_at is null and new.deleted_at is not null) execute function article_soft_cascade();
 create function remark_soft_cascade() returns trigger language plpgsql as $$
