@@ -2,8 +2,9 @@
 
 Every payment adds to one row of totals. The trigger holds that row's lock until the writer's COMMIT is on disk, so that
 all writers wait for each other; deferred, its body runs after commit in the replayer, and writers wait for nobody. Both
-databases do the same transactions (pgbench, same seed). Ends with 1 unless both counters are what the payments add up
-to.
+databases do the same transactions (pgbench, same seed). How long the lock is held depends on how far away the writers
+are: each run is made on the server itself, and with a pause between statements as a network's round trip makes it.
+Ends with 1 unless both counters are what the payments add up to.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -56,9 +58,9 @@ WORK = """\
 \\set amount random(1, 100000)
 begin;
 insert into public.payments (account, amount) values (:account, :amount / 100.0);
-update public.accounts set balance = balance + :amount / 100.0 where id = :account;
-select balance from public.accounts where id = :account;
-end;
+{away}update public.accounts set balance = balance + :amount / 100.0 where id = :account;
+{away}select balance from public.accounts where id = :account;
+{away}end;
 """
 
 
@@ -105,10 +107,10 @@ async def lay(dsn: str, *, deferred: bool) -> None:
             )
 
 
-def work(server: Server, dsn: str, *, clients: int, transactions: int, folder: Path) -> float:
+def work(server: Server, dsn: str, *, clients: int, transactions: int, away_ms: int, folder: Path) -> float:
     """Let pgbench do it; the transactions a second that came about."""
     script = folder / "work.pgbench"
-    script.write_text(WORK, encoding="utf-8")
+    script.write_text(WORK.format(away=f"\\sleep {away_ms} ms\n" if away_ms else ""), encoding="utf-8")
     each = max(1, transactions // clients)
     words = [*("-n", "-c", str(clients), "-j", "1", "-t", str(each), "--random-seed", "1"), "-f", str(script), dsn]
     done = subprocess.run([server.bin_dir / "pgbench", *words], capture_output=True, text=True, check=True)
@@ -140,11 +142,11 @@ def _figures(tps: float, behind: float) -> type[Figures]:
     return make  # type: ignore[return-value]
 
 
-def run(server: Server, clients: int, transactions: int) -> tuple[Figures, Figures]:
+def run(server: Server, clients: int, transactions: int, away_ms: int) -> tuple[Figures, Figures]:
     """The same work with the trigger, and with it deferred, one after the other on one server."""
     found: list[Figures] = []
     for deferred in (False, True):
-        name = f"hot_{'deferred' if deferred else 'trigger'}_{clients}"
+        name = f"hot_{'deferred' if deferred else 'trigger'}_{clients}_{away_ms}"
         asyncio.run(_create(server, name))
         dsn = server.dsn(name)
         asyncio.run(lay(dsn, deferred=deferred))
@@ -155,7 +157,9 @@ def run(server: Server, clients: int, transactions: int) -> tuple[Figures, Figur
                 words = [sys.executable, "-m", "afterwrite", "capture", "--dsn", dsn, "--json"]
                 worker = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=said)
             try:
-                tps = work(server, dsn, clients=clients, transactions=transactions, folder=Path(folder))
+                tps = work(
+                    server, dsn, clients=clients, transactions=transactions, away_ms=away_ms, folder=Path(folder)
+                )
                 found.append(asyncio.run(count(dsn, tps, deferred=deferred)))
             finally:
                 if worker is not None:
@@ -183,18 +187,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.defer.hot_counter", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clients", type=int, nargs="*", default=[16, 64], help="how many write at once (16 64)")
     parser.add_argument("--transactions", type=int, default=6_000, help="of each run (6000)")
+    parser.add_argument("--away-ms", type=int, nargs="*", default=[0, 1], help="the writers' round trip (0 1)")
     given = parser.parse_args()
     wrong = False
-    print(f"{'clients':>7}  {'trigger, tps':>12}  {'deferred, tps':>13}  {'ratio':>6}  {'behind':>7}  counters")
+    print("clients   away  trigger, tps  deferred, tps   ratio   behind  counters")
     with embedded_server() as server:
-        for clients in given.clients:
-            trigger, deferred = run(server, clients, given.transactions)
+        for clients, away_ms in product(given.clients, given.away_ms):
+            trigger, deferred = run(server, clients, given.transactions, away_ms)
             same = trigger.right and deferred.right and trigger.amount == deferred.amount
             wrong |= not same
             words = f"equal ({deferred.counted:,} payments, {deferred.amount})" if same else "DIFFER"
             print(
-                f"{clients:>7}  {trigger.tps:>12,.0f}  {deferred.tps:>13,.0f}  {deferred.tps / trigger.tps:>5.1f}x"
-                f"  {deferred.behind_seconds:>5.1f} s  {words}"
+                f"{clients:>7}  {away_ms:>2} ms  {trigger.tps:>12,.0f}  {deferred.tps:>13,.0f}"
+                f"  {deferred.tps / trigger.tps:>5.1f}x  {deferred.behind_seconds:>5.1f} s  {words}"
             )
     return int(wrong)
 
