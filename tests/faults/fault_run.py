@@ -53,7 +53,7 @@ from afterwrite.store.writer import open_sink
 SLOT = "faults"
 # The rooms of the capture path; maintenance, slot and governor are tried where they are tested.
 ROOMS = ("worker", "stream", "sink", "prove", "defer", "spill")
-REACHED_SECONDS = 20.0
+REACHED_SECONDS = 60.0
 _SETTLE_SECONDS = 60.0
 _TAKEOVER_SECONDS = 5.0
 _FULL = ("sink.before_copy", "sink.before_copy_end", "sink.before_commit", "prove.before_commit", "defer.before_run")
