@@ -7,6 +7,7 @@ identity makes the application's writes fail, so that is looked for before anyth
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -14,6 +15,7 @@ from afterwrite.errors import DatabaseError, Finding, Severity, UsageError
 from afterwrite.postgres import Database, quoted, statement
 from afterwrite.record import Lsn
 
+T = TypeVar("T")
 Table = tuple[str, str]
 """(schema, table)"""
 
@@ -167,8 +169,14 @@ _INVALID_NAME = "42602"
 
 async def find_table(database: Database, name: str) -> Table:
     """The table that people call so, or the root of that partition; raises UsageError when there is none."""
+    found = await read_named(database, _Found, statement("capture.find_table"), name)
+    return found.schema, found.name
+
+
+async def read_named(database: Database, kind: type[T], query: bytes, name: str) -> T:
+    """What a query says of the table that people call so; raises UsageError when it says nothing."""
     try:
-        found = await database.maybe(_Found, statement("capture.find_table"), name=name)
+        found = await database.maybe(kind, query, name=name)
     except DatabaseError as error:
         # Before PostgreSQL 16 what is no name at all is an error of its own.
         if error.sqlstate != _INVALID_NAME:
@@ -178,7 +186,7 @@ async def find_table(database: Database, name: str) -> Table:
         raise UsageError(
             f"there is no table {name} in {database.where}", remedy="write it as schema.table, quoted where need be"
         )
-    return found.schema, found.name
+    return found
 
 
 async def read_server(database: Database) -> SourceServer:

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from afterwrite.errors import DatabaseError, Refused, UsageError
+from afterwrite.capture.preflight import read_named
+from afterwrite.errors import Refused, UsageError
 from afterwrite.postgres import Database, LockPolicy, OnBlocked, statement, with_short_locks
 
 TRIGGER = "afterwrite_stamp"
-_INVALID_NAME = "42602"
 
 
 class StampTable(msgspec.Struct, frozen=True):
@@ -123,16 +123,7 @@ async def apply_steps(
 
 
 async def _find(db: Database, name: str) -> StampTable:
-    try:
-        found = await db.maybe(StampTable, statement("stamp.read_table"), name=name)
-    except DatabaseError as error:
-        # Before PostgreSQL 16 what is no name at all is an error of its own.
-        if error.sqlstate != _INVALID_NAME:
-            raise
-        found = None
-    if found is None:
-        raise UsageError(f"there is no table {name}", remedy="write it as schema.table, quoted where need be")
-    return found
+    return await read_named(db, StampTable, statement("stamp.read_table"), name)
 
 
 def _drop(table: str) -> StampStep:
