@@ -1,0 +1,1 @@
+"""Activity that comes from legacy logs, and activity that leaves as files."""
