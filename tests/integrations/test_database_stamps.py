@@ -91,10 +91,13 @@ def test_the_trigger_stamps_once_a_transaction_what_nobody_else_stamped(installe
         user = conn.info.user
     with Connection.connect(installed_dsn) as ours, context.bind(actor="application"):
         ours.execute("insert into things (name) values ('4')")
+    with psycopg.connect(installed_dsn, autocommit=True) as conn:
+        conn.execute("set afterwrite.stamped = '700 left by somebody'")  # of another transaction
+        conn.execute("insert into things (name) values ('5')")
     rows = scene.read()
     assert [(row["name"], row["actor_id"], row["actor_type"]) for row in rows] == [
         ("1", user, "database_role"), ("2", user, "database_role"), ("3", "7", "authenticated"), ("3", "8", None),
-        ("4", "application", None),
+        ("4", "application", None), ("5", user, "database_role"),
     ]  # fmt: skip
     with psycopg.connect(installed_dsn, autocommit=True) as conn:
         kept = conn.execute("select settings ->> 'application_name' from afterwrite.transaction_context order by xid")

@@ -181,6 +181,38 @@ def test_the_server_writes_one_message_a_transaction_and_context(dsn: str) -> No
         assert conn.execute("select current_setting('afterwrite.stamped', true)").fetchone() == ("",)
 
 
+def test_what_is_set_for_the_session_does_not_keep_a_stamp_away(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+
+        def rows(sql: str) -> int:
+            return conn.execute(sql.encode()).rowcount
+
+        with conn.transaction():
+            rows(stamp_sql(A))
+            of_this = conn.execute("select current_setting('afterwrite.stamped')").fetchone()
+        assert of_this is not None
+        # An old mark, what a mark was once, words: whoever was on this session before may have left them there.
+        for left in (*of_this, make_stamp(A).mark, f"0 {make_stamp(A).mark}", f" {make_stamp(A).mark}", "db:x y"):
+            conn.execute("select set_config('afterwrite.stamped', %s, false)", [left])
+            assert conn.execute("select pg_current_xact_id_if_assigned() is null").fetchone() == (True,)
+            with conn.transaction():
+                assert [rows(stamp_sql(each)) for each in (A, A)] == [1, 0]
+                conn.execute("savepoint s")
+                assert [rows(stamp_sql(each)) for each in (B, B)] == [1, 0]
+                conn.execute("rollback to s")
+                assert [rows(stamp_sql(each)) for each in (A, B)] == [0, 1]
+            with conn.transaction():
+                conn.execute("savepoint s")
+                assert rows(stamp_sql(A)) == 1
+                conn.execute("rollback to s")
+                assert [rows(stamp_sql(each)) for each in (A, A)] == [1, 0]  # the session's own is back, and is none
+            assert rows(stamp_sql(A)) == 1
+            with conn.transaction():
+                conn.execute("set transaction read only")
+                assert rows(stamp_sql(A)) == 0
+                assert conn.execute("select pg_current_xact_id_if_assigned() is null").fetchone() == (True,)
+
+
 def test_what_is_no_connection_is_refused_with_its_name() -> None:
     with pytest.raises(UsageError, match=r"builtins\.dict, which is no connection"):
         driver_of({})

@@ -7,7 +7,8 @@
 
 What the client knows saves the round trip; what the server knows decides. A stamp leaves its mark in a setting of the
 transaction (``set_config(…, true)``), which the end of the transaction and a rolled back savepoint take away exactly as
-they take the message: nothing outlives the transaction, so that a pooler may give each one another session.
+they take the message: nothing outlives the transaction, so that a pooler may give each one another session. The mark
+names its transaction: what somebody sets for a session, a role or a database is no mark.
 Where the transaction is read-only, or the server a standby, nothing is written: a message would need a transaction id.
 """
 
@@ -84,9 +85,15 @@ class Stamp(NamedTuple):
 
 
 WRITABLE = "pg_catalog.current_setting('transaction_read_only') = 'off'"
-_STANDS = f"coalesce(pg_catalog.current_setting('{MARK}', true), '')"
+# "<transaction> <mark>". Asked only for the id that a transaction has: whoever only reads gets none by it. A transaction
+# that is stamped has one, by the message.
+_SET = f"pg_catalog.current_setting('{MARK}', true)"
+_STANDS = (
+    f"case when pg_catalog.split_part({_SET}, ' ', 1) = cast(pg_catalog.pg_current_xact_id_if_assigned() as text)"
+    f" then pg_catalog.split_part({_SET}, ' ', 2) else '' end"
+)
 _MESSAGE = (
-    f"(pg_catalog.set_config('{MARK}', {{mark}}, true) is not null"
+    f"(pg_catalog.set_config('{MARK}', cast(pg_catalog.pg_current_xact_id() as text) || ' ' || {{mark}}, true) is not null"
     f" and pg_catalog.pg_logical_emit_message(true, '{CONTEXT_PREFIX}', {{payload}}::text) is not null)"
 )
 # The same for drivers that keep statements by their text and bind values: ``:mark``, ``:payload`` and ``:event``.

@@ -11,8 +11,11 @@ grant usage on schema afterwrite_stamp to public;
 create or replace function afterwrite_stamp.stamp_claims(connected boolean) returns void
 language plpgsql as $$
 declare
+    -- "<transaction> <mark>": what somebody has set for the session is of no transaction, and no mark.
+    said text := pg_catalog.current_setting('afterwrite.stamped', true);
     -- The application itself may have stamped: then it knows better.
-    stands text := coalesce(pg_catalog.current_setting('afterwrite.stamped', true), '');
+    stands text := case when pg_catalog.split_part(said, ' ', 1) = pg_catalog.pg_current_xact_id_if_assigned()::text
+                        then pg_catalog.split_part(said, ' ', 2) else '' end;
     told text := nullif(pg_catalog.current_setting('request.jwt.claims', true), '');
     sub text := nullif(pg_catalog.current_setting('request.jwt.claim.sub', true), '');
     role text := nullif(pg_catalog.current_setting('request.jwt.claim.role', true), '');
@@ -52,7 +55,7 @@ begin
             'request.jwt.claims', told,
             'request.jwt.claim.sub', case when told is null then sub end,
             'application_name', nullif(pg_catalog.current_setting('application_name'), ''))));
-    perform pg_catalog.set_config('afterwrite.stamped', mark, true);
+    perform pg_catalog.set_config('afterwrite.stamped', pg_catalog.pg_current_xact_id()::text || ' ' || mark, true);
     perform pg_catalog.pg_logical_emit_message(true, 'afterwrite.context', context::text);
 end
 $$;
