@@ -84,6 +84,11 @@ class Settings(BaseSettings):
     stamp_key: Annotated[str, Field(min_length=8)] | None = None
     # Who acts, for the ledger; None means the operating system's user.
     operator: str | None = None
+    # Where `serve` listens, over how many connections it reads the store, and how long a query may take.
+    serve_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    serve_port: Annotated[int, Field(ge=0, le=65_535)] = 8787
+    serve_readers: Annotated[int, Field(gt=0, le=1_000)] = 8
+    serve_statement_ms: Annotated[int, Field(gt=0)] = 10_000
 
     @pydantic.field_validator("wal_alarm_share")
     @classmethod

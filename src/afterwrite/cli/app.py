@@ -67,6 +67,7 @@ _VERBS = (
     "stamp",
     "outbox",
     "tail",
+    "serve",
     "maintain",
     "bench",
 )
