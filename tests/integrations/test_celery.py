@@ -25,6 +25,7 @@ from afterwrite.integrations.celery import instrument
 from afterwrite.integrations.psycopg import Connection
 from afterwrite.record import Level, Outcome
 from afterwrite.recorder import Options, Recorder
+from afterwrite.recorder.options import hold
 from afterwrite.testing import Memory
 
 DSN = [""]
@@ -251,6 +252,28 @@ def test_a_header_that_the_key_did_not_sign_is_not_believed(worker: None, caplog
     assert ask(afterwrite=forged) == "task:things.looks"
     assert ask(afterwrite=sent["afterwrite"].replace("user:1", "user:0")) == "task:things.looks"
     assert "cannot be told" in caplog.text
+
+
+def test_a_key_that_is_configured_or_rotated_later_signs_and_is_asked_for(worker: None) -> None:
+    instrument()  # where the application is made, which is before it is configured
+    sent: dict[str, dict[str, Any]] = {}
+
+    def send_again(headers: dict[str, Any], **_: Any) -> None:
+        headers.update(sent[again])
+
+    try:
+        for key in ("old", "new,old", "new"):
+            hold(Options(stamp_key=key))
+            with context.bind(actor=f"user:{key}"):
+                before_task_publish.send("looks", headers=sent.setdefault(key, {}))
+            before_task_publish.connect(send_again, weak=False)
+            for again in sent:
+                by = wait(looks.delay())["actor_id"]
+                assert by == ("task:things.looks" if (again, key) == ("old", "new") else f"user:{again}")
+            before_task_publish.disconnect(send_again)
+    finally:
+        before_task_publish.disconnect(send_again)
+        hold(None)
 
 
 def test_two_hundred_initiators_are_never_mixed(worker: None) -> None:

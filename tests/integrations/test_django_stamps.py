@@ -17,6 +17,7 @@ from stamping_scene import Scene
 from afterwrite import context
 from afterwrite.record import Emitted
 from afterwrite.recorder.connections import emit, stamp
+from afterwrite.recorder.options import Options, hold
 
 
 @pytest.fixture(params=["by the client", "by the server"])
@@ -119,3 +120,15 @@ def test_the_asynchronous_orm_does_the_same(scene: Scene) -> None:
 
     asyncio.run(run())
     assert scene.actors() == [("1", "1"), ("1", "1"), ("2", "2"), ("2", "2"), ("nobody", None)]
+
+
+def test_a_connection_that_is_open_signs_with_the_key_that_is_rotated(scene: Scene) -> None:
+    try:
+        for key in ("old", "new"):
+            hold(Options(stamp_key=key))
+            with context.bind(actor=key):
+                Thing.objects.create(name=key)
+    finally:
+        hold(None)
+    rows = scene.read(stamp_keys=("new",))
+    assert [(row["name"], (row["metadata"] or {}).get("unsigned")) for row in rows] == [("old", True), ("new", None)]

@@ -9,8 +9,8 @@ import pytest
 
 from afterwrite.activity import without_password
 from afterwrite.errors import UsageError
-from afterwrite.recorder import Durability, Options, Overflow, read_options
-from afterwrite.recorder.options import find_folder, service_name
+from afterwrite.recorder import Durability, Options, Overflow, options, read_options
+from afterwrite.recorder.options import find_folder, service_name, signing_key
 from afterwrite.settings import load_settings
 
 
@@ -40,6 +40,38 @@ def test_each_source_stands_over_the_next(tmp_path: Path, monkeypatch: pytest.Mo
     assert (found.durability, found.overflow, found.keep) == (Durability.MEMORY, Overflow.BLOCK, ("token", "pin"))
     assert (found.redact_patterns, found.block_seconds, found.keep_ip) == ((r"EMP-\d{1,5}",), 1.5, False)
     assert found.stamp_key == "s3cret"
+
+
+def test_a_key_in_a_mounted_file_is_taken_up_when_it_is_rotated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(options, "KEY_SECONDS", 0.0)
+    path = tmp_path / "key"
+    path.write_text("old")
+    monkeypatch.setenv("AFTERWRITE_STAMP_KEY_FILE", str(path))
+    told = read_options()
+    assert signing_key(told) == "old"
+    path.write_text("new,old\n")
+    assert signing_key(told) == "new,old"
+    for said in ("", " , "):  # a file that is being written
+        path.write_text(said)
+        assert signing_key(told) == "new,old"
+    path.unlink()
+    assert signing_key(told) == "new,old"
+    assert "what it said before is signed with" in caplog.text
+    with pytest.raises(UsageError, match="AFTERWRITE_STAMP_KEY_FILE names a file that cannot be read"):
+        read_options()
+
+
+def test_a_key_beside_its_file_stands_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("mounted")
+    (tmp_path / "afterwrite.toml").write_text('[recorder]\nstamp_key_file = "key"\n')
+    assert signing_key(read_options()) == "mounted"
+    monkeypatch.setenv("AFTERWRITE_STAMP_KEY", "said")
+    assert signing_key(read_options()) == "said"
+    monkeypatch.setenv("AFTERWRITE_STAMP_KEY_FILE", str(tmp_path / "key"))
+    assert signing_key(read_options()) == "said"
+    assert signing_key(read_options(stamp_key="given")) == "given"
 
 
 def test_the_commands_leave_the_recorders_table_alone_and_the_recorder_theirs(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def instrument(*, record: bool = False, nobody: Callable[[Any], str | None] = ta
     global _integration  # noqa: PLW0603 - Celery's signals are of the process too
     if _integration is not None:
         _integration.disconnect()
-    _integration = _Integration(record, nobody, key or configured_key())
+    _integration = _Integration(record, nobody, key)
     _integration.connect()
 
 
@@ -131,7 +131,7 @@ class _Integration:
         if context == _NOBODY:
             headers.pop(HEADER, None)
         else:
-            headers[HEADER] = seal(_PREFIX, encode_context(context), self._key)
+            headers[HEADER] = seal(_PREFIX, encode_context(context), self._key or configured_key())
 
     def _begin(self, task: Any = None, task_id: str | None = None, **_: Any) -> None:
         request = task.request
@@ -182,7 +182,7 @@ class _Integration:
         sent: object = task.request.get(HEADER)
         if isinstance(sent, str):
             try:
-                keys = split_keys(self._key)
+                keys = split_keys(self._key or configured_key())
                 unsealed = unseal(_PREFIX, sent.encode(), keys)
                 if keys and not unsealed.signed:
                     raise AfterwriteError("a task came with a context that our stamp_key did not sign")

@@ -65,7 +65,6 @@ from afterwrite.recorder.stamp import (
     Stamp,
     Stamps,
     calling,
-    configured_key,
     event_sql,
     read_sql,
     stamp_sql,
@@ -239,7 +238,7 @@ def _instrument(connection: Any, **_: Any) -> None:
     """Each new connection, of any thread, gets a wrapper that knows its transaction."""
     if connection.vendor == "postgresql" and _wrapper_of(connection) is None:
         functions = calling(getattr(settings, "AFTERWRITE_WRITING_FUNCTIONS", ()))
-        connection.execute_wrappers.insert(0, _Wrapper(functions, configured_key()))
+        connection.execute_wrappers.insert(0, _Wrapper(functions))
 
 
 def _wrapper_of(connection: Any) -> _Wrapper | None:
@@ -249,8 +248,8 @@ def _wrapper_of(connection: Any) -> _Wrapper | None:
 class _Wrapper:
     """What ``connection.execute_wrappers`` holds: it sees all that goes through Django's cursors."""
 
-    def __init__(self, functions: frozenset[str], key: str | None) -> None:
-        self.stamps = Stamps(key)
+    def __init__(self, functions: frozenset[str]) -> None:
+        self.stamps = Stamps()
         self._functions = functions
 
     def __call__(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:

@@ -23,7 +23,7 @@ from afterwrite.recorder.batch import Batch, Progress, batch_spec
 from afterwrite.recorder.connections import driver_of, enter
 from afterwrite.recorder.encode import clean_text
 from afterwrite.recorder.ids import Ids
-from afterwrite.recorder.options import Durability
+from afterwrite.recorder.options import Durability, signing_key
 from afterwrite.recorder.recorder import Recorded, Recorder, Stats
 from afterwrite.recorder.registry import ACTION, Action, Registry
 from afterwrite.recorder.track import Entity, Spec, Track, Tracked, as_dict, find_running
@@ -290,7 +290,7 @@ class Face:
         if not recorder.reaches_connections:
             return None
         try:
-            return enter(conn, context=context, key=recorder.options.stamp_key)
+            return enter(conn, context=context, key=signing_key(recorder.options))
         except UsageError:
             # A connection that nobody knows; strict mode has refused it before.
             return None

@@ -8,6 +8,7 @@ import re
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
@@ -91,8 +92,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     # Deliver by HTTP: where to, and as whom.
     record_url: str | None = None
     record_key: str | None = None
-    # What stamps and events in transactions are signed with.
+    # What stamps and events in transactions are signed with; from a file, what that says by then (see signing_key).
     stamp_key: str | None = None
+    stamp_key_file: str | None = None
     # How events in transactions go, and the slot that capture reads: the worker's setting of that name.
     events: EventsBy = EventsBy.AUTO
     slot: Annotated[str, Meta(pattern="^[a-z0-9_]{1,63}$")] = "afterwrite"
@@ -127,6 +129,7 @@ def read_options(*, folder: Path | None = None, **given: object) -> Options:
             found[name], places[name] = told
         if given.get(name) is not None:
             found[name], places[name] = given[name], "the call"
+    _read_key(found, places)
     for name in found.keys() | given.keys():
         if name not in Options.__struct_fields__:
             raise UsageError(
@@ -159,6 +162,41 @@ def hold(options: Options | None) -> None:
     """Have these options be what ``configured`` says; with None the settings are read again."""
     global _held  # noqa: PLW0603 - the process's own
     _held = options
+
+
+class _KeyFile:
+    """A mounted secret, which somebody may change under us."""
+
+    def __init__(self, path: str, key: str | None) -> None:
+        self._path, self._key, self._until = path, key, 0.0
+
+    def read(self) -> str | None:
+        """What it says by now; while it says nothing, what it said before."""
+        if (now := time.monotonic()) >= self._until:
+            self._until = now + KEY_SECONDS
+            try:
+                key = read_secret(self._path, "stamp_key_file")
+            except UsageError as error:
+                log.warning("%s; what it said before is signed with", error)
+            else:
+                self._key = key if split_keys(key) else self._key
+        return self._key
+
+
+_key_files: dict[str, _KeyFile] = {}
+# A key in a mounted file is taken up so soon after it was changed.
+KEY_SECONDS = 10.0
+
+
+def signing_key(options: Options) -> str | None:
+    """The key that signs now: where it stands in a mounted file, what that says by now."""
+    path = options.stamp_key_file
+    if path is None:
+        return options.stamp_key
+    found = _key_files.get(path)
+    if found is None:
+        found = _key_files[path] = _KeyFile(path, options.stamp_key)
+    return found.read()
 
 
 def service_name(options: Options) -> str:
@@ -195,6 +233,17 @@ def _private(folder: Path) -> Path:
         return folder
     log.warning("%s is not this user's alone: the spool is in %s; set spool_dir", folder, other)
     return other
+
+
+def _read_key(found: dict[str, Any], places: dict[str, str]) -> None:
+    """The key from its file, where that is named and no key is said beside it."""
+    path = found.get("stamp_key_file")
+    if not isinstance(path, str):
+        return
+    if places.get("stamp_key") in {None, f"{PREFIX}STAMP_KEY_FILE"}:
+        found["stamp_key"], places["stamp_key"] = read_secret(path, places["stamp_key_file"]), places["stamp_key_file"]
+    else:
+        del found["stamp_key_file"]
 
 
 def _read_environment(name: str) -> tuple[str, str] | None:

@@ -40,7 +40,7 @@ from afterwrite.recorder.commit import EVENT_BYTES, Committer, DropReason, descr
 from afterwrite.recorder.deliver import Courier, OpenSink
 from afterwrite.recorder.encode import clean_text, encode_metadata, to_milliseconds, to_moment
 from afterwrite.recorder.ids import Ids
-from afterwrite.recorder.options import Durability, Options, find_folder
+from afterwrite.recorder.options import Durability, Options, find_folder, signing_key
 from afterwrite.recorder.redact import Redactor, SecretError
 from afterwrite.recorder.spool import NO_METADATA, Made
 
@@ -366,7 +366,7 @@ class Recorder:
                 conn,
                 emitted,
                 context=context,
-                key=self.options.stamp_key,
+                key=signing_key(self.options),
                 events=self.options.events,
                 slot=self.options.slot,
             )

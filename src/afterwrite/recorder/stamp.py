@@ -25,7 +25,7 @@ import msgspec
 
 from afterwrite.context import Context, encode_context
 from afterwrite.record import CONTEXT_PREFIX, EVENT_PREFIX, Emitted
-from afterwrite.recorder.options import configured
+from afterwrite.recorder.options import configured, signing_key
 from afterwrite.recorder.redact import Redactor
 from afterwrite.seal import seal
 
@@ -37,8 +37,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 def configured_key() -> str | None:
-    """The key of this process's settings (``stamp_key``, AFTERWRITE_STAMP_KEY, AFTERWRITE_STAMP_KEY_FILE)."""
-    return configured().stamp_key
+    """The key of this process's settings (``stamp_key``, AFTERWRITE_STAMP_KEY, AFTERWRITE_STAMP_KEY_FILE) as of now."""
+    return signing_key(configured())
 
 
 def private(context: Context) -> Context:
@@ -85,15 +85,16 @@ class Stamp(NamedTuple):
 
 
 WRITABLE = "pg_catalog.current_setting('transaction_read_only') = 'off'"
-# "<transaction> <mark>". Asked only for the id that a transaction has: whoever only reads gets none by it. A transaction
-# that is stamped has one, by the message.
+# "<transaction> <mark>". Asked only for the id that a transaction has: whoever only reads gets none by it. One that is
+# stamped has one, by the message.
 _SET = f"pg_catalog.current_setting('{MARK}', true)"
 _STANDS = (
     f"case when pg_catalog.split_part({_SET}, ' ', 1) = cast(pg_catalog.pg_current_xact_id_if_assigned() as text)"
     f" then pg_catalog.split_part({_SET}, ' ', 2) else '' end"
 )
 _MESSAGE = (
-    f"(pg_catalog.set_config('{MARK}', cast(pg_catalog.pg_current_xact_id() as text) || ' ' || {{mark}}, true) is not null"
+    f"(pg_catalog.set_config('{MARK}',"
+    f" cast(pg_catalog.pg_current_xact_id() as text) || ' ' || {{mark}}, true) is not null"
     f" and pg_catalog.pg_logical_emit_message(true, '{CONTEXT_PREFIX}', {{payload}}::text) is not null)"
 )
 # The same for drivers that keep statements by their text and bind values: ``:mark``, ``:payload`` and ``:event``.
