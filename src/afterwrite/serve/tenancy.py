@@ -1,4 +1,4 @@
-"""How a request gets at the store: a read-only transaction, for a tenant's caller as a role that sees that tenant alone.
+"""How a request gets at the store: read-only, and for a tenant's caller as a role that sees that tenant alone.
 
 ::
 

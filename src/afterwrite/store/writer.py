@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
@@ -58,9 +58,17 @@ _SESSION = {
 _STAGING = ("pg_temp", "afterwrite_staging")
 _NO_PARTITION = "AW011"
 _OVERTAKEN = "AW012"
+_NO_COPY = "0A000"
 # Days beyond these belong to a clock gone wrong, or to an import: they stay in the default partition.
 _LATE_DAYS = 92
 _PARTITION_PAUSE_SECONDS = 30.0
+
+
+Beside = Callable[[Database, int | None], Awaitable[None]]
+"""What is to be committed together with a batch, of which it is told the id (None: there are no rows).
+
+It runs in the batch's transaction, once each time that is tried, and undoes all of it by raising.
+"""
 
 
 class CheckpointRow(msgspec.Struct, frozen=True):
@@ -183,7 +191,7 @@ class PostgresSink:
             failpoint("sink.after_read")
             return checkpoint
 
-    async def write(self, batch: Batch) -> Receipt:
+    async def write(self, batch: Batch, *, beside: Beside | None = None) -> Receipt:
         """Store the batch and its checkpoint in one transaction; when it returns, both are flushed.
 
         Raises ConnectionLost when the outcome is unknown (read the checkpoint again before another try), and Refused
@@ -191,23 +199,23 @@ class PostgresSink:
         """
         async with self._turn, self._unbroken() as db:
             if not batch.activities:
-                return await self._move_only(db, batch)
+                return await self._move_only(db, batch, beside)
             stretch = span(batch.activities, batch.moments)
             await self._make_days(db, stretch)
-            return await self._write(db, batch, stretch)
+            return await self._write(db, batch, stretch, beside)
 
-    async def _write(self, db: Database, batch: Batch, stretch: Span) -> Receipt:
+    async def _write(self, db: Database, batch: Batch, stretch: Span, beside: Beside | None) -> Receipt:
         way = _Way.PARTITION if len(stretch.days) == 1 and stretch.days <= self._days else _Way.PARENT
         while True:
             try:
-                return await self._store(db, batch, stretch, way)
+                return await self._store(db, batch, stretch, way, beside)
             except _DetourError:
                 way = _Way.STAGED
             except DatabaseError as error:
                 if way is _Way.PARTITION and _has_no_partition(error):
                     way = _Way.PARENT
                     self._days -= stretch.days
-                elif way is not _Way.STAGED and _may_pass(error):
+                elif way is not _Way.STAGED and (_may_pass(error) or _is_walled(error)):
                     way = _Way.STAGED
                 elif not isinstance(batch.activities, _Mended) and _is_poisoned(error):
                     way = _Way.STAGED
@@ -238,16 +246,18 @@ class PostgresSink:
             await self.close()
             raise
 
-    async def _move_only(self, db: Database, batch: Batch) -> Receipt:
-        if batch.checkpoint:
+    async def _move_only(self, db: Database, batch: Batch, beside: Beside | None) -> Receipt:
+        if batch.checkpoint or beside:
             async with _rolled_back(db):
                 await _open(db, batch)
+                if beside:
+                    await beside(db, None)
                 failpoint("sink.before_move")
                 await _close(db, batch)
             failpoint("sink.after_move")
         return Receipt(batch_id=None, position=None, stored=0)
 
-    async def _store(self, db: Database, batch: Batch, stretch: Span, way: _Way) -> Receipt:
+    async def _store(self, db: Database, batch: Batch, stretch: Span, way: _Way, beside: Beside | None) -> Receipt:
         failpoint("sink.before_begin")
         async with _rolled_back(db):
             opened = await _open(db, batch)
@@ -264,6 +274,8 @@ class PostgresSink:
                     partition = partition_name(day)
                 seal = await _copy(db, batch.activities, opened.batch_id, partition or PARENT)
             failpoint("sink.after_copy")
+            if beside:
+                await beside(db, opened.batch_id if seal.rows else None)
             failpoint("sink.before_commit")
             position = await _close(
                 db, batch, batch_id=opened.batch_id, stretch=stretch, seal=seal, partition=partition
@@ -328,6 +340,11 @@ async def _rolled_back(db: Database) -> AsyncGenerator[None]:
 def _may_pass(error: DatabaseError) -> bool:
     """Whether staging helps: some rows are stored already, or another writer of the same rows was in the way."""
     return error.sqlstate in {"23505", "40P01", "40001"}
+
+
+def _is_walled(error: DatabaseError) -> bool:
+    """Whether COPY is not to be had: row-level security keeps it from who does not own the table; INSERT goes."""
+    return error.sqlstate == _NO_COPY
 
 
 def _is_poisoned(error: DatabaseError) -> bool:
