@@ -21,7 +21,8 @@ def test_the_recorders_page_runs_as_it_stands(installed_dsn: str, tmp_path: Path
     names["recorder"].close()
     names["careful"].close()
     with psycopg.connect(installed_dsn) as db:
-        assert db.execute("select action, source from afterwrite.activity").fetchall() == [("invoice.sent", "billing")]
+        stored = db.execute("select action, source from afterwrite.activity order by occurred_at").fetchall()
+    assert stored == [("order.paid", "billing"), ("invoice.sent", "billing")]
 
 
 def test_its_tables_name_every_setting_with_its_default_and_every_reason() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import psycopg
 import pytest
 from recorder_rig import KeptSink, assert_closed_account, recording, until
 
-from afterwrite.errors import AfterwriteError, DatabaseError
+from afterwrite.errors import AfterwriteError, DatabaseError, UsageError
 from afterwrite.postgres import connect
 from afterwrite.record import Activity, Batch
 from afterwrite.recorder import Options, Recorder, commit, deliver, spool
 from afterwrite.recorder.deliver import NotTaken, Unstorable, is_refusal
+from afterwrite.recorder.ids import Ids
 from afterwrite.recorder.spool import SpoolError, SpoolFile
 from afterwrite.store.reader import verify_feed
 from afterwrite.store.writer import open_sink
@@ -86,6 +88,27 @@ def test_an_id_that_is_sent_again_is_stored_once(installed_dsn: str) -> None:
 
     asyncio.run(scenario())
     assert len(stored_rows(installed_dsn)) == 11
+
+
+def test_an_event_that_is_recorded_again_under_its_id_is_stored_once(installed_dsn: str, tmp_path: Path) -> None:
+    recorder = into_store(installed_dsn, tmp_path)
+    own, theirs = recorder.record("a.b").id, str(uuid.uuid5(uuid.NAMESPACE_URL, "https://pay.example.com/events/7"))
+    paid_at = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    told = Ids().make()
+    recorder.record("order.paid", id=theirs, occurred_at=paid_at)
+    recorder.record("order.sent", id=told)
+    assert recorder.flush(30)
+    for _ in range(2):  # again, by whoever was not sure that it was
+        recorder.record("order.paid", id=uuid.UUID(theirs), occurred_at=paid_at)
+        recorder.record("order.sent", id=told.upper())
+        assert recorder.flush(30)
+    assert {row[0] for row in stored_rows(installed_dsn)} == {own, theirs, told}
+    assert len(stored_rows(installed_dsn)) == 3
+    assert_closed_account(recorder)
+    recorder.close()
+    strict = into_store(installed_dsn, tmp_path, strict=True)
+    with pytest.raises(UsageError, match="does not say when it was"):
+        strict.record("order.paid", id=theirs)
 
 
 def test_what_the_store_refuses_is_found_and_holds_nobody_up(installed_dsn: str, tmp_path: Path) -> None:

@@ -329,6 +329,23 @@ def test_ids_are_uuid7_in_the_order_of_their_making_also_when_the_clock_jumps_ba
     assert abs(milliseconds - real() // 1_000_000) < 60_000
 
 
+def test_an_id_of_the_callers_says_when_it_was_and_never_raises(kept: tuple[Recorder, KeptSink]) -> None:
+    recorder, sink = kept
+    before = datetime.now(UTC)
+    wanted = {
+        "0195a000-0000-7000-8000-000000000001": datetime(2025, 3, 16, 17, 28, 29, 440_000, tzinfo=UTC),
+        "ffffffff-ffff-7fff-bfff-ffffffffffff": None,  # in the year 10889
+        "0195a000-0000-4000-8000-000000000001": None,
+    }
+    for id in wanted:
+        recorder.record("a.b", id=id)
+    assert recorder.flush()
+    for event in sink.activities.values():
+        told = wanted[event.id]
+        assert event.occurred_at == told if told else before <= event.occurred_at <= datetime.now(UTC)
+    assert len(sink.activities) == 3
+
+
 def test_ids_of_threads_are_all_different() -> None:
     ids, found = Ids(), []
 

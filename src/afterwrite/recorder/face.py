@@ -92,7 +92,8 @@ class Face:
         commits; on an asynchronous one, await the result. Without, it goes to the spool: await the result, or call its
         ``wait()``, where it must be on the disk before you go on. ``caused_by`` is the id of the activity that led to
         it (or what ``record`` or ``track`` gave); by default the ``track`` around here. ``context`` stands in place of
-        this task's.
+        this task's. With an ``id`` of your own, a UUIDv7, or another UUID and ``occurred_at``, it may be recorded again
+        and is stored once.
         """
         recorder = self._find()
         if not (
@@ -104,7 +105,7 @@ class Face:
             and (severity is None or severity.__class__ is Level)
             and (caused_by is None or (caused_by.__class__ is str and _ID.fullmatch(cast("str", caused_by))))
             and durability is None
-            and occurred_at is None
+            and (occurred_at is None or occurred_at.__class__ is datetime)
             and (id is None or id.__class__ is str)
         ):
             return self._record_mended(
@@ -120,6 +121,7 @@ class Face:
             summary=summary,
             metadata=metadata,
             duration_ms=duration_ms,
+            occurred_at=occurred_at,
             caused_by=cast("str | None", caused_by),
             conn=conn,
             id=id,

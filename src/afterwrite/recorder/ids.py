@@ -11,11 +11,14 @@ says an earlier time than before, takes the next fraction.
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime, timedelta
 from threading import RLock
 from time import time_ns
+from uuid import UUID
 
 _FRACTIONS, _NANOSECONDS = 4096, 1_000_000
 _VARIANT = 1 << 63
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WRITTEN = [f"{fraction:03x}" for fraction in range(_FRACTIONS)]
 
 
@@ -48,3 +51,18 @@ class Ids:
             self._written = (tick >> 12, beginning)
         tail = "%016x" % (self._bits(62) | _VARIANT)
         return f"{beginning}{_WRITTEN[tick & 0xFFF]}-{tail[:4]}-{tail[4:]}"
+
+
+def moment_of(id: str) -> datetime | None:
+    """When a UUIDv7 says that it was made; None for a UUID of another version, and for a time that is none of ours.
+
+    The store knows an event again by its moment and its id: one that comes with an id alone, and may come again, must
+    have the same moment each time.
+    """
+    number = UUID(id)
+    if number.version != 7:
+        return None
+    try:
+        return _EPOCH + timedelta(milliseconds=number.int >> 80)
+    except OverflowError:
+        return None

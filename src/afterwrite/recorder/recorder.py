@@ -39,7 +39,7 @@ from afterwrite.recorder import spool as spooling
 from afterwrite.recorder.commit import EVENT_BYTES, Committer, DropReason, describe_dropped, is_in_loop
 from afterwrite.recorder.deliver import Courier, OpenSink
 from afterwrite.recorder.encode import clean_text, encode_metadata, to_milliseconds, to_moment
-from afterwrite.recorder.ids import Ids
+from afterwrite.recorder.ids import Ids, moment_of
 from afterwrite.recorder.options import Durability, Options, find_folder, signing_key
 from afterwrite.recorder.redact import Redactor, SecretError
 from afterwrite.recorder.spool import NO_METADATA, Made
@@ -158,7 +158,8 @@ class Recorder:
 
         With ``conn``, a connection or session of the application's, the event is part of its transaction and exists iff
         that commits; on an asynchronous one the result must be awaited. Otherwise it goes to the queue, and is spooled
-        within milliseconds. ``durability="sync"`` waits until the disk has it (in a running event loop, only awaiting
+        within milliseconds. An ``id`` of the caller's is stored once, at ``occurred_at`` or when the id, a UUIDv7, says
+        that it was made. ``durability="sync"`` waits until the disk has it (in a running event loop, only awaiting
         does). Raises nothing but what ``conn`` raises, unless the options say ``strict``.
         """
         committer = self._committer or self._start()
@@ -185,10 +186,16 @@ class Recorder:
                 kind, subject = entity
                 kind = kind if kind.__class__ is str else _word(kind)
                 subject = None if subject is None else str(subject) if _is_small(subject) else _word(subject)
+            if occurred_at is not None:
+                moment = to_moment(occurred_at)
+            elif id is None or conn is not None:
+                moment = datetime.now(UTC)
+            else:
+                moment = self._moment_of(own)
             # By position, in the order of Made's fields.
             event = Made(
                 own,
-                datetime.now(UTC) if occurred_at is None else to_moment(occurred_at),
+                moment,
                 self.source,
                 _EVENT,
                 "system" if category is None else _word(category),
@@ -410,6 +417,16 @@ class Recorder:
             if self.options.strict:
                 raise UsageError(f"{id!r} is no UUID", remedy="leave the id out, or give a UUID") from None
             return self._ids.make()
+
+    def _moment_of(self, id: str) -> datetime:
+        """When an event occurred of which only the id was given: what a UUIDv7 says, since it may be recorded again."""
+        told = moment_of(id)
+        if told is None and self.options.strict:
+            raise UsageError(
+                f"the id {id} does not say when it was: recorded again, the event would be stored twice",
+                remedy="give occurred_at too, or a UUIDv7",
+            )
+        return told or datetime.now(UTC)
 
     def _check(self, event: Made, metadata: object) -> None:
         """What strict mode refuses beyond what could not be encoded."""

@@ -19,6 +19,7 @@ import os
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from datetime import UTC, datetime
 from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -278,6 +279,8 @@ class Tracked:
             summary=self.summary,
             metadata=self.metadata or None,
             duration_ms=self.seconds * 1000,
+            # Its id says when it began.
+            occurred_at=datetime.now(UTC) if conn is None else None,
             caused_by=outer.caused_by,
             durability=spec.durability,
             conn=conn,
