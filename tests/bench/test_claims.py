@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from afterwrite.bench.claims import compare, held_to, interval, note, percentile
+from afterwrite.bench.claims import compare, held_to, interval, note, percentile, share_left
 
 
 def test_the_interval_is_students_over_the_logarithms_of_the_ratios() -> None:
@@ -60,3 +60,14 @@ def test_percentiles_are_values_that_occurred() -> None:
     assert percentile([5, 1, 4, 2, 3], 0.5) == 3
     assert percentile(list(range(1, 101)), 0.99) == 99
     assert percentile([7], 0.01) == 7
+
+
+def test_what_is_left_of_a_surplus_may_be_nothing_or_less() -> None:
+    claim = share_left("a", "µs", [100.0, 100.0], [1_100.0, 1_100.0], [200.0, 0.0], target=0.1)
+
+    # Shares 0.1 and -0.1: mean 0, standard deviation sqrt(0.02), t for one degree of freedom 12.706.
+    half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
+    assert (claim.baseline, claim.measured, claim.ratio) == (1_000.0, 0.0, 0.0)
+    assert claim.low == pytest.approx(-half)
+    assert claim.high == pytest.approx(half)
+    assert claim.met

@@ -343,7 +343,7 @@ async def _lag(
         scripts=SINGLE, transactions=transactions, clients=8, rate=rate / SINGLE_ROWS, seed=options.seed + number
     )
     async with _feed(stage.settings.dsn) as seen:
-        tps = await stage.work(load)
+        tps = (await stage.work(load)).tps
         await stage.caught_up(await read_wal_position(stage.db), worker)
         await asyncio.sleep(0.2)
     lags: list[float] = []

@@ -76,6 +76,38 @@ def compare(
     )
 
 
+def share_left(
+    claim: str,
+    unit: str,
+    nothing: Sequence[float],
+    baseline: Sequence[float],
+    measured: Sequence[float],
+    *,
+    target: float | None = None,
+) -> Claim:
+    """What is left of a surplus: both above ``nothing``, which was taken in the same rounds; at most the target.
+
+    A difference may come out below zero, so that the interval is Student's over the shares themselves.
+    """
+    surplus = [theirs - none for none, theirs in zip(nothing, baseline, strict=True)]
+    left = [ours - none for none, ours in zip(nothing, measured, strict=True)]
+    shares = [ours / theirs for theirs, ours in zip(surplus, left, strict=True)]
+    ratio, half = _mean_and_half(shares)
+    return Claim(
+        claim=claim,
+        unit=unit,
+        baseline=statistics.fmean(surplus),
+        measured=statistics.fmean(left),
+        ratio=ratio,
+        low=None if half is None else ratio - half,
+        high=None if half is None else ratio + half,
+        target=target,
+        at_most=True,
+        met=None if target is None else ratio <= target,
+        rounds=len(shares),
+    )
+
+
 def held_to(claim: str, unit: str, promised: float, measured: Sequence[float], *, at_most: bool) -> Claim:
     """A claim about a figure that was promised outright, such as a latency: its ratio to the promise must be 1."""
     return compare(claim, unit, [promised] * len(measured), measured, target=1.0, at_most=at_most)
@@ -100,14 +132,20 @@ def note(claim: str, unit: str, measured: Sequence[float]) -> Claim:
 
 def interval(ratios: Sequence[float]) -> tuple[float, float | None, float | None]:
     """The geometric mean of ratios and its 95 % confidence interval; none from a single round."""
-    logarithms = [math.log(ratio) for ratio in ratios]
-    mean = statistics.fmean(logarithms)
-    if len(logarithms) < _FEWEST_ROUNDS:
-        return math.exp(mean), None, None
-    freedom = len(logarithms) - 1
+    mean, half = _mean_and_half([math.log(ratio) for ratio in ratios])
+    return (
+        (math.exp(mean), None, None) if half is None else (math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+    )
+
+
+def _mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and half of its 95 % interval; none from a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < _FEWEST_ROUNDS:
+        return mean, None
+    freedom = len(values) - 1
     t = _T[freedom - 1] if freedom <= len(_T) else _NORMAL
-    half = t * statistics.stdev(logarithms) / math.sqrt(len(logarithms))
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+    return mean, t * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -53,45 +54,74 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 1
 
 
+class Ran(msgspec.Struct, frozen=True, kw_only=True):
+    """What came about: transactions a second, and how long each took, in milliseconds, in the order of their ends.
+
+    A transaction that had to wait for its turn under a ``rate`` counts from the moment when it was due.
+    """
+
+    tps: float
+    latencies: list[float]
+
+
 async def read_sizes(db: Database) -> Sizes:
     """Ask once; what the load adds later is not picked from."""
     return await db.one(Sizes, statement("bench.read_sizes"))
 
 
-async def run_load(server: Server, database: str, load: Load, sizes: Sizes, folder: Path) -> float:
-    """Run it to its end and give the transactions a second that came about; the same seed does the same work.
+async def run_load(server: Server, database: str, load: Load, sizes: Sizes, folder: Path) -> Ran:
+    """Run it to its end and tell what came about; the same seed does the same work.
 
     Raises AfterwriteError, with pgbench's own words, when a transaction failed.
     """
-    words: list[str] = []
+    scripts: dict[Path, int] = {}
     for name, weight in load.scripts.items():
         path = folder / f"{name}.pgbench"
         path.write_text(_script(name).replace("{stamp}", _script("stamp")), encoding="utf-8")
+        scripts[path] = weight
+    variables = {**msgspec.structs.asdict(sizes), "stamp": int(load.stamped)}
+    return await run_pgbench(server, server.dsn(database, ROLE), load, scripts, variables, folder)
+
+
+async def run_pgbench(
+    server: Server, dsn: str, load: Load, scripts: Mapping[Path, int], variables: Mapping[str, int], folder: Path
+) -> Ran:
+    """Run these scripts by their weights; ``load`` says how often, by how many and how fast."""
+    words: list[str] = []
+    for path, weight in scripts.items():
         words += ["-f", f"{path}@{weight}"]
-    for name, value in {**msgspec.structs.asdict(sizes), "stamp": int(load.stamped)}.items():
+    for name, value in variables.items():
         words += ["-D", f"{name}={value}"]
     if load.rate is not None:
         words += ["-R", f"{load.rate:g}"]
     clients = max(1, min(load.clients, load.transactions))
-    child = await asyncio.create_subprocess_exec(
-        server.bin_dir / "pgbench",
-        *("-n", "-c", str(clients), "-j", "1", "-t", str(max(1, load.transactions // clients))),
-        *("--random-seed", str(load.seed), *words, server.dsn(database, ROLE)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        said, complaint = await child.communicate()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-        raise
-    speed = re.search(rb"tps = ([0-9.]+)", said)
-    if child.returncode or speed is None or re.search(rb"failed transactions: [1-9]", said):
-        words_said = (complaint or said).decode(errors="replace").strip()[-800:]
-        raise AfterwriteError(f"the load could not be run: {words_said}", remedy="look at the server's log")
-    return float(speed[1])
+    with tempfile.TemporaryDirectory(dir=folder, prefix="log") as logs:
+        child = await asyncio.create_subprocess_exec(
+            server.bin_dir / "pgbench",
+            *("-n", "-c", str(clients), "-j", "1", "-t", str(max(1, load.transactions // clients))),
+            *("-l", "--log-prefix", str(Path(logs) / "t"), "--random-seed", str(load.seed), *words, dsn),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            said, complaint = await child.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+            raise
+        speed = re.search(rb"tps = ([0-9.]+)", said)
+        if child.returncode or speed is None or re.search(rb"failed transactions: [1-9]", said):
+            words_said = (complaint or said).decode(errors="replace").strip()[-800:]
+            raise AfterwriteError(f"the load could not be run: {words_said}", remedy="look at the server's log")
+        latencies = _read_latencies(Path(logs))
+    return Ran(tps=float(speed[1]), latencies=latencies)
+
+
+def _read_latencies(folder: Path) -> list[float]:
+    """What pgbench logged: a transaction a line, its microseconds the third word."""
+    lines = (line for path in sorted(folder.iterdir()) for line in path.read_text(encoding="ascii").splitlines())
+    return [int(line.split(maxsplit=3)[2]) / 1000 for line in lines]
 
 
 def _script(name: str) -> str:

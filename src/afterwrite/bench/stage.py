@@ -13,20 +13,28 @@ import msgspec
 from psycopg import sql
 
 from afterwrite import runtime
-from afterwrite.bench.load import Load, Sizes, read_sizes, run_load
+from afterwrite.bench.load import Load, Ran, Sizes, read_sizes, run_load
 from afterwrite.capture.slot import read_wal_position
+from afterwrite.defer.deferral import prepare_deferral
 from afterwrite.demo.processes import Process, capture_worker
 from afterwrite.demo.schema import create_legacy_application
+from afterwrite.demo.story import keep_filled
 from afterwrite.errors import AfterwriteError
-from afterwrite.postgres import Database, connect, identifier, script, statement
+from afterwrite.migrate.backup import read_backup
+from afterwrite.migrate.gates import read_table_figures
+from afterwrite.migrate.phase import Mode
+from afterwrite.migrate.plan import Thresholds, make_plan, write_plan
+from afterwrite.migrate.steps import backup_statement, silence_statements, start_statements
+from afterwrite.postgres import Database, connect, identifier, quoted, script, statement
 from afterwrite.postgres.cpu import cluster_cpu_seconds, cpu_seconds
 from afterwrite.postgres.embedded import Server
 from afterwrite.record import Lsn
 from afterwrite.scan.classify import Verdict
-from afterwrite.scan.survey import survey
+from afterwrite.scan.survey import Survey, survey
 from afterwrite.settings import Settings
 
 DATABASE = "legacy"
+_MIGRATION = 1
 _CATCH_UP_SECONDS = 300.0
 
 
@@ -37,6 +45,17 @@ class Variant(StrEnum):
     NOBODY = "nobody"
     AFTERWRITE = "afterwrite"
     APART = "afterwrite, store apart"
+
+
+class Moved(StrEnum):
+    """Which triggers capture has taken over: those that only log, all that may go or wait, or all with full logs.
+
+    With ``KEEP``, bodies that write legacy logs run after commit, so that the logs stay filled.
+    """
+
+    LOGS = "logs"
+    ALL = "all"
+    KEEP = "keep"
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,8 +93,8 @@ class Stage:
         """Whether a worker is wanted beside it."""
         return self.variant in (Variant.AFTERWRITE, Variant.APART)
 
-    async def work(self, load: Load) -> float:
-        """Let the application work; gives transactions a second."""
+    async def work(self, load: Load) -> Ran:
+        """Let the application work."""
         load = msgspec.structs.replace(load, stamped=self.captured and load.stamped)
         return await run_load(self.server, DATABASE, load, self._sizes, self.folder)
 
@@ -120,17 +139,7 @@ class Stage:
 
     async def caught_up(self, lsn: Lsn, worker: Process) -> None:
         """Wait until everything that was committed up to here is stored and acknowledged."""
-        # A transaction of ours behind it: without one the slot would stand still until the next heartbeat.
-        await self.db.value(statement("bench.emit_marker"))
-        deadline = time.monotonic() + _CATCH_UP_SECONDS
-        while True:
-            worker.check()
-            beyond = await self.db.value(statement("bench.read_confirmed"), slot=self.settings.slot, lsn=str(lsn))
-            if beyond is not None and beyond >= 0:
-                return
-            if time.monotonic() > deadline:
-                raise AfterwriteError(f"capture is not at {lsn} after {_CATCH_UP_SECONDS:.0f} s; {worker.latest}")
-            await asyncio.sleep(0.05)
+        await await_caught_up(self.db, self.settings, lsn, worker)
 
     async def _read(self, worker: Process | None) -> Bill:
         await asyncio.sleep(1.0)
@@ -145,6 +154,21 @@ class Stage:
         )
 
 
+async def await_caught_up(db: Database, settings: Settings, lsn: Lsn, worker: Process) -> None:
+    """Wait until everything that was committed up to here is stored and acknowledged."""
+    # A transaction of ours behind it: without one the slot would stand still until the next heartbeat.
+    await db.value(statement("bench.emit_marker"))
+    deadline = time.monotonic() + _CATCH_UP_SECONDS
+    while True:
+        worker.check()
+        beyond = await db.value(statement("bench.read_confirmed"), slot=settings.slot, lsn=str(lsn))
+        if beyond is not None and beyond >= 0:
+            return
+        if time.monotonic() > deadline:
+            raise AfterwriteError(f"capture is not at {lsn} after {_CATCH_UP_SECONDS:.0f} s; {worker.latest}")
+        await asyncio.sleep(0.05)
+
+
 class _Helper(msgspec.Struct, frozen=True):
     pid: int
     part: str
@@ -152,7 +176,7 @@ class _Helper(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def staged(
-    server: Server, variant: Variant, *, seed: int, store_server: Server | None = None
+    server: Server, variant: Variant, *, seed: int, store_server: Server | None = None, moved: Moved = Moved.LOGS
 ) -> AsyncGenerator[Stage]:
     """Lay the application; silence the triggers that capture replaces unless they are the variant; install capture.
 
@@ -173,12 +197,37 @@ async def staged(
                 async with runtime.source_and_store(settings) as (source, store):
                     seen = await runtime.look_at_installation(settings, source, store)
                     await runtime.install(settings, seen, source, store)
-            for judgement in found.judgements:
-                if judgement.verdict is Verdict.RETIRE:
-                    trigger = judgement.trigger
-                    await db.run(
-                        sql.SQL("alter table {} disable trigger {}").format(
-                            identifier(trigger.schema, trigger.table), sql.Identifier(trigger.name)
+            if moved is Moved.LOGS or not stage.captured:
+                gone = {Verdict.RETIRE} if moved is Moved.LOGS else {Verdict.RETIRE, Verdict.DEFER}
+                for judgement in found.judgements:
+                    if judgement.verdict in gone:
+                        trigger = judgement.trigger
+                        await db.run(
+                            sql.SQL("alter table {} disable trigger {}").format(
+                                identifier(trigger.schema, trigger.table), sql.Identifier(trigger.name)
+                            )
                         )
-                    )
+            else:
+                await _hand_over(db, found, settings, keep_logs=moved is Moved.KEEP)
         yield stage
+
+
+async def _hand_over(db: Database, found: Survey, settings: Settings, *, keep_logs: bool) -> None:
+    """Silence what may go or wait by the very statements that `migrate` runs; there is no load yet to prove it on."""
+    plan = make_plan(found.judgements, await read_table_figures(db), thresholds=Thresholds(), soak_seconds=0.0)
+    plan = keep_filled(plan) if keep_logs else plan
+    triggers = {judgement.trigger.identity: judgement.trigger for judgement in found.judgements}
+    for begin in start_statements(_MIGRATION, write_plan(plan)):
+        await db.run(begin.encode())
+    for phase in plan.phases:
+        for planned in phase.triggers:
+            trigger = triggers[planned.trigger]
+            backup = await read_backup(db, quoted(trigger.schema, trigger.table), trigger.name)
+            if backup is None:
+                raise AfterwriteError(f"trigger {planned.trigger} is gone", remedy="this is a defect: report it")
+            async with db.transaction():
+                await db.run(backup_statement(_MIGRATION, phase.number, backup, trigger).encode())
+                if planned.moves_as is Mode.DEFER:
+                    await prepare_deferral(db, trigger, source=settings.source)
+                for deed in silence_statements(_MIGRATION, phase.number, planned.moves_as, backup, planned.fingerprint):
+                    await db.run(deed.encode())

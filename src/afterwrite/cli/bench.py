@@ -17,6 +17,8 @@ from afterwrite.bench.capture import Options, Tell, bench_capture
 from afterwrite.bench.claims import Claim, Report
 from afterwrite.bench.recorder import Options as RecorderOptions
 from afterwrite.bench.recorder import bench_recorder
+from afterwrite.bench.writes import Options as WriteOptions
+from afterwrite.bench.writes import bench_writes
 from afterwrite.cli.face import Json, emit, fill, out, run, say, table, talk
 from afterwrite.errors import ExitCode
 
@@ -26,9 +28,11 @@ class What(StrEnum):
 
     CAPTURE = "capture"
     RECORDER = "recorder"
+    WRITES = "writes"
 
 
 _QUICK_RECORDER = RecorderOptions(rounds=2, events=20_000, stored=8_000, inserts=1_000)
+_QUICK_WRITES = WriteOptions(rounds=2, transactions=300, peer_transactions=300)
 _QUICK = Options(rounds=2, changes=40_000, lag_seconds=3.0, bill_seconds=3.0)
 
 
@@ -66,6 +70,10 @@ def bench(
             small = _QUICK_RECORDER if quick else RecorderOptions()
             sized = replace(small, rounds=rounds or small.rounds, pg_bin=pg_bin)
             report = run(_watched(lambda tell: bench_recorder(sized, tell)))
+        case What.WRITES:
+            scaled = _QUICK_WRITES if quick else WriteOptions()
+            scaled = replace(scaled, rounds=rounds or scaled.rounds, seed=seed, pg_bin=pg_bin)
+            report = run(_watched(lambda tell: bench_writes(scaled, tell)))
         case _:
             assert_never(what)
     if json:

@@ -288,7 +288,7 @@ async def _plan(database: Database, found: Survey, script: Script) -> Plan:
         thresholds=thresholds,
         soak_seconds=script.soak_seconds,
     )
-    return _keep_logs(plan) if script.keep_legacy else plan
+    return keep_filled(plan) if script.keep_legacy else plan
 
 
 # After commit these would leave other rows in the logs than they leave within the transaction.
@@ -302,7 +302,7 @@ _STAY = {
 }
 
 
-def _keep_logs(plan: Plan) -> Plan:
+def keep_filled(plan: Plan) -> Plan:
     """The plan of a team whose readers still need the old logs, to the row."""
     plan = leave_on(plan)
     return msgspec.structs.replace(

@@ -99,3 +99,15 @@ select pg_catalog.pg_logical_emit_message(true, 'afterwrite.bench', '');
 -- One event by itself, as an application writes it.
 insert into public.bench_audit (id, actor, tenant, action, entity_type, entity_id, details)
 values (:id, :actor, :tenant, :action, :entity_type, :entity_id, :details::text::jsonb);
+
+-- name: forget_statements
+-- Count the time of statements anew.
+select public.pg_stat_statements_reset();
+
+-- name: vacuum_peer
+-- Take away what the last turn left dead, so that every turn finds the same table.
+vacuum (analyze) {table};
+
+-- name: update_peer
+-- Every row in one statement.
+update {table} set status = 'closed', amount = amount + 1, updated_at = now();
