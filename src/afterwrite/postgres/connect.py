@@ -99,6 +99,14 @@ class Database:
                         return None
                 return await cursor.fetchone()
 
+    async def wait_told(self, seconds: float) -> bool:
+        """Wait until a channel that this session listens to is told of, and at most so long; says whether one was."""
+        with translated(self.where):
+            told = False
+            async for _ in self.connection.notifies(timeout=seconds, stop_after=1):
+                told = True
+            return told
+
     async def copy_out(self, query: Query, **params: object) -> AsyncGenerator[bytes]:
         """The lines, each with its end, of a ``copy … to stdout``; parameters are filled in on this side."""
         with translated(self.where):

@@ -88,6 +88,13 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     action: str | None = None
 
 
+class FeedBounds(msgspec.Struct, frozen=True):
+    """Batches up to ``start`` are expired, ``position`` is the newest one's."""
+
+    start: int
+    position: int
+
+
 class Break(msgspec.Struct, frozen=True):
     """The first place where the feed is not what was written, and what is wrong there."""
 
@@ -170,23 +177,97 @@ async def read_batch_pages(
     Within a transaction that is the order of the writes, since its ids are.
     """
     stretch = transaction or batch
-    after_at, after_id = stretch.first_at, _NO_ID
-    while page := await db.rows(
+    after = stretch.first_at, _NO_ID
+    while page := await _read_batch_page(
+        db,
+        batch,
+        after=after,
+        last_at=stretch.last_at,
+        relations=relations,
+        events=events,
+        transaction=transaction,
+        wanted=wanted,
+        rows=rows or _PAGE_ROWS,
+    ):
+        yield page
+        after = page[-1].occurred_at, page[-1].id
+
+
+async def read_batch_page(
+    db: Database, batch: StoredBatch, *, after: tuple[datetime, str] | None, rows: int
+) -> list[StoredActivity]:
+    """The next ``rows`` of what a batch holds in the order of time, behind a time and an id; [] at its end."""
+    return await _read_batch_page(
+        db,
+        batch,
+        after=after or (batch.first_at, _NO_ID),
+        last_at=batch.last_at,
+        relations=None,
+        events=True,
+        transaction=None,
+        wanted=None,
+        rows=rows,
+    )
+
+
+async def _read_batch_page(
+    db: Database,
+    batch: StoredBatch,
+    *,
+    after: tuple[datetime, str],
+    last_at: datetime,
+    relations: Sequence[str] | None,
+    events: bool,
+    transaction: StoredTransaction | None,
+    wanted: Wanted | None,
+    rows: int,
+) -> list[StoredActivity]:
+    return await db.rows(
         _activity,
         statement("store.read_batch_page"),
         batch_id=batch.id,
         position=batch.position,
-        last_at=stretch.last_at,
-        after_at=after_at,
-        after_id=after_id,
+        last_at=last_at,
+        after_at=after[0],
+        after_id=after[1],
         relations=None if relations is None else list(relations),
         events=events,
         commit_lsn=str(transaction.commit_lsn) if transaction else None,
         **msgspec.structs.asdict(wanted or Wanted()),
-        limit=rows or _PAGE_ROWS,
-    ):
-        yield page
-        after_at, after_id = page[-1].occurred_at, page[-1].id
+        limit=rows,
+    )
+
+
+async def read_feed_rows(db: Database, batches: Sequence[StoredBatch]) -> list[StoredActivity]:
+    """What these batches hold of what the reader may see, in the feed's order; all of it at once.
+
+    As ``read_batch_activities``, for a role that sees some activity and no batches.
+    """
+    return await db.rows(
+        _activity,
+        statement("feed.read_rows"),
+        positions=[batch.position for batch in batches],
+        **_stretch(batches),
+    )
+
+
+async def read_feed_bounds(db: Database) -> FeedBounds:
+    """Where the feed begins and ends now."""
+    return await db.one(FeedBounds, statement("feed.read_bounds"))
+
+
+async def read_feed_distance(db: Database, after: int, until: int) -> int:
+    """How many rows the batches between two positions brought."""
+    rows: int = await db.value(statement("feed.read_distance"), after_position=after, until_position=until)
+    return rows
+
+
+async def read_moment_in_batch(db: Database, batch: StoredBatch, id: str) -> datetime | None:
+    """When the activity of this id in this batch occurred; None where it is not there, or not to be seen."""
+    moment: datetime | None = await db.value(
+        statement("feed.read_moment"), id=id, batch_id=batch.id, first_at=batch.first_at, last_at=batch.last_at
+    )
+    return moment
 
 
 async def read_transactions(
