@@ -8,14 +8,17 @@ Every room of the server exports ``routes``, a list of Litestar route handlers, 
         async with reading(request.app.state, caller) as db:            # what he may see (tenancy.py)
             …
 
-``app.state`` holds ``settings``, ``readers`` (the pool behind ``reading``) and ``feed`` (live.py's Feed, open for as
-long as the server runs).
+``app.state`` holds ``settings``, ``readers`` (the pool behind ``reading``), ``feed`` (live.py's Feed, open for as long
+as the server runs), and what is kept for a few seconds: ``await app.state.health.get()`` (health.py's Health),
+``.progress.get()`` (progress.py's Progress: phases, gates, proof, checklist, load) and ``.triggers.get()`` (its
+Triggers). These three are for callers without a tenant: the dependency ``operator`` is one, or the answer 403.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -25,9 +28,14 @@ from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
 from afterwrite.serve import api
-from afterwrite.serve.auth import provide_caller
+from afterwrite.serve.auth import provide_caller, provide_operator
+from afterwrite.serve.health import read_health
+from afterwrite.serve.kept import Kept
+from afterwrite.serve.progress import read_progress, read_triggers
 from afterwrite.serve.tenancy import Readers
 from afterwrite.settings import Settings
+
+_HEALTH_SECONDS, _PROGRESS_SECONDS, _TRIGGERS_SECONDS = 2.0, 3.0, 60.0
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -41,6 +49,9 @@ def create_app(settings: Settings) -> Litestar:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         readers = app.state.readers = Readers(settings)
+        app.state.health = Kept(partial(read_health, settings), _HEALTH_SECONDS)
+        app.state.progress = Kept(partial(read_progress, settings), _PROGRESS_SECONDS)
+        app.state.triggers = Kept(partial(read_triggers, settings), _TRIGGERS_SECONDS)
         try:
             feed = next((room.Feed for room in rooms if hasattr(room, "Feed")), None)
             if feed is None:
@@ -53,7 +64,7 @@ def create_app(settings: Settings) -> Litestar:
 
     return Litestar(
         route_handlers=handlers,
-        dependencies={"caller": Provide(provide_caller)},
+        dependencies={"caller": Provide(provide_caller), "operator": Provide(provide_operator)},
         lifespan=[lifespan],
         state=State({"settings": settings}),
         openapi_config=None,

@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 from litestar import Request
 from litestar.datastructures import State
+from litestar.exceptions import PermissionDeniedException
 
 
 class Scope(StrEnum):
@@ -36,3 +37,10 @@ LOCAL = Caller("local", frozenset(Scope))
 async def provide_caller(request: Request[Caller, None, State]) -> Caller:
     """The dependency ``caller`` of every handler."""
     return request.scope.get("user") or LOCAL
+
+
+async def provide_operator(caller: Caller) -> Caller:
+    """The dependency ``operator``: a caller without a tenant, for what is about all of the store or the source."""
+    if caller.tenant is not None:
+        raise PermissionDeniedException("this is about every tenant, and your key is one tenant's")
+    return caller
