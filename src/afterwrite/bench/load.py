@@ -44,13 +44,20 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What pgbench is to do: so many transactions, at most ``rate`` a second in all (None: as fast as it goes)."""
+    """What pgbench is to do: so many transactions, at most ``rate`` a second in all (None: as fast as it goes).
+
+    With ``seconds`` it goes on for so long instead. ``away_ms`` is the network between two statements, as if the
+    application were so far away, ``think_ms`` what a client waits after each transaction, which is no part of it.
+    """
 
     scripts: Mapping[str, int]
-    transactions: int
+    transactions: int = 0
+    seconds: int = 0
     clients: int = 4
     rate: float | None = None
     stamped: bool = True
+    away_ms: int = 0
+    think_ms: int = 0
     seed: int = 1
 
 
@@ -77,7 +84,7 @@ async def run_load(server: Server, database: str, load: Load, sizes: Sizes, fold
     scripts: dict[Path, int] = {}
     for name, weight in load.scripts.items():
         path = folder / f"{name}.pgbench"
-        path.write_text(_script(name).replace("{stamp}", _script("stamp")), encoding="utf-8")
+        path.write_text(_paced(_script(name).replace("{stamp}", _script("stamp")), load), encoding="utf-8")
         scripts[path] = weight
     variables = {**msgspec.structs.asdict(sizes), "stamp": int(load.stamped)}
     return await run_pgbench(server, server.dsn(database, ROLE), load, scripts, variables, folder)
@@ -94,11 +101,12 @@ async def run_pgbench(
         words += ["-D", f"{name}={value}"]
     if load.rate is not None:
         words += ["-R", f"{load.rate:g}"]
-    clients = max(1, min(load.clients, load.transactions))
+    clients = load.clients if load.seconds else max(1, min(load.clients, load.transactions))
+    extent = ("-T", load.seconds) if load.seconds else ("-t", max(1, load.transactions // clients))
     with tempfile.TemporaryDirectory(dir=folder, prefix="log") as logs:
         child = await asyncio.create_subprocess_exec(
             server.bin_dir / "pgbench",
-            *("-n", "-c", str(clients), "-j", "1", "-t", str(max(1, load.transactions // clients))),
+            *("-n", "-c", str(clients), "-j", "1", *map(str, extent)),
             *("-l", "--log-prefix", str(Path(logs) / "t"), "--random-seed", str(load.seed), *words, dsn),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -114,14 +122,21 @@ async def run_pgbench(
         if child.returncode or speed is None or re.search(rb"failed transactions: [1-9]", said):
             words_said = (complaint or said).decode(errors="replace").strip()[-800:]
             raise AfterwriteError(f"the load could not be run: {words_said}", remedy="look at the server's log")
-        latencies = _read_latencies(Path(logs))
+        latencies = _read_latencies(Path(logs), load.think_ms)
     return Ran(tps=float(speed[1]), latencies=latencies)
 
 
-def _read_latencies(folder: Path) -> list[float]:
+def _paced(script: str, load: Load) -> str:
+    """The script with the network between its statements, and the pause after them."""
+    if load.away_ms:
+        script = script.replace(";\n", f";\n\\sleep {load.away_ms} ms\n")
+    return script + (f"\\sleep {load.think_ms} ms\n" if load.think_ms else "")
+
+
+def _read_latencies(folder: Path, think_ms: int) -> list[float]:
     """What pgbench logged: a transaction a line, its microseconds the third word."""
     lines = (line for path in sorted(folder.iterdir()) for line in path.read_text(encoding="ascii").splitlines())
-    return [int(line.split(maxsplit=3)[2]) / 1000 for line in lines]
+    return [int(line.split(maxsplit=3)[2]) / 1000 - think_ms for line in lines]
 
 
 def _script(name: str) -> str:

@@ -17,6 +17,8 @@ from afterwrite.bench.capture import Options, Tell, bench_capture
 from afterwrite.bench.claims import Claim, Report
 from afterwrite.bench.recorder import Options as RecorderOptions
 from afterwrite.bench.recorder import bench_recorder
+from afterwrite.bench.users import Options as UserOptions
+from afterwrite.bench.users import bench_users
 from afterwrite.bench.writes import Options as WriteOptions
 from afterwrite.bench.writes import bench_writes
 from afterwrite.cli.face import Json, emit, fill, out, run, say, table, talk
@@ -29,6 +31,7 @@ class What(StrEnum):
     CAPTURE = "capture"
     RECORDER = "recorder"
     WRITES = "writes"
+    USERS = "users"
 
 
 _QUICK_RECORDER = RecorderOptions(rounds=2, events=20_000, stored=8_000, inserts=1_000)
@@ -74,6 +77,10 @@ def bench(
             scaled = _QUICK_WRITES if quick else WriteOptions()
             scaled = replace(scaled, rounds=rounds or scaled.rounds, seed=seed, pg_bin=pg_bin)
             report = run(_watched(lambda tell: bench_writes(scaled, tell)))
+        case What.USERS:
+            served = UserOptions(rounds=2, seconds=2) if quick else UserOptions()
+            served = replace(served, rounds=rounds or served.rounds, seed=seed, pg_bin=pg_bin)
+            report = run(_watched(lambda tell: bench_users(served, tell)))
         case _:
             assert_never(what)
     if json:
