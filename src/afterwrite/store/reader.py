@@ -151,7 +151,7 @@ async def read_batch_activities(
     if not batches:
         return []
     return await db.rows(
-        _activity,
+        stored_activity,
         statement("store.read_batch_activities"),
         **_stretch(batches),
         relations=None if relations is None else list(relations),
@@ -223,7 +223,7 @@ async def _read_batch_page(
     rows: int,
 ) -> list[StoredActivity]:
     return await db.rows(
-        _activity,
+        stored_activity,
         statement("store.read_batch_page"),
         batch_id=batch.id,
         position=batch.position,
@@ -244,7 +244,7 @@ async def read_feed_rows(db: Database, batches: Sequence[StoredBatch]) -> list[S
     As ``read_batch_activities``, for a role that sees some activity and no batches.
     """
     return await db.rows(
-        _activity,
+        stored_activity,
         statement("feed.read_rows"),
         positions=[batch.position for batch in batches],
         **_stretch(batches),
@@ -292,7 +292,7 @@ async def read_actions(
     if not batches:
         return []
     return await db.rows(
-        _activity, statement("store.read_actions"), **_stretch(batches), category=category, actions=list(actions)
+        stored_activity, statement("store.read_actions"), **_stretch(batches), category=category, actions=list(actions)
     )
 
 
@@ -305,7 +305,7 @@ async def read_settings(db: Database, batches: Sequence[StoredBatch]) -> dict[tu
 async def read_tail(db: Database, *, limit: int = 20, wanted: Wanted | None = None) -> list[StoredActivity]:
     """The newest activity, oldest first."""
     newest = await db.rows(
-        _activity, statement("store.read_newest"), limit=limit, **msgspec.structs.asdict(wanted or Wanted())
+        stored_activity, statement("store.read_newest"), limit=limit, **msgspec.structs.asdict(wanted or Wanted())
     )
     return newest[::-1]
 
@@ -446,7 +446,7 @@ def _batch(*, first_lsn: str | None, last_lsn: str | None, **columns: Any) -> St
     return StoredBatch(first_lsn=_lsn(first_lsn), last_lsn=_lsn(last_lsn), **columns)
 
 
-def _activity(
+def stored_activity(
     *,
     kind: str,
     outcome: str,
@@ -456,6 +456,7 @@ def _activity(
     commit_lsn: str | None,
     **columns: Any,
 ) -> StoredActivity:
+    """The activity of a row whose columns are called as its fields are, its JSON, ids and place in the WAL as text."""
     return StoredActivity(
         kind=Kind(kind),
         outcome=Outcome(outcome),
