@@ -210,6 +210,8 @@ def test_one_stamp_a_transaction_goes_with_its_first_write(installed_dsn: str) -
 def test_a_stamp_costs_no_round_trip(installed_dsn: str, tmp_path: Path, kind: type[Any]) -> None:
     """With or without it the server is asked three times: for BEGIN, for the first write, and for COMMIT."""
     Scene(installed_dsn)
+    with Connection.connect(installed_dsn) as conn, context.bind(actor="a"):
+        conn.execute(INSERT, ["0"])  # the first of a process asks whether its role may stamp
     with kind.connect(installed_dsn) as conn, context.bind(actor="a"), (tmp_path / "trace").open("w") as trace:
         conn.pgconn.trace(trace.fileno())
         conn.execute(INSERT, ["1"])

@@ -24,6 +24,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
+from afterwrite.recorder.connections import may_stamp_async
 from afterwrite.recorder.outbox import post_sql
 from afterwrite.recorder.stamp import Control, Stamps, event_sql, read_sql, stamp_sql
 
@@ -56,7 +57,8 @@ class Connection(_Base):
         due = self._due(query)
         if due is not None and not args and not self.is_in_transaction():
             # Several statements in one message are one transaction.
-            return await super().execute(f"{due}; {query}", **options)
+            prefix = f"{due}; " if await may_stamp_async(driver, self) else ""
+            return await super().execute(f"{prefix}{query}", **options)
         async with self._stamped(due):
             return await super().execute(query, *args, **options)
 
@@ -121,12 +123,15 @@ class Connection(_Base):
             return
         alone = not self.is_in_transaction()
         try:
-            await super().execute(f"begin; {due}" if alone else due)
+            if not await may_stamp_async(driver, self):
+                alone = False
+            else:
+                await super().execute(f"begin; {due}" if alone else due)
             yield
             if alone:
                 await super().execute("commit")
-        except BaseException:
-            self.stamps.doubt()
+        except BaseException as error:
+            self.stamps.doubt(error)
             if alone and not self.is_closed() and self.is_in_transaction():
                 await super().execute("rollback")
             raise
@@ -210,7 +215,8 @@ class _Driver:
         stamps: Stamps | None = getattr(conn, "stamps", None)
         if stamps is not None:
             stamps.doubt()
-        await conn.execute(stamp_sql(context, key))
+        if await may_stamp_async(self, conn):
+            await conn.execute(stamp_sql(context, key))
 
     def enter(self, conn: Any, context: Context, key: str | None) -> Awaitable[None] | None:
         stamping = getattr(conn, "stamps", None) is not None

@@ -57,6 +57,7 @@ from afterwrite.integrations.http_request import (
 )
 from afterwrite.postgres import statement
 from afterwrite.record import Emitted
+from afterwrite.recorder.connections import may_stamp
 from afterwrite.recorder.outbox import post_sql
 from afterwrite.recorder.redact import Redactor
 from afterwrite.recorder.stamp import (
@@ -263,12 +264,13 @@ class _Wrapper:
         due = stamps.due(current()) if reading.writes and not (alone and reading.may_end) else None
         if reading.control is not Control.NONE:
             stamps.note(reading.control)
-        if due is None:
-            return execute(sql, params, many, context)
         try:
+            if due is None or not may_stamp(driver, connection):
+                return execute(sql, params, many, context)
             return self._stamped(due, reading, alone, execute, sql, params, many, context)
-        except BaseException:
-            stamps.doubt()
+        except BaseException as error:
+            if due is not None:
+                stamps.doubt(error)
             raise
 
     def _stamped(
@@ -343,6 +345,8 @@ class _Driver:
             return cursor.fetchone() is not None
 
     def stamp(self, conn: Any, context: Context, key: str | None) -> None:
+        if not may_stamp(self, conn):
+            return
         with conn.cursor() as cursor:
             wrapper = _wrapper_of(conn)
             cursor.execute(stamp_sql(context, key) if wrapper is None else wrapper.stamps.before_event(context).sql)

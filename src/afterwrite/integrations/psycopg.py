@@ -23,6 +23,7 @@ from psycopg.rows import tuple_row
 
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
+from afterwrite.recorder.connections import may_stamp, may_stamp_async
 from afterwrite.recorder.outbox import post_sql
 from afterwrite.recorder.stamp import Control, Reading, Stamp, Stamps, event_sql, read_sql, stamp_sql
 
@@ -181,6 +182,27 @@ def _due(cursor: _Any, query: _Any, *, many: bool = False) -> _Due | None:
     return None if due is None else _Due(due.sql, reading, cursor, many=many)
 
 
+def _allowed(cursor: _Any, due: _Due | None) -> _Due | None:
+    """What is to be sent, where the role may send it."""
+    if due is None:
+        return None
+    try:
+        return due if may_stamp(driver, cursor.connection) else None
+    except BaseException:
+        cursor.connection.stamps.doubt()
+        raise
+
+
+async def _allowed_async(cursor: _Any, due: _Due | None) -> _Due | None:
+    if due is None:
+        return None
+    try:
+        return due if await may_stamp_async(driver, cursor.connection) else None
+    except BaseException:
+        cursor.connection.stamps.doubt()
+        raise
+
+
 def _text(query: _Any, cursor: _Any) -> str:
     if isinstance(query, str):
         return query
@@ -216,7 +238,7 @@ class _Cursor:
 
     def execute(self, query: _Any, params: _Any = None, **options: _Any) -> _Any:
         above: _Any = super()
-        due = _due(self, query)
+        due = _allowed(self, _due(self, query))
         if due is None:
             return above.execute(query, params, **options)
         try:
@@ -234,14 +256,14 @@ class _Cursor:
             else:
                 psycopg.Cursor(self.connection).execute(cast("Any", due.sql))
                 above.execute(query, params, **options)
-        except BaseException:
-            self.connection.stamps.doubt()
+        except BaseException as error:
+            self.connection.stamps.doubt(error)
             raise
         return self
 
     def executemany(self, query: _Any, params_seq: _Any, **options: _Any) -> None:
         above: _Any = super()
-        due = _due(self, query, many=True)
+        due = _allowed(self, _due(self, query, many=True))
         if due is None:
             return above.executemany(query, params_seq, **options)
         with self._stamped(due, pipeline=due.in_pipeline):
@@ -249,7 +271,7 @@ class _Cursor:
 
     def stream(self, query: _Any, params: _Any = None, **options: _Any) -> _Any:
         above: _Any = super()
-        due = _due(self, query)
+        due = _allowed(self, _due(self, query))
         if due is None:
             yield from above.stream(query, params, **options)
         else:
@@ -259,7 +281,7 @@ class _Cursor:
     @contextmanager
     def copy(self, statement: _Any, params: _Any = None, **options: _Any) -> Generator[_Any]:
         above: _Any = super()
-        due = _due(self, statement)
+        due = _allowed(self, _due(self, statement))
         if due is None:
             with above.copy(statement, params, **options) as copy:
                 yield copy
@@ -282,8 +304,8 @@ class _Cursor:
             else:
                 psycopg.Cursor(conn).execute(cast("Any", due.sql))
                 yield
-        except BaseException:
-            conn.stamps.doubt()
+        except BaseException as error:
+            conn.stamps.doubt(error)
             raise
 
 
@@ -294,7 +316,7 @@ class _AsyncCursor:
 
     async def execute(self, query: _Any, params: _Any = None, **options: _Any) -> _Any:
         above: _Any = super()
-        due = _due(self, query)
+        due = await _allowed_async(self, _due(self, query))
         if due is None:
             return await above.execute(query, params, **options)
         try:
@@ -312,14 +334,14 @@ class _AsyncCursor:
             else:
                 await psycopg.AsyncCursor(self.connection).execute(cast("Any", due.sql))
                 await above.execute(query, params, **options)
-        except BaseException:
-            self.connection.stamps.doubt()
+        except BaseException as error:
+            self.connection.stamps.doubt(error)
             raise
         return self
 
     async def executemany(self, query: _Any, params_seq: _Any, **options: _Any) -> None:
         above: _Any = super()
-        due = _due(self, query, many=True)
+        due = await _allowed_async(self, _due(self, query, many=True))
         if due is None:
             return await above.executemany(query, params_seq, **options)
         async with self._stamped(due, pipeline=due.in_pipeline):
@@ -327,7 +349,7 @@ class _AsyncCursor:
 
     async def stream(self, query: _Any, params: _Any = None, **options: _Any) -> _Any:
         above: _Any = super()
-        due = _due(self, query)
+        due = await _allowed_async(self, _due(self, query))
         if due is None:
             async for row in above.stream(query, params, **options):
                 yield row
@@ -339,7 +361,7 @@ class _AsyncCursor:
     @asynccontextmanager
     async def copy(self, statement: _Any, params: _Any = None, **options: _Any) -> AsyncGenerator[_Any]:
         above: _Any = super()
-        due = _due(self, statement)
+        due = await _allowed_async(self, _due(self, statement))
         if due is None:
             async with above.copy(statement, params, **options) as copy:
                 yield copy
@@ -362,8 +384,8 @@ class _AsyncCursor:
             else:
                 await psycopg.AsyncCursor(conn).execute(cast("Any", due.sql))
                 yield
-        except BaseException:
-            conn.stamps.doubt()
+        except BaseException as error:
+            conn.stamps.doubt(error)
             raise
 
 
@@ -408,11 +430,13 @@ class _Driver:
             conn.stamps.doubt()
         if isinstance(conn, psycopg.AsyncConnection):
             return self._stamp(cast("psycopg.AsyncConnection[_Any]", conn), text)
-        psycopg.Cursor(cast("psycopg.Connection[_Any]", conn)).execute(cast("Any", text))
+        if may_stamp(self, conn):
+            psycopg.Cursor(cast("psycopg.Connection[_Any]", conn)).execute(cast("Any", text))
         return None
 
     async def _stamp(self, conn: psycopg.AsyncConnection[_Any], text: str) -> None:
-        await psycopg.AsyncCursor(conn).execute(cast("Any", text))
+        if await may_stamp_async(self, conn):
+            await psycopg.AsyncCursor(conn).execute(cast("Any", text))
 
     def enter(self, conn: object, context: Context, key: str | None) -> Awaitable[None] | None:
         found: _Any = conn

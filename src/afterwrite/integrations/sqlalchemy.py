@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from afterwrite.context import Context, current
 from afterwrite.record import Emitted
+from afterwrite.recorder.connections import may_stamp
 from afterwrite.recorder.outbox import BOUND_POST_SQL
 from afterwrite.recorder.stamp import (
     BOUND_EVENT_SQL,
@@ -83,9 +84,10 @@ class _Listener:
             due = stamps.due(current())
             if due is not None:
                 try:
-                    self._send(conn, due, alone=alone)
-                except BaseException:
-                    stamps.doubt()
+                    if may_stamp(_beneath, conn):
+                        self._send(conn, due, alone=alone)
+                except BaseException as error:
+                    stamps.doubt(error)
                     raise
         stamps.note(reading.control)
 
@@ -99,7 +101,7 @@ class _Listener:
         conn: Connection | None = context.connection
         if conn is None or context.is_disconnect or conn.invalidated or conn.closed:
             return
-        self._stamps(conn).doubt()
+        self._stamps(conn).doubt(context.original_exception)
         if conn.info.pop(_ALONE, False):
             _run(conn, "rollback")
 
@@ -241,7 +243,8 @@ def _post(conn: Connection, payload: str) -> bool:
 def _stamp(conn: Connection, context: Context, key: str | None) -> None:
     stamps: Stamps | None = conn.info.get(_STAMPS)
     due = make_stamp(context, key) if stamps is None else stamps.before_event(context)
-    conn.execute(_STAMP, due._asdict())
+    if may_stamp(driver, conn):
+        conn.execute(_STAMP, due._asdict())
 
 
 def _enter(conn: Connection, context: Context, key: str | None) -> None:
@@ -253,4 +256,16 @@ def _is_autocommitting(conn: Connection) -> bool:
     return bool(getattr(conn.connection.dbapi_connection, "autocommit", False))
 
 
-driver = _Driver()
+class _Beneath(_Driver):
+    """The same for the listener, which asks by the DBAPI: no event of SQLAlchemy."""
+
+    def ask(self, conn: object, sql: str) -> str:
+        cursor = cast("Connection", conn).connection.cursor()
+        try:
+            cursor.execute(sql)
+            return str((cursor.fetchone() or ("",))[0])
+        finally:
+            cursor.close()
+
+
+driver, _beneath = _Driver(), _Beneath()

@@ -18,7 +18,7 @@ from afterwrite.errors import UsageError
 from afterwrite.record import Emitted
 from afterwrite.recorder.options import EventsBy, configured
 from afterwrite.recorder.outbox import Way, ask_sql, known, outbox_payload
-from afterwrite.recorder.stamp import configured_key
+from afterwrite.recorder.stamp import MAY_SQL, configured_key, permits
 
 # Top-level packages whose connections we know; the integration of the same name has the driver.
 _FRAMEWORKS = ("psycopg", "asyncpg", "sqlalchemy", "django")
@@ -72,8 +72,6 @@ def emit(
     driver = driver_of(conn)
     context, key = context or current(), key or configured_key()
     by = EventsBy(events or configured().events)
-    if by is EventsBy.MESSAGE:
-        return driver.emit(conn, emitted, context, key)
     slot = slot or configured().slot
     place = driver.place(conn), by, slot
     way = known.find(place)
@@ -106,7 +104,7 @@ def _send(
             return driver.emit(conn, emitted, context, key)
         case Way.OUTBOX:
             return driver.post(conn, outbox_payload(emitted, context, key))
-        case Way.NOWHERE:
+        case Way.NOWHERE | Way.DENIED:
             return False
         case _:
             assert_never(way)
@@ -128,6 +126,20 @@ def enter(conn: object, *, context: Context | None = None, key: str | None = Non
     stamp sent now would be alone in one. None where nothing is to be awaited.
     """
     return driver_of(conn).enter(conn, context or current(), key or configured_key())
+
+
+def may_stamp(driver: Driver, conn: object) -> bool:
+    """Whether the role of this connection may write a stamp; the server is asked where that is not known."""
+    place = driver.place(conn)
+    may = permits.find(place)
+    return permits.note(place, cast("str", driver.ask(conn, MAY_SQL))) if may is None else may
+
+
+async def may_stamp_async(driver: Driver, conn: object) -> bool:
+    """The same on an asynchronous connection."""
+    place = driver.place(conn)
+    may = permits.find(place)
+    return permits.note(place, await cast("Awaitable[str]", driver.ask(conn, MAY_SQL))) if may is None else may
 
 
 def driver_of(conn: object) -> Driver:

@@ -26,6 +26,7 @@ from afterwrite.recorder.ids import Ids
 from afterwrite.recorder.options import Durability, signing_key
 from afterwrite.recorder.recorder import Recorded, Recorder, Stats
 from afterwrite.recorder.registry import ACTION, Action, Registry
+from afterwrite.recorder.stamp import permits
 from afterwrite.recorder.track import Entity, Spec, Track, Tracked, as_dict, find_running
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,14 @@ _Word = TypeVar("_Word", bound=Enum)
 
 
 class Health(Stats, frozen=True, kw_only=True):
-    """How recording stands, all of ``Stats`` and ``misfits``: calls that were given what had to be mended."""
+    """How recording stands, all of ``Stats``; ``misfits`` are calls that were given what had to be mended.
+
+    ``unstamped`` counts the stamps that this process left out since the role may not write them: so many times changes
+    were made without saying by whom.
+    """
 
     misfits: int = 0
+    unstamped: int = 0
 
     @property
     def ok(self) -> bool:
@@ -262,7 +268,11 @@ class Face:
     def stats(self) -> Health:
         """How recording stands: what was recorded, waits, was stored, dropped or mended, and what stands in the way."""
         stats = self._find().stats()
-        return Health(**{name: getattr(stats, name) for name in Stats.__struct_fields__}, misfits=self._misfits)
+        return Health(
+            **{name: getattr(stats, name) for name in Stats.__struct_fields__},
+            misfits=self._misfits,
+            unstamped=permits.unstamped,
+        )
 
     # What the runs that track() made need.
 

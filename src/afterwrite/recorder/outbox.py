@@ -5,7 +5,7 @@
     emit(conn, event) ──▶ known? ── no ──▶ ask the server, once in a while
                             ├ message ──▶ logical message: capture reads it with the transaction's rows
                             ├ outbox  ──▶ afterwrite_outbox.post(…): a row of the same transaction
-                            └ nowhere ──▶ the spool, and a warning: nobody would ever see it
+                            └ nowhere ──▶ the spool, and a warning: nobody would ever see it, or it may not be sent
 
 Only the server knows: whether its WAL is logical, whether a slot of ours reads this database, whether there is an
 outbox that this role may post to. That holds for all connections to it, so that one of them asks, and not each.
@@ -23,7 +23,7 @@ import msgspec
 from afterwrite.context import Context, encode_context
 from afterwrite.record import OUTBOX_KNOWN_SECONDS, OUTBOX_PREFIX, Emitted, Posted
 from afterwrite.recorder.options import EventsBy
-from afterwrite.recorder.stamp import WRITABLE, literal, private, to_ascii
+from afterwrite.recorder.stamp import MAY, WRITABLE, literal, private, to_ascii
 from afterwrite.seal import seal
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Way(Enum):
     MESSAGE = "message"
     OUTBOX = "outbox"
     NOWHERE = "nowhere"
+    DENIED = "denied"
 
 
 class Known:
@@ -60,11 +61,11 @@ class Known:
         if len(self._ways) >= _MOST_KNOWN:
             self._ways.clear()
         self._ways[place] = way, time.monotonic() + OUTBOX_KNOWN_SECONDS
-        if way is Way.NOWHERE and place not in self._told:
+        if way in _WITHOUT and place not in self._told:
             self._told = {*self._told, place} if len(self._told) < _MOST_KNOWN else {place}
+            found, remedy = _WITHOUT[way]
             log.warning(
-                "nobody reads this database's WAL, and it has no outbox that its role may post to: events in"
-                " transactions go to the spool, whatever becomes of their transaction; run `afterwrite outbox install`"
+                "%s: events in transactions go to the spool, whatever becomes of their transaction; %s", found, remedy
             )
         return way
 
@@ -73,6 +74,16 @@ class Known:
         self._ways.clear()
 
 
+_WITHOUT = {
+    Way.NOWHERE: (
+        "nobody reads this database's WAL, and it has no outbox that its role may post to",
+        "run `afterwrite outbox install`",
+    ),
+    Way.DENIED: (
+        "this role may not write logical messages, and has no outbox that it may post to",
+        "grant it EXECUTE ON FUNCTION pg_logical_emit_message, or run `afterwrite outbox install`",
+    ),
+}
 known = Known()
 
 
@@ -97,11 +108,15 @@ def ask_sql(by: EventsBy, slot: str) -> str:
     Our slot first, known by its name: then events come with the rows that they explain. Then the outbox, which somebody
     installed here for them. A slot of any other name last: it may be ours, or another program's.
     """
+    if by is EventsBy.MESSAGE:
+        return f"select case when {MAY} then 'message' else 'denied' end"
     whens = [f"when {_OPEN} then 'outbox'"]
     if by is EventsBy.AUTO:
         ours = _HERE.format(named=f" and s.slot_name = {literal(slot)}")
-        whens.insert(0, f"when {_LOGICAL} and {ours} then 'message'")
-        whens.append(f"when {_LOGICAL} and {_HERE.format(named='')} then 'message'")
+        whens.insert(0, f"when {_LOGICAL} and {MAY} and {ours} then 'message'")
+        whens.append(
+            f"when {_LOGICAL} and {_HERE.format(named='')} then case when {MAY} then 'message' else 'denied' end"
+        )
     return f"select case {' '.join(whens)} else 'nowhere' end"
 
 

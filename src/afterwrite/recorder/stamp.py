@@ -10,13 +10,18 @@ transaction (``set_config(…, true)``), which the end of the transaction and a 
 they take the message: nothing outlives the transaction, so that a pooler may give each one another session. The mark
 names its transaction: what somebody sets for a session, a role or a database is no mark.
 Where the transaction is read-only, or the server a standby, nothing is written: a message would need a transaction id.
+
+A role that may not write messages would have its transactions fail by a stamp. So the server is asked once, by
+``permits``, and such a role writes without.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Hashable, Iterable
 from enum import Enum
 from functools import lru_cache
 from typing import NamedTuple
@@ -24,10 +29,12 @@ from typing import NamedTuple
 import msgspec
 
 from afterwrite.context import Context, encode_context
-from afterwrite.record import CONTEXT_PREFIX, EVENT_PREFIX, Emitted
+from afterwrite.record import CONTEXT_PREFIX, EVENT_PREFIX, OUTBOX_KNOWN_SECONDS, Emitted
 from afterwrite.recorder.options import configured, signing_key
 from afterwrite.recorder.redact import Redactor
 from afterwrite.seal import seal
+
+log = logging.getLogger(__name__)
 
 # The transaction's own setting that says which stamp stands.
 MARK = "afterwrite.stamped"
@@ -152,6 +159,76 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
 
 
+# It has another signature since PostgreSQL 17.
+_FUNCTION = (
+    "p.proname = 'pg_logical_emit_message' and p.pronamespace = cast('pg_catalog' as regnamespace)"
+    " and p.proargtypes[2] = cast('text' as regtype)"
+)
+# Whether this role may write messages.
+_EACH = f"from pg_catalog.pg_proc p where {_FUNCTION}"
+MAY = f"exists (select {_EACH} and pg_catalog.has_function_privilege(p.oid, 'execute'))"
+_ALLOWED = "allowed"
+# The answer of a server where it may not says to whom it should be granted.
+MAY_SQL = (
+    f"select case when {MAY} then '{_ALLOWED}' else 'FUNCTION '"
+    f" || (select cast(cast(p.oid as regprocedure) as text) {_EACH})"
+    " || ' TO ' || pg_catalog.quote_ident(current_user) end"
+)
+_DENIED = "42501"
+
+
+class Permits:
+    """Which roles may write messages, by server, database and role; ``unstamped`` counts the stamps that were left out.
+
+    That a role may holds until it is refused, that it may not for half a minute.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[Hashable, float] = {}
+        self._told: set[Hashable] = set()
+        self.unstamped = 0
+
+    def find(self, place: Hashable) -> bool | None:
+        """Whether a stamp may be sent there; None where the server has to be asked (``MAY_SQL``)."""
+        until = self._until.get(place)
+        if until is None or 0.0 < until < time.monotonic():
+            return None
+        self.unstamped += until > 0.0
+        return not until
+
+    def note(self, place: Hashable, answer: str) -> bool:
+        """Take the server's answer."""
+        allowed = answer == _ALLOWED
+        if len(self._until) >= _MOST_KNOWN:
+            self.forget()
+        self._until[place] = 0.0 if allowed else time.monotonic() + OUTBOX_KNOWN_SECONDS
+        if allowed:
+            return True
+        self.unstamped += 1
+        if place not in self._told:
+            self._told.add(place)
+            log.warning(
+                "this role may not write logical messages: its transactions carry no context, and nobody will know who"
+                " changed what; run GRANT EXECUTE ON %s",
+                answer,
+            )
+        return False
+
+    def forget(self) -> None:
+        """Ask again."""
+        self._until.clear()
+
+
+permits = Permits()
+_MOST_KNOWN = 1_000
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether the server refused something for want of a privilege, whoever's error it is."""
+    told = (error, error.__cause__, getattr(error, "orig", None))
+    return any(_DENIED in (getattr(each, "sqlstate", None), getattr(each, "pgcode", None)) for each in told)
+
+
 class Control(Enum):
     """What a statement does to the transaction that it is sent in."""
 
@@ -200,9 +277,11 @@ class Stamps:
         # Asked for each time: connections may be older than what the application says in activity.configure.
         return make_stamp(context, self._key or configured_key(), here=self._bare)
 
-    def doubt(self) -> None:
+    def doubt(self, error: BaseException | None = None) -> None:
         """Some of this transaction may have been undone: the server is asked at the next write."""
         self._certain = False
+        if error is not None and is_denied(error):
+            permits.forget()
 
     def forget(self) -> None:
         """The transaction is over, or another one begins."""
