@@ -450,6 +450,7 @@ class _Table:
         before: bytes | None = None
         changed: tuple[str, ...] | None = None
         unchanged: tuple[str, ...] = ()
+        old_key: str | None = None
         if image is not None:
             old_parts, old = image
             whole = self._is_whole(old, whole)
@@ -462,6 +463,10 @@ class _Table:
                 changed = tuple(compress(self.names, map(ne, new, old)))
             else:
                 before = self._image(old_parts, self._identity(old))
+            for index in self.key:
+                if new[index] != old[index]:
+                    old_key = self._key(old)
+                    break
         if UNCHANGED in new:
             unchanged = tuple([name for name, value in zip(self.names, new, strict=True) if value is UNCHANGED])
             after = self._image(parts, [index for index, value in enumerate(new) if value is not UNCHANGED])
@@ -476,6 +481,7 @@ class _Table:
             after=after,
             unchanged=unchanged,
             changed=changed,
+            old_key=old_key,
         )
 
     def _delete(self, payload: bytes, ordinal: int) -> Change:

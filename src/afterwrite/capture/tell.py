@@ -103,7 +103,11 @@ class Told:
                 changed,
                 change.before,
                 change.after,
-                _metadata(change, by.words) if unsure or change.unchanged or change.options else by.metadata,
+                (
+                    _metadata(change, by.words)
+                    if unsure or change.unchanged or change.options or change.old_key is not None
+                    else by.metadata
+                ),
             )
         while event is not None:
             while stamp is not None and stamp.ordinal <= event.ordinal:
@@ -205,6 +209,8 @@ def _metadata(change: Change, words: dict[str, object]) -> bytes | None:
         told["truncate"] = change.options
     if change.unchanged:
         told["unchanged"] = change.unchanged
+    if change.old_key is not None:
+        told["entity_was"] = change.old_key
     if relation.unsure_key and change.operation is not Operation.TRUNCATE:
         told["unsure"] = ("entity_id",)
     if relation.as_text and change.operation is not Operation.TRUNCATE:

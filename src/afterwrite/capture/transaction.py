@@ -56,7 +56,8 @@ class Change(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     FULL; the key columns alone otherwise, for UPDATE only when the key changed). ``unchanged`` names columns whose
     TOASTed value did not change and is not in the stream; they are absent from ``after``. ``changed`` names the
     columns that differ, where the old row is known; ``options`` what a TRUNCATE was told besides. ``key`` is the
-    primary key's values joined by ``,`` (the replica identity's where there is no primary key, None without either).
+    primary key's values joined by ``,`` (the replica identity's where there is no primary key, None without either);
+    ``old_key`` is what it was before an UPDATE that changed it.
     """
 
     relation: Relation
@@ -68,6 +69,7 @@ class Change(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     unchanged: tuple[str, ...] = ()
     changed: tuple[str, ...] | None = None
     options: tuple[str, ...] = ()
+    old_key: str | None = None
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

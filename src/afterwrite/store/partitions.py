@@ -5,6 +5,7 @@
     temperature   indexes besides the primary key
     hot           entity, actor, tenant, text     born so; the default partition always
     cold          entity, time (BRIN)             made of a hot one by maintenance
+    either        gone, cause                     what the others cannot find, and next to nothing of it
 
 Every index belongs to its partition alone: one of the parent's could not be dropped from a single old partition.
 """
@@ -54,6 +55,11 @@ INDEXES: Mapping[str, LiteralString] = {
     "tenant": "btree (tenant_id, occurred_at desc) where tenant_id is not null",
     "text": "gin (pg_catalog.to_tsvector('pg_catalog.simple'::pg_catalog.regconfig, coalesce(summary, '')))"
     " with (fastupdate = on, gin_pending_list_limit = 1024)",
+    "gone": "btree (entity_type, left(metadata ->> 'entity_was', 400), occurred_at desc)"
+    " where operation = 'truncate' or (operation = 'update' and (metadata ->> 'entity_was') is not null)",
+    # A quarter of a microsecond a row that has a cause; all of them would cost 0.8, a twentieth of the whole row.
+    "cause": "btree (caused_by)"
+    " where caused_by is not null and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))",
     "time": "brin (occurred_at)",
 }
 
@@ -62,9 +68,9 @@ def wanted_indexes(temperature: Temperature) -> frozenset[str]:
     """Which of ``INDEXES`` a partition of this temperature carries, and no other of them."""
     match temperature:
         case Temperature.HOT:
-            return frozenset({"entity", "actor", "tenant", "text"})
+            return frozenset({"entity", "actor", "tenant", "text", "gone", "cause"})
         case Temperature.COLD:
-            return frozenset({"entity", "time"})
+            return frozenset({"entity", "time", "gone", "cause"})
         case _:
             assert_never(temperature)
 
