@@ -77,7 +77,7 @@ async def reading(state: State, caller: Caller) -> AsyncGenerator[Database]:
     """
     readers: Readers = state.readers
     async with readers.lend() as db:
-        await db.at_once(tuple, b"begin read only", statement("serve.set_reader"), tenant=caller.tenant)
+        await db.at_once(dict, b"begin read only", statement("serve.set_reader"), tenant=caller.tenant)
         try:
             yield db
         except BaseException:
