@@ -334,6 +334,7 @@ class Feed:
         finally:
             task.cancel()
             stopping.cancel()
+            await asyncio.wait({task, stopping})
 
     async def _reached(self, position: int) -> None:
         """Wait until the reader is at a batch: a server beside us may have been further when the client left it."""

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from litestar import Request, get
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.exceptions import ServiceUnavailableException
 from litestar.params import Parameter
 from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPResponseStartEvent, Receive, Scope, Send
@@ -44,7 +45,7 @@ def _encode(activity: StoredActivity) -> bytes:
 @get("/v1/feed", media_type="text/event-stream")
 async def follow_feed(
     request: Request[Caller, None, State],
-    caller: Caller,
+    caller: NamedDependency[Caller],
     q: str = "",
     last_event_id: str | None = None,
     last_event_id_header: Annotated[str | None, Parameter(header="Last-Event-ID")] = None,
