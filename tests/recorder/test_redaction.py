@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from recorder_rig import recording, until
 
 from afterwrite.recorder.redact import REDACTED, Redactor
@@ -72,6 +76,10 @@ def test_members_with_a_secrets_name_are_taken_out_whole(name: str) -> None:
             "nanoseconds": "1763900000123456789",
             "uuid": "01a2073d-5dd9-7e52-a6f8-78271c032cb2",
         },
+        {"said": "basic understanding of bearer certificates, Bearer Information, basic subscriptions"},
+        {"reply": '{"tokens": 5, "password": null, "passwordChanged": true, "note": "sk-learn, x-axis: 4"}'},
+        {"cursor": "eyJpZCI6MTIzNDU2fQ==", "etag": '"33a64df551425fcc55e4d42a148795d9f25f89d4"'},
+        {"published": "sb_publishable_abcdefghijklmnopqrstuvwx", "key": "pk_live_abcdefghijklmnopqrstuvwx"},
         {"wrong check digit": "4111 1111 1111 1112", "amount": "1,234,567,890,123.00", "iban": "DE00"},
     ],
 )
@@ -97,6 +105,30 @@ def test_what_is_no_secret_stays_byte_for_byte(metadata: dict[str, object]) -> N
         ("key AKIAIOSFODNN7EXAMPLE.", f"key {REDACTED}."),
         ("ghp_" + "a1" * 18, REDACTED),
         ("sk_live_" + "a1" * 10, REDACTED),
+        ("rk_test_" + "a1" * 10, REDACTED),
+        ("sbp_" + "0a" * 20, REDACTED),
+        ("SUPABASE sb_secret_" + "aZ0-" * 6, f"SUPABASE {REDACTED}"),
+        ("github_pat_11ABCDEFG0" + "aB3_" * 8, REDACTED),
+        ("xoxb-123456789012-abcdefABCDEF", REDACTED),
+        ("xapp-1-A0123-4567-abcdef", REDACTED),
+        ("AIza" + "Sy-_a" * 7, REDACTED),
+        ("sk-proj-" + "aB3_-" * 5, REDACTED),
+        ("sk-ant-api03-" + "aB3_-" * 5, REDACTED),
+        ("sk-" + "aB3c" * 12, REDACTED),
+        ("whsec_" + "aB3/" * 8, REDACTED),
+        ("npm_" + "aB3c" * 9, REDACTED),
+        ("SG." + "aB3c" * 5 + "." + "aB3c" * 10, REDACTED),
+        ("hvs." + "aB3c" * 6, REDACTED),
+        ("to https://hooks.slack.com/services/T0/B0/xyz", f"to https://hooks.slack.com/services/{REDACTED}"),
+        ("AccountName=a;AccountKey=abc==", f"AccountName=a;AccountKey={REDACTED}"),
+        ("Cookie: sid=1; theme=dark\nhost: x", f"Cookie: {REDACTED}\nhost: x"),
+        ("x-api-key: 1234abcd", f"x-api-key: {REDACTED}"),
+        ('got {"user": "ada", "password": "hun\\"ter2"}', f'got {{"user": "ada", "password": "{REDACTED}"}}'),
+        ("failed: {'api_key': 'k', 'n': 1}", f"failed: {{'api_key': '{REDACTED}', 'n': 1}}"),
+        ('{"pin": 1234, "n": 1}', f'{{"pin": "{REDACTED}", "n": 1}}'),
+        ('{"secrets": {"a": ["b", {}]}, "n": 1}', f'{{"secrets": "{REDACTED}", "n": 1}}'),
+        ('{"n": 1, "token": "cut off in the mid', f'{{"n": 1, "token": "{REDACTED}"'),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", REDACTED),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", REDACTED),
     ],
 )
@@ -106,7 +138,29 @@ def test_texts_lose_what_looks_like_a_secret(text: str, clean: str) -> None:
     assert (msgspec.json.decode(raw), found) == ({"a": [clean]}, 1)
 
 
-@pytest.mark.parametrize("piece", ["a.", "sk-", "a+", "eyJ", "-eyJ", ".eyJabcde", "://u:", "?token", "4 ", "bearer "])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a.",
+        "sk-",
+        "a+",
+        "eyJ",
+        "-eyJ",
+        ".eyJabcde",
+        "://u:",
+        "?token",
+        "4 ",
+        "bearer ",
+        "\\",
+        '\\"',
+        "x-",
+        '"a":',
+        '"token":{',
+        "'token':'",
+        "{'token':[",
+        "xapp-1-",
+    ],
+)
 def test_a_long_text_does_not_hold_the_process_up(piece: str) -> None:
     def seconds(length: int) -> float:
         raw = msgspec.json.encode({"said": piece * (length // len(piece)), "why": "basic words"})
@@ -116,6 +170,46 @@ def test_a_long_text_does_not_hold_the_process_up(piece: str) -> None:
         return time.process_time() - began
 
     assert min(seconds(60_000) for _ in range(3)) < 0.5  # the square of it took ten seconds and more
+
+
+@given(
+    st.recursive(
+        st.fixed_dictionaries({"user": st.just("ada"), "password": st.just("hunter2")}),
+        lambda inner: st.one_of(
+            inner.map(lambda value: {"body": msgspec.json.encode(value).decode(), "n": 1}),
+            inner.map(lambda value: [value, "text"]),
+            inner.map(lambda value: {"said": f"it was {value!r}"}),
+            inner.map(lambda value: {"said": f"it was {json.dumps(value, indent=1)}, it was"}),
+        ),
+        max_leaves=6,
+    )
+)
+def test_a_secret_in_json_in_a_text_is_found_however_deep_it_was_put(value: object) -> None:
+    clean, found = RULES.redact(msgspec.json.encode({"value": value}))
+    assert b"hunter2" not in clean
+    assert found
+    assert clean.count(b"ada") == msgspec.json.encode(value).count(b"ada")
+    assert RULES.redact(clean) == (clean, 0)
+
+
+_IDS = st.one_of(
+    st.uuids().map(str),
+    st.uuids().map(lambda id: id.hex),
+    st.binary(min_size=20, max_size=64).map(bytes.hex),
+    st.binary(min_size=6, max_size=90).map(lambda content: base64.b64encode(content).decode()),
+    st.binary(min_size=6, max_size=90).map(lambda content: base64.urlsafe_b64encode(content).decode()),
+    st.binary(min_size=16, max_size=16).map(lambda content: base64.b32encode(content).decode().rstrip("=")),
+    st.integers(0, 1 << 63).map(lambda number: f"1{number % 10**18:018}"),
+    st.datetimes().map(str),
+    st.ip_addresses().map(str),
+    st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ .,:;!?'-", max_size=200),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "id ", "commit ", "order #", '"', "(", "/a/"]), _IDS), max_size=5))
+def test_ids_hashes_and_prose_are_left_as_they_are(parts: list[tuple[str, str]]) -> None:
+    text = " ".join(before + id for before, id in parts)
+    assert RULES.redact_text(text) == (text, 0)
 
 
 def test_an_application_adds_and_allows_names_and_patterns() -> None:

@@ -4,15 +4,19 @@ Rules run over encoded metadata before it is spooled or emitted, so that neither
 they take out. A quick look over many events at once tells whether anything of it is worth a closer one.
 
 A member whose name is a secret's (``password``, ``api_key``, ``userPassword``, ``X-Auth-Token``, …) is taken out whole,
-whatever it holds. In texts, what looks like a secret is: card numbers (13 to 19 digits of a known issuer whose check
-digit is right), bearer and basic credentials, JSON web tokens, private keys, keys of well-known services, passwords in
-URLs, what stands behind ``password=`` and the like, and the patterns of the application's own.
+whatever it holds; so is one of JSON, or of a dict's ``repr``, that stands in a text. In texts, what looks like a secret
+is: card numbers (13 to 19 digits of a known issuer whose check digit is right), bearer and basic credentials, cookies
+and keys of headers, JSON web tokens, private keys, keys of well-known services, passwords in URLs, what stands behind
+``password=`` and the like, and the patterns of the application's own. Ids, hashes and words that only look a little
+like one stay: a text that was mended for nothing is a loss too.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import cast
 
 import msgspec
@@ -26,7 +30,7 @@ _PARTS = (
     "password", "passwd", "passphrase", "passcode", "pwhash", "secret", "apikey", "accesskey", "privatekey",
     "signingkey", "encryptionkey", "authtoken", "accesstoken", "refreshtoken", "idtoken", "bearertoken", "sessiontoken",
     "csrftoken", "xsrftoken", "resettoken", "apitoken", "credential", "cardnumber", "creditcard", "securitycode",
-    "socialsecurity", "mnemonic", "seedphrase",
+    "socialsecurity", "mnemonic", "seedphrase", "accountkey",
 )  # fmt: skip
 _EXACT = frozenset({
     "pwd", "pass", "pin", "otp", "totp", "cvv", "cvc", "cvv2", "ssn", "token", "jwt", "bearer", "sessionid",
@@ -36,44 +40,61 @@ _SEPARATORS = re.compile(r"[\W_]+")
 
 # What a text looks like, and what is kept of it.
 _KEY_BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
-_CREDENTIALS = re.compile(r"\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"\b(bearer|basic)(\s+)([A-Za-z0-9._~+/=-]{8,})", re.IGNORECASE)
+_HEADER = re.compile(
+    r"\b(cookie:[ \t]*|x-(?:api-?key|(?:[a-z]{1,20}-){0,3}(?:token|secret)):[ \t]*)[^\s\"'][^\r\n\"']*", re.IGNORECASE
+)
 # Whoever calls the application writes some of these texts, so that each pattern takes a time that grows with the text
 # and not with its square: a run of letters is gone through once, wherever in it something might begin.
 _DOTTED = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]*+)++")
 _SHORTEST_PAYLOAD = 5
 _WEB_TOKEN = re.compile(r"\beyJ[A-Za-z0-9_-]{5}")
 _SERVICE_KEY = re.compile(
-    r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}|\bxox[abeoprs]-[A-Za-z0-9-]{10,}"
-    r"|\b[sr]k_(?:live|test)_[A-Za-z0-9]{10,}|\bAIza[A-Za-z0-9_-]{35}|\bglpat-[A-Za-z0-9_-]{18,}"
+    r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}\b|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,}|glpat-[A-Za-z0-9_-]{18,}"
+    r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-\d-[A-Za-z0-9-]{10,}|[sr]k_(?:live|test)_[A-Za-z0-9]{10,}|whsec_[A-Za-z0-9+/=]{20,}"
+    r"|sk-(?:proj|ant|svcacct|or)-[A-Za-z0-9_-]{20,}|sk-[A-Za-z0-9]{40,}|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}"
+    r"|GOCSPX-[A-Za-z0-9_-]{20,}|sbp_(?:v\d_)?[a-f0-9]{30,}|sb_secret_[A-Za-z0-9_-]{20,}|npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_-]{50,}"
+    r"|hf_[A-Za-z0-9]{30,}|do[opr]_v1_[a-f0-9]{40,}|dckr_pat_[A-Za-z0-9_-]{20,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"
+    r"|shp(?:at|ca|pa|ss)_[a-fA-F0-9]{30,}|hvs\.[A-Za-z0-9_-]{20,}|lin_api_[A-Za-z0-9]{30,}|AGE-SECRET-KEY-1[A-Z0-9]{50,})"
 )
+_HOOK = re.compile(r"(hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/\d{1,30}/)[\w/-]+")
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]*+:)[^/\s]+(?=@)")
 _URL_SECRET = re.compile(
     r"([?&](?:[a-z_]*(?:token|secret|password|signature|api_?key)|code|sig)=)[^&#\s]+", re.IGNORECASE
 )
 _SAID_SECRET = re.compile(
-    r"((?:password|passwd|pwd|secret|token|api_?key|access_?key)=)(?!\[redacted\])(?:'[^']*'|\"[^\"]*\"|[^&#\s]+)",
+    r"((?:password|passwd|pwd|secret|token|api_?key|access_?key|account_?key)=)(?!\[redacted\])(?:'[^']*'|\"[^\"]*\"|[^&#\s]+)",
     re.IGNORECASE,
 )
-_CARD = re.compile(r"(?<![\d.,-])\d(?:[ -]?\d){12,18}(?![\d-])")
+# In a hash or a UUID the digits have letters or further groups beside them.
+_CARD = re.compile(r"(?<![A-Za-z\d.,-])\d(?:[ -]?\d){12,18}(?![A-Za-z\d-])")
+# A member in a text: JSON that was put into a string, how often ever (\", \\\"), or what Python writes of a dict.
+_NAMED = re.compile(r"""(?<!\\)(\\*+["'])([A-Za-z_][\w .-]{1,63})\1\s*:\s*""")
+_STRING_ENDS = {quote: re.compile(rf"(?:[^{quote}\\]|\\.)*+{quote}", re.DOTALL) for quote in "\"'"}
+_BRACKET = re.compile(r"[\[{]|([\]}])")
+_SCALAR = re.compile(r"""[^\s,\]}"'\\]*""")
+_NOTHING_SAID = frozenset({"", "true", "false", "null", "True", "False", "None"})
 # Issuers: Visa, Mastercard, American Express, Discover, JCB, Diners, Maestro, UnionPay.
 _ISSUER = re.compile(
     r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|64[4-9]|65|35[2-8]|3(?:0[0-5]|[689])|50|5[6-8]|62"
 )
 
-# Whether a text may be of these kinds, told from the lower-cased bytes: first by words, which is quick. 13 digits are
-# looked for apart.
-_HINTS = (
-    b"bearer", b"basic", b"eyj", b"-----b", b"akia", b"asia", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_",
-    b"github_pat_", b"xox", b"k_live_", b"k_test_", b"aiza", b"glpat-", b"://", b"?", b"&",
-    b"password=", b"passwd=", b"pwd=", b"secret=", b"token=", b"key=",
+# Whether a text may be of these kinds, told from the lower-cased bytes: first by words, which is quick, and where those
+# are of any text, by a pattern. 13 digits are looked for apart, and so are the parts of secrets' names, which stand in
+# `api_key=` and `sb_secret_` too.
+_SIGNS = (
+    b"-----b", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"_pat_", b"xox", b"xapp-", b"k_live_", b"k_test_",
+    b"whsec_", b"aiza", b"ya29.", b"gocspx-", b"glpat-", b"sbp_", b"npm_", b"pypi-", b"hf_", b"_v1_", b"shp", b"hvs.",
+    b"lin_api_", b"hooks", b"cookie:", b"pwd=", b"token=",
 )  # fmt: skip
+_HINTS = (b"bearer", b"basic", b"eyj", b"akia", b"asia", b"sk-", b"sg.", b"://", b"?", b"&")
 _HINT = re.compile(
-    rb"(?:bearer|basic)\s|eyj[\w-]{5}|-----begin|a[ks]ia[a-z0-9]{16}|gh[pousr]_|github_pat_|xox[abeoprs]-|[sr]k_(?:live|test)_"
-    rb"|aiza|glpat-|://[^/\s\"@]*:|[?&](?:[a-z_]*(?:token|secret|password|signature|api_?key)|code|sig)="
-    rb"|(?:password|passwd|pwd|secret|token|api_?key|access_?key)="
+    rb"(?:bearer|basic)\s|eyj[\w-]{5}|a[ks]ia[a-z0-9]{16}|s(?:k-|g\.)[\w-]{16}|://[^/\s\"@]*:"
+    rb"|[?&](?:[a-z_]*(?:token|secret|password|signature|api_?key)|code|sig)="
 )
-_FLAT = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789", b"abcdefghijklmnopqrstuvwxyz000000000")
-_BETWEEN = b" \t\r\n_-./$@#!*()[]{}<>|+~"
+_FLAT = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789'", b'abcdefghijklmnopqrstuvwxyz000000000"')
+# Backslashes too: before a quote they say that the member is in a text.
+_BETWEEN = b" \t\r\n_-./$@#!*()[]{}<>|+~\\"
 _SHORTEST_CARD = b"0" * 13
 # Every string, so that no quote is taken for the beginning of another; names are those with a colon behind.
 _STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?', re.DOTALL)
@@ -112,6 +133,8 @@ class Redactor:
         if self._patterns:
             return True
         lower = raw.lower()
+        if any(map(lower.__contains__, _SIGNS)):
+            return True
         if any(map(lower.__contains__, _HINTS)) and _HINT.search(lower) is not None:
             return True
         flat = raw.translate(_FLAT, _BETWEEN)
@@ -144,13 +167,38 @@ class Redactor:
             found += tokens
             return run
 
-        for pattern in (_KEY_BLOCK, _CREDENTIALS, _SERVICE_KEY, _URL_PASSWORD, _URL_SECRET, _SAID_SECRET):
+        def credentials(match: re.Match[str]) -> str:
+            kind, blank, said = match.groups()
+            nonlocal found
+            if not _is_credential(kind, said):
+                return match[0]
+            found += 1
+            return f"{kind}{blank}{REDACTED}"
+
+        if '"' in text or "'" in text:
+            text, found = self._without_members(text)
+        text = _CREDENTIALS.sub(credentials, _KEY_BLOCK.sub(taken, text))
+        for pattern in (_SERVICE_KEY, _HOOK, _HEADER, _URL_PASSWORD, _URL_SECRET, _SAID_SECRET):
             text = pattern.sub(taken, text)
         if "eyJ" in text:
             text = _DOTTED.sub(dotted, text)
         for pattern in self._patterns:
             text = pattern.sub(_whole(taken), text)
         return _CARD.sub(card, text), found
+
+    def _without_members(self, text: str) -> tuple[str, int]:
+        """Without what stands behind a secret's name in quotes and a colon, and how many there were."""
+        kept, found, at = list[str](), 0, 0
+        for match in _NAMED.finditer(text):
+            quote, name = match.groups()
+            if match.start() < at or not self.is_secret(name):
+                continue
+            begins, ends = match.end(), _end_of_value(text, match.end(), quote)
+            if text[begins:ends].strip("\\\"'") in {*_NOTHING_SAID, REDACTED}:
+                continue
+            kept += [text[at:begins], quote, REDACTED, quote]
+            found, at = found + 1, ends
+        return ("".join([*kept, text[at:]]), found) if found else (text, 0)
 
     def find_secret_name(self, raw: bytes) -> str | None:
         """The first name of a member of this JSON that is a secret's."""
@@ -187,7 +235,7 @@ class _Counted:
         return value
 
     def _member(self, name: str, member: object) -> object:
-        if member is not None and not isinstance(member, bool) and self._rules.is_secret(name):
+        if member is not None and not isinstance(member, bool) and member != REDACTED and self._rules.is_secret(name):
             self.found += 1
             return REDACTED
         return self.clean(member)
@@ -217,6 +265,35 @@ def _without_web_tokens(run: str) -> tuple[str, int]:
             found += 1
             at += 3
     return ".".join(kept), found
+
+
+def _end_of_value(text: str, at: int, quote: str) -> int:
+    """Where the value ends that begins there: a string in the same quotes, an object, an array, or a word."""
+    if text.startswith(quote, at):
+        at += len(quote)
+        if len(quote) == 1:
+            match = _STRING_ENDS[quote].match(text, at)
+            return len(text) if match is None else match.end()
+        end = text.find(quote, at)
+        return len(text) if end < 0 else end + len(quote)
+    if text.startswith(("{", "["), at):
+        depth = 0
+        for bracket in _BRACKET.finditer(text, at):
+            depth += -1 if bracket[1] else 1
+            if not depth:
+                return bracket.end()
+        return len(text)
+    match = _SCALAR.match(text, at)
+    return at if match is None else match.end()
+
+
+def _is_credential(kind: str, said: str) -> bool:
+    """Whether it is one, and not a word: ``basic understanding``, ``bearer certificates``."""
+    if kind.lower() == "basic":
+        with suppress(ValueError):
+            return b":" in base64.b64decode(said, validate=True)
+        return False
+    return any(map(str.isdigit, said)) or (said != said.lower() and said[1:] != said[1:].lower())
 
 
 def _bare(name: str) -> str:
