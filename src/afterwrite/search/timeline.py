@@ -1,0 +1,277 @@
+"""What happened to one thing, by one person, in one transaction, because of one activity, around one moment.
+
+Every page is newest first and goes on in both directions from a place (``find.Place``). The day of an activity is told
+by its id, and everything here names the stretch of time that it looks at: only those partitions are opened.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import msgspec
+
+from afterwrite.errors import UsageError
+from afterwrite.postgres import Database, statement
+from afterwrite.record import Kind
+from afterwrite.search.find import Page, Place
+from afterwrite.search.row import RowAt, row_at
+from afterwrite.search.windows import (
+    LAST_ID,
+    TICK,
+    Window,
+    aware,
+    later,
+    place_of,
+    read_page,
+)
+from afterwrite.store.reader import StoredActivity, stored_activity
+
+__all__ = [
+    "RowAt", "actor_timeline", "around", "effects", "entity_timeline", "read_activity", "read_cause", "row_at",
+    "same_transaction",
+]  # fmt: skip
+
+# How far from the time in its id an event may be stored: an event of a transaction is of the time of its commit.
+_NEAR = (
+    (timedelta(seconds=2), timedelta(seconds=10)),
+    (timedelta(minutes=10), timedelta(hours=1)),
+    (timedelta(hours=1), timedelta(days=1)),
+)
+# Ids that begin with the same ten digits were made in the same 256 ms; the index of causes leaves such changes out.
+_DIGITS, _AT_ONCE = 10, timedelta(milliseconds=256)
+# Clocks differ, and a block is recorded when it ends: what it led to may be before it.
+_BEFORE = timedelta(hours=1)
+_TRANSACTIONS, _CHANGES = 200, 10_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+async def read_activity(db: Database, id: str, *, occurred_at: datetime | None = None) -> StoredActivity | None:
+    """The activity of this id, or None. Raises UsageError for what is no id.
+
+    The id tells when it was: of a change to the millisecond, of an event within a day. One whose id says nothing of
+    that kind, or whose ``occurred_at`` the application gave, is found where ``occurred_at`` is told here as well.
+    """
+    number = _uuid(id)
+    moment = _moment_of(number)
+    if occurred_at is not None:
+        windows = [(occurred_at, occurred_at + TICK)]
+    elif moment is None:
+        return None
+    elif number.version == 8:
+        windows = [(moment, moment + timedelta(milliseconds=1))]
+    else:
+        windows = [(later(moment, -before), later(moment, after)) for before, after in _NEAR]
+    for since, until in windows:
+        found = await db.maybe(
+            stored_activity, statement("timeline.read_by_id"), id=str(number), since=since, until=until
+        )
+        if found is not None:
+            return found
+    return None
+
+
+async def read_cause(db: Database, activity: StoredActivity) -> StoredActivity | None:
+    """The activity that led to this one, where one is known and stored."""
+    if activity.caused_by is None:
+        return None
+    # Most are events of the same transaction, which are stored at its time.
+    found = await read_activity(db, activity.caused_by, occurred_at=activity.occurred_at)
+    return found or await read_activity(db, activity.caused_by)
+
+
+async def entity_timeline(
+    db: Database,
+    entity_type: str,
+    entity_id: str,
+    *,
+    limit: int = 50,
+    older_than: Place | None = None,
+    newer_than: Place | None = None,
+) -> Page:
+    """What happened to one thing: its row's changes, and the events about it."""
+
+    async def fetch(window: Window) -> list[StoredActivity]:
+        return await db.rows(
+            stored_activity,
+            statement("timeline.read_entity"),
+            entity_type=entity_type,
+            entity_id=entity_id,
+            changes=False,
+            source=None,
+            relation=None,
+            **msgspec.structs.asdict(window),
+        )
+
+    return await read_page(fetch, limit=limit, older_than=older_than, newer_than=newer_than)
+
+
+async def actor_timeline(
+    db: Database,
+    actor_id: str,
+    *,
+    limit: int = 50,
+    older_than: Place | None = None,
+    newer_than: Place | None = None,
+) -> Page:
+    """What somebody did. Days that are cold have no index for it and are read as they lie, the newest first."""
+
+    async def fetch(window: Window) -> list[StoredActivity]:
+        words = msgspec.structs.asdict(window)
+        return await db.rows(stored_activity, statement("timeline.read_actor"), actor_id=actor_id, **words)
+
+    return await read_page(fetch, limit=limit, older_than=older_than, newer_than=newer_than)
+
+
+async def same_transaction(
+    db: Database,
+    activity: StoredActivity,
+    *,
+    limit: int = 50,
+    older_than: Place | None = None,
+    newer_than: Place | None = None,
+) -> Page:
+    """What else the transaction of this activity did; an empty page where it was in none.
+
+    A transaction is one moment, that of its commit: all of it has the same ``occurred_at``, and its changes follow each
+    other as they were written, the last one first.
+    """
+    if activity.commit_lsn is None:
+        return Page((), None, None)
+
+    async def fetch(window: Window) -> list[StoredActivity]:
+        words = msgspec.structs.asdict(window)
+        # One more on each side that is asked for, since the activity itself is left out.
+        words |= {side: words[side] + 1 for side in ("older", "newer") if words[side]}
+        found = await db.rows(
+            stored_activity,
+            statement("timeline.read_stretch"),
+            source=activity.source,
+            commit_lsn=str(activity.commit_lsn),
+            **words,
+        )
+        others = [each for each in found if each.id != activity.id]
+        return others[: window.older] if window.older else others[-window.newer :]
+
+    return await read_page(
+        fetch,
+        limit=limit,
+        older_than=older_than,
+        newer_than=newer_than,
+        since=activity.occurred_at,
+        until=activity.occurred_at + TICK,
+    )
+
+
+async def around(db: Database, moment: datetime, *, seconds: float = 30.0, limit: int = 50) -> Page:
+    """What happened within so many seconds of a moment, the nearest on both sides.
+
+    ``older`` and ``newer`` say that there is more within these seconds. Raises UsageError for a moment without a zone.
+    """
+    moment = aware(moment)
+    if seconds < 0 or limit < 1:
+        raise UsageError("around a moment there is nothing within less than no time", remedy="give 0 seconds or more")
+    since, until = later(moment, timedelta(seconds=-seconds)), later(moment, timedelta(seconds=seconds) + TICK)
+    place = Place(moment, LAST_ID)
+
+    async def fetch(window: Window) -> list[StoredActivity]:
+        return await db.rows(
+            stored_activity,
+            statement("timeline.read_stretch"),
+            source=None,
+            commit_lsn=None,
+            **msgspec.structs.asdict(window),
+        )
+
+    found = await fetch(Window(since, until, place.occurred_at, place.id, limit + 1, limit + 1))
+    older = [each for each in found if each.occurred_at <= moment]
+    newer = found[: len(found) - len(older)]
+    # Half of each side, and of the one what the other has not.
+    down = min(len(older), max((limit + 1) // 2, limit - len(newer)))
+    up = min(len(newer), limit - down)
+    items = (*newer[len(newer) - up :], *older[:down])
+    return Page(
+        items,
+        older=place_of(items[-1]) if items and down < len(older) else None,
+        newer=place_of(items[0]) if items and up < len(newer) else None,
+    )
+
+
+async def effects(
+    db: Database,
+    activity: StoredActivity,
+    *,
+    limit: int = 50,
+    older_than: Place | None = None,
+    newer_than: Place | None = None,
+) -> Page:
+    """What this activity led to: what names it as its cause, at once or any time later.
+
+    What deferred triggers wrote afterwards counts, too. They name the first change of the transaction that fired them,
+    so it is found from each change of that transaction and from each event that explains it; of an event that explains
+    many transactions, from the first 200.
+    """
+    since = later(min(activity.occurred_at, _moment_of(_uuid(activity.id)) or activity.occurred_at), -_BEFORE)
+    causes = [_cause(activity.id, activity.id)]
+    causes += [_cause(f"{prefix}00000000", f"{prefix}ffffffff") for prefix in await _prefixes(db, activity, since)]
+
+    async def fetch(window: Window) -> list[StoredActivity]:
+        return await db.rows(
+            stored_activity,
+            statement("timeline.read_effects"),
+            first_ids=[each.first_id for each in causes],
+            last_ids=[each.last_id for each in causes],
+            from_times=[each.since for each in causes],
+            to_times=[each.until for each in causes],
+            **msgspec.structs.asdict(window),
+        )
+
+    return await read_page(fetch, limit=limit, older_than=older_than, newer_than=newer_than, since=since)
+
+
+class _Cause(msgspec.Struct, frozen=True):
+    """A stretch of ids, and when changes were made whose ids begin as these do."""
+
+    first_id: str
+    last_id: str
+    since: datetime
+    until: datetime
+
+
+def _cause(first_id: str, last_id: str) -> _Cause:
+    digits = first_id.replace("-", "")[:_DIGITS]
+    begin = later(_EPOCH, timedelta(milliseconds=int(digits, 16) << 4 * (12 - _DIGITS)))
+    return _Cause(first_id, last_id, begin, later(begin, _AT_ONCE))
+
+
+async def _prefixes(db: Database, activity: StoredActivity, since: datetime) -> list[str]:
+    """What the ids of the changes begin with whose transactions may have set off deferred triggers."""
+    if activity.kind is Kind.CHANGE:
+        return [activity.id[:28]]
+    cause = _cause(activity.id, activity.id)
+    found: list[str] = await db.values(
+        statement("timeline.read_effect_transactions"),
+        id=activity.id,
+        from_time=cause.since,
+        to_time=cause.until,
+        since=since,
+        limit=_CHANGES,
+        transactions=_TRANSACTIONS,
+    )
+    return found
+
+
+def _uuid(id: str) -> UUID:
+    try:
+        return UUID(id)
+    except ValueError:
+        raise UsageError(
+            f"{id!r} is no id of an activity", remedy="give it as `afterwrite tail --json` shows it, a UUID"
+        ) from None
+
+
+def _moment_of(id: UUID) -> datetime | None:
+    """The millisecond that a time-ordered id begins with."""
+    if id.version not in (7, 8):
+        return None
+    return later(_EPOCH, timedelta(milliseconds=id.int >> 80))

@@ -1,0 +1,260 @@
+-- name: read_by_id
+-- The activity of an id within the stretch of time in which the id says that it was.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
+       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
+       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
+       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
+       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from afterwrite.activity a
+ where a.id = :id::uuid
+   and a.occurred_at >= :since::timestamptz and a.occurred_at < :until::timestamptz
+ order by a.occurred_at desc
+ limit 1;
+
+-- name: read_entity
+-- What happened to one thing on either side of a place in time: some of the older, some of the newer.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
+       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
+       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
+       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
+       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from ((select *
+           from afterwrite.activity
+          where entity_type = :entity_type and entity_id = :entity_id
+            and (not :changes::boolean or kind = 'change')
+            and (:source::text is null or source = :source::text)
+            and (:relation::text is null or relation = :relation::text)
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) < (:at::timestamptz, :id::uuid)
+          order by occurred_at desc, id desc
+          limit :older::bigint)
+         union all
+        (select *
+           from afterwrite.activity
+          where entity_type = :entity_type and entity_id = :entity_id
+            and (not :changes::boolean or kind = 'change')
+            and (:source::text is null or source = :source::text)
+            and (:relation::text is null or relation = :relation::text)
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
+          order by occurred_at, id
+          limit :newer::bigint)) a
+ order by a.occurred_at desc, a.id desc;
+
+-- name: read_actor
+-- What somebody did on either side of a place in time.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
+       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
+       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
+       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
+       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from ((select *
+           from afterwrite.activity
+          where actor_id = :actor_id
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) < (:at::timestamptz, :id::uuid)
+          order by occurred_at desc, id desc
+          limit :older::bigint)
+         union all
+        (select *
+           from afterwrite.activity
+          where actor_id = :actor_id
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
+          order by occurred_at, id
+          limit :newer::bigint)) a
+ order by a.occurred_at desc, a.id desc;
+
+-- name: read_stretch
+-- What happened on either side of a place in time; of one transaction, where its source and commit are told.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
+       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
+       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
+       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
+       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from ((select *
+           from afterwrite.activity
+          where (:source::text is null or source = :source::text)
+            and (:commit_lsn::pg_lsn is null or commit_lsn = :commit_lsn::pg_lsn)
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) < (:at::timestamptz, :id::uuid)
+          order by occurred_at desc, id desc
+          limit :older::bigint)
+         union all
+        (select *
+           from afterwrite.activity
+          where (:source::text is null or source = :source::text)
+            and (:commit_lsn::pg_lsn is null or commit_lsn = :commit_lsn::pg_lsn)
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
+          order by occurred_at, id
+          limit :newer::bigint)) a
+ order by a.occurred_at desc, a.id desc;
+
+-- name: read_effects
+-- What these causes (stretches of ids) led to on either side of a place in time: at once, by the time that the ids of both
+-- begin with, and later, by the index that has no others.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
+       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
+       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
+       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
+       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from ((select e.*
+           from pg_catalog.unnest(
+                    :first_ids::uuid[], :last_ids::uuid[], :from_times::timestamptz[], :to_times::timestamptz[]
+                ) as c (first_id, last_id, from_time, to_time)
+          cross join lateral (
+                select *
+                  from afterwrite.activity
+                 where kind = 'change' and caused_by between c.first_id and c.last_id
+                   and occurred_at >= c.from_time and occurred_at < c.to_time
+                   and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+                   and left(caused_by::text, 11) = left(id::text, 11)
+                 union all
+                select *
+                  from afterwrite.activity
+                 where caused_by between c.first_id and c.last_id and caused_by is not null
+                   and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))
+                   and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+                ) e
+          where (e.occurred_at, e.id) < (:at::timestamptz, :id::uuid)
+          order by e.occurred_at desc, e.id desc
+          limit :older::bigint)
+         union all
+        (select e.*
+           from pg_catalog.unnest(
+                    :first_ids::uuid[], :last_ids::uuid[], :from_times::timestamptz[], :to_times::timestamptz[]
+                ) as c (first_id, last_id, from_time, to_time)
+          cross join lateral (
+                select *
+                  from afterwrite.activity
+                 where kind = 'change' and caused_by between c.first_id and c.last_id
+                   and occurred_at >= c.from_time and occurred_at < c.to_time
+                   and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+                   and left(caused_by::text, 11) = left(id::text, 11)
+                 union all
+                select *
+                  from afterwrite.activity
+                 where caused_by between c.first_id and c.last_id and caused_by is not null
+                   and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))
+                   and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+                ) e
+          where (e.occurred_at, e.id) > (:at::timestamptz, :id::uuid)
+          order by e.occurred_at, e.id
+          limit :newer::bigint)) a
+ order by a.occurred_at desc, a.id desc;
+
+-- name: read_effect_transactions
+-- What the ids of the changes begin with that an activity led to, once a transaction: the first of them.
+select distinct left(e.id::text, 28) as prefix
+  from (
+        (select id
+           from afterwrite.activity
+          where kind = 'change' and caused_by = :id::uuid
+            and occurred_at >= :from_time::timestamptz and occurred_at < :to_time::timestamptz
+            and left(caused_by::text, 11) = left(id::text, 11)
+          limit :limit::bigint)
+         union all
+        (select id
+           from afterwrite.activity
+          where caused_by = :id::uuid and caused_by is not null and kind = 'change'
+            and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))
+            and occurred_at >= :since::timestamptz
+          limit :limit::bigint)
+       ) e
+ limit :transactions::bigint;
+
+-- name: read_gone
+-- The next ways, behind a place in time, in which a row went without a word under its id: its key became another, or its
+-- table was truncated.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
+       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
+       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
+       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
+       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from ((select *
+           from afterwrite.activity
+          where entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
+            and operation = 'update' and (metadata ->> 'entity_was') is not null and metadata ->> 'entity_was' = :entity_id::text
+            and (:source::text is null or source = :source::text)
+            and (:relation::text is null or relation = :relation::text)
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
+          order by occurred_at, id
+          limit :limit::bigint)
+         union all
+        (select *
+           from afterwrite.activity
+          where entity_type = :entity_type and left(metadata ->> 'entity_was', 400) is null and operation = 'truncate'
+            and (:source::text is null or source = :source::text)
+            and (:relation::text is null or relation = :relation::text)
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
+          order by occurred_at, id
+          limit :limit::bigint)) a
+ order by a.occurred_at, a.id
+ limit :limit::bigint;
+
+-- name: read_telling
+-- The newest change of a row, before a place in time, that tells of a column, or that says that the row was another before.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
+       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
+       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
+       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
+       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from afterwrite.activity a
+ where a.entity_type = :entity_type and a.entity_id = :entity_id and a.kind = 'change'
+   and a.source = :source and a.relation = :relation
+   and a.occurred_at >= :since::timestamptz and a.occurred_at < :until::timestamptz
+   and (a.occurred_at, a.id) < (:at::timestamptz, :id::uuid)
+   and (a.operation = 'delete'
+        or (a.metadata ->> 'entity_was') is not null
+        or not coalesce((a.metadata::jsonb -> 'unchanged') ? :column::text, false))
+ order by a.occurred_at desc, a.id desc
+ limit 1;
+
+-- name: is_recorded
+-- Whether anything of a table is recorded up to a moment.
+select exists (
+           select
+             from afterwrite.activity
+            where entity_type = :entity_type and entity_id is not null and kind = 'change'
+              and source = :source and relation = :relation
+              and occurred_at <= :moment::timestamptz
+       );
+
+-- name: sees_all
+-- Whether the reader sees the activity of everybody, and the rest of the store besides.
+select not pg_catalog.row_security_active('afterwrite.activity'::pg_catalog.regclass);
+
+-- name: read_reach
+-- From which day on the store has what happened, and how far it has what a source wrote. A checkpoint that moved after the
+-- newest batch moved without rows: up to there the source wrote nothing that we keep.
+select (select max(day) from afterwrite.expired_day) as expired_until,
+       (select case when c.updated_at > coalesce(b.written_at, '-infinity') + interval '1 second'
+                    then c.updated_at else coalesce(b.last_at, c.updated_at) end
+          from afterwrite.checkpoint c
+          left join lateral (
+               select last_at, written_at from afterwrite.batch where source = c.source order by position desc limit 1
+               ) b on true
+         where c.source = :source) as known_until;
+
+-- name: read_gaps
+-- What a source is known to have lost, and why.
+select from_lsn::text as from_lsn, to_lsn::text as to_lsn, from_time, to_time, reason
+  from afterwrite.gap
+ where source = :source
+ order by id;
+
+-- name: read_bracket
+-- The commits of a source that are stored next to a moment, on either side of it.
+select (select commit_lsn::text
+          from afterwrite.activity
+         where source = :source and commit_lsn is not null and occurred_at <= :moment::timestamptz
+         order by occurred_at desc, id desc
+         limit 1) as before,
+       (select commit_lsn::text
+          from afterwrite.activity
+         where source = :source and commit_lsn is not null and occurred_at > :moment::timestamptz
+         order by occurred_at, id
+         limit 1) as after;
