@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from keyword import iskeyword
 from types import FrameType
 from typing import Annotated, NoReturn, cast
 
@@ -53,7 +54,8 @@ def options(
     """Options of every verb."""
 
 
-# In the order of --help. Each is a module of its name with a function of that name, or an ``app`` of several commands.
+# In the order of --help. Each is a module of its name (with an underscore after what Python keeps for itself) with a
+# function of that name, or an ``app`` of several commands.
 _VERBS = (
     "demo",
     "doctor",
@@ -68,6 +70,7 @@ _VERBS = (
     "outbox",
     "tail",
     "serve",
+    "import",
     "maintain",
     "bench",
 )
@@ -88,7 +91,7 @@ def command(verbs: Iterable[str] = _VERBS) -> typer.Typer:
         if verb in _added:
             continue
         _added.add(verb)
-        module = import_module(f"afterwrite.cli.{verb}")
+        module = import_module(f"afterwrite.cli.{verb}{'_' if iskeyword(verb) else ''}")
         inner: typer.Typer | None = getattr(module, "app", None)
         if inner is None:
             app.command(verb, epilog=getattr(module, "EXAMPLES", None))(getattr(module, verb))

@@ -104,7 +104,7 @@ def watch(
     logs = {name for each in judged if each.verdict is Verdict.RETIRE for name in each.log_tables}
     legacy = frozenset((table.schema, table.name) for table in inventory.tables if table.full_name in logs)
     tables = shapes(inventory, bodies)
-    routines = _routines(inventory)
+    callable_routines = routines(inventory)
     compared: list[LegacyMapping] = []
     covered: list[LegacyMapping] = []
     others: list[LegacyMapping] = []
@@ -114,7 +114,7 @@ def watch(
         if not moving and (body is None or not body.parsed):
             continue
         overrides = said[each.trigger.identity].overrides if each.trigger.identity in said else ()
-        mapping = infer(each.trigger, legacy=legacy, tables=tables, routines=routines, overrides=overrides)
+        mapping = infer(each.trigger, legacy=legacy, tables=tables, routines=callable_routines, overrides=overrides)
         if each.verdict is Verdict.RETIRE and not mapping.operations:
             note = "no INSERT into a legacy log could be followed in its body"
             mapping = msgspec.structs.replace(mapping, notes=(*mapping.notes, note))
@@ -192,7 +192,7 @@ def _derived(inventory: Inventory, bodies: Mapping[int, Body]) -> dict[int, froz
     return found
 
 
-def _routines(inventory: Inventory) -> dict[tuple[str, str], Routine]:
+def routines(inventory: Inventory) -> dict[tuple[str, str], Routine]:
     """Functions whose text can stand in the place of a call: not overloaded, not of an extension."""
     found: dict[tuple[str, str], Routine | None] = {}
     for function in inventory.functions:

@@ -4,7 +4,7 @@
 
     temperature   indexes besides the primary key
     hot           entity, actor, tenant, text     born so; the default partition always
-    cold          entity, time (BRIN)             made of a hot one by maintenance
+    cold          entity, time (BRIN)             made of a hot one by maintenance; born so for imported old rows
     either        gone, cause                     what the others cannot find, and next to nothing of it
 
 Every index belongs to its partition alone: one of the parent's could not be dropped from a single old partition.
@@ -149,11 +149,27 @@ async def make_partitions(
     return made
 
 
-async def make_partition(db: Database, day: date, *, policy: LockPolicy | None = None) -> None:
+async def make_partitions_of(db: Database, days: Mapping[date, Temperature]) -> list[date]:
+    """Make the partitions of days that rows are about to come for, each with the indexes that its age wants.
+
+    Returns the days that got one. A day of which too much waits in the default partition is left to maintenance, which
+    moves it beside readers and writers. Raises LockTimeout when readers of the default partition do not let go.
+    """
+    made: list[date] = []
+    for day in sorted(days.keys() - await read_partition_days(db)):
+        if not await _is_large(db, day):
+            await make_partition(db, day, temperature=days[day])
+            made.append(day)
+    return made
+
+
+async def make_partition(
+    db: Database, day: date, *, temperature: Temperature = Temperature.HOT, policy: LockPolicy | None = None
+) -> None:
     """Make one day's partition, its waiting rows in it; nothing happens where it is there already."""
     failpoint("maintain.before_make")
     await with_short_locks(
-        db, [quoted(SCHEMA, DEFAULT)], lambda db: _make_partition(db, day), policy=policy or _FEW_TRIES
+        db, [quoted(SCHEMA, DEFAULT)], lambda db: _make_partition(db, day, temperature), policy=policy or _FEW_TRIES
     )
     failpoint("maintain.after_make")
 
@@ -181,13 +197,13 @@ _ATTACH = (
 )
 
 
-async def _make_partition(db: Database, day: date) -> None:
+async def _make_partition(db: Database, day: date, temperature: Temperature) -> None:
     await db.run(statement("store.lock_partitions"))
     if day in await read_partition_days(db):
         return
     name = partition_name(day)
     await create_like_activity(db, name)
-    for index in sorted(wanted_indexes(Temperature.HOT)):
+    for index in sorted(wanted_indexes(temperature)):
         await db.run(create_index(name, index))
     words = {"name": identifier(SCHEMA, name)} | bounds(day)
     for text in _ATTACH:
