@@ -109,13 +109,14 @@ def bind(
     """Say who and why for all that runs inside: in ``with``, or as a decorator of a function of any kind.
 
     It merges over what is bound already, and ``None`` takes away. ``actor="user:42"`` is the actor's whole id, and its
-    type is ``user`` where ``actor_type`` does not say otherwise. ``settings`` merge key by key. A new task, and what
+    type is ``user`` where ``actor_type`` does not say otherwise. A number or a UUID alone is a user's: ``actor=42`` is
+    the same. A text without a type stands as it is. ``settings`` merge key by key. A new task, and what
     ``asyncio.to_thread`` runs, sees it; another thread sees it through ``carry``. What is not text becomes text, and
     what PostgreSQL could not keep of it (NUL, lone surrogates) a sign for it.
     """
     given: dict[str, object] = {}
     if actor is not UNSET:
-        given["actor_id"] = id = _word(actor)
+        given["actor_id"] = id = as_user(actor) if isinstance(actor, int | UUID) else _word(actor)
         # The type of another actor is not this one's.
         given["actor_type"] = id.partition(":")[0] if id is not None and ":" in id else None
     for name, value in (
@@ -132,6 +133,12 @@ def bind(
         if value is not UNSET:
             given[name] = _word(value)
     return Binding(given, settings)
+
+
+def as_user(id: object) -> str:
+    """The actor that a user's id is: ``user:42``. One that says its type, by a colon, is whole (``admin:7``)."""
+    text = _clean(id)
+    return _word(text if ":" in text else f"user:{text}") or ""
 
 
 class Binding:

@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Any], bool], bool
     "durability": (lambda: {"durability": "forever"}, lambda row: "forever" in row.metadata["misfit"], True),
     "id": (lambda: {"id": "mine"}, lambda row: row.id.version == 7, True),
     "secrets": (
-        lambda: {"metadata": {"password": "hunter2", "deep": {"api_key": "k"}, "text": "Bearer abcdefghijkl"}},
+        lambda: {"metadata": {"password": "hunter2", "deep": {"api_key": "k"}, "text": "Bearer abcdefgh1jkl"}},
         lambda row: (
             row.metadata
             == {"password": "[redacted]", "deep": {"api_key": "[redacted]"}, "text": "Bearer [redacted]"}

@@ -73,7 +73,7 @@ def test_the_first_block_of_the_issue_runs_as_it_stands(application: str) -> Non
         assert (change.actor_id, change.tenant_id, change.caused_by) == ("user:42", "acme", created.id)
         assert (created.xid, created.commit_lsn) == (change.xid, change.commit_lsn)
         login, batch, report = found.of("login"), found.of("user.import"), found.of("report.exported")
-        assert (login.category, str(login.ip), login.actor_id) == ("authentication", "192.0.2.1", "42")
+        assert (login.category, str(login.ip), login.actor_id) == ("authentication", "192.0.2.1", "user:42")
         assert (batch.metadata["total"], batch.source) == (2, "billing")
         assert (report.entity_type, report.entity_id, report.metadata) == (
             "report",

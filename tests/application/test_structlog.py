@@ -43,7 +43,7 @@ def test_a_chosen_event_is_logged_and_recorded(recorded: Memory) -> None:
     log.info("cache warmed", size=1)
     (found,) = recorded
     assert (found.action, found.entity, found.summary) == ("report.sent", ("report", "7"), "report sent")
-    assert (found.actor, found.request, found.tenant, found.duration_ms) == ("42", "r-17", "acme", 5.0)
+    assert (found.actor, found.request, found.tenant, found.duration_ms) == ("user:42", "r-17", "acme", 5.0)
     assert found.metadata == {"pages": 3}
     line, other = lines(captured)
     assert (line["activity"], line["activity_id"], line["pages"]) == ("report.sent", found.id, 3)

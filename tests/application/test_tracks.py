@@ -339,11 +339,14 @@ def test_sign_ins_are_recorded_with_who_and_from_where(recorded: Memory) -> None
     activity.auth("login", "user:43", success=False, ip="192.0.2.2", reason="wrong password")
     with context.bind(actor="admin:1", ip="192.0.2.9"):
         activity.auth("password.reset", 42)
-    good, bad, reset = recorded
-    assert (good.category, good.entity, good.actor, good.actor_type) == ("authentication", ("user", "42"), "42", "user")
+    activity.auth("login", "admin:7")
+    good, bad, reset, admin = recorded
+    assert (good.category, good.entity) == ("authentication", ("user", "42"))
+    assert (good.actor, good.actor_type) == ("user:42", "user")
     assert (good.ip, good.user_agent, good.metadata) == ("192.0.2.1", "curl/8", {"method": "password"})
     assert (bad.outcome, bad.severity, bad.actor, bad.entity) == (Outcome.FAILURE, Level.WARNING, None, ("user", "43"))
     assert bad.metadata == {"reason": "wrong password"}
+    assert (admin.actor, admin.actor_type, admin.entity) == ("admin:7", "admin", ("user", "admin:7"))
     assert (reset.actor, reset.ip) == ("admin:1", "192.0.2.9")
     assert context.current() == context.Context()
 

@@ -54,10 +54,19 @@ def test_the_type_of_an_actor_is_its_own() -> None:
             assert (current().actor_id, current().actor_type) == ("user:42", "admin")
 
 
+def test_a_number_or_a_uuid_alone_is_a_users_and_a_text_stands_as_it_is() -> None:
+    with bind(actor=UUID(int=7)):
+        assert (current().actor_id, current().actor_type) == (f"user:{UUID(int=7)}", "user")
+        with bind(actor=7, actor_type="admin"):
+            assert (current().actor_id, current().actor_type) == ("user:7", "admin")
+            with bind(actor="cron"):
+                assert (current().actor_id, current().actor_type) == ("cron", None)
+
+
 def test_what_is_not_text_becomes_text_that_postgresql_keeps() -> None:
     with bind(actor=42, tenant=UUID(int=7), reason="a\0b\ud800c", user_agent="x" * 5000, settings={"k\0": "v" * 5000}):
         context = current()
-    assert (context.actor_id, context.tenant_id, context.reason) == ("42", str(UUID(int=7)), "a␀b�c")
+    assert (context.actor_id, context.tenant_id, context.reason) == ("user:42", str(UUID(int=7)), "a␀b�c")
     assert context.user_agent is not None
     assert len(context.user_agent) == LONGEST_WORD
     assert context.settings == {"k␀": "v" * 5000}
@@ -157,7 +166,7 @@ def test_one_binding_serves_many_tasks_at_once() -> None:
     acme = bind(tenant="acme")
 
     async def work(number: int) -> bool:
-        with bind(actor=number), acme:
+        with bind(actor=str(number)), acme:
             await asyncio.sleep(0)
             inside = current() == Context(actor_id=str(number), tenant_id="acme")
             with acme:

@@ -20,7 +20,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 from uuid import UUID, uuid4
 
 from afterwrite import activity
-from afterwrite.context import Binding, bind, complain
+from afterwrite.context import Binding, as_user, bind, complain
 from afterwrite.errors import UsageError
 from afterwrite.record import Category, Level
 from afterwrite.recorder.track import Tracked
@@ -216,7 +216,7 @@ def name_user(user: object) -> str | None:
     if user is None or getattr(user, "is_authenticated", True) is False:
         return None
     if isinstance(user, str | int | UUID):
-        return f"user:{user}" if ":" not in str(user) else str(user)
+        return as_user(user)
     for name in ("id", "pk", "sub", "identity"):
         try:
             found = cast("Mapping[str, object]", user).get(name) if isinstance(user, Mapping) else getattr(user, name)

@@ -19,7 +19,7 @@ from structlog.contextvars import get_contextvars
 from afterwrite import activity
 from afterwrite.context import bind, current
 from afterwrite.record import Level, Outcome
-from afterwrite.recorder.adapters import CONTEXT, NAMES
+from afterwrite.recorder.adapters import CONTEXT, NAMES, actor_of
 from afterwrite.recorder.registry import Action
 from afterwrite.recorder.track import describe_error
 
@@ -75,7 +75,7 @@ class Activities:
         for name, value in {**bound, **event_dict}.items():
             ours = self._names.get(name)
             if ours is not None and value is not None:
-                words[ours] = value
+                words[ours] = actor_of(name, value)
         facts = {
             name: value
             for name, value in event_dict.items()

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, cast
+from uuid import UUID
 
-from afterwrite.context import bind, current
+from afterwrite.context import as_user, bind, current
 from afterwrite.record import Level, Outcome
 from afterwrite.recorder.batch import Batch
 from afterwrite.recorder.encode import clean_text
@@ -39,6 +40,8 @@ NAMES: Mapping[str, str] = {
     **dict.fromkeys(("conn", "connection", "db", "db_session"), "conn"),
 }
 ORDER = ("action", "entity_type", "entity_id", "details")
+# Whose ids these are is said by the name.
+_USERS = frozenset({"user_id", "user"})
 CONTEXT = ("actor", "ip", "user_agent", "tenant", "session", "request")
 _FAILED = frozenset({"failure", "failed", "fail", "error", "denied", "false", "0"})
 
@@ -80,7 +83,7 @@ class AuditService:
             if ours is None:
                 facts[name] = value
             elif value is not None:
-                told.setdefault(ours, value)
+                told.setdefault(ours, actor_of(name, value))
         metadata = as_dict(told.get("metadata")) | facts | diff(told.get("before"), told.get("after"))
         if "error" in told:
             metadata.setdefault("error", {"message": clean_text(told["error"], 500)})
@@ -98,6 +101,11 @@ class AuditService:
             conn=told.get("conn") if self._in_transaction else None,
             context=bind(**words).over(current()) if words else None,
         )
+
+
+def actor_of(name: str, value: object) -> object:
+    """The value of this parameter, as an actor where its name says that it is a user's id."""
+    return as_user(value) if name in _USERS and isinstance(value, str | int | UUID) else value
 
 
 def diff(before: object, after: object) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, TypeVar, cast, overload
 from uuid import UUID
 
-from afterwrite.context import Context, bind, current
+from afterwrite.context import Context, as_user, bind, current
 from afterwrite.errors import UsageError
 from afterwrite.record import Category, Level, Outcome
 from afterwrite.recorder.batch import Batch, Progress, batch_spec
@@ -241,8 +241,9 @@ class Face:
     ) -> Recorded:
         """Record what concerns signing in: ``login``, ``logout``, ``password.reset``, ``mfa.challenge``, …
 
-        The user is what it is about, and on success also who did it, where the context does not say. A failure has the
-        severity warning. ``method`` (``password``, ``oidc``) and the ``reason`` of a failure go into the metadata.
+        The user (``42``, ``"user:42"``, ``"admin:7"``) is what it is about, and on success also who did it, where the
+        context does not say: ``user:42``. A failure has the severity warning. ``method`` (``password``, ``oidc``) and
+        the ``reason`` of a failure go into the metadata.
         """
         known = {"method": method, "reason": reason}
         facts = {**(metadata or {}), **{name: value for name, value in known.items() if value is not None}}
@@ -251,7 +252,7 @@ class Face:
         told = {"ip": ip, "user_agent": user_agent, "session": session}
         words: dict[str, Any] = {name: word for name, word in told.items() if word is not None}
         if actor is not None:
-            words |= {"actor": actor, "actor_type": "user"}
+            words["actor"] = as_user(actor)
         return self.record(
             action,
             category=Category.AUTHENTICATION,

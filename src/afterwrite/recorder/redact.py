@@ -40,7 +40,7 @@ _SEPARATORS = re.compile(r"[\W_]+")
 
 # What a text looks like, and what is kept of it.
 _KEY_BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
-_CREDENTIALS = re.compile(r"\b(bearer|basic)(\s+)([A-Za-z0-9._~+/=-]{8,})", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"\b(authorization\W{1,4})?(bearer|basic)(\s+)([A-Za-z0-9._~+/=-]{8,})", re.IGNORECASE)
 _HEADER = re.compile(
     r"\b(cookie:[ \t]*|x-(?:api-?key|(?:[a-z]{1,20}-){0,3}(?:token|secret)):[ \t]*)[^\s\"'][^\r\n\"']*", re.IGNORECASE
 )
@@ -48,6 +48,7 @@ _HEADER = re.compile(
 # and not with its square: a run of letters is gone through once, wherever in it something might begin.
 _DOTTED = re.compile(r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]++(?:\.[A-Za-z0-9_-]*+)++")
 _SHORTEST_PAYLOAD = 5
+_LONGEST_WORD = 20
 _WEB_TOKEN = re.compile(r"\beyJ[A-Za-z0-9_-]{5}")
 _SERVICE_KEY = re.compile(
     r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}\b|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,}|glpat-[A-Za-z0-9_-]{18,}"
@@ -168,12 +169,12 @@ class Redactor:
             return run
 
         def credentials(match: re.Match[str]) -> str:
-            kind, blank, said = match.groups()
             nonlocal found
-            if not _is_credential(kind, said):
+            header, kind, blank, said = match.groups()
+            if header is None and not _is_credential(kind, said):
                 return match[0]
             found += 1
-            return f"{kind}{blank}{REDACTED}"
+            return f"{header or ''}{kind}{blank}{REDACTED}"
 
         if '"' in text or "'" in text:
             text, found = self._without_members(text)
@@ -293,7 +294,11 @@ def _is_credential(kind: str, said: str) -> bool:
         with suppress(ValueError):
             return b":" in base64.b64decode(said, validate=True)
         return False
-    return any(map(str.isdigit, said)) or (said != said.lower() and said[1:] != said[1:].lower())
+    return (
+        len(said) > _LONGEST_WORD
+        or any(map(str.isdigit, said))
+        or (said != said.lower() and said[1:] != said[1:].lower())
+    )
 
 
 def _bare(name: str) -> str:
