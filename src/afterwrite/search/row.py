@@ -45,7 +45,7 @@ class RowAt(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a row at a moment.
 
     ``exists`` is None where nobody can say. ``values`` are its columns, as JSON; where ``exists`` is not true they are
-    the nearest that is known. ``unsure`` says of columns why their value cannot be known, or cannot be relied on;
+    the nearest that is known, and without ``whole`` there are more columns than these. ``unsure`` says of columns why their value cannot be known, or cannot be relied on;
     ``doubts`` are about the answer as a whole. ``since`` is the change that made it so, ``until`` the next one.
     ``entity_id`` is the row's id at that moment: another than the one that was asked for when its key was changed
     later, by ``moves``, the latest first.
@@ -56,6 +56,7 @@ class RowAt(msgspec.Struct, frozen=True, kw_only=True):
     entity_id: str
     exists: bool | None
     values: dict[str, msgspec.Raw]
+    whole: bool
     since: StoredActivity | None
     until: StoredActivity | None
     unsure: dict[str, str]
@@ -360,6 +361,7 @@ class _Answer:
         self.life, self.moves = life, moves
         self.exists = life.exists
         self.values: dict[str, msgspec.Raw] = {}
+        self.whole = False
         self.unsure: dict[str, str] = {}
         self.doubts: list[str] = []
         self.gaps: list[_Gap] = []
@@ -393,6 +395,7 @@ class _Answer:
             entity_id=row.entity_id,
             exists=self.exists,
             values={} if self.exists is False else self.values,
+            whole=self.exists is False or self.whole,
             since=life.since,
             until=life.after,
             unsure={} if self.exists is False else self.unsure,
@@ -447,7 +450,7 @@ class _Answer:
     async def _take(self, change: StoredActivity) -> None:
         """The row as this change left it."""
         told = read_told(change)
-        self.values = read_fields(change.after)
+        self.values, self.whole = read_fields(change.after), True
         for column in told.unchanged:
             await self._fill(column, change, told.entity_was)
         for column in told.as_text:
@@ -484,7 +487,7 @@ class _Answer:
 
     def _take_before(self, after: StoredActivity) -> None:
         """The row as it was right before this change, as far as that tells."""
-        self.values, self.unsure = {}, {}
+        self.values, self.unsure, self.whole = {}, {}, True
         if self.row.comes(after):
             return
         self.values = read_fields(after.before)
@@ -494,6 +497,7 @@ class _Answer:
             if column not in self.values:
                 self.unsure[column] = _KEY_ALONE
         if after.operation is Operation.DELETE:
+            self.whole = False
             self.doubts.append("of the row only its key is known: the table keeps no whole old rows in the WAL")
 
     def _compare(self, after: StoredActivity) -> None:
