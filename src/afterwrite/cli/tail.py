@@ -8,11 +8,11 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.markup import escape
 
-from afterwrite.cli.face import StoreDsn, emit, out, run, settings
+from afterwrite.cli.face import StoreDsn, emit, out, plain, run, settings
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
+from afterwrite.record import Level, Outcome
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, Wanted, read_after, read_position, read_tail
 
@@ -71,9 +71,54 @@ def _show(found: Sequence[StoredActivity], *, json: bool) -> None:
         if json:
             emit(_as_json(activity))
         else:
-            who = f"[cyan]{escape(activity.actor_id)}[/] " if activity.actor_id else ""
-            what = escape(activity.summary or f"{activity.action} {activity.entity_id or ''}")
-            out.print(f"[dim]{activity.occurred_at:%H:%M:%S.%f}[/] {who}{what}", soft_wrap=True)
+            out.print(tell(activity), soft_wrap=True)
+
+
+# In words as well as in colours: those of a terminal may be off, or all alike to who looks.
+_MARKS = {
+    Level.DEBUG: "",
+    Level.INFO: "",
+    Level.WARNING: "[yellow]warning[/] ",
+    Level.ERROR: "[red]error[/] ",
+    Level.CRITICAL: "[bold red]critical[/] ",
+}
+
+
+def tell(activity: StoredActivity) -> str:
+    """The activity on one line, as markup: when, who, whether it failed or should be looked at, what, and why."""
+    who = f"[cyan]{plain(activity.actor_id)}[/] " if activity.actor_id else ""
+    about = "/".join(filter(None, (activity.entity_type, activity.entity_id)))
+    what = plain(activity.summary or f"{activity.action} {about}".rstrip())
+    mark, why = _MARKS[activity.severity], ""
+    if activity.outcome is Outcome.FAILURE:
+        # That it failed says as much as a warning or an error.
+        mark = f"[red]failed[/] {mark if activity.severity is Level.CRITICAL else ''}"
+        why = _reason(activity.metadata)
+    return f"[dim]{activity.occurred_at:%H:%M:%S.%f}[/] {who}{mark}{what}{f' [dim]({plain(why)})[/]' if why else ''}"
+
+
+def _reason(metadata: str | None) -> str:
+    """What the metadata says of an error: its type and what it said."""
+    try:
+        said = _said.decode(metadata or "{}")
+    except msgspec.DecodeError:
+        return ""
+    words = ": ".join(filter(None, (said.error.type, said.error.message))) or said.reason or ""
+    return f"{words[:_LONGEST_REASON]}…" if len(words) > _LONGEST_REASON else words
+
+
+class _Error(msgspec.Struct, frozen=True):
+    type: str | None = None
+    message: str | None = None
+
+
+class _Said(msgspec.Struct, frozen=True):
+    error: _Error = _Error()
+    reason: str | None = None
+
+
+_said = msgspec.json.Decoder(_Said)
+_LONGEST_REASON = 120
 
 
 def _as_json(activity: StoredActivity) -> dict[str, object]:
