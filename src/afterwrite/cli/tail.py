@@ -69,7 +69,7 @@ def _moment(activity: StoredActivity) -> tuple[object, ...]:
 def _show(found: Sequence[StoredActivity], *, json: bool) -> None:
     for activity in found:
         if json:
-            emit(_as_json(activity))
+            emit(as_json(activity))
         else:
             out.print(tell(activity), soft_wrap=True)
 
@@ -121,7 +121,8 @@ _said = msgspec.json.Decoder(_Said)
 _LONGEST_REASON = 120
 
 
-def _as_json(activity: StoredActivity) -> dict[str, object]:
+def as_json(activity: StoredActivity) -> dict[str, object]:
+    """The activity as one JSON object, its rows and metadata in it."""
     values = msgspec.structs.asdict(activity)
     for name in ("before", "after", "metadata"):
         text = values[name]
