@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -114,6 +114,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     retry_ms: int = 2_000
     first_pause_seconds: float = 0.1
     longest_pause_seconds: float = 5.0
+    longest_rest_seconds: float = 0.25
 
 
 class Ended(StrEnum):
@@ -159,10 +160,6 @@ class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 class TooMany(AfterwriteError):  # noqa: N818 - the sentence that it says
     """As many clients listen as may."""
-
-
-class _SlowError(Exception):
-    """The client takes nothing."""
 
 
 class _StoppedError(Exception):
@@ -249,7 +246,9 @@ class Feed:
         """
         if self._stopping.is_set():
             return Ended.STOPPED
-        client = _Client(wish, send, self._pace)
+        task = asyncio.current_task()
+        assert task is not None
+        client = _Client(wish, send, self._pace, task)
         self._clients.add(client)
         try:
             await client.send(b"retry: %d\n\n" % (self._pace.retry_ms + random.randrange(self._pace.retry_ms)))
@@ -263,8 +262,9 @@ class Feed:
                 if client.ended is not None:
                     return client.ended
                 after = client.fallen_to
-        except _SlowError:
-            self._dropped += client.ended is None
+        except asyncio.CancelledError:
+            if client.ended is not Ended.SLOW or client.task.uncancel():
+                raise
             return Ended.SLOW
         except _StoppedError:
             return Ended.STOPPED
@@ -392,7 +392,7 @@ class Feed:
                     await self._begin(db)
                     self._trouble = None
                     while True:
-                        await self._read_on(db)
+                        await self._rest(self._read_on(db))
                         await db.wait_told(wait)
             except AfterwriteError as error:
                 self._trouble = str(error)
@@ -405,6 +405,14 @@ class Feed:
                 pause = self._pace.first_pause_seconds
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, self._pace.longest_pause_seconds)
+
+    async def _rest(self, work: Coroutine[None, None, None]) -> None:
+        """Read on, then leave as much time to everything else: what comes meanwhile goes to all in one piece."""
+        began = time.monotonic()
+        await work
+        for _ in range(3):  # until those who were woken have sent what they have
+            await asyncio.sleep(0)
+        await asyncio.sleep(min(time.monotonic() - began, self._pace.longest_rest_seconds))
 
     async def _listen(self, db: Database) -> float:
         """Ask to be told of batches; gives how long to wait for that before looking anyway."""
@@ -504,8 +512,11 @@ class Feed:
             if self._paged is not None:
                 client.fall_to(group.through)
             else:
-                self._dropped += 1
-                client.end(Ended.SLOW)
+                self._drop(client)
+
+    def _drop(self, client: _Client) -> None:
+        self._dropped += 1
+        client.end(Ended.SLOW)
 
     def _advance(self, position: int) -> None:
         """Everything up to here is handed out."""
@@ -536,9 +547,13 @@ class Feed:
         """Let those hear from us who heard nothing, a sixteenth of them at a time, and where they are by now."""
         turn = 0
         while True:
-            await asyncio.sleep(self._pace.heartbeat_seconds / _BEATS)
-            turn = (turn + 1) % _BEATS
+            await asyncio.sleep(min(self._pace.heartbeat_seconds, self._pace.stall_seconds) / _BEATS)
             now = time.monotonic()
+            for client in list(self._clients):
+                if client.sending_since is not None and now - client.sending_since > self._pace.stall_seconds:
+                    self._leave(client)
+                    self._drop(client)
+            turn = (turn + 1) % _BEATS
             # Inside a long batch no place can be told that all of them know.
             beat = _HEARTBEAT if self._paged else b": heartbeat\nid: %d\n\n" % (self._position or 0)
             for group in self._groups.values():
@@ -652,31 +667,31 @@ class _Client:
         "_bound",
         "_pieces",
         "_send",
-        "_sending",
         "_size",
-        "_stall",
-        "_wake",
+        "_waiting",
         "ended",
         "fallen_to",
         "number",
         "put_at",
+        "sending_since",
         "sent_at",
+        "task",
         "wish",
     )
 
-    def __init__(self, wish: Wish, send: Send, pace: Pace) -> None:
+    def __init__(self, wish: Wish, send: Send, pace: Pace, task: asyncio.Task[Any]) -> None:
         self.wish = wish
+        self.task = task
+        self.sending_since: float | None = None
         self.number = random.randrange(_BEATS)
         self.ended: Ended | None = None
         self.fallen_to: Place | None = None
         self.put_at = self.sent_at = time.monotonic()
         self._send = send
         self._bound = pace.buffer_bytes
-        self._stall = pace.stall_seconds
         self._pieces: deque[bytes] = deque()
         self._size = 0
-        self._wake = asyncio.Event()
-        self._sending: asyncio.Timeout | None = None
+        self._waiting: asyncio.Future[None] | None = None
 
     def put(self, pieces: Sequence[bytes]) -> bool:
         """Let these wait to be sent; False, and nothing is taken, when too much waits."""
@@ -686,7 +701,7 @@ class _Client:
         self._pieces.extend(pieces)
         self._size += size
         self.put_at = time.monotonic()
-        self._wake.set()
+        self._wake()
         return True
 
     def end(self, reason: Ended) -> None:
@@ -695,14 +710,19 @@ class _Client:
             self.ended = reason
         if reason is Ended.SLOW:
             self._pieces.clear()
-            if self._sending is not None:
-                self._sending.reschedule(asyncio.get_running_loop().time())
-        self._wake.set()
+            if self.sending_since is not None:
+                self.task.cancel()  # follow() knows why
+        self._wake()
 
     def fall_to(self, place: Place) -> None:
         """Let the client read on by itself from there, once it has what waits."""
         self.fallen_to = place
-        self._wake.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
     async def flush(self) -> None:
         """Send what waits and what comes, until the stream ends or the client has fallen behind."""
@@ -711,8 +731,8 @@ class _Client:
                 await self.send(self._take())
             if self.ended is not None or self.fallen_to is not None:
                 return
-            self._wake.clear()
-            await self._wake.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
 
     def _take(self) -> bytes:
         """What waits, as much as is well sent at once."""
@@ -729,17 +749,11 @@ class _Client:
         return piece
 
     async def send(self, data: bytes) -> None:
-        """Send this now; raises _SlowError when the client does not take it."""
-        if self.ended is Ended.SLOW:
-            raise _SlowError
-        try:
-            async with asyncio.timeout(self._stall) as self._sending:
-                await self._send(data)
-        except TimeoutError:
-            raise _SlowError from None
-        finally:
-            self._sending = None
-        self.sent_at = time.monotonic()
+        """Send this now; who does not take it is cancelled after a while."""
+        self.sending_since = time.monotonic()
+        await self._send(data)
+        self.sent_at = self.sending_since
+        self.sending_since = None
 
 
 class _Walk:
