@@ -495,6 +495,9 @@ class _Inference:
         """Columns that the activity has word for word in some field, and need not be repeated."""
         exact = {sql for field, sql in self.fields.items() if field in _VERBATIM}
         found = {name for name in self.columns if {quoted(name), f"{quoted(name)}::text"} & exact}
+        # Where these say nothing, something takes their place.
+        derived = {self.fields.get("action"), self.fields.get("entity_type") if "relation" in self.fields else None}
+        found -= {name for name in found if f"{quoted(name)}::text" in derived and not self.columns[name].not_null}
         if zoned:
             found |= {name for name in self.columns if quoted(name) == time}
         return tuple(name for name in self.columns if name in found | self.imaged)

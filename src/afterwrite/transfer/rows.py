@@ -11,8 +11,10 @@ gives the same activity, with the same id, whenever and by whomever it is read.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -269,8 +271,7 @@ class Converter:
         self._origin, self._mapping = origin, mapping
         place = msgspec.json.encode({"database": origin.database, "table": origin.relation})[1:-1]
         self._head = b'"legacy":{' + place + b',"key":'
-        self._names: dict[str, str] = {}
-        self._log = _short(origin.relation)
+        self._log = _names(origin.relation)[-1]
 
     def to_activity(self, row: LegacyRow) -> Activity | None:
         """The activity that a row becomes; None for a row without a time."""
@@ -291,14 +292,16 @@ class Converter:
         changed: tuple[str, ...] | None = None
         if olds is not None and news is not None and operation in (Operation.UPDATE, None):
             changed = tuple(name for name in {**news, **olds} if news.get(name) != olds.get(name))
-        entity_type = texts.get("entity_type") or (self._short(relation) if relation else None)
+        entity_type = texts.get("entity_type")
+        if entity_type is None and relation is not None:
+            entity_type = _short(relation)
         entity_id = texts.get("entity_id")
         if entity_id is None and relation is not None:
             entity_id = _key(self._mapping.keys.get(relation, ()), news or olds)
         action = texts.get("action")
-        if not action:
+        if action is None:
             verb = operation.value if operation else (word or "row").lower()
-            subject = relation.rpartition(".")[2].strip('"') if relation else entity_type or self._log
+            subject = _names(relation)[-1] if relation else entity_type or self._log
             action = f"{subject}.{verb}"
         return Activity(
             id=legacy_id(self._origin, row.key, row.micros),
@@ -320,7 +323,9 @@ class Converter:
             ip=texts.get("ip"),
             user_agent=texts.get("user_agent"),
             duration_ms=row.numbers.get("duration_ms"),
-            summary=texts.get("summary") or _summary(action, operation, entity_type, entity_id, changed),
+            summary=texts["summary"]
+            if "summary" in texts
+            else _summary(action, operation, entity_type, entity_id, changed),
             relation=relation,
             operation=operation,
             changed=changed,
@@ -328,12 +333,6 @@ class Converter:
             after=_json(after),
             metadata=self._metadata(row),
         )
-
-    def _short(self, relation: str) -> str:
-        name = self._names.get(relation)
-        if name is None:
-            name = self._names[relation] = _short(relation)
-        return name
 
     def _metadata(self, row: LegacyRow) -> msgspec.Raw:
         rest = b"" if row.rest == "{}" else b',"row":' + row.rest.encode()
@@ -419,19 +418,18 @@ def _summary(
 
 def _short(relation: str) -> str:
     """The short name that people search for: the table, with its schema outside public."""
-    names: list[str] = []
-    name, inside = "", False
-    for letter in relation:
-        if letter == '"':
-            inside = not inside
-        elif letter == "." and not inside:
-            names.append(name)
-            name = ""
-            continue
-        name += letter
-    names = [_unquoted(each) for each in (*names, name)]
-    return names[-1] if len(names) == 1 or names[0] == "public" else ".".join(names)
+    names = _names(relation)
+    return names[-1] if names[0] == "public" else ".".join(names)
 
 
-def _unquoted(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') and name.endswith('"') else name
+_NAME = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[^".]+)')
+
+
+@lru_cache(maxsize=4_096)
+def _names(relation: str) -> tuple[str, ...]:
+    """A quoted name's parts, without their quotes."""
+    found = [
+        match["plain"] if match["plain"] is not None else match["quoted"].replace('""', '"')
+        for match in _NAME.finditer(relation)
+    ]
+    return tuple(found) or (relation,)
