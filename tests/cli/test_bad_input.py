@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from typed import typed
 
 from afterwrite.postgres.embedded import Server, embedded_server
 
@@ -24,15 +25,7 @@ def afterwrite(*words: str, cwd: Path | None = None, **environment: str) -> subp
         for name, value in os.environ.items()
         if name == "AFTERWRITE_SLOT" or not name.startswith(("PG", "AFTERWRITE_", "DATABASE_URL"))
     }
-    return subprocess.run(
-        [sys.executable, "-m", "afterwrite", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=cwd,
-        env={**kept, "COLUMNS": "200", **environment},
-    )
+    return typed(*words, cwd=cwd, env={**kept, "COLUMNS": "200", **environment})
 
 
 def start(*words: str, **environment: str) -> subprocess.Popen[str]:

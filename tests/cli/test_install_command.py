@@ -10,15 +10,11 @@ import time
 
 import psycopg
 import pytest
+from typed import typed
 
 
 def install(dsn: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "afterwrite", "install", "--dsn", dsn, *words],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return typed("install", "--dsn", dsn, *words)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 
 from deferring import SOURCE, Stage, change, stage
+from typed import typed
 
 from afterwrite.defer.calls import OnError
 from afterwrite.defer.letters import read_dead_letters
@@ -43,14 +43,7 @@ def item(number: int, name: str) -> Activity:
 
 async def afterwrite(dsn: str, *words: str) -> subprocess.CompletedProcess[str]:
     given = {**os.environ, "AFTERWRITE_DSN": dsn, "AFTERWRITE_SOURCE": SOURCE, "COLUMNS": "80"}
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "afterwrite", "defer", *words],
-        capture_output=True,
-        text=True,
-        env=given,
-        check=False,
-    )
+    return await asyncio.to_thread(typed, "defer", *words, env=given)
 
 
 async def parked(on: Stage) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import conninfo
+from typed import typed
 
 AUDITED = """
 create table audit_log (id bigserial primary key, tab text not null, op text not null, old_row jsonb, new_row jsonb);
@@ -32,8 +34,7 @@ def lay(dsn: str) -> None:
 
 
 def scan(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "afterwrite", "scan", *words]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False)
+    return typed("scan", *words, env={**os.environ, "COLUMNS": "80"})
 
 
 def fits(text: str) -> bool:

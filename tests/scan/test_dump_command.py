@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typed import typed
 
 from afterwrite.errors import ExitCode
 from afterwrite.scan.report.document import ScanDocument
@@ -21,16 +22,9 @@ def afterwrite(*words: str | Path, stdin: bytes | None = None, cwd: Path | None 
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("PG", "DATABASE", "AFTERWRITE_D"))
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "afterwrite", "scan", *words],
-        capture_output=True,
-        input=stdin,
-        env={**kept, "COLUMNS": "80", "PGHOST": "/nowhere", "NO_COLOR": "1"},
-        cwd=cwd,
-        check=False,
-        timeout=60,
-    )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    environment = {**kept, "COLUMNS": "80", "PGHOST": "/nowhere", "NO_COLOR": "1"}
+    done = typed("scan", *words, env=environment, cwd=cwd, input=stdin)
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_json_says_that_the_source_is_a_dump_and_what_became_of_it() -> None:
