@@ -155,6 +155,49 @@ def week(name: str, title: str, hours: Sequence[Hour]) -> Markup:
     return _chart(name, title, said, parts, left + 24 * wide, top + 7 * tall)
 
 
+def course(
+    name: str,
+    title: str,
+    points: Sequence[tuple[datetime, float]],
+    marks: Sequence[tuple[datetime, str]],
+    unit: str,
+    *,
+    height: float = 150.0,
+) -> Markup:
+    """A figure over time as a line, with upright marks for what was done when."""
+    if len(points) < 2:
+        return Markup()
+    first, last = points[0][0], points[-1][0]
+    span = (last - first).total_seconds() or 1.0
+    most = _ceiling(max(value for _, value in points))
+    floor, top = height - 20.0, 16.0
+
+    def across(at: datetime) -> float:
+        return _LEFT + (_WIDTH - _LEFT) * (at - first).total_seconds() / span
+
+    parts: list[Element] = []
+    for share in (0.0, 0.5, 1.0):
+        y = floor - share * (floor - top)
+        parts.append(element("line", x1=_LEFT, y1=y, x2=_WIDTH, y2=y, class_="rule"))
+        parts.append(_text(_LEFT - 8.0, y + 4.0, short(share * most), text_anchor="end"))
+    drawn = [f"{across(at):.1f},{floor - (floor - top) * value / most:.1f}" for at, value in points]
+    parts.append(element("polygon", points=f"{_LEFT},{floor} {' '.join(drawn)} {_WIDTH},{floor}", class_="area"))
+    parts.append(element("polyline", points=" ".join(drawn), class_="line"))
+    shown = [(at, label) for at, label in marks if first <= at <= last]
+    for place, (at, label) in enumerate(shown):
+        x = across(at)
+        parts.append(element("line", x1=x, y1=top - 4.0, x2=x, y2=floor, class_="mark"))
+        anchor = "end" if x > _WIDTH - 60.0 else "start"
+        parts.append(_text(x + (4.0 if anchor == "start" else -4.0), top - 6.0 + 11.0 * (place % 2), label, text_anchor=anchor))
+    form = "%H:%M:%S" if span < 600 else "%H:%M" if span < 100_000 else "%b %d"
+    parts.append(_text(_LEFT, height - 4.0, first.strftime(form)))
+    parts.append(_text(_WIDTH, height - 4.0, f"{last.strftime(form)} UTC", text_anchor="end"))
+    said = f"from {points[0][1]:,.0f} to {points[-1][1]:,.0f} {unit}, at most {max(v for _, v in points):,.0f}"
+    if shown:
+        said += "; " + ", ".join(f"{label} at {at:%H:%M:%S} UTC" for at, label in shown)
+    return _chart(name, title, said, parts, _WIDTH, height)
+
+
 class Compared(msgspec.Struct, frozen=True):
     """A figure before and after; ``text`` says each with its unit."""
 

@@ -7,7 +7,7 @@ our own files alone, no inline script or style, and no string that would become 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import resources
@@ -15,11 +15,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from litestar import MediaType, Response
-from markupsafe import Markup
+from litestar import MediaType, Request, Response
+from litestar.datastructures import State
+from markupsafe import Markup, escape
 
 from afterwrite.scan.report.visible import visible
 from afterwrite.serve import draw, shown
+from afterwrite.serve.callers import Caller
 
 POLICY = "; ".join((
     "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'",
@@ -102,6 +104,7 @@ def _environment() -> Environment:
         "short": draw.short,
         "lasting": lasting,
         "percent": percent,
+        "ticked": ticked,
     }
     return made
 
@@ -136,6 +139,31 @@ def lasting(seconds: float) -> str:
     return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
 
 
+def ticked(text: str) -> Markup:
+    """A sentence whose `commands` are set as code."""
+    parts = visible(text).split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 and place < len(parts) - 1 else escape(part) for place, part in enumerate(parts)
+    )
+
+
 def percent(share: float | None) -> str:
     """A share in words."""
     return "not known" if share is None else f"{share:.0%}"
+
+
+def frame(
+    request: Request[Caller, None, State], caller: Caller, page: str, *, here: str = "", views: Sequence[object] = ()
+) -> dict[str, Any]:
+    """What is drawn around a page: where it is, who looks, in light or dark, which views are saved."""
+    theme = request.cookies.get("afterwrite_theme")
+    return {
+        "page": page,
+        "here": here,
+        "who": caller,
+        "views": views,
+        # These are about the whole of the store and its source, not about one tenant's activity.
+        "hidden": ("migration", "health") if caller.tenant is not None else (),
+        "theme": theme if theme in ("light", "dark") else None,
+        "may_leave": "afterwrite_session" in request.cookies,
+    }

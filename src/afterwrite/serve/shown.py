@@ -4,6 +4,7 @@ browser for what arrives by the feed, and a test holds the two together."""
 from __future__ import annotations
 
 import re
+from typing import cast
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -17,11 +18,13 @@ _DONE = {
     Operation.DELETE: "Deleted",
     Operation.TRUNCATE: "Emptied",
 }
-_SHOWN_FIELDS = 4
+_SHOWN_FIELDS = 3
+_SHORT = 24
+_SAFE = 2**53 - 1
 _HUES = 8
 # What a path can carry without a proxy or a browser making another path of it.
 _PLAIN = re.compile(r"[A-Za-z0-9_~:@$,;=+!*'()-][A-Za-z0-9._~:@$,;=+!*'() -]*")
-_SCALAR = re.compile(r"[\w.:@/*+%#~-]+")
+_BARE = re.compile(r'[^\s",*\\]+')
 
 
 class ShownActivity(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +64,7 @@ def show(activity: StoredActivity) -> ShownActivity:
         sign="failure" if failed else sign,
         sign_says=f"{sign}, failed" if failed else sign,
         failed=failed,
-        action=None if title == activity.action else activity.action,
+        action=None if activity.action in (title, f"{activity.entity_type}.{sign}") else activity.action,
         entity=entity if entity and entity not in title else None,
         entity_href=entity_href(activity.entity_type, activity.entity_id),
         fields=_fields(activity),
@@ -73,11 +76,40 @@ def show(activity: StoredActivity) -> ShownActivity:
 
 
 def _fields(activity: StoredActivity) -> str | None:
+    """What an update changed, with the values where they are short enough to be read in passing."""
     if activity.kind is not Kind.CHANGE or activity.operation is not Operation.UPDATE or not activity.changed:
         return None
-    shown = ", ".join(activity.changed[:_SHOWN_FIELDS])
+    before, after = _row(activity.before), _row(activity.after)
+    said = [_step(name, before, after) for name in activity.changed[:_SHOWN_FIELDS]]
     more = len(activity.changed) - _SHOWN_FIELDS
-    return f"{shown} and {more} more" if more > 0 else shown
+    return f"{', '.join(said)} and {more} more" if more > 0 else ", ".join(said)
+
+
+def _step(name: str, before: dict[str, object], after: dict[str, object]) -> str:
+    was, now = _short(before, name), _short(after, name)
+    return name if was is None or now is None else f"{name}: {was} → {now}"
+
+
+def _row(text: str | None) -> dict[str, object]:
+    found: object = msgspec.json.decode(text) if text else None
+    return cast("dict[str, object]", found) if isinstance(found, dict) else {}
+
+
+def _short(row: dict[str, object], name: str) -> str | None:
+    """A value in a few letters. Numbers that a browser would round are not shown: both sides say the same."""
+    if name not in row:
+        return None
+    match row[name]:
+        case None:
+            return "none"
+        case bool() as truth:
+            return "true" if truth else "false"
+        case int() | float() as number:
+            return str(int(number)) if number == int(number) and abs(number) <= _SAFE else None
+        case str() as text:
+            return text if 0 < len(text) <= _SHORT and "\n" not in text else None
+        case _:
+            return None
 
 
 def entity_name(type: str | None, id: str | None) -> str | None:
@@ -103,7 +135,7 @@ def search_href(query: str, page: str = "/search") -> str:
 
 def word(value: str) -> str:
     """A value as a line of the query language may hold it: quoted where it has to be."""
-    if _SCALAR.fullmatch(value) and "*" not in value:
+    if _BARE.fullmatch(value):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

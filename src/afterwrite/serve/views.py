@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from urllib.parse import urlencode
 
 import msgspec
 
 from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, connect, statement
 from afterwrite.search.query import parse
-from afterwrite.serve.auth import Caller, Scope
+from afterwrite.serve.callers import Caller, Scope
 from afterwrite.settings import Settings
 
 MOST_VIEWS = 100
@@ -74,5 +75,15 @@ async def delete_view(settings: Settings, caller: Caller, id: int) -> bool:
 async def _writing(settings: Settings, caller: Caller) -> AsyncGenerator[Database]:
     """A transaction that may keep views; a tenant's caller is in it as his own role (see tenancy.py)."""
     async with connect(settings.store, application_name="afterwrite views", guarded=True) as db, db.transaction():
-        await db.run(statement("serve.set_reader"), tenant=caller.tenant)
+        await db.value(statement("serve.set_reader"), tenant=caller.tenant)
         yield db
+
+
+async def view_links(db: Database, caller: Caller) -> list[dict[str, str]]:
+    """The saved views as the pages list them: a name, and where it leads."""
+    return [{"name": view.name, "href": view_href(view)} for view in await read_views(db, caller)]
+
+
+def view_href(view: View) -> str:
+    """The search that a view is."""
+    return f"/search?{urlencode({'q': view.query, 'view': view.id})}"

@@ -29,3 +29,7 @@ select date_trunc('minute', b.written_at) as minute, sum(b.rows)::bigint as rows
   from (select n.written_at, n.rows from afterwrite.batch n order by n.position desc limit 20000) b
  where b.written_at > now() - make_interval(mins => :minutes::int)
  group by 1;
+
+-- name: read_place
+-- The place of the newest batch in the feed, as a tenant's reader may know it, too.
+select coalesce(max(b.position), 0) from afterwrite.batch b;

@@ -54,11 +54,26 @@ export function hue(name) {
   return value % 8;
 }
 
+function short(row, name) {
+  if (!row || typeof row !== "object" || !Object.hasOwn(row, name)) return null;
+  const value = row[name];
+  if (value === null) return "none";
+  if (typeof value === "boolean") return String(value);
+  if (typeof value === "number") return Number.isSafeInteger(value) ? String(value) : null;
+  if (typeof value !== "string" || value.includes("\n")) return null;
+  const long = [...value].length;
+  return long > 0 && long <= 24 ? value : null;
+}
+
 function fields(it) {
   if (it.kind !== "change" || it.operation !== "update" || !it.changed?.length) return null;
-  const more = it.changed.length - 4;
-  const shown = it.changed.slice(0, 4).join(", ");
-  return more > 0 ? `${shown} and ${more} more` : shown;
+  const said = it.changed.slice(0, 3).map((name) => {
+    const was = short(it.before, name);
+    const now = short(it.after, name);
+    return was === null || now === null ? name : `${name}: ${was} → ${now}`;
+  });
+  const more = it.changed.length - 3;
+  return more > 0 ? `${said.join(", ")} and ${more} more` : said.join(", ");
 }
 
 /** What a row says, from an activity as the API gives it. */
@@ -73,7 +88,7 @@ export function show(it) {
     sign: failed ? "failure" : sign,
     says: failed ? `${sign}, failed` : sign,
     failed,
-    action: title === it.action ? null : it.action,
+    action: it.action === title || it.action === `${it.entity_type}.${sign}` ? null : it.action,
     entity: entity && !title.includes(entity) ? entity : null,
     entityHref: entityHref(it.entity_type, it.entity_id),
     fields: fields(it),

@@ -18,9 +18,10 @@ export function relative(at, now = Date.now()) {
   return Math.abs(seconds) < 5 ? "just now" : ago.format(Math.round(seconds), "second").replace(".", "");
 }
 
-function dated(at, now) {
+function dated(at, now, timed) {
   if (Math.abs(now - at) < 20 * 3_600_000) return relative(at, now);
-  return (now - at > 300 * 86_400_000 ? year : day).format(at);
+  const date = (now - at > 300 * 86_400_000 ? year : day).format(at);
+  return timed ? `${date}, ${clock.format(at).slice(0, 5)}` : date;
 }
 
 /** UTC in words, as the server writes it into the title. */
@@ -35,13 +36,13 @@ export function upgrade(element, now = Date.now()) {
   switch (element.dataset.form) {
     case "row":
       element.textContent = clock.format(at);
-      if (element.nextElementSibling) element.nextElementSibling.textContent = dated(at, now);
+      if (element.nextElementSibling) element.nextElementSibling.textContent = dated(at, now, false);
       break;
     case "clock":
       element.textContent = clock.format(at);
       break;
     case "relative":
-      element.textContent = dated(at, now);
+      element.textContent = dated(at, now, true);
       break;
     case "both":
       element.textContent = `${full.format(at)}, ${relative(at, now)}`;
