@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +61,41 @@ def test_the_readme_runs_as_it_stands(installed_dsn: str, tmp_path: Path) -> Non
 
 
 def _export(code: str) -> None:
-    assert code.startswith("export AFTERWRITE_STORE_DSN=")
+    """What a reader types: into the environment, and commands that exist, with extras that do."""
+    for line in filter(None, code.splitlines()):
+        words = shlex.split(line, comments=True)
+        match words:
+            case ["export", setting]:
+                assert setting.startswith("AFTERWRITE_STORE_DSN=")
+            case ["pip", "install", package]:
+                assert package.removeprefix("afterwrite[").removesuffix("]") in _extras()
+            case ["afterwrite", "install", *options]:
+                assert set(options) <= {"--store-only", "--apply"}
+            case _:
+                raise AssertionError(f"nobody knows {line}")
+
+
+def _extras() -> dict[str, list[str]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {"none": project["dependencies"], **project["optional-dependencies"]}
+
+
+def test_the_page_names_every_extra_with_what_it_brings_and_the_tested_versions() -> None:
+    text = PAGE.read_text(encoding="utf-8").partition("## Getting it")[2].partition("\n## ")[0]
+    told = dict(re.findall(r"^\| `?(\w+)`? \| ([^|]*) \|", text.partition("|---|")[2], re.MULTILINE))
+    assert told.keys() == _extras().keys()
+    for extra, packages in _extras().items():
+        if extra in {"demo", "dev"}:
+            continue
+        names = {re.match(r"[\w-]+(\[binary\])?", package)[0] for package in packages}  # type: ignore[index]
+        brought = {"psycopg[binary]": "binary", "afterwrite": "tools"}
+        for name in names:
+            word = "psycopg" if extra == "binary" else brought.get(name, name)
+            assert word in told[extra], (extra, name)
+    versions = dict(re.match(r"([\w-]+)[^>=]*>=([\d.]+)", each).groups() for each in _extras()["dev"] if ">=" in each)  # type: ignore[union-attr, misc]
+    tested = re.findall(r"([A-Za-z]+) (\d+(?:\.\d+)+)[,.]", text.partition("and later ones: ")[2].partition("\n\n")[0])
+    assert len(tested) == 8
+    assert {name.lower(): version for name, version in tested}.items() <= versions.items()
 
 
 @pytest.mark.parametrize("checker", ["pyright", "mypy"])
@@ -111,3 +148,12 @@ def test_a_page_is_read_as_it_is_written(tmp_path: Path) -> None:
     page.write_text("```ruby\nputs 1\n```\n")
     with pytest.raises(AssertionError, match=r"page.md:2: nobody runs ruby"):
         run_page(page)
+
+
+def test_the_commands_without_their_packages_say_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; import afterwrite.cli; afterwrite.cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "need typer" in done.stderr
+    assert "pip install 'afterwrite[tools]'" in done.stderr
+    assert "Traceback" not in done.stderr

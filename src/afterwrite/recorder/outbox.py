@@ -77,7 +77,7 @@ class Known:
 _WITHOUT = {
     Way.NOWHERE: (
         "nobody reads this database's WAL, and it has no outbox that its role may post to",
-        "run `afterwrite outbox install`",
+        "run `afterwrite install` to capture it, or `afterwrite outbox install`",
     ),
     Way.DENIED: (
         "this role may not write logical messages, and has no outbox that it may post to",
