@@ -9,7 +9,6 @@ import random
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import msgspec
 import psycopg
 from capturing import capturing
 
@@ -18,7 +17,7 @@ from afterwrite.search.row import RowAt, row_at
 
 # `TIMELINE_SEED=… TIMELINE_MOMENTS=100 pytest tests/search/test_timeline_rows.py` looks further.
 SEED = int(os.environ.get("TIMELINE_SEED", "7"))
-MOMENTS = int(os.environ.get("TIMELINE_MOMENTS", "8"))
+MOMENTS = int(os.environ.get("TIMELINE_MOMENTS", "6"))
 TRANSACTIONS = 10 * MOMENTS
 
 Row = dict[str, Any]
@@ -143,16 +142,11 @@ def test_a_row_at_any_moment_is_the_row_that_postgresql_had(installed_dsn: str) 
                 writer.execute("insert into queue values (99, 'last')")
                 async with connect(installed_dsn) as db:
                     async with asyncio.timeout(20):
-                        while not await db.value(
-                            b"select exists (select from afterwrite.activity where entity_id = '99')"
-                        ):
+                        while not await db.value(LAST):  # noqa: ASYNC110 - a test looks from outside
                             await asyncio.sleep(0.02)
                     checked = [
                         await agree(db, each, table, key)
-                        for each in [
-                            noted[0],
-                            *chance.sample(noted[1:], MOMENTS),
-                        ]
+                        for each in (noted[0], *chance.sample(noted[1:], MOMENTS))
                         for table, keys in KEYS.items()
                         for key in keys
                     ]
@@ -178,7 +172,7 @@ async def agree(db: Database, noted: Noted, table: str, key: str) -> bool | None
         known = {name: value for name, value in values(row).items() if name not in row.unsure}
         expected = {name: value for name, value in there[row.entity_id].items() if name not in row.unsure}
         if not row.whole:
-            assert table != "whole" and known, say
+            assert table != "whole", say
             expected = {name: expected[name] for name in known}
         assert known == expected, say
     return row.exists

@@ -69,6 +69,8 @@ _VERBS = (
     "stamp",
     "outbox",
     "tail",
+    "show",
+    "history",
     "serve",
     "import",
     "maintain",

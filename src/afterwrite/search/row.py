@@ -45,10 +45,10 @@ class RowAt(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a row at a moment.
 
     ``exists`` is None where nobody can say. ``values`` are its columns, as JSON; where ``exists`` is not true they are
-    the nearest that is known, and without ``whole`` there are more columns than these. ``unsure`` says of columns why their value cannot be known, or cannot be relied on;
-    ``doubts`` are about the answer as a whole. ``since`` is the change that made it so, ``until`` the next one.
-    ``entity_id`` is the row's id at that moment: another than the one that was asked for when its key was changed
-    later, by ``moves``, the latest first.
+    the nearest that is known, and without ``whole`` there are more columns than these. ``unsure`` says of columns why
+    their value cannot be known, or cannot be relied on; ``doubts`` are about the answer as a whole. ``since`` is the
+    change that made it so, ``until`` the next one. ``entity_id`` is the row's id at that moment: another than the one
+    that was asked for when its key was changed later, by ``moves``, the latest first.
     """
 
     moment: datetime
@@ -250,10 +250,9 @@ class _Row:
     async def _read_changes(self, window: Window) -> list[StoredActivity]:
         return await self.db.rows(
             stored_activity,
-            statement("timeline.read_entity"),
+            statement("timeline.read_changes"),
             entity_type=self.entity_type,
             entity_id=self.entity_id,
-            changes=True,
             source=self.source,
             relation=self.relation,
             **msgspec.structs.asdict(window),

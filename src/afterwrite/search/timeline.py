@@ -89,7 +89,10 @@ async def entity_timeline(
     older_than: Place | None = None,
     newer_than: Place | None = None,
 ) -> Page:
-    """What happened to one thing: its row's changes, and the events about it."""
+    """What happened to one thing: its row's changes, also of its id into another, and the events about it.
+
+    A TRUNCATE is about a table and on no row's timeline; ``row_at`` knows of it.
+    """
 
     async def fetch(window: Window) -> list[StoredActivity]:
         return await db.rows(
@@ -97,9 +100,6 @@ async def entity_timeline(
             statement("timeline.read_entity"),
             entity_type=entity_type,
             entity_id=entity_id,
-            changes=False,
-            source=None,
-            relation=None,
             **msgspec.structs.asdict(window),
         )
 
@@ -212,8 +212,7 @@ async def effects(
     many transactions, from the first 200.
     """
     since = later(min(activity.occurred_at, _moment_of(_uuid(activity.id)) or activity.occurred_at), -_BEFORE)
-    causes = [_cause(activity.id, activity.id)]
-    causes += [_cause(f"{prefix}00000000", f"{prefix}ffffffff") for prefix in await _prefixes(db, activity, since)]
+    causes = [_cause(activity.id, activity.id), *await _read_transactions(db, activity, since)]
 
     async def fetch(window: Window) -> list[StoredActivity]:
         return await db.rows(
@@ -223,6 +222,7 @@ async def effects(
             last_ids=[each.last_id for each in causes],
             from_times=[each.since for each in causes],
             to_times=[each.until for each in causes],
+            commit_times=[each.commit_time for each in causes],
             **msgspec.structs.asdict(window),
         )
 
@@ -230,26 +230,28 @@ async def effects(
 
 
 class _Cause(msgspec.Struct, frozen=True):
-    """A stretch of ids, and when changes were made whose ids begin as these do."""
+    """A stretch of ids, and when changes were made whose ids begin as these do; ``commit_time`` of a transaction's."""
 
     first_id: str
     last_id: str
     since: datetime
     until: datetime
+    commit_time: datetime | None
 
 
-def _cause(first_id: str, last_id: str) -> _Cause:
-    digits = first_id.replace("-", "")[:_DIGITS]
-    begin = later(_EPOCH, timedelta(milliseconds=int(digits, 16) << 4 * (12 - _DIGITS)))
-    return _Cause(first_id, last_id, begin, later(begin, _AT_ONCE))
+def _cause(first_id: str, last_id: str, commit_time: datetime | None = None) -> _Cause:
+    made = int(first_id.replace("-", "")[:_DIGITS], 16) << 4 * (12 - _DIGITS)
+    begin = later(_EPOCH, timedelta(milliseconds=made))
+    return _Cause(first_id, last_id, begin, later(begin, _AT_ONCE), commit_time)
 
 
-async def _prefixes(db: Database, activity: StoredActivity, since: datetime) -> list[str]:
-    """What the ids of the changes begin with whose transactions may have set off deferred triggers."""
+async def _read_transactions(db: Database, activity: StoredActivity, since: datetime) -> list[_Cause]:
+    """The changes of those transactions that may have set off deferred triggers."""
     if activity.kind is Kind.CHANGE:
-        return [activity.id[:28]]
+        return [_of_transaction(activity.id[:28], activity.occurred_at)]
     cause = _cause(activity.id, activity.id)
-    found: list[str] = await db.values(
+    return await db.rows(
+        _of_transaction,
         statement("timeline.read_effect_transactions"),
         id=activity.id,
         from_time=cause.since,
@@ -258,7 +260,10 @@ async def _prefixes(db: Database, activity: StoredActivity, since: datetime) -> 
         limit=_CHANGES,
         transactions=_TRANSACTIONS,
     )
-    return found
+
+
+def _of_transaction(prefix: str, occurred_at: datetime) -> _Cause:
+    return _cause(f"{prefix}00000000", f"{prefix}ffffffff", occurred_at)
 
 
 def _uuid(id: str) -> UUID:

@@ -11,8 +11,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
  order by a.occurred_at desc
  limit 1;
 
--- name: read_entity
--- What happened to one thing on either side of a place in time: some of the older, some of the newer.
+-- name: read_changes
+-- The changes of a row under one id on either side of a place in time: some of the older, some of the newer.
 select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
        a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
        a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
@@ -20,8 +20,7 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
        a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
   from ((select *
            from afterwrite.activity
-          where entity_type = :entity_type and entity_id = :entity_id
-            and (not :changes::boolean or kind = 'change')
+          where entity_type = :entity_type and entity_id = :entity_id and kind = 'change'
             and (:source::text is null or source = :source::text)
             and (:relation::text is null or relation = :relation::text)
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
@@ -31,12 +30,61 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
          union all
         (select *
            from afterwrite.activity
-          where entity_type = :entity_type and entity_id = :entity_id
-            and (not :changes::boolean or kind = 'change')
+          where entity_type = :entity_type and entity_id = :entity_id and kind = 'change'
             and (:source::text is null or source = :source::text)
             and (:relation::text is null or relation = :relation::text)
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
             and (occurred_at, id) > (:at::timestamptz, :id::uuid)
+          order by occurred_at, id
+          limit :newer::bigint)) a
+ order by a.occurred_at desc, a.id desc;
+
+-- name: read_entity
+-- What happened to one thing on either side of a place in time, also that its id became another.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
+       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
+       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
+       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
+       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+  from ((select *
+           from ((select *
+                   from afterwrite.activity
+                  where entity_type = :entity_type and entity_id = :entity_id
+                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+                    and (occurred_at, id) < (:at::timestamptz, :id::uuid)
+                  order by occurred_at desc, id desc
+                  limit :older::bigint)
+                 union all
+                (select *
+                   from afterwrite.activity
+                  where entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
+                    and operation = 'update' and (metadata ->> 'entity_was') is not null
+                    and metadata ->> 'entity_was' = :entity_id::text and entity_id <> :entity_id::text
+                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+                    and (occurred_at, id) < (:at::timestamptz, :id::uuid)
+                  order by occurred_at desc, id desc
+                  limit :older::bigint)) e
+          order by occurred_at desc, id desc
+          limit :older::bigint)
+         union all
+        (select *
+           from ((select *
+                   from afterwrite.activity
+                  where entity_type = :entity_type and entity_id = :entity_id
+                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+                    and (occurred_at, id) > (:at::timestamptz, :id::uuid)
+                  order by occurred_at, id
+                  limit :newer::bigint)
+                 union all
+                (select *
+                   from afterwrite.activity
+                  where entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
+                    and operation = 'update' and (metadata ->> 'entity_was') is not null
+                    and metadata ->> 'entity_was' = :entity_id::text and entity_id <> :entity_id::text
+                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+                    and (occurred_at, id) > (:at::timestamptz, :id::uuid)
+                  order by occurred_at, id
+                  limit :newer::bigint)) e
           order by occurred_at, id
           limit :newer::bigint)) a
  order by a.occurred_at desc, a.id desc;
@@ -92,7 +140,7 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_effects
--- What these causes (stretches of ids) led to on either side of a place in time: at once, by the time that the ids of both
+-- What these causes (stretches of ids; of a transaction's, those of its changes, which have its commit's time) led to on either side of a place in time: at once, by the time that the ids of both
 -- begin with, and later, by the index that has no others.
 select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
        a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
@@ -100,9 +148,10 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
        a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
        a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
   from ((select e.*
-           from pg_catalog.unnest(
-                    :first_ids::uuid[], :last_ids::uuid[], :from_times::timestamptz[], :to_times::timestamptz[]
-                ) as c (first_id, last_id, from_time, to_time)
+           from unnest(
+                    :first_ids::uuid[], :last_ids::uuid[], :from_times::timestamptz[], :to_times::timestamptz[],
+                    :commit_times::timestamptz[]
+                ) as c (first_id, last_id, from_time, to_time, commit_time)
           cross join lateral (
                 select *
                   from afterwrite.activity
@@ -118,13 +167,20 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                 ) e
           where (e.occurred_at, e.id) < (:at::timestamptz, :id::uuid)
+            and (c.commit_time is null
+                 or not exists (
+                        select
+                          from afterwrite.activity x
+                         where x.occurred_at = c.commit_time and x.id = e.caused_by and x.kind = 'event'
+                        ))
           order by e.occurred_at desc, e.id desc
           limit :older::bigint)
          union all
         (select e.*
-           from pg_catalog.unnest(
-                    :first_ids::uuid[], :last_ids::uuid[], :from_times::timestamptz[], :to_times::timestamptz[]
-                ) as c (first_id, last_id, from_time, to_time)
+           from unnest(
+                    :first_ids::uuid[], :last_ids::uuid[], :from_times::timestamptz[], :to_times::timestamptz[],
+                    :commit_times::timestamptz[]
+                ) as c (first_id, last_id, from_time, to_time, commit_time)
           cross join lateral (
                 select *
                   from afterwrite.activity
@@ -140,22 +196,28 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                 ) e
           where (e.occurred_at, e.id) > (:at::timestamptz, :id::uuid)
+            and (c.commit_time is null
+                 or not exists (
+                        select
+                          from afterwrite.activity x
+                         where x.occurred_at = c.commit_time and x.id = e.caused_by and x.kind = 'event'
+                        ))
           order by e.occurred_at, e.id
           limit :newer::bigint)) a
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_effect_transactions
 -- What the ids of the changes begin with that an activity led to, once a transaction: the first of them.
-select distinct left(e.id::text, 28) as prefix
+select distinct left(e.id::text, 28) as prefix, e.occurred_at
   from (
-        (select id
+        (select id, occurred_at
            from afterwrite.activity
           where kind = 'change' and caused_by = :id::uuid
             and occurred_at >= :from_time::timestamptz and occurred_at < :to_time::timestamptz
             and left(caused_by::text, 11) = left(id::text, 11)
           limit :limit::bigint)
          union all
-        (select id
+        (select id, occurred_at
            from afterwrite.activity
           where caused_by = :id::uuid and caused_by is not null and kind = 'change'
             and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))
