@@ -63,7 +63,8 @@ READING = {
 _SAMPLE_ROWS = 200
 _FIRST_ROWS, _MOST_ROWS = 500, 5_000
 _CHUNK_BYTES = 16 * 1024 * 1024
-_STATEMENT_SECONDS = 0.5
+# Longer than this no statement on the log's side should take; what is stored meanwhile counts in.
+_STATEMENT_SECONDS = 1.0
 # A day within a year has a partition of its own, an older one when so many of its rows come in a chunk (maintenance has
 # a rule of this kind too): thousands of partitions with a handful of rows each would slow every search down.
 _NEAR_DAYS = 366
@@ -500,19 +501,23 @@ async def import_log(
     run = _Run(log, store, sink, plan, policy, known)
     began = time.monotonic()
     limit = min(_FIRST_ROWS, policy.chunk_rows)
-    while True:
-        read_at = time.monotonic()
-        rows = await reading.read(log, after=run.after, limit=limit)
-        took = time.monotonic() - read_at
+    rows, took = await _read(reading, log, run.after, limit)
+    while rows:
         failpoint("import.before_chunk")
-        if not rows:
-            break
-        await run.store(rows)
-        failpoint("import.after_chunk")
-        on_progress(run.progress(rows[-1].occurred_at))
         limit = _next_limit(rows, limit, took, policy.chunk_rows)
-        if policy.rate:
-            await asyncio.sleep(max(0.0, run.rows / policy.rate - (time.monotonic() - began)))
+        # The next chunk is read while this one is stored.
+        upcoming = asyncio.create_task(_read(reading, log, rows[-1].place, limit))
+        try:
+            await run.store(rows)
+            failpoint("import.after_chunk")
+            on_progress(run.progress(rows[-1].occurred_at))
+            if policy.rate:
+                await asyncio.sleep(max(0.0, run.rows / policy.rate - (time.monotonic() - began)))
+        except BaseException:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
+            raise
+        rows, took = await upcoming
     totals = await store.one(Totals, statement("transfer.read_totals"), log=known.id)
     return Imported(
         relation=origin.relation,
@@ -524,6 +529,15 @@ async def import_log(
         seconds=time.monotonic() - began,
         totals=totals,
     )
+
+
+async def _read(
+    reading: Reading, log: Database, after: Sequence[str] | None, limit: int
+) -> tuple[list[LegacyRow], float]:
+    """The next chunk, and how long the statement took."""
+    began = time.monotonic()
+    rows = await reading.read(log, after=after, limit=limit)
+    return rows, time.monotonic() - began
 
 
 def _next_limit(rows: Sequence[LegacyRow], limit: int, took: float, most: int) -> int:
