@@ -81,18 +81,27 @@ _ISSUER = re.compile(
 )
 
 # Whether a text may be of these kinds, told from the lower-cased bytes: first by words, which is quick, and where those
-# are of any text, by a pattern. 13 digits are looked for apart, and so are the parts of secrets' names, which stand in
-# `api_key=` and `sb_secret_` too.
-_SIGNS = (
-    b"-----b", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"_pat_", b"xox", b"xapp-", b"k_live_", b"k_test_",
-    b"whsec_", b"aiza", b"ya29.", b"gocspx-", b"glpat-", b"sbp_", b"npm_", b"pypi-", b"hf_", b"_v1_", b"shp", b"hvs.",
-    b"lin_api_", b"hooks", b"cookie:", b"pwd=", b"token=",
-)  # fmt: skip
-_HINTS = (b"bearer", b"basic", b"eyj", b"akia", b"asia", b"sk-", b"sg.", b"://", b"?", b"&")
+# are of any text, by a pattern. Keys of services are runs of at least so many characters: where there is no such run,
+# nobody looks for them one by one. 13 digits are looked for apart.
+_SIGNS = (b"-----b", b"whsec_", b"hooks", b"cookie:")
+_HINTS = (b"bearer", b"basic", b"://", b"?", b"&")
 _HINT = re.compile(
-    rb"(?:bearer|basic)\s|eyj[\w-]{5}|a[ks]ia[a-z0-9]{16}|s(?:k-|g\.)[\w-]{16}|://[^/\s\"@]*:"
-    rb"|[?&](?:[a-z_]*(?:token|secret|password|signature|api_?key)|code|sig)="
+    rb"(?:bearer|basic)\s|://[^/\s\"@]*:|[?&](?:[a-z_]*(?:token|secret|password|signature|api_?key)|code|sig)="
 )
+_KEY_SIGNS = (
+    b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"_pat_", b"xox", b"xapp-", b"k_live_", b"k_test_", b"aiza", b"ya29.",
+    b"gocspx-", b"glpat-", b"sbp_", b"sb_secret_", b"npm_", b"pypi-", b"hf_", b"_v1_", b"shp", b"hvs.", b"lin_api_",
+    b"age-secret-key",
+)  # fmt: skip
+_KEY_HINTS = (b"eyj", b"akia", b"asia", b"sk-", b"sg.")
+_KEY_HINT = re.compile(rb"eyj[\w-]{5}|a[ks]ia[a-z0-9]{16}|s(?:k-|g\.)[\w-]{16}")
+_RUNS = bytes(97 if chr(code).isalnum() or chr(code) in "_-.+=" else 32 for code in range(128)) + b" " * 128
+_SHORTEST_KEY = b"a" * 14
+# Names of members as they stand in JSON. Where one of the others occurs, a name may also stand in a text: in JSON that
+# was put into it, in what Python writes of a dict, before "=", in a header.
+_NAME = re.compile(rb'"([^"\\]*)"\s*:')
+_IN_TEXTS = (b"\\", b"'", b"=", b"x-")
+_MANY_NAMES = 200
 _FLAT = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789'", b'abcdefghijklmnopqrstuvwxyz000000000"')
 # Backslashes too: before a quote they say that the member is in a text.
 _BETWEEN = b" \t\r\n_-./$@#!*()[]{}<>|+~\\"
@@ -138,8 +147,18 @@ class Redactor:
             return True
         if any(map(lower.__contains__, _HINTS)) and _HINT.search(lower) is not None:
             return True
+        if _SHORTEST_KEY in lower.translate(_RUNS):
+            if any(map(lower.__contains__, _KEY_SIGNS)):
+                return True
+            if any(map(lower.__contains__, _KEY_HINTS)) and _KEY_HINT.search(lower) is not None:
+                return True
         flat = raw.translate(_FLAT, _BETWEEN)
-        return _SHORTEST_CARD in flat or b"\\u" in raw or any(map(flat.__contains__, self._needles))
+        if _SHORTEST_CARD in flat:
+            return True
+        names = set(_NAME.findall(raw))
+        if len(names) <= _MANY_NAMES and not any(map(lower.__contains__, _IN_TEXTS)):
+            return any(map(self._is_secret_raw, names))
+        return b"\\u" in raw or b"pwd=" in lower or b"token=" in lower or any(map(flat.__contains__, self._needles))
 
     def redact(self, raw: bytes) -> tuple[bytes, int]:
         """This JSON without its secrets, and how many were taken out; the very same bytes where there are none."""
