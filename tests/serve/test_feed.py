@@ -6,15 +6,15 @@ import asyncio
 import json
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import msgspec
 import psycopg
 import pytest
-import uvicorn
 from litestar.datastructures import State
 
 from afterwrite.errors import UsageError
@@ -26,6 +26,7 @@ from afterwrite.serve.app import create_app
 from afterwrite.serve.auth import Caller
 from afterwrite.serve.feed import Ended, Feed, Pace, Place, TooMany, Wish
 from afterwrite.serve.tenancy import Readers, reading
+from afterwrite.serve.wire import Server
 from afterwrite.settings import Settings
 from afterwrite.store.maintain import SESSION, MaintainPolicy, Reader, maintain
 from afterwrite.store.reader import StoredActivity
@@ -620,13 +621,12 @@ async def served(dsn: str) -> AsyncIterator[tuple[int, Feed]]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
+        server = Server(app)
         task = asyncio.create_task(server.serve([listening]))
         await until(lambda: server.started)
         try:
             yield listening.getsockname()[1], app.state.feed
         finally:
-            app.state.feed.stop()
             server.should_exit = True
             await task
 
@@ -683,7 +683,32 @@ def test_over_http_the_feed_is_server_sent_events_that_resume_by_header_or_param
     asyncio.run(scenario())
 
 
-def test_over_http_a_client_that_reads_nothing_is_cut_off(installed_dsn: str) -> None:
+def test_over_http_streams_end_when_the_server_stops(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            async with served(installed_dsn) as (port, feed):
+                readers = [await stack.enter_async_context(request(port, "/v1/feed")) for _ in range(3)]
+                await until(lambda: feed.status().live == 3)
+                began = time.monotonic()
+            assert time.monotonic() - began < 3
+            for reader in readers:
+                assert (await reader.read()).endswith(b"0\r\n\r\n")
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_ends_after_a_while_so_that_who_listens_is_asked_again_who_he_is(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        listener = Listener(installed_dsn)
+        pace = msgspec.structs.replace(QUICK, renew_seconds=0.2, heartbeat_seconds=0.1)
+        async with asyncio.timeout(5), Feed(installed_dsn, encode=encode, pace=pace) as feed:
+            assert await listener.once(feed) is Ended.RENEWED
+            assert listener.last_id == "0"
+
+    asyncio.run(scenario())
+
+
+def test_over_http_a_client_that_reads_nothing_is_cut_off(installed_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     wide = [an_activity(n, metadata=msgspec.Raw(b'{"x":"' + b"x" * 50_000 + b'"}')) for n in range(20)]
 
     async def scenario() -> None:
@@ -698,9 +723,11 @@ def test_over_http_a_client_that_reads_nothing_is_cut_off(installed_dsn: str) ->
                     ]
                 await until(lambda: feed.status().dropped == 1)
                 await until(lambda: feed.status().clients == 0)
-                # What the kernel and the reader's own buffer held comes, then the end.
+                # What the kernel and the reader's own buffer held comes, then the connection is gone.
                 async with asyncio.timeout(5):
-                    while await reader.read(1 << 20):
-                        pass
+                    with suppress(ConnectionResetError):
+                        while await reader.read(1 << 20):
+                            pass
+        assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
     asyncio.run(scenario())

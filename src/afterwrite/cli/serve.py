@@ -6,11 +6,11 @@ import ipaddress
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from afterwrite.cli.face import StoreDsn, say
 from afterwrite.errors import ExitCode, Refused
 from afterwrite.serve.app import create_app
+from afterwrite.serve.wire import Server
 from afterwrite.settings import load_settings
 
 
@@ -29,5 +29,5 @@ def serve(
     if not ipaddress.ip_address(given.serve_host).is_loopback:
         raise Refused(f"{given.serve_host} is no loopback address", remedy="serve on 127.0.0.1")
     say(f"http://{given.serve_host}:{given.serve_port}")
-    uvicorn.run(create_app(given), host=given.serve_host, port=given.serve_port, log_config=None)
+    Server(create_app(given), host=given.serve_host, port=given.serve_port).run()
     return ExitCode.OK

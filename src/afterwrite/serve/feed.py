@@ -98,7 +98,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """How much at once, how long to wait, and the bounds.
 
     A client may have ``buffer_bytes`` waiting, and take nothing for ``stall_seconds``. Batches of up to ``whole_rows``
-    are read at once; a resume over more than ``most_behind`` rows is none. ``at_once`` clients read by themselves.
+    are read at once; a resume over more than ``most_behind`` rows is none. ``at_once`` clients read by themselves. A
+    stream ends after ``renew_seconds``, so that nobody listens for long whose key was revoked.
     """
 
     page_rows: int = 1_000
@@ -110,6 +111,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     deaf_poll_seconds: float = 0.2
     most_behind: int = 2_000_000
     most_clients: int = 5_000
+    renew_seconds: float = 900.0
     at_once: int = 2
     retry_ms: int = 2_000
     first_pause_seconds: float = 0.1
@@ -118,11 +120,15 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ended(StrEnum):
-    """Why a stream ended: the client did not keep up, the store could not be read, or the server stops."""
+    """Why a stream ended: the client did not keep up, the store could not be read, the server stops, or it is time.
+
+    Who comes back is asked anew who he is.
+    """
 
     SLOW = "slow"
     TROUBLE = "trouble"
     STOPPED = "stopped"
+    RENEWED = "renewed"
 
 
 class Resync(StrEnum):
@@ -268,7 +274,7 @@ class Feed:
             return Ended.SLOW
         except _StoppedError:
             return Ended.STOPPED
-        except AfterwriteError as error:
+        except (AfterwriteError, TimeoutError) as error:
             log.warning("a client of the feed could not be served: %s", error)
             return Ended.TROUBLE
         finally:
@@ -285,6 +291,8 @@ class Feed:
             await self._patiently(client, self._check(after, reading))
             await self._patiently(client, self._reached(after.position))
             while walk.place.activity is not None or walk.place.position < self._front:
+                if client.ended is not None:
+                    return
                 rows = await self._patiently(client, walk.step(self._front))
                 frames = [_frame(row, self._encode(row)) for row in rows if _is_wanted(client.wish, row)]
                 self._sent += len(frames)
@@ -553,6 +561,8 @@ class Feed:
                 if client.sending_since is not None and now - client.sending_since > self._pace.stall_seconds:
                     self._leave(client)
                     self._drop(client)
+                elif now > client.renewed_at:
+                    client.end(Ended.RENEWED)
             turn = (turn + 1) % _BEATS
             # Inside a long batch no place can be told that all of them know.
             beat = _HEARTBEAT if self._paged else b": heartbeat\nid: %d\n\n" % (self._position or 0)
@@ -673,6 +683,7 @@ class _Client:
         "fallen_to",
         "number",
         "put_at",
+        "renewed_at",
         "sending_since",
         "sent_at",
         "task",
@@ -687,6 +698,8 @@ class _Client:
         self.ended: Ended | None = None
         self.fallen_to: Place | None = None
         self.put_at = self.sent_at = time.monotonic()
+        # Not all at once, although all may have come at once.
+        self.renewed_at = self.sent_at + pace.renew_seconds * random.uniform(0.8, 1)
         self._send = send
         self._bound = pace.buffer_bytes
         self._pieces: deque[bytes] = deque()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import msgspec
 from litestar import Request, get
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.exceptions import ServiceUnavailableException
-from litestar.params import Parameter
+from litestar.params import HeaderParameter
 from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPResponseStartEvent, Receive, Scope, Send
 
 from afterwrite.postgres import Database
@@ -20,6 +21,7 @@ from afterwrite.serve import feed
 from afterwrite.serve.api import as_json
 from afterwrite.serve.auth import Caller
 from afterwrite.serve.tenancy import reading
+from afterwrite.serve.wire import cut_of
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity
 
@@ -48,7 +50,7 @@ async def follow_feed(
     caller: NamedDependency[Caller],
     q: str = "",
     last_event_id: str | None = None,
-    last_event_id_header: Annotated[str | None, Parameter(header="Last-Event-ID")] = None,
+    last_event_id_header: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
 ) -> ASGIApp:
     """New activity as it is stored, as server-sent events; with the last `id:` that was seen, all that came since.
 
@@ -81,7 +83,13 @@ def _stream(live: Feed, wish: feed.Wish, after: feed.Place | None, state: State)
         leaving = asyncio.create_task(_left(receive))
         try:
             await asyncio.wait({following, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if following.done() and following.result() is not feed.Ended.SLOW:
+            if not following.done():
+                return
+            cut = cut_of(cast("Mapping[str, Any]", scope))
+            if following.result() is feed.Ended.SLOW and cut is not None:
+                cut()
+                await leaving
+            else:
                 end: HTTPResponseBodyEvent = {"type": "http.response.body", "body": b"", "more_body": False}
                 await send(end)
         finally:
