@@ -62,6 +62,7 @@ class Scene:
             policy=policy or Policy(),
             captured=await legacy.read_captured(self.source, "afterwrite_legacy"),
             stop=stop,
+            time_zone=time_zone,
         )
 
     async def bring(self, name: str, *, policy: Policy | None = None, plan: LogPlan | None = None) -> Imported:

@@ -364,6 +364,8 @@ def test_a_time_without_a_zone_is_taken_for_the_one_that_is_told(
             await found.bring("log", plan=plan)
             (only,) = await found.stored()
             assert only.occurred_at == expected
+            with pytest.raises(Refused, match="by another mapping: time_zone differ"):
+                await found.plan("log", time_zone="Asia/Tokyo")
 
     asyncio.run(main())
 

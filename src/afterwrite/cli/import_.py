@@ -57,9 +57,7 @@ _MOST_SAMPLE = 400
 def legacy_command(
     tables: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[TABLE]…", help="The logs; without one, every log that triggers write.", show_default=False
-        ),
+        typer.Argument(metavar="[TABLE]…", help="The logs; else all that triggers write.", show_default=False),
     ] = None,
     dsn: Dsn = None,
     store_dsn: StoreDsn = None,
@@ -206,7 +204,8 @@ class _Work:
             if not self._json:
                 say(f"reading the catalog and the triggers of {plain(source.where)}")
             found = await survey(source)
-            tables = await importing.find_logs(source, found, names)
+            begun = await importing.read_begun(log, store, given.source)
+            tables = await importing.find_logs(source, found, names, begun=begun)
             captured = await importing.read_captured(source, given.legacy_publication)
             plans, findings = await self._plan(source, log, store, found, tables, captured, named=bool(names))
             if save is not None:
@@ -254,8 +253,6 @@ class _Work:
         self, source: Database, log: Database, store: Database, found: Survey, table: Table, captured: frozenset[str]
     ) -> LogPlan:
         mapping = self._mappings.get(quoted(table.schema, table.name))
-        if mapping is not None and self._time_zone is not None:
-            mapping = msgspec.structs.replace(mapping, time_zone=self._time_zone)
         inferred: Inferred | None = None
         if mapping is None:
             inferred = await importing.infer_mapping(source, found, table, time_zone=self._time_zone)
@@ -269,6 +266,7 @@ class _Work:
             policy=self._policy,
             captured=captured,
             stop=self._stop,
+            time_zone=self._time_zone,
         )
 
     async def _apply(

@@ -112,6 +112,10 @@ select id, system_id, mapping, through, chunks
   from afterwrite.legacy_log
  where source = :source and database = :database and relation = :relation;
 
+-- name: read_begun
+-- The logs of a database whose import has begun.
+select relation from afterwrite.legacy_log where source = :source and database = :database order by relation;
+
 -- name: begin_log
 -- Remember that a log is imported, and by which mapping.
 insert into afterwrite.legacy_log (source, database, relation, system_id, mapping)

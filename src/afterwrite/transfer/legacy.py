@@ -186,13 +186,20 @@ async def open_log(dsn: str | None) -> AsyncGenerator[Database]:
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-async def find_logs(source: Database, found: Survey, names: Sequence[str]) -> list[Table]:
-    """The tables that are meant: those named, else every log that triggers write; raises UsageError for none."""
+async def find_logs(source: Database, found: Survey, names: Sequence[str], *, begun: Sequence[str] = ()) -> list[Table]:
+    """The tables that are meant: those named, else every log that triggers write, and those whose import has ``begun``.
+
+    Raises UsageError for a name that is none, or where nothing was found.
+    """
     by_name = {(table.schema, table.name): table for table in found.inventory.tables}
     if names:
         return [await _find(source, by_name, name) for name in names]
     logs = {name for judgement in found.judgements for name in judgement.log_tables}
-    tables = [table for table in found.inventory.tables if table.full_name in logs]
+    tables = [
+        table
+        for table in found.inventory.tables
+        if table.full_name in logs or quoted(table.schema, table.name) in begun
+    ]
     if not tables:
         raise UsageError(
             f"no trigger of {source.where} writes a log that could be found",
@@ -273,11 +280,13 @@ async def plan_log(
     policy: Policy,
     captured: frozenset[str] = frozenset(),
     stop: str | None = None,
+    time_zone: str | None = None,
 ) -> LogPlan:
     """Look at one log with the mapping that is given, else the one that its import began with, else the inferred one.
 
-    ``captured`` are the quoted tables that capture publishes. Raises Refused when the log is imported by another
-    mapping already, or from another database; UsageError when the server does not take the mapping.
+    ``captured`` are the quoted tables that capture publishes; ``stop`` and ``time_zone`` go before the mapping's.
+    Raises Refused when the log is imported by another mapping already, or from another database; UsageError when the
+    server does not take the mapping.
     """
     place = await log.one(_Place, statement("transfer.read_place"))
     origin = Origin(source=source, database=place.database, relation=quoted(table.schema, table.name))
@@ -290,6 +299,8 @@ async def plan_log(
     if stop is not None:
         chosen = msgspec.structs.replace(chosen, stop=stop)
         check_words(chosen)
+    if time_zone is not None and chosen.time_zone is not None:
+        chosen = msgspec.structs.replace(chosen, time_zone=time_zone)
     _refuse_other(origin, known, kept, chosen, system_id, policy)
     if chosen.time_zone and not await log.value(statement("transfer.check_zone"), zone=chosen.time_zone):
         raise UsageError(
@@ -344,6 +355,12 @@ async def _whole(log: Database, shape: LogShape, mapping: LogMapping, row: Legac
         identifier(shape.schema, shape.name), sql.SQL(" and ").join(conditions)
     )
     return str(await log.value(query))
+
+
+async def read_begun(log: Database, store: Database, source: str) -> list[str]:
+    """The quoted logs of a database whose import has begun."""
+    place = await log.one(_Place, statement("transfer.read_place"))
+    return await store.values(statement("transfer.read_begun"), source=source, database=place.database)
 
 
 async def read_log_row(store: Database, origin: Origin) -> LogRow | None:
