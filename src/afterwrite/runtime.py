@@ -105,7 +105,9 @@ class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 def place_of(settings: Settings) -> Place:
     """The names under which migrate's gates find capture."""
-    return Place(source=settings.source, slot=settings.slot, publication=settings.publication)
+    return Place(
+        source=settings.source, slot=settings.slot, publication=settings.publication, stamp_key=settings.stamp_key
+    )
 
 
 def governor_policy(settings: Settings) -> Policy:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from migrating import QUICK, holding, until
 
@@ -27,6 +28,7 @@ from afterwrite.prove.prover import Prover
 from afterwrite.scan.catalog import read_inventory
 from afterwrite.scan.survey import survey
 from afterwrite.scan.verdicts import Judgement, Reason, Verdict
+from afterwrite.seal import split_keys
 from afterwrite.store.writer import open_sink, record_gap
 
 SCHEMA = """
@@ -72,8 +74,9 @@ async def capturing(
     proving: bool = False,
     replaying: bool = True,
     accept_gap: bool = False,
+    stamp_key: str | None = None,
 ) -> AsyncIterator[Place]:
-    place = Place(source="app", slot=f"disturbed_{dsn[-8:]}")
+    place = Place(source="app", slot=f"disturbed_{dsn[-8:]}", stamp_key=stamp_key)
     setup = CaptureSetup(
         source="app",
         tables=tuple(("app", table) for table in tables or ("t",)),
@@ -88,7 +91,13 @@ async def capturing(
         await prepare(db, sink, setup, accept_gap=accept_gap, on_gap=note)
     found = await survey(db) if proving else None
     worker = Worker(
-        Source(dsn=dsn, name="app", slot=place.slot, legacy_tables=frozenset(setup.legacy_tables)),
+        Source(
+            dsn=dsn,
+            name="app",
+            slot=place.slot,
+            legacy_tables=frozenset(setup.legacy_tables),
+            stamp_keys=split_keys(stamp_key),
+        ),
         partial(open_sink, dsn),
         observers=[Prover(dsn, found.judgements, found.bodies)] if found else [],
     )
@@ -149,6 +158,31 @@ async def states(db: Database) -> dict[str, str]:
 
 def said(done: Rollback, rule: str) -> list[str]:
     return [finding.text for finding in done.findings if finding.rule == rule]
+
+
+def test_what_a_migration_tells_is_signed_where_the_worker_wants_a_key(installed_dsn: str) -> None:
+    async def main() -> None:
+        async with connect(installed_dsn) as db:
+            await db.script(SCHEMA + LOGGED.format("t"))
+            plan = await plan_of(db)
+            async with capturing(installed_dsn, db, stamp_key="new key,old key") as place:
+                await silence(db, plan, place)
+                await roll_back(db, place, fill=False)
+                await silence(db, plan, msgspec.structs.replace(place, stamp_key=None))
+
+                async def told() -> bool:
+                    return len(await db.values(marks)) == 3
+
+                marks = (
+                    "select jsonb_build_array(action, metadata -> 'unsigned') from afterwrite.activity"
+                    " where category = 'migration' order by id"
+                )
+                await until(told)
+                assert await db.values(marks) == [
+                    ["trigger.silence", None], ["trigger.restore", None], ["trigger.silence", True],
+                ]  # fmt: skip
+
+    asyncio.run(main())
 
 
 def test_a_trigger_turned_on_and_off_again_by_hand_is_not_filled_twice(installed_dsn: str) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from afterwrite.errors import DatabaseError, Drift
 from afterwrite.failpoints import failpoint
 from afterwrite.migrate.phase import Gate
+from afterwrite.migrate.steps import Mark
 from afterwrite.postgres import Blocker, Database, LockPolicy, LockTimeout, statement, with_short_locks
 
 # Statements that wait for locks of the user's tables.
@@ -82,10 +83,12 @@ async def perform(
     phase: int | None = None,
     policy: LockPolicy | None = None,
     on_event: OnEvent | None = None,
+    stamp_key: str | None = None,
 ) -> Deed | None:
     """Build the deed from what is there, do it, check what came of it: one transaction, tried again when it is blocked.
 
-    ``build`` gives None when there is nothing to do any more. When ``check`` raises, nothing has happened.
+    ``build`` gives None when there is nothing to do any more. When ``check`` raises, nothing has happened. With
+    ``stamp_key`` what is told of it is signed.
     """
     done: Deed | None = None
     milliseconds = (policy or LockPolicy()).lock_timeout_ms
@@ -98,7 +101,9 @@ async def perform(
         failpoint("migrate.before_deed")
         for text in done.statements:
             try:
-                await (_run_locking(db, text, milliseconds) if text.startswith(_LOCKING) else db.run(text.encode()))
+                done_now = text.signed(stamp_key) if isinstance(text, Mark) else text
+                locking = text.startswith(_LOCKING)
+                await (_run_locking(db, text, milliseconds) if locking else db.run(done_now.encode()))
             except DatabaseError as error:
                 if error.sqlstate == _NOT_AS_PLANNED:
                     raise Drift(str(error).rpartition(" said: ")[2], remedy=error.remedy) from error

@@ -397,6 +397,7 @@ class Migrator:
             phase=seen.phase.number,
             policy=self.policy,
             on_event=self.on_event,
+            stamp_key=self.place.stamp_key,
         )
         if deed is not None:
             self.say(EventKind.REMOVED, seen.phase.number, deed.title, subject=relation)
@@ -524,7 +525,14 @@ class Migrator:
                     )
 
         deed = await perform(
-            self.db, locked, build, check, phase=phase.number, policy=self.policy, on_event=self.on_event
+            self.db,
+            locked,
+            build,
+            check,
+            phase=phase.number,
+            policy=self.policy,
+            on_event=self.on_event,
+            stamp_key=self.place.stamp_key,
         )
         if deed is not None:
             self.say(EventKind.SILENCED, phase.number, deed.title, subject=relation)

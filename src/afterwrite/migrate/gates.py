@@ -27,11 +27,15 @@ _POLL_SECONDS = 0.05
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """The names of what watches the source: its own name in the store, its slot and its publication."""
+    """The names of what watches the source: its own name in the store, its slot and its publication.
+
+    With the ``stamp_key`` of that worker what a migration tells it is signed.
+    """
 
     source: str
     slot: str = "afterwrite"
     publication: str = "afterwrite"
+    stamp_key: str | None = None
 
 
 class SlotReading(msgspec.Struct, frozen=True, kw_only=True):

@@ -149,7 +149,14 @@ async def _restore(work: _Work, number: int | None, *, apply: bool) -> Rollback:
                 locked = list((await read_relations(db, [oid])).values())
                 phase = of_table[0].phase
                 deed = await perform(
-                    db, locked, job.build, job.check, phase=phase, policy=work.policy, on_event=work.on_event
+                    db,
+                    locked,
+                    job.build,
+                    job.check,
+                    phase=phase,
+                    policy=work.policy,
+                    on_event=work.on_event,
+                    stamp_key=work.place.stamp_key,
                 )
             else:
                 deed = await job.build()

@@ -23,6 +23,7 @@ from afterwrite.migrate.phase import Mode
 from afterwrite.postgres import quoted
 from afterwrite.record import EVENT_PREFIX, Emitted
 from afterwrite.scan.catalog import Enabled, Trigger
+from afterwrite.seal import seal
 
 
 def start_statements(migration: int, plan: str) -> list[str]:
@@ -224,6 +225,25 @@ def _states(found: TriggerBackup) -> str:
     return literal(msgspec.json.encode(found.states).decode())
 
 
+class Mark(str):
+    """A statement that puts an event of the migration's own into the WAL; by hand it is run as it stands."""
+
+    __slots__ = ("_content",)
+
+    def __new__(cls, content: str) -> Mark:
+        made = super().__new__(cls, _emitting(content))
+        made._content = content
+        return made
+
+    def signed(self, keys: str | None) -> str:
+        """The same by whoever has the key that the worker knows."""
+        return _emitting(seal(EVENT_PREFIX, self._content, keys))
+
+
+def _emitting(content: str) -> str:
+    return f"select pg_catalog.pg_logical_emit_message(true, {literal(EVENT_PREFIX)}, {literal(content)})"
+
+
 def _mark(action: str, marked: TriggerBackup, mode: Mode, migration: int, phase: int) -> str:
     metadata = {"trigger_oid": marked.oid, "mode": mode.value, "phase": phase, "migration": str(migration)}
     identity = marked.identity
@@ -235,8 +255,7 @@ def _mark(action: str, marked: TriggerBackup, mode: Mode, migration: int, phase:
         summary=f"{action.replace('.', ' ')} {identity}",
         metadata=msgspec.Raw(msgspec.json.encode(metadata)),
     )
-    content = literal(msgspec.json.encode(event).decode())
-    return f"select pg_catalog.pg_logical_emit_message(true, {literal(EVENT_PREFIX)}, {content})"
+    return Mark(msgspec.json.encode(event).decode())
 
 
 def ledger_row(
