@@ -400,8 +400,37 @@ def test_summaries_read_as_sentences(dsn: str) -> None:
     summaries = [activity.summary for activity in activities_of(capture(dsn, setup_of("app.t", full=["app.t"]), work))]
     assert summaries == [
         "insert app.t 1",
-        "update app.t 1: c0, c1",
-        "update app.t 1: c0, c1, c2, c3, c4, c5, c6, c7 and 4 more",
+        "update app.t 1: c0 null -> 1, c1 null -> 2",
+        "update app.t 1: c0 1 -> 5, c1 2 -> 5, c2 null -> 5, c3 null -> 5, c4 null -> 5, c5 null -> 5, c6 null -> 5,"
+        " c7 null -> 5 and 4 more",
+    ]
+
+
+def test_summaries_say_what_people_read_and_no_secrets(dsn: str) -> None:
+    laid(
+        dsn,
+        "create type mood as enum ('happy', 'sad');"
+        " create table t (id uuid primary key, name text, feels mood, owner uuid, at timestamptz, facts jsonb,"
+        " password_hash text, amount numeric, is_on bool)",
+    )
+    key = "0195a000-0000-7000-8000-000000000001"
+
+    def work(connection: psycopg.Connection) -> None:
+        connection.execute(
+            "insert into t values (%s, E'Jane\nDoe', 'happy', %s, now(), '{}', 'x', 12.50, true)", [key, key]
+        )
+        connection.execute(
+            "update t set name = repeat('long ', 20), feels = 'sad', owner = null, at = null, facts = null,"
+            " password_hash = 'y', amount = 13, is_on = false"
+        )
+        connection.execute("delete from t")
+
+    setup = setup_of("t", full=["t"])
+    assert [activity.summary for activity in activities_of(capture(dsn, setup, work))] == [
+        "insert t 0195a000..: Jane Doe, happy",
+        "update t 0195a000..: name Jane Doe -> long long long long long lon.., feels happy -> sad,"
+        " owner 0195a000.. -> null, at, facts, password_hash, amount 12.50 -> 13, is_on t -> f",
+        "delete t 0195a000..: long long long long long lon.., sad",
     ]
 
 

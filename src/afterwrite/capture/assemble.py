@@ -12,6 +12,7 @@ ever holds all of it, and nothing stands still meanwhile.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -61,6 +62,10 @@ _AT_ONCE = 2_000
 _ASIDE_BYTES = 1 << 20
 
 Item = TypeVar("Item")
+# How much of a change is said in its summary, which full text looks at: so many columns, so many characters of a value.
+_SAID_COLUMNS, _SAID_TEXTS, _SAID_LENGTH = 8, 4, 30
+_SECRET = re.compile("pass|secret|token$|hash|salt|credential|private|signature|crypt|api_?key|otp", re.IGNORECASE)
+_BRIEF_UUID = re.compile(r"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 _Read = Callable[["Pile[_Table | None]"], Iterator[Item]]
 
 
@@ -377,6 +382,17 @@ def _read_stamps(entries: Pile[_Table | None], keys: tuple[str, ...]) -> Iterato
         yield _read_stamp(message.content, ordinal, keys) or Stamp(ordinal, _NOBODY)
 
 
+def _say(value: Value) -> str:
+    """A value in a few characters."""
+    if value is None:
+        return "null"
+    text = str(value, "utf-8", "backslashreplace")
+    if len(text) > _SAID_LENGTH:
+        brief = _BRIEF_UUID(text)
+        text = f"{brief[1] if brief else text[: _SAID_LENGTH - 2]}.."
+    return text if text.isprintable() else " ".join(text.split())
+
+
 class _Table:
     """A relation as the stream described it, compiled."""
 
@@ -415,6 +431,14 @@ class _Table:
         # The stream speaks of the root, but a partition's own replica identity decides what the WAL holds.
         self.partitioned, self.by_index = facts.partitioned, facts.by_index
         self.others = tuple(index for index in range(self.width) if index not in self.key)
+        told = tuple(name not in as_text and (_SECRET.search(name) is None) for name in self.names)
+        oids = [column.type_oid for column in relation.columns]
+        # What is said of a changed column beside its name, and of the row that came or went.
+        self.tellers = tuple(
+            (name, index if telling and types.is_plain(oid) else -1)
+            for index, (name, oid, telling) in enumerate(zip(self.names, oids, told, strict=True))
+        )
+        self.texts = tuple(index for index in self.others if told[index] and types.is_text(oids[index]))[:_SAID_TEXTS]
 
     def recompiled(self, types: TypeCatalog, xid: int | None) -> _Table:
         """The same relation for another transaction, by what is known of types now."""
@@ -443,12 +467,14 @@ class _Table:
             ordinal=ordinal,
             key=self._key(new),
             after=self.template % tuple(parts),
+            said=self._texts(new),
         )
 
     def _update(self, payload: bytes, ordinal: int) -> Change:
         image, whole, (parts, new) = read_update(payload, self.encoders)
         before: bytes | None = None
         changed: tuple[str, ...] | None = None
+        said = ""
         unchanged: tuple[str, ...] = ()
         old_key: str | None = None
         if image is not None:
@@ -460,7 +486,9 @@ class _Table:
                         parts[index], new[index] = old_parts[index], old[index]
             if whole:
                 before = self.template % tuple(old_parts)
-                changed = tuple(compress(self.names, map(ne, new, old)))
+                differ = tuple(map(ne, new, old))
+                changed = tuple(compress(self.names, differ))
+                said = self._changes(compress(self.tellers, differ), old, new)
             else:
                 before = self._image(old_parts, self._identity(old))
             for index in self.key:
@@ -481,6 +509,7 @@ class _Table:
             after=after,
             unchanged=unchanged,
             changed=changed,
+            said=said,
             old_key=old_key,
         )
 
@@ -494,6 +523,7 @@ class _Table:
             before=(
                 self.template % tuple(parts) if self._is_whole(old, whole) else self._image(parts, self._identity(old))
             ),
+            said=self._texts(old),
         )
 
     def _truncate(self, payload: bytes, ordinal: int) -> Change:
@@ -507,6 +537,20 @@ class _Table:
             key=None,
             options=tuple(name for name, given in options.items() if given),
         )
+
+    def _changes(self, changed: Iterable[tuple[str, int]], old: Sequence[Value], new: Sequence[Value]) -> str:
+        """``status pending -> approved, amount 12.50 -> 13, photo``: of what is secret, or no word, the name."""
+        said = [
+            name if index < 0 or (now := new[index]) is UNCHANGED else f"{name} {_say(old[index])} -> {_say(now)}"
+            for name, index in changed
+        ]
+        if len(said) > _SAID_COLUMNS:
+            return f"{', '.join(said[:_SAID_COLUMNS])} and {len(said) - _SAID_COLUMNS} more"
+        return ", ".join(said)
+
+    def _texts(self, values: Sequence[Value]) -> str:
+        """``pending, Jane Doe``: the first texts of a row."""
+        return ", ".join([_say(value) for index in self.texts if (value := values[index]) and value is not UNCHANGED])
 
     def _image(self, parts: Sequence[bytes], indexes: Iterable[int]) -> bytes:
         return b"{" + b",".join([self.prefixes[index] + parts[index] for index in indexes]) + b"}"

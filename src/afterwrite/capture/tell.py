@@ -31,7 +31,6 @@ from afterwrite.record import (
 from afterwrite.seal import unseal
 
 _encode = msgspec.json.Encoder().encode
-_SUMMARY_COLUMNS = 8
 _NOBODY = Context()
 
 
@@ -98,7 +97,7 @@ class Told:
                 f"{prefix}{ordinal:08x}",
                 ordinal,
                 key,
-                _summary(words, key, changed),
+                _summary(words, key, change.said),
                 None,
                 changed,
                 change.before,
@@ -219,24 +218,21 @@ def _metadata(change: Change, words: dict[str, object]) -> bytes | None:
     return _encode(told) if told else None
 
 
-def _summary(words: str, key: str | None, changed: Sequence[str] | None) -> str:
+def _summary(words: str, key: str | None, said: str) -> str:
     text = words if key is None else f"{words} {key if len(key) < _UUID_LENGTH else _shorten(key)}"
-    if not changed:
-        return text
-    if len(changed) > _SUMMARY_COLUMNS:
-        return f"{text}: {', '.join(changed[:_SUMMARY_COLUMNS])} and {len(changed) - _SUMMARY_COLUMNS} more"
-    return f"{text}: {', '.join(changed)}"
+    return f"{text}: {said}" if said else text
 
 
 def _shorten(key: str) -> str:
     if len(key) == _UUID_LENGTH:
-        return f"{key[:8]}…" if _UUID.fullmatch(key) else key
+        return f"{key[:8]}.." if _UUID.fullmatch(key) else key
     return _UUID.sub(_UUID_BRIEFLY, key)
 
 
-# Nobody reads a UUID to its end, and full text would keep each of its groups as a word.
+# Nobody reads a UUID to its end, and full text would keep each of its groups as a word. What is cut ends in two dots:
+# among signs beyond ASCII the index would look for words in a dearer way.
 _UUID = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_UUID_BRIEFLY, _UUID_LENGTH = r"\1…", 36
+_UUID_BRIEFLY, _UUID_LENGTH = r"\1..", 36
 
 
 class _Event(msgspec.Struct, frozen=True):

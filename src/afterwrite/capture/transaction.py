@@ -57,7 +57,8 @@ class Change(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     TOASTed value did not change and is not in the stream; they are absent from ``after``. ``changed`` names the
     columns that differ, where the old row is known; ``options`` what a TRUNCATE was told besides. ``key`` is the
     primary key's values joined by ``,`` (the replica identity's where there is no primary key, None without either);
-    ``old_key`` is what it was before an UPDATE that changed it.
+    ``old_key`` is what it was before an UPDATE that changed it. ``said`` is what the change did in a few words: of an
+    UPDATE the columns with what they were and are, of others some of the row's texts.
     """
 
     relation: Relation
@@ -69,6 +70,7 @@ class Change(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     unchanged: tuple[str, ...] = ()
     changed: tuple[str, ...] | None = None
     options: tuple[str, ...] = ()
+    said: str = ""
     old_key: str | None = None
 
 

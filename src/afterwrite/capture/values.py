@@ -110,6 +110,14 @@ class TypeCatalog(msgspec.Struct, frozen=True):
             case _:
                 assert_never(entry.kind)
 
+    def is_plain(self, oid: int) -> bool:
+        """Whether a value of this type is one that people read: a text, a number, a word, a date, an address."""
+        return oid not in _NOT_PLAIN and self.encoder(oid) in (encode_text, _plain, _number, _integer, _boolean)
+
+    def is_text(self, oid: int) -> bool:
+        """Whether a value of this type is written by people, or one of few words."""
+        return oid not in _NOT_PLAIN and self.encoder(oid) is encode_text
+
 
 FIRST_USER_OID = 16_384
 
@@ -300,6 +308,9 @@ _SCALARS: dict[int, Encoder] = {
     3614: encode_text,  # tsvector
     3802: _jsonb,
 }
+
+# bytea, oid, xml, time, interval, timetz, bit, varbit, tsvector
+_NOT_PLAIN = frozenset({17, 26, 142, 1083, 1186, 1266, 1560, 1562, 3614})
 
 # Array types of the commonest of them; the catalog is asked about any other.
 _ARRAYS: dict[int, int] = {

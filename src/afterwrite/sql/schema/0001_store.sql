@@ -180,8 +180,53 @@ create index activity_default_entity on afterwrite.activity_default (entity_type
     where entity_id is not null;
 create index activity_default_actor on afterwrite.activity_default (actor_id, occurred_at desc) where actor_id is not null;
 create index activity_default_tenant on afterwrite.activity_default (tenant_id, occurred_at desc) where tenant_id is not null;
+-- What full text looks at. Both are one expression, which the planner writes out wherever they stand: a call would cost each
+-- row more than the rest. search/words.py says the same in Python, and a test compares the two.
+create function afterwrite.words(
+    action text, entity_type text, entity_id text, actor_id text, summary text
+) returns text[] language sql immutable parallel safe
+return array_remove(string_to_array(lower(
+    replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(
+    replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(
+    replace(replace(replace(replace(replace(
+    action || ' ' || coalesce(entity_type, '') || ' ' || coalesce(split_part(entity_id, '-', 1), '') || ' '
+    || coalesce(actor_id, '') || ' ' || case
+        when summary is null then ''
+        when octet_length(summary) <= 500 and octet_length(summary) = length(summary) then summary
+        else
+            replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(replace(
+            "left"(summary, 500),
+            E'\u00a0', ' '), E'\u2009', ' '), E'\u202f', ' '), E'\u3000', ' '), '·', ' '), '–', ' '), '—', ' '), '‘', ' '),
+            '’', ' '), '“', ' '), '”', ' '), '„', ' '), '«', ' '), '»', ' '), '…', ' '), '→', ' ')
+    end,
+    E'\t', ' '), E'\n', ' '), E'\v', ' '), E'\f', ' '), E'\r', ' '), '!', ' '), '"', ' '), '#', ' '),
+    '$', ' '), '%', ' '), '&', ' '), '''', ' '), '(', ' '), ')', ' '), '*', ' '), '+', ' '),
+    ',', ' '), '-', ' '), '.', ' '), '/', ' '), ':', ' '), ';', ' '), '<', ' '), '=', ' '),
+    '>', ' '), '?', ' '), '@', ' '), '[', ' '), E'\\', ' '), ']', ' '), '^', ' '), '_', ' '),
+    '`', ' '), '{', ' '), '|', ' '), '}', ' '), '~', ' ')
+    collate "C"), ' ', ''), null);
+comment on function afterwrite.words(text, text, text, text, text) is
+    'The words of an activity in their order: of its names, and of the first 500 characters of its summary. Letters and digits of any language make words; what stands between them is taken out. ASCII letters are lowered. Nothing here depends on the locale of the database.';
+
+create function afterwrite.lexemes(
+    action text, entity_type text, entity_id text, actor_id text, summary text, changed text[], category text, outcome text,
+    severity text, request_id text, session_id text, trace_id text, ip inet
+) returns tsvector language sql immutable parallel safe
+return array_to_tsvector(array_remove(array_remove(
+    afterwrite.words(action, entity_type, entity_id, actor_id, summary) || changed || array[
+        request_id, session_id, trace_id, host(ip),
+        case when category <> 'data' then ':' || category end,
+        case when outcome <> 'success' then ':' || outcome end,
+        case when severity <> 'info' then ':' || severity end
+    ], null), ''));
+comment on function afterwrite.lexemes(
+    text, text, text, text, text, text[], text, text, text, text, text, text, inet
+) is
+    'What the text index of a partition holds of an activity: its words; as they stand the names of changed columns, request, session, trace and address; and behind a colon what is rare of its category, outcome and severity.';
+
 create index activity_default_text on afterwrite.activity_default
-    using gin (to_tsvector('pg_catalog.simple'::regconfig, coalesce(summary, ''))) with (fastupdate = on, gin_pending_list_limit = 1024);
+    using gin (afterwrite.lexemes(action, entity_type, entity_id, actor_id, summary, changed, category, outcome, severity, request_id, session_id, trace_id, ip))
+    with (fastupdate = on, gin_pending_list_limit = 1024);
 
 create function afterwrite.chain(
     digest_before bytea, batch_position bigint, batch_id bigint, source text, first_lsn pg_lsn, last_lsn pg_lsn,
