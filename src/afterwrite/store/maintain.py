@@ -44,6 +44,7 @@ from afterwrite.store.partitions import (
     wanted_indexes,
 )
 from afterwrite.store.recast import MAKING, REPLACED, discard_making, finish_replaced, recast_default
+from afterwrite.store.rollup import roll_up
 
 log = logging.getLogger(__name__)
 
@@ -495,11 +496,15 @@ async def _perform(db: Database, step: Step, locks: LockPolicy) -> None:
             await db.run(sql.SQL("vacuum (freeze, analyze) {}").format(identifier(SCHEMA, step.table)))
             failpoint("maintain.after_freeze")
         case StepKind.EXPIRE:
+            # What goes is counted first: nothing else will remember it.
+            await roll_up(db)
             name = await _detach(db, step.table, step.days[0], locks)
             await _drop_expired(db, name, step.days[0])
         case StepKind.EXPIRE_ROWS:
+            await roll_up(db)
             await _expire_rows(db, step.days[0])
         case StepKind.EXPIRE_BATCHES:
+            await roll_up(db)
             await _expire_batches(db, step.days[0])
         case _:
             assert_never(step.kind)
