@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
 from afterwrite import runtime
 from afterwrite.capture.outbox import examine as examine_outbox
+from afterwrite.capture.outbox import is_laid
 from afterwrite.capture.preflight import read_slot
 from afterwrite.cli.face import Dsn, Json, StoreDsn, emit, out, run, settings, show_findings
 from afterwrite.errors import ExitCode, Finding, Refused, Severity
+from afterwrite.postgres import Database
 from afterwrite.settings import Settings
 from afterwrite.store.reader import verify_feed
 
@@ -39,7 +45,11 @@ def doctor(dsn: Dsn = None, store_dsn: StoreDsn = None, json: Json = False) -> i
 async def _examine(given: Settings) -> list[Finding]:
     async with runtime.source_and_store(given) as (source, store):
         seen = await runtime.look_at_installation(given, source, store)
-        findings = [*seen.findings, *seen.survey.findings, *await examine_outbox(source)]
+        lacks = [*seen.findings, *seen.survey.findings]
+        if seen.checkpoint is None and not seen.schema and await is_laid(source):
+            # Events go by the outbox alone: what capture would need is not missing, it is off.
+            return [*_off(lacks, source.where), *await examine_outbox(source), *await _examine_store(store)]
+        findings = [*lacks, *await examine_outbox(source)]
         if seen.schema:
             findings.append(
                 _note("not-installed", store.where, "afterwrite is not installed yet", "afterwrite install")
@@ -49,7 +59,6 @@ async def _examine(given: Settings) -> list[Finding]:
             findings.append(_note("no-checkpoint", store.where, "capture was never set up", "afterwrite install"))
             return findings
         findings += await runtime.examine_governance(given, source, seen.checkpoint)
-        findings += await runtime.examine_store_server(store)
         slot = await read_slot(source, given.slot)
         if slot is not None and slot.active_pid is None:
             findings.append(
@@ -61,18 +70,38 @@ async def _examine(given: Settings) -> list[Finding]:
                     remedy=f"run `afterwrite capture`, or give it up: select pg_drop_replication_slot('{given.slot}')",
                 )
             )
-        check = await verify_feed(store)
-        if check.first_break is not None:
-            findings.append(
-                Finding(
-                    rule="seal-broken",
-                    severity=Severity.ERROR,
-                    where=store.where,
-                    text=f"at position {check.first_break.position}: {check.first_break.text}",
-                    remedy="the store was changed by other hands than ours: compare it with a backup",
-                )
+        return [*findings, *await _examine_store(store)]
+
+
+async def _examine_store(store: Database) -> list[Finding]:
+    """What is to be said of the store's server, and whether its seal holds."""
+    findings = [*await runtime.examine_store_server(store)]
+    check = await verify_feed(store)
+    if check.first_break is not None:
+        findings.append(
+            Finding(
+                rule="seal-broken",
+                severity=Severity.ERROR,
+                where=store.where,
+                text=f"at position {check.first_break.position}: {check.first_break.text}",
+                remedy="the store was changed by other hands than ours: compare it with a backup",
             )
-        return findings
+        )
+    return findings
+
+
+def _off(lacks: Sequence[Finding], where: str) -> list[Finding]:
+    """What is off where capture was never set up and an outbox is there, and what it would take to turn it on."""
+    wanted = [
+        msgspec.structs.replace(finding, severity=Severity.INFO, text=f"row changes would need this: {finding.text}")
+        for finding in lacks
+        if finding.severity is Severity.ERROR and finding.rule != "nothing-to-capture"
+    ]
+    text = "row changes are not captured, for capture was never set up; events in transactions go by the outbox"
+    if not wanted:
+        text += ", though nothing stands in the way of capture"
+    remedy = "run `afterwrite install` if they are to be, else `afterwrite capture --outbox-only` is all it takes"
+    return [Finding(rule="capture-off", severity=Severity.INFO, where=where, text=text, remedy=remedy), *wanted]
 
 
 def _note(rule: str, where: str, text: str, command: str) -> Finding:
