@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from afterwrite.configfile import PREFIX, RECORDER, parse_size, parse_words, read_file, read_secret
 from afterwrite.errors import UsageError
 
-_SECRETS = ("dsn", "store_dsn", "stamp_key")
+_SECRETS = ("dsn", "store_dsn", "stamp_key", "serve_jwt_secret")
 
 
 # What a value has to be, where pydantic's words are not an operator's.
@@ -28,6 +28,8 @@ _WANTED = {
     "wal_budget": "it should be a size of at least 1MB, written as PostgreSQL's own are (8GB, 512MB)",
     "slot": "it should be at most 63 lower-case letters, digits and underscores",
 }
+
+_Scope = Literal["read", "ingest", "admin"]
 
 
 class Settings(BaseSettings):
@@ -89,6 +91,34 @@ class Settings(BaseSettings):
     serve_port: Annotated[int, Field(ge=0, le=65_535)] = 8787
     serve_readers: Annotated[int, Field(gt=0, le=1_000)] = 8
     serve_statement_ms: Annotated[int, Field(gt=0)] = 10_000
+    # Whether callers must say who they are: "auto" asks everywhere but on loopback, "off" is refused elsewhere.
+    serve_auth: Literal["auto", "required", "off"] = "auto"
+    # How many requests a minute a caller may make (0: any number), and how long what is handed in may be.
+    serve_rate: Annotated[int, Field(ge=0)] = 6_000
+    serve_body_bytes: Annotated[int, BeforeValidator(parse_size), Field(ge=1 << 10)] = 16 << 20
+    # For how long looking at the same thing again is one record of who looked at what.
+    serve_access_seconds: Annotated[float, Field(ge=1)] = 300.0
+    # Web pages of other origins that may call the API ("https://admin.example.com").
+    serve_cors_origins: Annotated[tuple[str, ...], BeforeValidator(parse_words)] = ()
+    # Tokens that somebody else signs: where his keys are (of Supabase the project's URL is enough), and what stands in a
+    # token. Claims inside others are named with dots.
+    serve_jwks_url: str | None = None
+    serve_jwt_secret: Annotated[str, Field(min_length=32)] | None = None
+    serve_jwt_issuer: str | None = None
+    serve_jwt_audience: str | None = None
+    serve_jwt_algorithms: Annotated[tuple[str, ...], BeforeValidator(parse_words)] = ()
+    serve_jwt_actor_claim: Annotated[str, Field(min_length=1)] = "sub"
+    serve_jwt_tenant_claim: str | None = None
+    serve_jwt_scopes_claim: str | None = None
+    # What a token may do that has no scopes of its own, and whether one without a tenant sees every tenant.
+    serve_jwt_scopes: Annotated[tuple[_Scope, ...], BeforeValidator(parse_words)] = ()
+    serve_jwt_tenant: Literal["required", "optional"] = "required"
+    # The header in which a proxy says who asks, what such callers may do, the header with their tenant, and from which
+    # addresses ("10.0.0.0/8") that, and X-Forwarded-For, is believed.
+    serve_trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(parse_words)] = ()
+    serve_proxy_header: str | None = None
+    serve_proxy_scopes: Annotated[tuple[_Scope, ...], BeforeValidator(parse_words)] = ("read",)
+    serve_proxy_tenant_header: str | None = None
 
     @pydantic.field_validator("wal_alarm_share")
     @classmethod

@@ -1,17 +1,251 @@
-"""The API of version 1: activity as JSON."""
+"""The API of version 1: activity as JSON, what hangs together with it, how all stands, and handing in.
+
+Answers are what search, prove and migrate say, and hold no SQL of their own. What cannot change any more (an activity,
+a batch) has an ETag, and is not sent again to who has it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+import hashlib
+import zlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, cast
 
 import msgspec
-from litestar import MediaType, Request, Response, get
+from litestar import MediaType, Request, Response, get, post
 from litestar.datastructures import State
 from litestar.params import Parameter
+from litestar.types import ControllerRouterHandler
 
-from afterwrite.serve.auth import Caller
+from afterwrite.postgres import statement
+from afterwrite.prove.report import to_json as proof_as_json
+from afterwrite.recorder.ids import Ids
+from afterwrite.search import diff as differences
+from afterwrite.search import timeline
+from afterwrite.search.analytics import Bucket, ReportName, report
+from afterwrite.search.find import Page
+from afterwrite.search.query import parse
+from afterwrite.serve.auth import Auth, Caller, Scope
+from afterwrite.serve.cursors import open_start, seal_page
+from afterwrite.serve.door import SLASH
+from afterwrite.serve.health import Health
+from afterwrite.serve.ingest import Ingest
+from afterwrite.serve.kept import Kept
+from afterwrite.serve.metrics import MEDIA_TYPE as METRICS_TYPE
+from afterwrite.serve.metrics import Metrics, Snapshot, Totals
+from afterwrite.serve.posted import (
+    EVENT,
+    EVENTS,
+    JSON,
+    MOST_POSTED,
+    Refused,
+    TooManyError,
+    UnusableError,
+    read_posted,
+)
+from afterwrite.serve.problems import ProblemError, explain
+from afterwrite.serve.progress import Progress, Triggers
 from afterwrite.serve.tenancy import reading
+from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity
+
+Ask = Request[Caller, None, State]
+
+_BODY_SECONDS = 30.0
+_READY_SECONDS = 3.0
+_LONGEST_QUERY = 2_000
+_ids = Ids()
+
+Line = Annotated[
+    str, Parameter(query="q", max_length=_LONGEST_QUERY, description="What is looked for, in the query language.")
+]
+Limit = Annotated[int, Parameter(ge=1, le=500, description="How many at most.")]
+Cursor = Annotated[
+    str | None,
+    Parameter(max_length=4_096, description="`older` or `newer` of an answer, to go on from there with the same `q`."),
+]
+ActivityId = Annotated[str, Parameter(max_length=64, description="The activity's id, a UUID.")]
+EntityType = Annotated[str, Parameter(max_length=300, description="The entity's type, as activities have it.")]
+EntityId = Annotated[str, Parameter(max_length=1_000, description="The entity's id; a slash in it is written %2F.")]
+Moment = Annotated[datetime | None, Parameter(description="A time, with its zone.")]
+
+
+class ActivityDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """An activity as the store keeps it: what happened, who did it, and what it did."""
+
+    position: int
+    batch_id: int
+    id: str
+    occurred_at: datetime
+    source: str
+    kind: str
+    category: str
+    action: str
+    outcome: str
+    severity: str
+    entity_type: str | None
+    entity_id: str | None
+    actor_id: str | None
+    actor_type: str | None
+    tenant_id: str | None
+    session_id: str | None
+    request_id: str | None
+    trace_id: str | None
+    ip: str | None
+    user_agent: str | None
+    duration_ms: float | None
+    summary: str | None
+    relation: str | None
+    operation: str | None
+    changed: list[str] | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    metadata: dict[str, Any] | None
+    caused_by: str | None
+    xid: int | None
+    commit_lsn: str | None
+    ordinal: int | None
+
+
+class ActivityPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Activities, newest first. ``older`` and ``newer`` are cursors; null: there is nothing."""
+
+    items: list[ActivityDoc]
+    older: str | None
+    newer: str | None
+
+
+class FieldDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """A field before and after: set, changed, removed, or unknown."""
+
+    name: str
+    before: Any
+    after: Any
+    kind: str
+
+
+class DiffDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """What an activity did to its row, field by field."""
+
+    id: str
+    fields: list[FieldDoc]
+
+
+class RowDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """A row as it was. ``exists`` is null where nobody can say; ``unsure`` says why columns may be otherwise."""
+
+    entity_type: str
+    entity_id: str
+    moment: datetime
+    exists: bool | None
+    whole: bool
+    values: dict[str, Any]
+    unsure: dict[str, str]
+    doubts: list[str]
+    since: ActivityDoc | None
+    until: ActivityDoc | None
+
+
+class BatchDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """A transaction that stored activities: its place in the feed, and its seal."""
+
+    position: int
+    id: int
+    source: str
+    first_lsn: str | None
+    last_lsn: str | None
+    first_at: datetime
+    last_at: datetime
+    transactions: int
+    rows: int
+    rows_per_table: dict[str, int]
+    rows_digest: str
+    digest: str
+    written_at: datetime
+
+
+class BatchPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Batches, newest first; ``before`` is the position to go on from, null where there are no more."""
+
+    items: list[BatchDoc]
+    before: int | None
+
+
+class ReportDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """A report as a table: ``columns`` name the cells of each row; ``as_of`` says how far what is stored is counted."""
+
+    name: str
+    after: datetime
+    before: datetime
+    bucket: str
+    tenant: str | None
+    columns: list[str]
+    rows: list[list[Any]]
+    as_of: dict[str, Any]
+    at_most_more: int
+    notes: list[str]
+
+
+class SuggestionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the word at the end of the line may become."""
+
+    items: list[Any]
+
+
+class Me(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks, as it is understood here."""
+
+    name: str
+    kind: str
+    scopes: list[str]
+    tenant: str | None
+
+
+class ResultDoc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one that was handed in: stored, duplicate (it was there), or refused with a reason."""
+
+    id: str
+    status: str
+    reason: str | None = None
+
+
+class RefusedDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """One that was not taken, by the id that it came with."""
+
+    id: str
+    reason: str
+
+
+class Ingested(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of what was handed in; ``results`` has one for each, in their order."""
+
+    stored: int
+    duplicate: int
+    refused: list[RefusedDoc]
+    results: list[ResultDoc]
+
+
+class MigrationDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the migration stands: phases with their gates, the checklist, the proof, the triggers and the load."""
+
+    at: datetime
+    migration: int | None
+    next: str
+    phases: list[Any]
+    checklist: list[Any]
+    findings: list[Any]
+    proof: dict[str, Any]
+    load: list[Any]
+    triggers: list[Any]
+    tables: list[Any]
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the server is there, or ready."""
+
+    status: str
 
 
 def as_json(activity: StoredActivity) -> dict[str, object]:
@@ -26,20 +260,407 @@ def as_json(activity: StoredActivity) -> dict[str, object]:
 
 @get("/v1/activities")
 async def list_activities(
-    request: Request[Caller, None, State],
-    caller: Caller,
-    q: str = "",
-    limit: Annotated[int, Parameter(ge=1, le=500)] = 50,
-) -> Response[bytes]:
-    """The newest activity that the query asks for."""
+    request: Ask, caller: Caller, line: Line = "", cursor: Cursor = None, limit: Limit = 50
+) -> Response[ActivityPage]:
+    """Find activities, newest first."""
     # Late until that room is there: the server can be started meanwhile.
     from afterwrite.search.find import find
-    from afterwrite.search.query import parse
+
+    query = parse(line)
+    signer = await _auth(request).find_signer()
+    of = f"activities {line}"
+    start = open_start(signer, of, cursor)
+    async with reading(request.app.state, caller) as db:
+        page = await find(db, query, limit=limit, older_than=start.older_than, newer_than=start.newer_than)
+    return await _page(request, of, page)
+
+
+@get("/v1/activities/{id:str}")
+async def get_activity(
+    request: Ask, caller: Caller, id: ActivityId, occurred_at: Moment = None
+) -> Response[ActivityDoc]:
+    """Get one activity. Where its id does not tell when it was, ``occurred_at`` has to."""
+    return _unchanging(request, as_json(await _find(request, caller, id, occurred_at)))
+
+
+@get("/v1/activities/{id:str}/diff")
+async def get_diff(request: Ask, caller: Caller, id: ActivityId, occurred_at: Moment = None) -> Response[DiffDoc]:
+    """Get what an activity did to its row, field by field."""
+    activity = await _find(request, caller, id, occurred_at)
+    fields = [msgspec.structs.asdict(each) for each in differences.diff(activity)]
+    return _unchanging(request, {"id": activity.id, "fields": fields})
+
+
+@get("/v1/activities/{id:str}/effects")
+async def list_effects(
+    request: Ask, caller: Caller, id: ActivityId, occurred_at: Moment = None, cursor: Cursor = None, limit: Limit = 50
+) -> Response[ActivityPage]:
+    """List what an activity led to, at once and later."""
+    of = f"effects {id}"
+    start = open_start(await _auth(request).find_signer(), of, cursor)
+    activity = await _find(request, caller, id, occurred_at)
+    async with reading(request.app.state, caller) as db:
+        page = await timeline.effects(db, activity, limit=limit, **msgspec.structs.asdict(start))
+    return await _page(request, of, page)
+
+
+@get("/v1/activities/{id:str}/transaction")
+async def list_transaction(
+    request: Ask, caller: Caller, id: ActivityId, occurred_at: Moment = None, cursor: Cursor = None, limit: Limit = 50
+) -> Response[ActivityPage]:
+    """List what else the transaction of an activity did."""
+    of = f"transaction {id}"
+    start = open_start(await _auth(request).find_signer(), of, cursor)
+    activity = await _find(request, caller, id, occurred_at)
+    async with reading(request.app.state, caller) as db:
+        page = await timeline.same_transaction(db, activity, limit=limit, **msgspec.structs.asdict(start))
+    return await _page(request, of, page)
+
+
+@get("/v1/activities/{id:str}/around")
+async def list_around(
+    request: Ask,
+    caller: Caller,
+    id: ActivityId,
+    occurred_at: Moment = None,
+    seconds: Annotated[float, Parameter(ge=0, le=86_400, description="How far on both sides.")] = 30.0,
+    limit: Limit = 50,
+) -> Response[ActivityPage]:
+    """List what happened around an activity, the nearest on both sides."""
+    activity = await _find(request, caller, id, occurred_at)
+    async with reading(request.app.state, caller) as db:
+        page = await timeline.around(db, activity.occurred_at, seconds=seconds, limit=limit)
+    return await _page(request, "around", Page(page.items, None, None))
+
+
+@get(["/v1/entities/{entity_type:str}/{entity_id:str}", "/v1/entities/{entity_type:str}/{entity_id:str}/at"])
+async def get_row(
+    request: Ask,
+    caller: Caller,
+    entity_type: EntityType,
+    entity_id: EntityId,
+    time: Annotated[datetime | None, Parameter(description="When, with its zone; now without it.")] = None,
+) -> Response[RowDoc]:
+    """Get a row as it was at a time, as far as its captured changes tell."""
+    kind, number = entity_type.replace(SLASH, "/"), entity_id.replace(SLASH, "/")
+    async with reading(request.app.state, caller) as db:
+        found = await timeline.row_at(db, kind, number, time or datetime.now(UTC))
+    if found.exists is None and found.since is None and found.until is None:
+        raise ProblemError(404, "", f"nothing is recorded of {kind}/{number}")
+    return _json(
+        {
+            "entity_type": found.entity_type,
+            "entity_id": found.entity_id,
+            "moment": found.moment,
+            "exists": found.exists,
+            "whole": found.whole,
+            "values": found.values,
+            "unsure": found.unsure,
+            "doubts": found.doubts,
+            "since": None if found.since is None else as_json(found.since),
+            "until": None if found.until is None else as_json(found.until),
+        }
+    )
+
+
+@get("/v1/entities/{entity_type:str}/{entity_id:str}/timeline")
+async def list_entity(
+    request: Ask, caller: Caller, entity_type: EntityType, entity_id: EntityId, cursor: Cursor = None, limit: Limit = 50
+) -> Response[ActivityPage]:
+    """List what happened to one thing, newest first."""
+    kind, number = entity_type.replace(SLASH, "/"), entity_id.replace(SLASH, "/")
+    of = f"entity {kind}\0{number}"
+    start = open_start(await _auth(request).find_signer(), of, cursor)
+    async with reading(request.app.state, caller) as db:
+        page = await timeline.entity_timeline(db, kind, number, limit=limit, **msgspec.structs.asdict(start))
+    return await _page(request, of, page)
+
+
+@get("/v1/actors/{actor_id:str}/timeline")
+async def list_actor(
+    request: Ask,
+    caller: Caller,
+    actor_id: Annotated[str, Parameter(max_length=1_000, description="The actor's id; a slash in it is written %2F.")],
+    cursor: Cursor = None,
+    limit: Limit = 50,
+) -> Response[ActivityPage]:
+    """List what somebody did, newest first."""
+    actor = actor_id.replace(SLASH, "/")
+    of = f"actor {actor}"
+    start = open_start(await _auth(request).find_signer(), of, cursor)
+    async with reading(request.app.state, caller) as db:
+        page = await timeline.actor_timeline(db, actor, limit=limit, **msgspec.structs.asdict(start))
+    return await _page(request, of, page)
+
+
+@get("/v1/analytics/{name:str}")
+async def get_report(
+    request: Ask,
+    caller: Caller,
+    name: Annotated[str, Parameter(description="Which report: " + ", ".join(each.value for each in ReportName) + ".")],
+    after: Moment = None,
+    before: Moment = None,
+    bucket: Annotated[Bucket, Parameter(description="What a row of the report `activity` is about.")] = Bucket.HOUR,
+    tenant: Annotated[str | None, Parameter(max_length=300, description="Of this tenant alone.")] = None,
+    limit: Annotated[int, Parameter(ge=1, le=1_000, description="How many rows at most.")] = 20,
+) -> Response[ReportDoc]:
+    """Get a report over what happened."""
+    try:
+        wanted = ReportName(name)
+    except ValueError:
+        known = ", ".join(each.value for each in ReportName)
+        raise ProblemError(404, "", f"there is no report {name}", remedy=f"the reports are {known}") from None
+    if caller.tenant is not None and tenant not in (None, caller.tenant):
+        raise ProblemError(403, "tenant", "this is another tenant's")
+    async with reading(request.app.state, caller) as db:
+        found = await report(
+            db, wanted, after=after, before=before, bucket=bucket, limit=limit, tenant=caller.tenant or tenant
+        )
+    return _json(found)
+
+
+@get("/v1/suggest", opt={"looks": "all"})
+async def list_suggestions(
+    request: Ask, caller: Caller, line: Line = "", limit: Annotated[int, Parameter(ge=1, le=50)] = 10
+) -> Response[SuggestionPage]:
+    """List what the word at the end of a query may become."""
+    from afterwrite.search.suggest import suggest
 
     async with reading(request.app.state, caller) as db:
-        page = await find(db, parse(q), limit=limit)
-    body = msgspec.json.encode({"items": [as_json(each) for each in page.items]})
-    return Response(body, media_type=MediaType.JSON)
+        found = await suggest(db, line, limit=limit)
+    return _json({"items": found})
 
 
-routes = [list_activities]
+@get("/v1/batches", opt={"looks": False})
+async def list_batches(
+    request: Ask,
+    operator: Caller,
+    before: Annotated[int | None, Parameter(ge=1, le=2**62, description="Only what is before this position.")] = None,
+    limit: Limit = 50,
+) -> Response[BatchPage]:
+    """List the transactions that stored activities, newest first. Not for a tenant's caller."""
+    async with reading(request.app.state, operator) as db:
+        found = await db.rows(BatchDoc, statement("serve.list_batches"), before=before, limit=limit)
+    return _json({"items": found, "before": found[-1].position if len(found) == limit else None})
+
+
+@get("/v1/batches/{position:int}", opt={"looks": False})
+async def get_batch(
+    request: Ask, operator: Caller, position: Annotated[int, Parameter(ge=1, le=2**62)]
+) -> Response[BatchDoc]:
+    """Get one batch with its seal. Not for a tenant's caller."""
+    async with reading(request.app.state, operator) as db:
+        found = await db.maybe(BatchDoc, statement("serve.read_batch"), position=position)
+    if found is None:
+        raise ProblemError(404, "", f"there is no batch at position {position}")
+    return _unchanging(request, found)
+
+
+@get("/v1/health", opt={"looks": False})
+async def get_health(request: Ask, operator: Caller) -> Response[Health]:
+    """Get how slot, store, feed, outbox and deferred bodies stand. Not for a tenant's caller."""
+    return _json(await cast("Kept[Health]", request.app.state.health).get())
+
+
+@get("/v1/migration", opt={"looks": False})
+async def get_migration(request: Ask, operator: Caller) -> Response[MigrationDoc]:
+    """Get where the migration stands. Not for a tenant's caller."""
+    progress = await cast("Kept[Progress]", request.app.state.progress).get()
+    triggers = await cast("Kept[Triggers]", request.app.state.triggers).get()
+    status = progress.status
+    return _json(
+        {
+            "at": progress.at,
+            "migration": status.migration.id if status.migration else None,
+            "next": status.next,
+            "phases": status.phases,
+            "checklist": status.checklist,
+            "findings": status.findings,
+            "proof": proof_as_json(progress.proof),
+            "load": progress.load,
+            "triggers": triggers.triggers,
+            "tables": triggers.tables,
+        }
+    )
+
+
+@get("/v1/me", opt={"looks": False})
+async def get_me(caller: Caller) -> Response[Me]:
+    """Get who asks, as it is understood here."""
+    return _json(
+        Me(
+            name=caller.name,
+            kind=caller.kind.value,
+            scopes=sorted(each.value for each in caller.scopes),
+            tenant=caller.tenant,
+        )
+    )
+
+
+@post("/v1/activities", status_code=200, opt={"scope": Scope.INGEST}, request_max_body_size=None)
+async def hand_in(request: Ask, caller: Caller) -> Response[Ingested]:
+    """Hand in up to 1,000 events, as JSON or as CloudEvents.
+
+    Each is stored once, however often it is sent: it is known by its ``id`` and ``occurred_at``. The answer is given
+    when they are flushed to disk. After 429, 503, or no answer at all, send them again.
+    """
+    settings: Settings = request.app.state.settings
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in (JSON, EVENT, EVENTS):
+        raise ProblemError(
+            415, "media-type", f"{kind or 'a body without a type'} is not read here",
+            remedy=f"send {JSON}, {EVENT} or {EVENTS}", headers={"Accept-Post": f"{JSON}, {EVENT}, {EVENTS}"},
+        )  # fmt: skip
+    body = await _read_body(request, settings.serve_body_bytes)
+    try:
+        found = read_posted(kind, body, caller, _ids)
+    except UnusableError as error:
+        raise ProblemError(422, "body", f"the body cannot be read as {kind}: {error}") from None
+    except TooManyError:
+        raise ProblemError(
+            413, "size", f"more than {MOST_POSTED:,} were handed in", remedy="send them in parts"
+        ) from None
+    metrics: Metrics = request.app.state.metrics
+    results = await _store(request.app.state.ingest, found)
+    counts = {status: sum(each.status == status for each in results) for status in ("stored", "duplicate", "refused")}
+    for status, count in counts.items():
+        metrics.ingested.labels(status).inc(count)
+    metrics.dropped.labels("refused").inc(counts["refused"])
+    refused = [RefusedDoc(id=each.id, reason=each.reason or "") for each in results if each.status == "refused"]
+    return _json(Ingested(stored=counts["stored"], duplicate=counts["duplicate"], refused=refused, results=results))
+
+
+async def _store(ingest: Ingest, found: list[Any]) -> list[ResultDoc]:
+    """Store what can be; of one that is there twice the second is a duplicate."""
+    results: list[ResultDoc | None] = [None] * len(found)
+    by_source: dict[str, dict[tuple[datetime, str], int]] = {}
+    for number, each in enumerate(found):
+        if isinstance(each, Refused):
+            results[number] = ResultDoc(id=each.id, status="refused", reason=each.reason)
+            continue
+        known = by_source.setdefault(each.source, {})
+        if known.setdefault((each.occurred_at, each.id), number) != number:
+            results[number] = ResultDoc(id=each.id, status="duplicate")
+    for source, numbers in by_source.items():
+        stored = await ingest.put(source, [found[number] for number in numbers.values()])
+        for key, number in numbers.items():
+            results[number] = ResultDoc(id=key[1], status="stored" if key in stored else "duplicate")
+    return [each for each in results if each is not None]
+
+
+async def _read_body(request: Ask, most: int) -> bytes:
+    """The body as it was before it was compressed. Raises ProblemError for one that is too long, or takes too long."""
+    way = request.headers.get("content-encoding", "identity").strip().lower()
+    if way not in {"identity", "gzip", ""}:
+        raise ProblemError(415, "encoding", f"a body in {way} is not read here", headers={"Accept-Encoding": "gzip"})
+    too_long = ProblemError(413, "size", f"the body is longer than {most:,} bytes", remedy="send it in parts")
+    said = request.headers.get("content-length", "")
+    if said.isdigit() and int(said) > most:
+        raise too_long
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise too_long
+                parts.append(part)
+    except TimeoutError:
+        raise ProblemError(408, "", "the body took too long to come") from None
+    body = b"".join(parts)
+    if way != "gzip":
+        return body
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        body = unpacker.decompress(body, most + 1)
+    except zlib.error:
+        raise ProblemError(422, "body", "the body is no gzip") from None
+    if len(body) > most:
+        raise too_long
+    if not unpacker.eof:
+        raise ProblemError(422, "body", "the body's gzip is cut off")
+    return body
+
+
+@get("/healthz", opt={"public": True})
+async def is_alive() -> Response[Status]:
+    """Say that the server is there."""
+    return _json(Status(status="ok"))
+
+
+@get("/readyz", opt={"public": True})
+async def is_ready(request: Request[Any, Any, State]) -> Response[Status]:
+    """Say whether the store answers: 200, or 503."""
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            await cast("Kept[bool]", request.app.state.ready).get()
+    except Exception as error:
+        raise ProblemError(503, "unavailable", "the store does not answer", headers={"Retry-After": "2"}) from error
+    return _json(Status(status="ready"))
+
+
+@get("/metrics", media_type=METRICS_TYPE, opt={"looks": False})
+async def get_metrics(request: Ask, operator: Caller) -> Response[bytes]:
+    """Get the metrics as Prometheus reads them. Not for a tenant's caller."""
+    state = request.app.state
+    metrics: Metrics = state.metrics
+    snapshot = Snapshot(
+        health=await _or_none(state.health.get()),
+        progress=await _or_none(state.progress.get()),
+        totals=await _or_none(cast("Kept[Totals]", state.totals).get()),
+        feed=state.feed.status() if "feed" in state else None,
+    )
+    return Response(metrics.render(snapshot), media_type=METRICS_TYPE)
+
+
+async def _or_none(answer: Any) -> Any:
+    """What cannot be had is left out of a scrape, and the rest of it is not."""
+    try:
+        return await answer
+    except Exception as error:
+        explain(error)  # logs it
+        return None
+
+
+async def _find(request: Ask, caller: Caller, id: str, occurred_at: datetime | None) -> StoredActivity:
+    if occurred_at is not None and occurred_at.tzinfo is None:
+        occurred_at = occurred_at.replace(tzinfo=UTC)
+    async with reading(request.app.state, caller) as db:
+        found = await timeline.read_activity(db, id, occurred_at=occurred_at)
+    if found is None:
+        # The same words for what is not there and for what is another tenant's.
+        raise ProblemError(404, "", f"there is no activity {id}")
+    return found
+
+
+async def _page(request: Ask, of: str, page: Page) -> Response[Any]:
+    older, newer = seal_page(await _auth(request).find_signer(), of, page)
+    return _json({"items": [as_json(each) for each in page.items], "older": older, "newer": newer})
+
+
+def _auth(request: Ask) -> Auth:
+    return request.app.state.auth
+
+
+def _json(value: object, headers: Mapping[str, str] | None = None) -> Response[Any]:
+    body = msgspec.json.encode(value, enc_hook=str)
+    return Response(body, media_type=MediaType.JSON, headers=dict(headers or {}))
+
+
+def _unchanging(request: Ask, value: object) -> Response[Any]:
+    """What will be the same for as long as it is there: sent once to who remembers it."""
+    body = msgspec.json.encode(value, enc_hook=str)
+    tag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    known = {each.strip() for each in request.headers.get("if-none-match", "").split(",")}
+    if tag in known or tag.removeprefix("W/") in known or "*" in known:
+        return Response(b"", status_code=304, headers=headers, media_type=MediaType.JSON)
+    return Response(body, media_type=MediaType.JSON, headers=headers)
+
+
+routes: list[ControllerRouterHandler] = [
+    list_activities, hand_in, get_activity, get_diff, list_effects, list_transaction, list_around, get_row, list_entity,
+    list_actor, get_report, list_suggestions, list_batches, get_batch, get_health, get_migration, get_me, is_alive,
+    is_ready, get_metrics,
+]  # fmt: skip

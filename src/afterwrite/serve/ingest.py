@@ -1,0 +1,176 @@
+"""Handing in: what comes from many at once is stored in few transactions, each activity once.
+
+::
+
+    POST ─┐
+    POST ─┼─▶ waiting (bounded: beyond it, 503 and come later) ─▶ of one source, up to 5,000 ─▶ the store's writer
+    looks ┘                                                                                     │ receipt
+    each learns which of his were stored, and which were there already  ◀───────────────────────┘
+
+An answer is given when the transaction is flushed. Without one nothing is known, and sending again is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from afterwrite.errors import ConnectionLost, DatabaseError
+from afterwrite.postgres import statement
+from afterwrite.record import Activity, Batch
+from afterwrite.serve.metrics import Metrics
+from afterwrite.serve.posted import count_bytes
+from afterwrite.serve.problems import ProblemError
+from afterwrite.serve.tenancy import Readers
+from afterwrite.settings import Settings
+from afterwrite.store.writer import PostgresSink
+
+log = logging.getLogger(__name__)
+
+_BATCH_ROWS = 5_000
+_MOST_WAITING, _MOST_BYTES = 20_000, 128 << 20
+_WAIT_SECONDS = 20.0
+
+Key = tuple[datetime, str]
+
+
+class _Put(msgspec.Struct):
+    source: str
+    activities: Sequence[Activity]
+    bytes: int
+    stored: asyncio.Future[frozenset[Key]]
+
+
+class Ingest:
+    """Stores what is put into it, for as long as ``run`` runs."""
+
+    def __init__(self, settings: Settings, readers: Readers, metrics: Metrics) -> None:
+        self._sink = PostgresSink(settings.store, application_name="afterwrite ingest")
+        self._readers = readers
+        self._metrics = metrics
+        self._waiting: deque[_Put] = deque()
+        self._rows = self._bytes = 0
+        self._news = asyncio.Event()
+        self._stopping = False
+
+    async def put(self, source: str, activities: Sequence[Activity]) -> frozenset[Key]:
+        """Store these; says which were new, by ``(occurred_at, id)``. When it returns they are flushed.
+
+        Raises ProblemError (503) when too much waits, or nothing was heard of the store in time.
+        """
+        size = count_bytes(activities)
+        if self._rows + len(activities) > _MOST_WAITING or self._bytes + size > _MOST_BYTES:
+            raise _later("more is handed in than can be stored")
+        put = _Put(source, activities, size, asyncio.get_running_loop().create_future())
+        self._count(put, 1)
+        self._waiting.append(put)
+        self._news.set()
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                return await put.stored
+        except TimeoutError:
+            raise _later("the store has not said yet whether it has these; send them again") from None
+
+    async def run(self) -> None:
+        """Store what waits, until stopped and nothing waits any more."""
+        try:
+            while self._waiting or not self._stopping:
+                await self._news.wait()
+                self._news.clear()
+                while self._waiting:
+                    await self._store(self._take())
+        finally:
+            await self._sink.close()
+
+    def stop(self) -> None:
+        """End when what waits is stored."""
+        self._stopping = True
+        self._news.set()
+
+    def _count(self, put: _Put, sign: int) -> None:
+        self._rows += sign * len(put.activities)
+        self._bytes += sign * put.bytes
+        self._metrics.ingest_waiting.set(self._rows)
+
+    def _take(self) -> list[_Put]:
+        """The next of one source, as many as fit a batch; at least one."""
+        source, rows = self._waiting[0].source, 0
+        taken: list[_Put] = []
+        left: deque[_Put] = deque()
+        for put in self._waiting:
+            if put.source == source and (not taken or rows + len(put.activities) <= _BATCH_ROWS):
+                taken.append(put)
+                rows += len(put.activities)
+            else:
+                left.append(put)
+        self._waiting = left
+        return taken
+
+    async def _store(self, puts: Sequence[_Put]) -> None:
+        try:
+            await self._try(puts)
+        finally:
+            for put in puts:
+                self._count(put, -1)
+
+    async def _try(self, puts: Sequence[_Put]) -> None:
+        try:
+            await self._write(puts)
+            return
+        except ConnectionLost as error:
+            log.warning("what is handed in cannot be stored now: %s", error)
+            failure: Exception = _later("the store cannot be reached now")
+        except DatabaseError as error:
+            if len(puts) > 1:
+                # One of them is at fault, and the others shall not be.
+                for put in puts:
+                    await self._try([put])
+                return
+            log.error("what was handed in could not be stored: %s", error)
+            failure = error
+        except Exception as error:
+            log.exception("what was handed in could not be stored")
+            failure = error
+        for put in puts:
+            if not put.stored.done():
+                put.stored.set_exception(failure)
+
+    async def _write(self, puts: Sequence[_Put]) -> None:
+        activities = {(each.occurred_at, each.id): each for put in puts for each in put.activities}
+        batch = Batch(source=puts[0].source, activities=tuple(activities.values()), transactions=0)
+        receipt = await self._sink.write(batch)
+        new = set(activities)
+        if receipt.stored < len(activities):
+            new = set[Key]() if receipt.batch_id is None else await self._read_stored(receipt.batch_id, batch)
+        for put in puts:
+            stored = frozenset({(each.occurred_at, each.id) for each in put.activities} & new)
+            # Two who hand in the same: the first has stored it.
+            new -= stored
+            if not put.stored.done():
+                put.stored.set_result(stored)
+
+    async def _read_stored(self, batch_id: int, batch: Batch) -> set[Key]:
+        moments = [each.occurred_at for each in batch.activities]
+        async with self._readers.read(None) as db:
+            found = await db.rows(
+                _Stored,
+                statement("serve.read_stored_ids"),
+                batch_id=batch_id,
+                first_at=min(moments),
+                last_at=max(moments),
+            )
+        return {(each.occurred_at, each.id) for each in found}
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    occurred_at: datetime
+    id: str
+
+
+def _later(detail: str) -> ProblemError:
+    return ProblemError(503, "unavailable", detail, headers={"Retry-After": "2"})
