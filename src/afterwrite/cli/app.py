@@ -72,6 +72,7 @@ _VERBS = (
     "show",
     "history",
     "serve",
+    "key",
     "import",
     "maintain",
     "bench",
