@@ -48,6 +48,7 @@ from afterwrite.scan.survey import Survey, survey
 from afterwrite.seal import split_keys
 from afterwrite.settings import Settings
 from afterwrite.store import maintain as maintenance
+from afterwrite.store import rollup
 from afterwrite.store.schema import install_store, known_upgrades, read_version, require_store
 from afterwrite.store.writer import is_flushing, open_sink, read_checkpoint, read_identity, record_gap
 
@@ -64,6 +65,10 @@ _BEGINS_SECONDS = 5.0
 # How often the source's counters are noted, and its triggers compared with the plan.
 _PULSE_SECONDS = 10.0
 _DRIFT_SECONDS = 25.0
+# How old a report may be.
+_ROLL_SECONDS = 5.0
+# From here on whoever counts the feed is taken to be missing, or stuck.
+_ROLL_LATE_SECONDS = 120.0
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,12 +99,24 @@ class MaintainStatus(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None = None
 
 
+class RollupStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The last look of whoever counts: the feed is counted up to ``position``; so much waits, for so long."""
+
+    at: datetime
+    position: int | None = None
+    behind_batches: int = 0
+    behind_rows: int = 0
+    lag_seconds: float = 0.0
+    trouble: str | None = None
+
+
 class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How a running capture stands, with the deferral, the store's maintenance and the outbox's drain beside it."""
+    """How a running capture stands, with the deferral, the store's maintenance and counting, and the outbox's drain."""
 
     capture: WorkerStatus
     deferral: ReplayStatus | None = None
     maintenance: MaintainStatus | None = None
+    rollup: RollupStatus | None = None
     outbox: DrainStatus | None = None
 
 
@@ -334,6 +351,24 @@ async def examine_store_server(store: Database) -> list[Finding]:
     ]
 
 
+async def examine_rollup(store: Database) -> list[Finding]:
+    """Whether reports are about now: how far what is counted is behind what is stored."""
+    standing = await rollup.read_standing(store)
+    lag = standing.lag_seconds(datetime.now(UTC))
+    if lag < _ROLL_LATE_SECONDS:
+        return []
+    return [
+        Finding(
+            rule="rollup.behind",
+            severity=Severity.WARNING,
+            where=store.where,
+            text=f"reports are {lag / 60:,.0f} minutes behind: {standing.batches:,} batches with {standing.rows:,}"
+            " activities are stored and not counted yet",
+            remedy="a running `afterwrite capture` counts them; without one run `afterwrite analytics --refresh`",
+        )
+    ]
+
+
 def find_obstacle(installation: Installation, *, accept_gap: bool) -> Finding | None:
     """The first finding that ``install`` does not mend, and for which it refuses."""
     for finding in installation.findings:
@@ -474,6 +509,7 @@ async def run_capture(
 
     deferral: list[ReplayStatus] = []
     maintained: list[MaintainStatus] = []
+    rolled: list[RollupStatus] = []
 
     # What looks after the store and the migration begins with the worker: where that cannot, one of them says why.
     begun = asyncio.Event()
@@ -487,6 +523,7 @@ async def run_capture(
                     capture=status,
                     deferral=deferral[-1] if deferral else None,
                     maintenance=maintained[-1] if maintained else None,
+                    rollup=rolled[-1] if rolled else None,
                     outbox=drain.status if drain.status.laid else None,
                 )
             )
@@ -496,6 +533,9 @@ async def run_capture(
 
     def remember_maintenance(status: MaintainStatus) -> None:
         maintained[:] = [status]
+
+    def remember_rollup(status: RollupStatus) -> None:
+        rolled[:] = [status]
 
     replay_stop = asyncio.Event()
     told_at: list[float] = []
@@ -524,6 +564,7 @@ async def run_capture(
             # Any step of these may be broken off: the next look goes on from there.
             beside = [
                 group.create_task(_maintain(settings, begun, remember_maintenance)),
+                group.create_task(_roll(settings, begun, remember_rollup)),
                 group.create_task(_watch_migration(settings, begun)),
                 group.create_task(_drain_beside(drain, begun)),
             ]
@@ -591,6 +632,7 @@ async def run_outbox(
         beside = [
             group.create_task(end_when_told()),
             group.create_task(_maintain(settings, begun, lambda _: None)),
+            group.create_task(_roll(settings, begun, lambda _: None)),
         ]
         try:
             await drain.run()
@@ -719,6 +761,44 @@ async def _maintain(settings: Settings, begun: asyncio.Event, tell: Callable[[Ma
         told = status.trouble
         tell(status)
         await asyncio.sleep(settings.maintain_seconds * random.uniform(0.9, 1.1))
+
+
+async def _roll(settings: Settings, begun: asyncio.Event, tell: Callable[[RollupStatus], None]) -> None:
+    """Count what the feed brings, every few seconds. What goes wrong is told once, and must not stop capture."""
+    await begun.wait()
+    told: str | None = None
+    while True:
+        try:
+            async with connect(settings.store, application_name="afterwrite rollup", options=rollup.SESSION) as store:
+                await require_store(store)
+                while True:
+                    await rollup.roll_up(store)
+                    standing = await rollup.read_standing(store)
+                    if rollup.refresh_is_due(standing, datetime.now(UTC)):
+                        await rollup.refresh_analytics(store)
+                    tell(_rollup_status(standing))
+                    told = None
+                    await asyncio.sleep(_ROLL_SECONDS * random.uniform(0.9, 1.1))
+        except Exception as error:
+            trouble = str(error) or repr(error)
+            if not isinstance(error, AfterwriteError):
+                log.exception("a defect of the counting for reports; capture goes on")
+            elif trouble != told:
+                log.warning("nothing is counted for reports now: %s", trouble)
+            told = trouble
+            tell(RollupStatus(at=datetime.now(UTC), trouble=trouble))
+            await asyncio.sleep(_HALTED_SECONDS * random.uniform(0.9, 1.1))
+
+
+def _rollup_status(standing: rollup.Standing) -> RollupStatus:
+    now = datetime.now(UTC)
+    return RollupStatus(
+        at=now,
+        position=standing.position,
+        behind_batches=standing.batches,
+        behind_rows=standing.rows,
+        lag_seconds=standing.lag_seconds(now),
+    )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -71,6 +71,7 @@ _VERBS = (
     "tail",
     "show",
     "history",
+    "analytics",
     "serve",
     "key",
     "import",

@@ -253,5 +253,6 @@ def _as_json(status: runtime.RuntimeStatus) -> dict[str, object]:
         if deferral is None
         else {"state": deferral.state, "lag_seconds": deferral.lag_seconds, "trouble": deferral.trouble},
         "maintenance": status.maintenance,
+        "rollup": status.rollup,
         "outbox": status.outbox,
     }

@@ -75,7 +75,7 @@ async def _examine(given: Settings) -> list[Finding]:
 
 async def _examine_store(store: Database) -> list[Finding]:
     """What is to be said of the store's server, and whether its seal holds."""
-    findings = [*await runtime.examine_store_server(store)]
+    findings = [*await runtime.examine_store_server(store), *await runtime.examine_rollup(store)]
     check = await verify_feed(store)
     if check.first_break is not None:
         findings.append(
