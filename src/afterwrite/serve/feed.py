@@ -6,6 +6,7 @@
       │                                     ├──▶ client's buffer ──▶ client        shared bytes, bounded
       │                                     └──▶ client's buffer ──▶ client
       └──a page at a time, a few at once──▶ client with a place behind the reader; joins its group when it is there
+           what was read of late lies on a shelf, for the many who come back at the same moment
 
 A place in the feed is ``position-activity``: behind that activity of the batch at that position, or ``position`` alone:
 behind the whole batch. The order is the store's: by position, within a batch by commit and ordinal; a batch that is too
@@ -21,11 +22,12 @@ import logging
 import random
 import time
 import uuid
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -43,7 +45,6 @@ from afterwrite.store.reader import (
     read_feed_distance,
     read_feed_rows,
     read_moment_in_batch,
-    read_position,
 )
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,9 @@ _BATCHES = 100
 # Rows are found by their time: batches that lie further apart are read by themselves.
 _TOGETHER_SECONDS = 60.0
 _BEATS = 16
+# For how long the store is not asked again what a batch holds: so late a deletion, or retention, comes to a resume.
+_RECENT_SECONDS = 300.0
+_RECENT_BATCHES = 2_000
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -111,6 +115,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     deaf_poll_seconds: float = 0.2
     most_behind: int = 2_000_000
     most_clients: int = 5_000
+    shelf_bytes: int = 32 << 20
     renew_seconds: float = 900.0
     at_once: int = 2
     retry_ms: int = 2_000
@@ -188,14 +193,18 @@ class Feed:
         self._encode = encode
         self._pace = pace or Pace()
         self._position: int | None = None
+        # What is being handed out in portions, up to which position; who joins meanwhile reads it by himself.
+        self._under_way: int | None = None
         self._paged: _Paged | None = None
         self._groups: dict[Wish, _Group] = {}
         self._index = _Index()
         self._clients: set[_Client] = set()
-        # Those who have read the batch that is being handed out a page at a time, and the places that are waited for.
+        # Those who have read what is under way and hear what comes behind it, and the places that are waited for.
         self._beyond: list[_Client] = []
         self._waited: list[tuple[int, asyncio.Future[None]]] = []
         self._turns = asyncio.Semaphore(self._pace.at_once)
+        self._recent = _Recent()
+        self._shelf = _Shelf(self._pace.shelf_bytes, encode)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._lag: float | None = None
@@ -286,15 +295,14 @@ class Feed:
     async def _catch_up(self, client: _Client, after: Place, reading: Reading) -> None:
         """Send what lies between a place and the reader's, then join; where it is not to be had, say so, and join."""
         self._resumed += 1
-        walk = _Walk(client.wish.tenant, after, reading, self._pace, self._turns)
+        walk = _Walk(client.wish, after, reading, self._pace, self._recent, self._shelf)
         try:
-            await self._patiently(client, self._check(after, reading))
+            await self._patiently(client, self._check(walk, reading))
             await self._patiently(client, self._reached(after.position))
             while walk.place.activity is not None or walk.place.position < self._front:
                 if client.ended is not None:
                     return
-                rows = await self._patiently(client, walk.step(self._front))
-                frames = [_frame(row, self._encode(row)) for row in rows if _is_wanted(client.wish, row)]
+                frames = await self._patiently(client, self._step(walk))
                 self._sent += len(frames)
                 for piece in _pieces(frames):
                     await client.send(piece)
@@ -312,18 +320,26 @@ class Feed:
             client.put([_resync(gone.reason, after=walk.place, position=front, oldest=bounds.start)])
             self._join(client, front, live=False)
 
-    async def _check(self, after: Place, reading: Reading) -> None:
+    async def _step(self, walk: _Walk) -> list[bytes]:
+        async with self._turns:
+            return await walk.step(self._front)
+
+    async def _check(self, walk: _Walk, reading: Reading) -> None:
         """Raise _GoneError where it would be of no use to read on from there."""
+        before, most = walk.before, self._pace.most_behind
+        batches = self._recent.behind(before) if walk.place.position <= self._front else None
+        if batches is not None:
+            if sum(batch.rows for batch in batches) > most:
+                raise _GoneError(Resync.BEHIND)
+            return
         async with self._turns, reading(None) as db:
             bounds = await read_feed_bounds(db)
-            if after.position > bounds.position:
+            if walk.place.position > bounds.position:
                 raise _GoneError(Resync.UNKNOWN)
-            if after.position < bounds.start:
+            if before < bounds.start:
                 raise _GoneError(Resync.EXPIRED)
             # Counting them is itself work.
-            if bounds.position - after.position > self._pace.most_behind:
-                raise _GoneError(Resync.BEHIND)
-            if await read_feed_distance(db, after.position, bounds.position) > self._pace.most_behind:
+            if bounds.position - before > most or await read_feed_distance(db, before, bounds.position) > most:
                 raise _GoneError(Resync.BEHIND)
 
     async def _patiently(self, client: _Client, work: Coroutine[None, None, Result]) -> Result:
@@ -355,9 +371,9 @@ class Feed:
 
     @property
     def _front(self) -> int:
-        """The newest batch of which the reader has handed out anything; -1 before it has begun."""
-        if self._paged is not None:
-            return self._paged.batch.position
+        """Up to where the reader has handed out anything; -1 before it has begun."""
+        if self._under_way is not None:
+            return self._under_way
         return -1 if self._position is None else self._position
 
     def _join(self, client: _Client, position: int, *, live: bool) -> None:
@@ -365,7 +381,7 @@ class Feed:
         if live:
             client.put([b": live\nid: %d\n\n" % position])
         client.fallen_to = None
-        if self._paged is not None and position == self._paged.batch.position:
+        if position == self._under_way:
             self._beyond.append(client)
         else:
             self._add(client)
@@ -434,6 +450,11 @@ class Feed:
         """Find where to go on; a store that is not what it was is told to everybody."""
         bounds = await read_feed_bounds(db)
         if self._position is None:
+            # Those who come back to a server that was begun anew were here a moment ago.
+            before = max(bounds.start, bounds.position - _RECENT_BATCHES)
+            for batch in await read_batches(db, before, limit=_RECENT_BATCHES):
+                self._recent.add(batch)
+                bounds = msgspec.structs.replace(bounds, position=batch.position)
             self._advance(bounds.position)
         elif bounds.position < self._front:
             self._restart(Resync.UNKNOWN, bounds)
@@ -445,11 +466,6 @@ class Feed:
                 await self._page_on(db, self._paged)
                 continue
             at = self._position or 0
-            if not self._groups:
-                position = await read_position(db)
-                if not self._groups:  # somebody may have come while we asked, and he heard where we were
-                    self._advance(max(at, position))
-                    return
             batches = await read_batches(db, at, limit=_BATCHES)
             if not batches:
                 return
@@ -459,16 +475,27 @@ class Feed:
                 return
             for run in _runs(batches, self._pace):
                 last = run[-1]
-                if last.rows > self._pace.whole_rows:
+                if not self._groups:  # who comes while we wait for the store hears what comes behind this
+                    self._begin_on(run)
+                elif last.rows > self._pace.whole_rows:
+                    self._begin_on(run)
                     self._paged = _Paged(last)
                     for group in self._groups.values():
                         group.through = Place(last.position - 1)
-                    self._resolve()
                     await self._page_on(db, self._paged)
                 else:
-                    await self._hand_out(await read_feed_rows(db, run))
-                    self._advance(last.position)
+                    rows = await read_feed_rows(db, run)
+                    self._shelf.add(None, run, rows)
+                    self._begin_on(run)
+                    await self._hand_out(rows)
+                self._advance(last.position)
                 self._lag = (datetime.now(UTC) - last.written_at).total_seconds()
+
+    def _begin_on(self, run: Sequence[StoredBatch]) -> None:
+        self._under_way = run[-1].position
+        for batch in run:
+            self._recent.add(batch)
+        self._resolve()
 
     async def _page_on(self, db: Database, paged: _Paged) -> None:
         """Hand out the rest of a long batch, a page at a time; who cannot take it so fast reads it by himself."""
@@ -490,17 +517,13 @@ class Feed:
 
     def _dispatch(self, rows: Sequence[StoredActivity]) -> None:
         """Give each group what it wishes of these rows. A row is written once, by the first group that wants it."""
-        written: dict[str, bytes] = {}
         for group, candidates in self._index.sort(rows):
             try:
                 frames: list[bytes] = []
                 last = None
                 for row in candidates:
                     if _is_wanted(group.wish, row):
-                        frame = written.get(row.id)
-                        if frame is None:
-                            frame = written[row.id] = _frame(row, self._encode(row))
-                        frames.append(frame)
+                        frames.append(self._shelf.frame(row))
                         last = row
             except Exception:  # of one query; the others' clients have nothing to do with it
                 log.exception("a query of the feed broke down: %r", group.wish)
@@ -529,7 +552,7 @@ class Feed:
     def _advance(self, position: int) -> None:
         """Everything up to here is handed out."""
         self._position = position
-        self._paged = None
+        self._under_way = self._paged = None
         beyond, self._beyond = self._beyond, []
         for client in beyond:
             self._add(client)
@@ -546,6 +569,8 @@ class Feed:
         """Go on from the end of the feed, and tell everybody."""
         log.warning("the feed goes on from %s instead of %s: %s", bounds.position, self._front, reason)
         after = Place(self._position or 0)
+        self._recent.clear()
+        self._shelf.clear()
         self._advance(bounds.position)
         for group in list(self._groups.values()):
             self._resynced += len(group.clients)
@@ -564,8 +589,8 @@ class Feed:
                 elif now > client.renewed_at:
                     client.end(Ended.RENEWED)
             turn = (turn + 1) % _BEATS
-            # Inside a long batch no place can be told that all of them know.
-            beat = _HEARTBEAT if self._paged else b": heartbeat\nid: %d\n\n" % (self._position or 0)
+            # While something is under way there is no place that all of them know.
+            beat = _HEARTBEAT if self._under_way else b": heartbeat\nid: %d\n\n" % (self._position or 0)
             for group in self._groups.values():
                 for client in group.clients:
                     if client.number % _BEATS == turn and now - client.put_at > self._pace.heartbeat_seconds / 2:
@@ -769,69 +794,207 @@ class _Client:
         self.sending_since = None
 
 
+class _Recent:
+    """The newest batches that were handed out, without a gap, up to the reader's place."""
+
+    def __init__(self) -> None:
+        self._batches: deque[StoredBatch] = deque(maxlen=_RECENT_BATCHES)
+
+    def add(self, batch: StoredBatch) -> None:
+        """Take the next one; one that is known already changes nothing."""
+        if self._batches and batch.position != self._batches[-1].position + 1:
+            if batch.position == self._batches[-1].position:
+                return
+            self._batches.clear()
+        self._batches.append(batch)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._batches.clear()
+
+    def behind(self, position: int) -> list[StoredBatch] | None:
+        """All that came behind a position; None where not all of that is known any more."""
+        oldest = datetime.now(UTC) - timedelta(seconds=_RECENT_SECONDS)
+        while self._batches and self._batches[0].written_at < oldest:
+            self._batches.popleft()
+        if not self._batches or not self._batches[0].position - 1 <= position <= self._batches[-1].position:
+            return None
+        return list(islice(self._batches, position + 1 - self._batches[0].position, None))
+
+
+class _Shelved(msgspec.Struct):
+    """What a tenant (or everybody) sees of a batch, how much room it takes, and since when it lies there."""
+
+    rows: list[StoredActivity]
+    size: int
+    since: float
+
+
+class _Shelf:
+    """What was read of late, by tenant and position, and each row as it is sent: read once, written once.
+
+    Who can see a row was decided by the store when it was read for that tenant; nobody is given another's.
+    """
+
+    def __init__(self, bound: int, encode: Encode) -> None:
+        self._bound = bound
+        self._encode = encode
+        self._size = 0
+        self._shelved: OrderedDict[tuple[str | None, int], _Shelved] = OrderedDict()
+        self._frames: OrderedDict[str, bytes] = OrderedDict()
+        self._frames_size = 0
+
+    def add(self, tenant: str | None, batches: Sequence[StoredBatch], rows: Sequence[StoredActivity]) -> None:
+        """Keep what these batches hold; what was not asked for longest makes room."""
+        found: dict[int, list[StoredActivity]] = {batch.position: [] for batch in batches}
+        for row in rows:
+            found[row.position].append(row)
+        now = time.monotonic()
+        for position, of_batch in found.items():
+            self._remove((tenant, position))
+            size = _ROW_BYTES + sum(map(_room, of_batch))
+            self._shelved[tenant, position] = _Shelved(of_batch, size, now)
+            self._size += size
+        while self._size > self._bound:
+            self._remove(next(iter(self._shelved)))
+
+    def find(self, tenant: str | None, position: int) -> list[StoredActivity] | None:
+        """What a batch holds for this tenant, where it was read of late."""
+        shelved = self._shelved.get((tenant, position))
+        if shelved is None:
+            return None
+        if time.monotonic() - shelved.since > _RECENT_SECONDS:
+            self._remove((tenant, position))
+            return None
+        self._shelved.move_to_end((tenant, position))
+        return shelved.rows
+
+    def frame(self, row: StoredActivity) -> bytes:
+        """The row as it is sent."""
+        frame = self._frames.get(row.id)
+        if frame is None:
+            frame = self._frames[row.id] = _frame(row, self._encode(row))
+            self._frames_size += len(frame)
+            while self._frames_size > self._bound:
+                self._frames_size -= len(self._frames.popitem(last=False)[1])
+        return frame
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._shelved.clear()
+        self._frames.clear()
+        self._size = self._frames_size = 0
+
+    def _remove(self, key: tuple[str | None, int]) -> None:
+        if (shelved := self._shelved.pop(key, None)) is not None:
+            self._size -= shelved.size
+
+
+_ROW_BYTES = 1_000
+
+
+def _room(row: StoredActivity) -> int:
+    """About what a row takes of memory."""
+    return _ROW_BYTES + len(row.before or "") + len(row.after or "") + len(row.metadata or "")
+
+
 class _Walk:
     """A client's own way through the store, a page at a time; ``place`` is behind what it was given.
 
     The connection is given back after each page, so that nobody waits for a client that takes his time.
     """
 
-    def __init__(
-        self, tenant: str | None, place: Place, reading: Reading, pace: Pace, turns: asyncio.Semaphore
-    ) -> None:
+    def __init__(self, wish: Wish, place: Place, reading: Reading, pace: Pace, recent: _Recent, shelf: _Shelf) -> None:
         self.place = place
-        self._tenant = tenant
+        self._wish = wish
+        self._clue = _clue(wish)
         self._reading = reading
         self._pace = pace
-        self._turns = turns
+        self._recent = recent
+        self._shelf = shelf
         self._ahead: deque[StoredBatch] = deque()
         self._inside: _Paged | None = None
 
-    async def step(self, until: int) -> list[StoredActivity]:
-        """The next rows, of batches up to this position; raises _GoneError where they are not there any more."""
-        async with self._turns:
-            if self._inside is None and not self._ahead:
-                await self._look_ahead(until)
-            async with self._reading(self._tenant) as db:
-                if self._inside is not None:
-                    return await self._page_on(db, self._inside)
-                if self.place.activity is not None:
-                    return await self._enter(db, self._ahead.popleft(), self.place.activity)
-                run = next(_runs(self._ahead, self._pace))
-                for _ in run:
-                    self._ahead.popleft()
-                if run[0].rows > self._pace.whole_rows:
-                    self._inside = _Paged(run[0])
-                    return await self._page_on(db, self._inside)
-                rows = await read_feed_rows(db, run)
-                self.place = Place(run[-1].position)
-                return rows
+    @property
+    def before(self) -> int:
+        """The position up to which nothing more is wanted."""
+        return self.place.position - (self.place.activity is not None)
+
+    async def step(self, until: int) -> list[bytes]:
+        """The next of what is wished for, of batches up to this position, as it is sent.
+
+        Raises _GoneError where it is not there any more.
+        """
+        rows = await self._read(until)
+        if self._clue is not None:
+            column, values = self._clue
+            rows = [row for row in rows if getattr(row, column) in values]
+        return [self._shelf.frame(row) for row in rows if _is_wanted(self._wish, row)]
+
+    async def _read(self, until: int) -> Sequence[StoredActivity]:
+        if self._inside is not None:
+            return await self._page_on(self._inside)
+        if not self._ahead:
+            await self._look_ahead(until)
+        if self.place.activity is not None:
+            return await self._enter(self._ahead.popleft(), self.place.activity)
+        run = next(_runs(self._ahead, self._pace))
+        for _ in run:
+            self._ahead.popleft()
+        if run[0].rows > self._pace.whole_rows:
+            self._inside = _Paged(run[0])
+            return await self._page_on(self._inside)
+        rows = await self._read_whole(run)
+        self.place = Place(run[-1].position)
+        return rows
 
     async def _look_ahead(self, until: int) -> None:
-        before = self.place.position - (self.place.activity is not None)
-        async with self._reading(None) as db:
-            bounds = await read_feed_bounds(db)
-            batches = await read_batches(db, before, limit=_BATCHES)
-        if before < bounds.start or not batches or not _follow_each_other(before, batches):
-            raise _GoneError(Resync.EXPIRED)
+        before = self.before
+        batches = self._recent.behind(before)
+        if not batches:
+            async with self._reading(None) as db:
+                bounds = await read_feed_bounds(db)
+                batches = await read_batches(db, before, limit=_BATCHES)
+            if before < bounds.start or not batches or not _follow_each_other(before, batches):
+                raise _GoneError(Resync.EXPIRED)
         self._ahead.extend(batch for batch in batches if batch.position <= until)
 
-    async def _enter(self, db: Database, batch: StoredBatch, activity: str) -> list[StoredActivity]:
+    async def _read_whole(self, run: Sequence[StoredBatch]) -> list[StoredActivity]:
+        tenant = self._wish.tenant
+        found = {batch.position: self._shelf.find(tenant, batch.position) for batch in run}
+        missing = [batch for batch in run if found[batch.position] is None]
+        if missing:
+            async with self._reading(tenant) as db:
+                read = await read_feed_rows(db, missing)
+            self._shelf.add(tenant, missing, read)
+            if len(missing) == len(run):
+                return read
+            for row in read:
+                rows = found[row.position]
+                if rows is None:
+                    rows = found[row.position] = []
+                rows.append(row)
+        return [row for rows in found.values() for row in rows or ()]
+
+    async def _enter(self, batch: StoredBatch, activity: str) -> Sequence[StoredActivity]:
         """Go on in the midst of a batch."""
         if batch.rows > self._pace.whole_rows:
-            moment = await read_moment_in_batch(db, batch, activity)
+            async with self._reading(self._wish.tenant) as db:
+                moment = await read_moment_in_batch(db, batch, activity)
             if moment is None:
                 raise _GoneError(Resync.UNKNOWN)
             self._inside = _Paged(batch, (moment, activity))
-            return await self._page_on(db, self._inside)
-        rows = await read_feed_rows(db, [batch])
+            return await self._page_on(self._inside)
+        rows = await self._read_whole([batch])
         for number, row in enumerate(rows):
             if row.id == activity:
                 self.place = Place(batch.position)
                 return rows[number + 1 :]
         raise _GoneError(Resync.UNKNOWN)
 
-    async def _page_on(self, db: Database, inside: _Paged) -> list[StoredActivity]:
-        rows = await read_batch_page(db, inside.batch, after=inside.after, rows=self._pace.page_rows)
+    async def _page_on(self, inside: _Paged) -> Sequence[StoredActivity]:
+        async with self._reading(self._wish.tenant) as db:
+            rows = await read_batch_page(db, inside.batch, after=inside.after, rows=self._pace.page_rows)
         if len(rows) < self._pace.page_rows:
             self._inside = None
             self.place = Place(inside.batch.position)
