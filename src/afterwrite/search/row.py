@@ -132,26 +132,34 @@ class _Row:
     async def look(self) -> _Life:
         """What the changes of this id say of the moment."""
         now = Place(self.moment, LAST_ID)
+        before = await self.read_changes_before(now, 2)
+        after = [] if before and self.relation is None else await self.read_changes_after(now, 1)
         row = self
-        if self.relation is None:
-            found = await self.read_changes_before(now, 1) or await self.read_changes_after(now, 1)
-            if found:
-                row = self.of(found[0])
-        exists, since, earlier = await row._outcome(now, _MOST_RENUMBERINGS)
-        changes = await row.read_changes_after(now, 1)
-        until = later(changes[0].occurred_at, TICK) if changes else END
+        if self.relation is None and (before or after):
+            row = self.of((before or after)[0])
+            # Another database may have such a row, too.
+            if before and any((each.source, each.relation) != (row.source, row.relation) for each in before):
+                before = await row.read_changes_before(now, 2)
+            if before:
+                after = await row.read_changes_after(now, 1)
+        exists, since, earlier = await row._outcome(now, _MOST_RENUMBERINGS, before)
+        until = later(after[0].occurred_at, TICK) if after else END
         gone = await row.read_gone(now, until, 1)
-        after = min((*changes, *gone), key=_place, default=None)
-        if after is not None and row.comes(after):
+        first = min((*after, *gone), key=_place, default=None)
+        if first is not None and row.comes(first):
             # Another may have been there that left only then.
-            after = row._count(await row._read_at_once(Place(after.occurred_at, FIRST_ID))).found or after
-        return _Life(exists, since, after, earlier)
+            first = row._count(await row._read_at_once(Place(first.occurred_at, FIRST_ID))).found or first
+        return _Life(exists, since, first, earlier)
 
     async def _outcome(
-        self, until: Place, renumberings: int
+        self, until: Place, renumberings: int, changes: Sequence[StoredActivity] | None = None
     ) -> tuple[bool | None, StoredActivity | None, StoredActivity | None]:
-        """Whether there is a row up to a place, the change that says so, and one that the clock has out of order."""
-        changes = await self.read_changes_before(until, 2)
+        """Whether there is a row up to a place, the change that says so, and one that the clock has out of order.
+
+        ``changes`` are the newest two before it, where they are read already.
+        """
+        if changes is None:
+            changes = await self.read_changes_before(until, 2)
         if not changes:
             return None, None, None
         end = row = changes[0]

@@ -214,10 +214,16 @@ async def effects(
     since = later(min(activity.occurred_at, _moment_of(_uuid(activity.id)) or activity.occurred_at), -_BEFORE)
     causes = [_cause(activity.id, activity.id), *await _read_transactions(db, activity, since)]
 
+    # Each cause names its own times; these are for the planner, which opens no other partitions then.
+    first_time = min(min(each.since, each.commit_time or each.since) for each in causes)
+    last_time = max(max(each.until, later(each.commit_time or each.until, TICK)) for each in causes)
+
     async def fetch(window: Window) -> list[StoredActivity]:
         return await db.rows(
             stored_activity,
             statement("timeline.read_effects"),
+            first_time=first_time,
+            last_time=last_time,
             first_ids=[each.first_id for each in causes],
             last_ids=[each.last_id for each in causes],
             from_times=[each.since for each in causes],

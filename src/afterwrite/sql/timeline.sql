@@ -20,7 +20,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
        a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
   from ((select *
            from afterwrite.activity
-          where entity_type = :entity_type and entity_id = :entity_id and kind = 'change'
+          where :older::bigint > 0
+            and entity_type = :entity_type and entity_id = :entity_id and kind = 'change'
             and (:source::text is null or source = :source::text)
             and (:relation::text is null or relation = :relation::text)
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
@@ -30,7 +31,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
          union all
         (select *
            from afterwrite.activity
-          where entity_type = :entity_type and entity_id = :entity_id and kind = 'change'
+          where :newer::bigint > 0
+            and entity_type = :entity_type and entity_id = :entity_id and kind = 'change'
             and (:source::text is null or source = :source::text)
             and (:relation::text is null or relation = :relation::text)
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
@@ -49,7 +51,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
   from ((select *
            from ((select *
                    from afterwrite.activity
-                  where entity_type = :entity_type and entity_id = :entity_id
+                  where :older::bigint > 0
+                    and entity_type = :entity_type and entity_id = :entity_id
                     and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                     and (occurred_at, id) < (:at::timestamptz, :id::uuid)
                   order by occurred_at desc, id desc
@@ -57,7 +60,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                  union all
                 (select *
                    from afterwrite.activity
-                  where entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
+                  where :older::bigint > 0
+                    and entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
                     and operation = 'update' and (metadata ->> 'entity_was') is not null
                     and metadata ->> 'entity_was' = :entity_id::text and entity_id <> :entity_id::text
                     and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
@@ -70,7 +74,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
         (select *
            from ((select *
                    from afterwrite.activity
-                  where entity_type = :entity_type and entity_id = :entity_id
+                  where :newer::bigint > 0
+                    and entity_type = :entity_type and entity_id = :entity_id
                     and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                     and (occurred_at, id) > (:at::timestamptz, :id::uuid)
                   order by occurred_at, id
@@ -78,7 +83,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                  union all
                 (select *
                    from afterwrite.activity
-                  where entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
+                  where :newer::bigint > 0
+                    and entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
                     and operation = 'update' and (metadata ->> 'entity_was') is not null
                     and metadata ->> 'entity_was' = :entity_id::text and entity_id <> :entity_id::text
                     and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
@@ -98,7 +104,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
        a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
   from ((select *
            from afterwrite.activity
-          where actor_id = :actor_id
+          where :older::bigint > 0
+            and actor_id = :actor_id
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
             and (occurred_at, id) < (:at::timestamptz, :id::uuid)
           order by occurred_at desc, id desc
@@ -106,7 +113,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
          union all
         (select *
            from afterwrite.activity
-          where actor_id = :actor_id
+          where :newer::bigint > 0
+            and actor_id = :actor_id
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
             and (occurred_at, id) > (:at::timestamptz, :id::uuid)
           order by occurred_at, id
@@ -122,7 +130,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
        a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
   from ((select *
            from afterwrite.activity
-          where (:source::text is null or source = :source::text)
+          where :older::bigint > 0
+            and (:source::text is null or source = :source::text)
             and (:commit_lsn::pg_lsn is null or commit_lsn = :commit_lsn::pg_lsn)
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
             and (occurred_at, id) < (:at::timestamptz, :id::uuid)
@@ -131,7 +140,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
          union all
         (select *
            from afterwrite.activity
-          where (:source::text is null or source = :source::text)
+          where :newer::bigint > 0
+            and (:source::text is null or source = :source::text)
             and (:commit_lsn::pg_lsn is null or commit_lsn = :commit_lsn::pg_lsn)
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
             and (occurred_at, id) > (:at::timestamptz, :id::uuid)
@@ -155,14 +165,17 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
           cross join lateral (
                 select *
                   from afterwrite.activity
-                 where kind = 'change' and caused_by between c.first_id and c.last_id
+                 where :older::bigint > 0
+                   and kind = 'change' and caused_by between c.first_id and c.last_id
                    and occurred_at >= c.from_time and occurred_at < c.to_time
+                   and occurred_at >= :first_time::timestamptz and occurred_at < :last_time::timestamptz
                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                    and left(caused_by::text, 11) = left(id::text, 11)
                  union all
                 select *
                   from afterwrite.activity
-                 where caused_by between c.first_id and c.last_id and caused_by is not null
+                 where :older::bigint > 0
+                   and caused_by between c.first_id and c.last_id and caused_by is not null
                    and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))
                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                 ) e
@@ -172,6 +185,7 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                         select
                           from afterwrite.activity x
                          where x.occurred_at = c.commit_time and x.id = e.caused_by and x.kind = 'event'
+                           and x.occurred_at >= :first_time::timestamptz and x.occurred_at < :last_time::timestamptz
                         ))
           order by e.occurred_at desc, e.id desc
           limit :older::bigint)
@@ -184,14 +198,17 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
           cross join lateral (
                 select *
                   from afterwrite.activity
-                 where kind = 'change' and caused_by between c.first_id and c.last_id
+                 where :newer::bigint > 0
+                   and kind = 'change' and caused_by between c.first_id and c.last_id
                    and occurred_at >= c.from_time and occurred_at < c.to_time
+                   and occurred_at >= :first_time::timestamptz and occurred_at < :last_time::timestamptz
                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                    and left(caused_by::text, 11) = left(id::text, 11)
                  union all
                 select *
                   from afterwrite.activity
-                 where caused_by between c.first_id and c.last_id and caused_by is not null
+                 where :newer::bigint > 0
+                   and caused_by between c.first_id and c.last_id and caused_by is not null
                    and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))
                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                 ) e
@@ -201,6 +218,7 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                         select
                           from afterwrite.activity x
                          where x.occurred_at = c.commit_time and x.id = e.caused_by and x.kind = 'event'
+                           and x.occurred_at >= :first_time::timestamptz and x.occurred_at < :last_time::timestamptz
                         ))
           order by e.occurred_at, e.id
           limit :newer::bigint)) a
@@ -277,13 +295,16 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
 
 -- name: is_recorded
 -- Whether anything of a table is recorded up to a moment.
-select exists (
-           select
-             from afterwrite.activity
-            where entity_type = :entity_type and entity_id is not null and kind = 'change'
-              and source = :source and relation = :relation
-              and occurred_at <= :moment::timestamptz
-       );
+select count(*) > 0
+  from (
+        select
+          from afterwrite.activity
+         where entity_type = :entity_type and entity_id is not null and kind = 'change'
+           and source = :source and relation = :relation
+           and occurred_at <= :moment::timestamptz
+         order by entity_id  -- along the index, whatever is known of how many there are
+         limit 1
+       ) one;
 
 -- name: sees_all
 -- Whether the reader sees the activity of everybody, and the rest of the store besides.
