@@ -11,7 +11,7 @@ import msgspec
 from afterwrite.postgres import Database, connect
 from afterwrite.scan.catalog import read_inventory
 from afterwrite.scan.survey import Survey, survey
-from afterwrite.store.reader import StoredActivity
+from afterwrite.store.reader import StoredActivity, stored_activity
 from afterwrite.store.writer import PostgresSink, open_sink
 from afterwrite.transfer import legacy
 from afterwrite.transfer.legacy import Imported, LogPlan, Policy
@@ -96,18 +96,21 @@ async def scene(dsn: str, sql: str = "", *, triggers: bool = False) -> AsyncGene
 
 
 async def read_all(store: Database) -> list[StoredActivity]:
+    """What is imported, in the order of its time."""
+    return [each for each in await read_everything(store) if each.source.endswith(".legacy")]
+
+
+async def read_everything(store: Database) -> list[StoredActivity]:
+    """All that is stored, in the order of its time, whichever batch brought it."""
+    texts = ("id", "before", "after", "metadata", "commit_lsn", "caused_by")
     columns = ", ".join(
-        f"a.{name}::text as {name}"
-        if name in ("id", "before", "after", "metadata", "commit_lsn", "caused_by")
-        else name
+        f"a.{name}::text as {name}" if name in texts else name
         for name in StoredActivity.__struct_fields__
-        if name not in ("position", "ip")
+        if name not in ("position", "batch_id", "ip")
     )
-    query = (
-        f"select 0 as position, abbrev(ip) as ip, {columns}"
-        " from afterwrite.activity a where source like '%.legacy' order by occurred_at, id"
-    )
-    return await store.rows(lambda **row: msgspec.convert(row, StoredActivity), query.encode())
+    query = f"select 0 as position, 0 as batch_id, abbrev(ip) as ip, {columns} from afterwrite.activity a"
+    query += " order by occurred_at, a.id"
+    return await store.rows(stored_activity, query.encode())
 
 
 def provenance(activity: StoredActivity) -> dict[str, object]:

@@ -75,6 +75,7 @@ _VERBS = (
     "serve",
     "key",
     "import",
+    "export",
     "maintain",
     "bench",
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table as RichTable
 
 from afterwrite.cli.face import (
     FLAG,
@@ -49,8 +51,6 @@ app = typer.Typer(
     help="Bring what legacy logs, or files of `afterwrite export`, hold into the store. Nothing is stored twice.",
     no_args_is_help=True,
 )
-
-_MOST_SAMPLE = 400
 
 
 @app.command("legacy")
@@ -341,15 +341,19 @@ def _show_plan(plan: LogPlan) -> None:
     if plan.known:
         done = ", ".join(plan.known.through or ()) or "nothing read yet"
         facts.append(("imported", f"{plan.totals.rows:,} rows read, {plan.totals.stored:,} stored, up to {done}"))
+    grid = RichTable.grid(padding=(0, 2, 0, 0))
     for name, value in facts:
-        out.print(f"  {name:<17} {plain(value)}", soft_wrap=not out.is_terminal)
+        grid.add_row(f"  {name}", plain(value))
+    out.print(grid)
     sources = {trace.field: trace.source for trace in plan.traces}
     rows = [(field, text, sources.get(field, "")) for field, text in mapping.activity.items()]
     out.print(fill(table("an activity's", "is, in SQL", "known by"), rows))
-    for sample in plan.samples:
-        out.print(f"  [dim]row[/]       {plain(_cut(sample.before))}", soft_wrap=not out.is_terminal)
-        after = "has no time: it is left out" if sample.after is None else _cut(_sample_text(sample.after))
-        out.print(f"  [dim]activity[/]  {plain(after)}\n", soft_wrap=not out.is_terminal)
+    for words, sample in zip(("its first row", "its last row"), plan.samples, strict=False):
+        made = table(words, "", "becomes the activity", "")
+        row = msgspec.json.decode(sample.before, type=dict[str, msgspec.Raw])
+        before = [(name, bytes(raw).decode()) for name, raw in row.items() if bytes(raw) != b"null"]
+        pairs = zip_longest(before, _fields(sample.after), fillvalue=("", ""))
+        out.print(fill(made, [(*map(_cut, left), *map(_cut, right)) for left, right in pairs]))
     show_findings(plan.findings)
 
 
@@ -372,17 +376,25 @@ def _until(plan: LogPlan) -> str:
     return "its end: capture has none of its tables yet"
 
 
-def _sample_text(activity: Activity) -> str:
-    told = {
-        name: value
-        for name in activity.__struct_fields__
-        if (value := getattr(activity, name)) is not None and name not in ("kind", "outcome", "severity")
-    }
-    return msgspec.json.encode(told).decode()
+_LONGEST_VALUE = 56
+_UNSAID = ("id", "kind", "outcome", "severity")
+
+
+def _fields(activity: Activity | None) -> list[tuple[str, str]]:
+    """What an activity says; nothing of what every imported one has."""
+    if activity is None:
+        return [("none", "it has no time")]
+    told = [(name, getattr(activity, name)) for name in activity.__struct_fields__ if name not in _UNSAID]
+    return [(name, _text(value)) for name, value in told if value is not None]
+
+
+def _text(value: object) -> str:
+    return bytes(value).decode() if isinstance(value, msgspec.Raw) else str(value)
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_SAMPLE else f"{text[: _MOST_SAMPLE - 1]}…"
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
 
 
 def _told(imported: Imported) -> str:
@@ -477,7 +489,7 @@ class _Bar:
     def __init__(self, *, quiet: bool, total: float | None = None) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[told]}"),
             console=talk,
             transient=True,
@@ -494,15 +506,15 @@ class _Bar:
         self._progress.stop()
 
     def chunk(self, progress: importing.Progress) -> None:
-        at = f"{progress.at:%Y-%m-%d %H:%M}" if progress.at else ""
-        self._tell(plain(progress.relation), progress.rows, f"{progress.stored:,} stored, at {at}")
+        at = f", at {progress.at:%Y-%m-%d}" if progress.at else ""
+        self._tell(plain(progress.relation), progress.rows, at)
 
     def compared(self, chunks: int, rows: int) -> None:
-        self._tell("comparing", rows, f"{chunks:,} chunks")
+        self._tell("comparing", rows, f", {counted(chunks, 'chunk')}")
 
     def lines(self, rows: int, stored: int) -> None:
-        self._tell("reading", rows, f"{stored:,} stored")
+        self._tell("reading", rows, f", {stored:,} stored")
 
     def _tell(self, what: str, rows: int, told: str) -> None:
         elapsed = timedelta(seconds=int(self._progress.tasks[0].elapsed or 0))
-        self._progress.update(self._task, description=what, completed=rows, told=f"{rows:,} rows, {told}, {elapsed}")
+        self._progress.update(self._task, description=what, completed=rows, told=f"{rows:,} rows{told}, {elapsed}")

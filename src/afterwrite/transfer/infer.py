@@ -175,7 +175,7 @@ class _Inference:
             style = self.history(*copied)
         elif {"record", "old_record", "record_id", "old_record_id"} <= set(self.columns):
             style = self.changes("record_version")
-        elif self.hstores() >= set(_LOGGED):
+        elif self.hstores() >= set(_LOGGED) and "action" in self.columns:
             style = self.logged_actions()
         else:
             style = self.changes("changes") if self.operation() or self.images() else self.events()
@@ -318,8 +318,9 @@ class _Inference:
                 self.give("operation", _text(events.pop()), "the one operation of its triggers")
             else:
                 self.give("action", _text(f"{own.name}.version"), where)
-        if "operation" in self.fields and side is not Side.OLD:
-            gone = f"lower({self.fields['operation']}) like 'd%'"
+        operation = self.fields.get("operation")
+        if operation is not None and side is not Side.OLD and not operation.startswith("'"):
+            gone = f"lower({operation}) like 'd%'"
             self.give("before", f"case when {gone} then {image} end", where)
             self.give("after", f"case when {gone} then null else {image} end", where)
         else:
@@ -340,11 +341,11 @@ class _Inference:
 
     def logged_actions(self) -> str:
         """The row before (for an INSERT: the new one), and what an UPDATE changed in it."""
-        self.operation()
+        if not self.operation():
+            self.give("operation", "action::text", "its form", "action")
         self.relation()
         row, changed = self.as_jsonb("row_data"), self.as_jsonb("changed_fields")
-        operation = self.fields.get("operation", "'U'")
-        first = f"upper(left({operation}, 1))"
+        first = f"upper(left({self.fields['operation']}, 1))"
         self.give("before", f"case when {first} in ('U', 'D') then {row} end", "its form", "row_data")
         self.give(
             "after",
@@ -371,7 +372,7 @@ class _Inference:
             return True
         free = [name for name in self.columns if name not in self.used and (among is None or name in among)]
         for name in free:
-            values = [each for each in self.writes.get(name, ()) if isinstance(_inner(each.value), Const)]
+            values = self.writes.get(name, ())
             told = [each for each in values if OPERATIONS.get(_word(each.value)) is each.operation]
             if told and len(told) * 2 > len(values):
                 return self.give("operation", f"{quoted(name)}::text", f"trigger {told[0].trigger.name}", name)
