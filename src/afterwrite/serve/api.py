@@ -58,9 +58,7 @@ _READY_SECONDS = 3.0
 _LONGEST_QUERY = 2_000
 _ids = Ids()
 
-Line = Annotated[
-    str, Parameter(query="q", max_length=_LONGEST_QUERY, description="What is looked for, in the query language.")
-]
+Line = Annotated[str, Parameter(max_length=_LONGEST_QUERY, description="What is looked for, in the query language.")]
 Limit = Annotated[int, Parameter(ge=1, le=500, description="How many at most.")]
 Cursor = Annotated[
     str | None,
@@ -260,15 +258,15 @@ def as_json(activity: StoredActivity) -> dict[str, object]:
 
 @get("/v1/activities")
 async def list_activities(
-    request: Ask, caller: Caller, line: Line = "", cursor: Cursor = None, limit: Limit = 50
+    request: Ask, caller: Caller, q: Line = "", cursor: Cursor = None, limit: Limit = 50
 ) -> Response[ActivityPage]:
     """Find activities, newest first."""
     # Late until that room is there: the server can be started meanwhile.
     from afterwrite.search.find import find
 
-    query = parse(line)
+    query = parse(q)
     signer = await _auth(request).find_signer()
-    of = f"activities {line}"
+    of = f"activities {q}"
     start = open_start(signer, of, cursor)
     async with reading(request.app.state, caller) as db:
         page = await find(db, query, limit=limit, older_than=start.older_than, newer_than=start.newer_than)
@@ -421,13 +419,13 @@ async def get_report(
 
 @get("/v1/suggest", opt={"looks": "all"})
 async def list_suggestions(
-    request: Ask, caller: Caller, line: Line = "", limit: Annotated[int, Parameter(ge=1, le=50)] = 10
+    request: Ask, caller: Caller, q: Line = "", limit: Annotated[int, Parameter(ge=1, le=50)] = 10
 ) -> Response[SuggestionPage]:
     """List what the word at the end of a query may become."""
     from afterwrite.search.suggest import suggest
 
     async with reading(request.app.state, caller) as db:
-        found = await suggest(db, line, limit=limit)
+        found = await suggest(db, q, limit=limit)
     return _json({"items": found})
 
 

@@ -34,10 +34,8 @@ from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.openapi.config import OpenAPIConfig
 from litestar.types import ControllerRouterHandler
 
-from afterwrite import __version__
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import connect, statement
 from afterwrite.serve import api, problems
@@ -50,6 +48,7 @@ from afterwrite.serve.kept import Kept
 from afterwrite.serve.live import Feed
 from afterwrite.serve.live import routes as feed_routes
 from afterwrite.serve.metrics import Metrics, Totals
+from afterwrite.serve.openapi import describe, make_app
 from afterwrite.serve.openapi import routes as openapi_routes
 from afterwrite.serve.progress import read_progress, read_triggers
 from afterwrite.serve.tenancy import Readers
@@ -84,8 +83,10 @@ def create_app(settings: Settings) -> Litestar:
             await require_store(db)
         return True
 
+    dependencies = {"caller": Provide(provide_caller), "operator": Provide(provide_operator)}
     state: dict[str, Any] = {
         "settings": settings,
+        "description": partial(describe, handlers, dependencies),
         "readers": readers,
         "auth": auth,
         "metrics": metrics,
@@ -115,18 +116,15 @@ def create_app(settings: Settings) -> Litestar:
             await storing
             await readers.close()
 
-    app = Litestar(
-        route_handlers=handlers,
-        dependencies={"caller": Provide(provide_caller), "operator": Provide(provide_operator)},
+    app = make_app(
+        handlers,
+        dependencies=dependencies,
         guards=[guard],
         exception_handlers=problems.HANDLERS,
         lifespan=[lifespan],
         state=State(state),
         cors_config=_cors(settings),
-        # openapi.py serves it, completed.
-        openapi_config=OpenAPIConfig(
-            title="afterwrite", version=__version__, use_handler_docstrings=True, enabled_endpoints=set()
-        ),
+        openapi_config=None,  # openapi.py says more
         logging_config=None,
         request_max_body_size=1 << 20,
     )

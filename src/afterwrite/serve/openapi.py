@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 from litestar import Litestar, Request, Response, get
+from litestar.di import Provide
+from litestar.exceptions.base_exceptions import LitestarDeprecationWarning
+from litestar.openapi.config import OpenAPIConfig
 from litestar.types import ControllerRouterHandler
 
+from afterwrite import __version__
 from afterwrite.serve.posted import EVENT, EVENTS, JSON, MOST_POSTED
 from afterwrite.serve.problems import MEDIA_TYPE
 
@@ -121,7 +127,10 @@ A tenant's caller sees that tenant's activity alone."""
 @get("/openapi.json", opt={"public": True})
 async def get_openapi(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
     """Get this description, OpenAPI 3.1."""
-    body = msgspec.json.encode(describe(request.app))
+    state = request.app.state
+    if "openapi" not in state:
+        state.openapi = msgspec.json.encode(state.description())
+    body: bytes = state.openapi
     tag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if tag in request.headers.get("if-none-match", ""):
@@ -129,8 +138,11 @@ async def get_openapi(request: Request[Any, Any, Any]) -> Response[dict[str, Any
     return cast("Response[dict[str, Any]]", Response(body, media_type=JSON, headers=headers))
 
 
-def describe(app: Litestar) -> dict[str, Any]:
-    """The whole description of what this application serves to programs."""
+def describe(handlers: Sequence[ControllerRouterHandler], dependencies: Mapping[str, Provide]) -> dict[str, Any]:
+    """The whole description of those of these routes that serve programs."""
+    config = OpenAPIConfig(title="afterwrite", version=__version__, use_handler_docstrings=True)
+    # Of an application of its own: in ours, Litestar would serve its own pages about it.
+    app = make_app(handlers, dependencies=dependencies, openapi_config=config, logging_config=None)
     known = msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema(), enc_hook=str))
     known["openapi"] = "3.1.0"
     known["info"] |= {"title": "afterwrite", "description": _ABOUT, "license": {"name": "Apache-2.0"}}
@@ -149,6 +161,16 @@ def describe(app: Litestar) -> dict[str, Any]:
             if isinstance(operation, dict):
                 _complete(path, method, cast("dict[str, Any]", operation))
     return known
+
+
+def make_app(handlers: Sequence[ControllerRouterHandler], **options: Any) -> Litestar:
+    """A Litestar of these handlers, which name their dependencies by parameters of the same name.
+
+    Newer ones have a mark for that, of which older ones know nothing, and ask for it in a warning.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LitestarDeprecationWarning)
+        return Litestar(list(handlers), **options)
 
 
 def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
