@@ -80,7 +80,8 @@ comment on table afterwrite.rollup_rest is
     'What rollup_top left out of a day, for each tenant: how many activities in all, and at most how many of any one name. So a name had at least what rollup_top says, and at most so many more.';
 
 create function afterwrite.rollup_key(variadic words text[]) returns bytea
-    language sql immutable parallel safe
+    -- Stable, as the output of an array is taken to be: so it becomes a part of the query that asks for it.
+    language sql stable parallel safe
     return substr(sha256(convert_to(words::text, 'UTF8')), 1, 16);
 comment on function afterwrite.rollup_key(text[]) is
     'Which row of a rollup these words have: null and the empty word differ, and no two lists of words meet by chance or by design.';
