@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import io
+import secrets
+from pathlib import Path
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from stamping_scene import Scene
 
 from afterwrite import context
 from afterwrite.integrations.asyncpg import Connection
+from afterwrite.postgres.embedded import Server
 from afterwrite.record import Emitted
+from afterwrite.recorder import Options, Recorder
 from afterwrite.recorder.connections import emit, stamp
+from afterwrite.recorder.options import EventsBy
 
 INSERT = "insert into things (name) values ($1)"
 
@@ -119,3 +125,35 @@ def test_savepoints_errors_read_only_transactions_and_pools(installed_dsn: str) 
         ("3", "b"),
         ("nobody", None),
     ]
+
+
+def test_ten_megabytes_of_metadata_and_a_database_without_an_encoding(server: Server, tmp_path: Path) -> None:
+    name = f"afterwrite_ascii_{secrets.token_hex(4)}"
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        encoding = "encoding sql_ascii template template0 lc_collate 'C' lc_ctype 'C'"
+        admin.execute(f"create database {name} {encoding}".encode())
+    recorder = Recorder(
+        source="shop",
+        open_sink=None,
+        options=Options(spool_dir=str(tmp_path), metadata_bytes=16 << 20, events=EventsBy.MESSAGE),
+    )
+
+    async def main() -> list[str]:
+        conn = await asyncpg.connect(**words(server.dsn(name)))
+        await conn.execute("create table things (name text)")
+        with context.bind(actor="user:ö🦊", reason="größe"):
+            async with conn.transaction():
+                await conn.execute("insert into things values ($1)", "ü")
+                assert await recorder.record("a.b", metadata={"big": "ü" * 5_000_000, "n": 1}, conn=conn)
+            await conn.execute("insert into things values ('ä')")
+        names = [row[0] for row in await conn.fetch("select name from things")]
+        await conn.close()
+        return names
+
+    try:
+        assert asyncio.run(main()) == ["ü", "ä"]
+        assert (recorder.stats().emitted, recorder.stats().dropped) == (1, {})
+    finally:
+        recorder.close()
+        with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            admin.execute(f"drop database {name}".encode())

@@ -141,7 +141,7 @@ def event_sql(emitted: Emitted, context: Context, key: str | None = None) -> str
 
 def to_ascii(json: str) -> str:
     """The same JSON in ASCII: a database of another encoding has no place for some characters."""
-    return json if json.isascii() else _FOREIGN.sub(_escape, json)
+    return json if json.isascii() else _FOREIGN.sub(lambda run: "".join(map(_escapes.__getitem__, run[0])), json)
 
 
 def literal(text: str) -> str:
@@ -151,12 +151,22 @@ def literal(text: str) -> str:
     return f"E'{text}'"
 
 
-_FOREIGN = re.compile("[^\x00-\x7f]")
+_FOREIGN = re.compile("[^\x00-\x7f]+")
 
 
-def _escape(match: re.Match[str]) -> str:
-    pairs = match[0].encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
+class _Escapes(dict[str, str]):
+    """What JSON writes for a character; a language has few, and a long text has each often."""
+
+    def __missing__(self, character: str) -> str:
+        pairs = character.encode("utf-16-be", "surrogatepass").hex()
+        escape = "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
+        if len(self) < _MOST_CHARACTERS:
+            self[character] = escape
+        return escape
+
+
+_escapes = _Escapes()
+_MOST_CHARACTERS = 20_000
 
 
 # It has another signature since PostgreSQL 17.
