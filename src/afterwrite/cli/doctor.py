@@ -15,7 +15,6 @@ from afterwrite.errors import ExitCode, Finding, Refused, Severity
 from afterwrite.postgres import Database
 from afterwrite.settings import Settings
 from afterwrite.store.reader import verify_feed
-from afterwrite.store.schema import missing_upgrades
 
 
 def doctor(dsn: Dsn = None, store_dsn: StoreDsn = None, json: Json = False) -> int:
@@ -47,7 +46,7 @@ async def _examine(given: Settings) -> list[Finding]:
     async with runtime.source_and_store(given) as (source, store):
         seen = await runtime.look_at_installation(given, source, store)
         lacks = [*seen.findings, *seen.survey.findings]
-        if seen.checkpoint is None and await is_laid(source) and not await missing_upgrades(store):
+        if seen.checkpoint is None and await is_laid(source) and not await runtime.missing_upgrades(store):
             # Events go by the outbox alone: what capture would need is not missing, it is off.
             return [*_off(lacks, source.where), *await examine_outbox(source), *await _examine_store(store)]
         findings = [*lacks, *await examine_outbox(source)]
