@@ -237,13 +237,17 @@ class Later:
 
     ``look`` is asked each time that somebody wants the context, until ``settle``: it gives what it knows by then, and
     must not wait for anything. What it raises is logged, once of a kind, and what it gave before holds on. What
-    ``amend`` said is over it.
+    ``amend`` said is over it. ``within`` is another one of the same request, further out: an application that is
+    mounted in another may have an integration too.
     """
 
-    __slots__ = ("_asking", "_known", "_look", "_looked", "_made", "_told", "_turn")
+    __slots__ = ("_asking", "_known", "_look", "_looked", "_made", "_told", "_turn", "_within")
 
-    def __init__(self, known: Binding, look: Callable[[], Binding | None] | None = None) -> None:
+    def __init__(
+        self, known: Binding, look: Callable[[], Binding | None] | None = None, *, within: Later | None = None
+    ) -> None:
         self._known = known
+        self._within = within
         self._look = look
         self._looked: Binding | None = None
         self._told: Binding | None = None
@@ -265,9 +269,11 @@ class Later:
         return found
 
     def tell(self, binding: Binding) -> None:
-        """Take in words that hold from now on."""
+        """Take in words that hold from now on, in the same request further out too."""
         with self._turn:
             self._told = binding if self._told is None else self._told.then(binding)
+        if self._within is not None:
+            self._within.tell(binding)
 
     def settle(self) -> None:
         """Look a last time: what the answer comes from is about to go."""

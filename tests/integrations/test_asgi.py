@@ -488,3 +488,35 @@ def test_an_actor_that_cannot_be_told_fails_no_request(caplog: pytest.LogCapture
 
     asyncio.run(run())
     assert caplog.text.count("who makes a request cannot be told: BrokenUserError") == 1
+
+
+@pytest.mark.parametrize("records", [("all", "all"), (None, "all"), ("all", None)])
+def test_an_application_mounted_in_another_is_one_request_with_one_id_that_amend_reaches_whole(records: Any) -> None:
+    inner, outer = FastAPI(), FastAPI()
+    inner.add_middleware(ContextMiddleware, record=records[1], actor=None)
+    outer.add_middleware(ContextMiddleware, record=records[0])
+    outer.mount("/inner", inner)
+    seen: list[context.Context] = []
+
+    @inner.post("/sign-in")
+    async def sign_in() -> None:
+        context.amend(actor="user:1", tenant="acme")
+        seen.append(context.current())
+
+    @outer.post("/plain")
+    async def plain() -> None:
+        seen.append(context.current())
+
+    async def main() -> list[httpx.Response]:
+        async with client_of(outer) as client:
+            return [await client.post("/inner/sign-in"), await client.post("/plain")]
+
+    with recording(everywhere=True) as recorded:
+        answers = asyncio.run(main())
+    for answer, context_seen in zip(answers, seen, strict=True):
+        assert answer.headers.get_list("x-request-id") == [context_seen.request_id]
+    assert [(each.actor_id, each.tenant_id) for each in seen] == [("user:1", "acme"), (None, None)]
+    found = [each for each in recorded if each.actor is not None]
+    assert [(each.action, each.actor, each.request) for each in found] == [
+        ("http.request", "user:1", seen[0].request_id)
+    ], "one activity a request, by whoever was told further in"

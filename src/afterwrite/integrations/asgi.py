@@ -12,9 +12,9 @@ the threads of synchronous endpoints all see the same.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from afterwrite.context import Later
+from afterwrite.context import Later, bind
 from afterwrite.integrations.http_request import (
     REQUEST_ID,
     TRACE_PARENT,
@@ -40,6 +40,14 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Ask = Callable[[Scope], object]
 
 _REQUEST_ID = REQUEST_ID.encode()
+_AROUND = "afterwrite.context"
+
+
+class _Around(NamedTuple):
+    """What this middleware leaves in a scope for one further in: what it bound, and whether it makes an activity."""
+
+    later: Later
+    records: bool
 
 
 def user_of(scope: Scope) -> str | None:
@@ -94,12 +102,20 @@ class ContextMiddleware:
                     message = {**message, "headers": [*headers, (_REQUEST_ID, told.request.encode())]}
             await send(message)
 
-        later = Later(told.bind(), Asking(scope, self._asked))
+        # Mounted in an application that has this middleware too: it is one request, with one id.
+        outer: _Around | None = scope.get(_AROUND)
+        if outer is None:
+            later, record = Later(told.bind(), Asking(scope, self._asked)), self._record
+        else:
+            later = Later(bind(), Asking(scope, self._asked), within=outer.later)
+            record = None if outer.records else self._record
+        scope[_AROUND] = _Around(later, record is not None or (outer is not None and outer.records))
         method = scope.get("method", "WEBSOCKET")
-        with later, track_request(self._record, method, scope.get("path", "")) as run:
+        with later, track_request(record, method, scope.get("path", "")) as run:
             try:
-                await self.app(scope, receive, answer)
+                await self.app(scope, receive, answer if outer is None else send)
             finally:
+                scope[_AROUND] = outer
                 conclude(run, status=status, route=_route_of(scope))
 
 
