@@ -15,6 +15,8 @@ from rich.spinner import Spinner
 
 from afterwrite.bench.capture import Options, Tell, bench_capture
 from afterwrite.bench.claims import Claim, Report
+from afterwrite.bench.queries import Options as QueryOptions
+from afterwrite.bench.queries import bench_queries
 from afterwrite.bench.recorder import Options as RecorderOptions
 from afterwrite.bench.recorder import bench_recorder
 from afterwrite.bench.users import Options as UserOptions
@@ -32,6 +34,7 @@ class What(StrEnum):
     RECORDER = "recorder"
     WRITES = "writes"
     USERS = "users"
+    QUERIES = "queries"
 
 
 _QUICK_RECORDER = RecorderOptions(rounds=2, events=20_000, stored=8_000, inserts=1_000)
@@ -45,6 +48,7 @@ def bench(
     changes: Annotated[
         int | None, typer.Option("--changes", min=20_000, help="Changes in the stretch that is drained.")
     ] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=2_000, help="Activities that are searched.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the application's data and choices.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Two short rounds: to see that it runs.")] = False,
     pg_bin: Annotated[
@@ -81,6 +85,10 @@ def bench(
             served = UserOptions(rounds=2, seconds=2) if quick else UserOptions()
             served = replace(served, rounds=rounds or served.rounds, seed=seed, pg_bin=pg_bin)
             report = run(_watched(lambda tell: bench_users(served, tell)))
+        case What.QUERIES:
+            asked = QueryOptions(rows=60_000, rounds=2, questions=4) if quick else QueryOptions()
+            asked = replace(asked, rounds=rounds or asked.rounds, rows=rows or asked.rows, seed=seed, pg_bin=pg_bin)
+            report = run(_watched(lambda tell: bench_queries(asked, tell)))
         case _:
             assert_never(what)
     if json:

@@ -100,10 +100,6 @@ select pg_catalog.pg_logical_emit_message(true, 'afterwrite.bench', '');
 insert into public.bench_audit (id, actor, tenant, action, entity_type, entity_id, details)
 values (:id, :actor, :tenant, :action, :entity_type, :entity_id, :details::text::jsonb);
 
--- name: forget_statements
--- Count the time of statements anew.
-select public.pg_stat_statements_reset();
-
 -- name: vacuum_peer
 -- Take away what the last turn left dead, so that every turn finds the same table.
 vacuum (analyze) {table};
@@ -111,3 +107,58 @@ vacuum (analyze) {table};
 -- name: update_peer
 -- Every row in one statement.
 update {table} set status = 'closed', amount = amount + 1, updated_at = now();
+
+-- name: fill_log
+-- The same activity as the store's in the audit table of a legacy application.
+insert into public.audit_logs (
+    table_name, record_id, operation, description, old_data, new_data, user_id, ip_address, created_at
+)
+select a.entity_type, a.entity_id, coalesce(upper(a.operation), a.action), a.summary, a.before::jsonb,
+       coalesce(a.after::jsonb, a.metadata::jsonb), a.actor_id, a.ip, a.occurred_at
+  from afterwrite.activity a
+ order by a.occurred_at, a.id;
+
+-- name: count_log
+-- How the legacy application knows how many pages there are.
+select count(*) from public.audit_logs;
+
+-- name: log_recent
+-- The newest, a page of them.
+select * from public.audit_logs order by created_at desc limit 50 offset :skip;
+
+-- name: count_log_of_entity
+-- How many pages one thing has.
+select count(*) from public.audit_logs where table_name = :type and record_id = :id;
+
+-- name: log_of_entity
+-- What happened to one thing.
+select * from public.audit_logs
+ where table_name = :type and record_id = :id
+ order by created_at desc limit 50 offset :skip;
+
+-- name: count_log_of_actor
+-- How many pages one actor has.
+select count(*) from public.audit_logs where user_id = :actor;
+
+-- name: log_of_actor
+-- What one actor did.
+select * from public.audit_logs where user_id = :actor order by created_at desc limit 50 offset :skip;
+
+-- name: count_log_of_text
+-- How many pages a search has.
+select count(*) from public.audit_logs
+ where description ilike :pattern or old_data::text ilike :pattern or new_data::text ilike :pattern;
+
+-- name: log_of_text
+-- Where a text occurs, as search boxes over audit tables ask.
+select * from public.audit_logs
+ where description ilike :pattern or old_data::text ilike :pattern or new_data::text ilike :pattern
+ order by created_at desc limit 50 offset :skip;
+
+-- name: log_by_hour
+-- Activity by the hour over a week.
+select date_trunc('hour', created_at) as hour, operation, count(*)
+  from public.audit_logs
+ where created_at >= :since and created_at < :until
+ group by 1, 2
+ order by 1, 2;

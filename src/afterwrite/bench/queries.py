@@ -1,0 +1,175 @@
+"""What looking at activity costs: a legacy application's audit table, asked as such applications do, and the store.
+
+The application numbers its pages (OFFSET, and count(*) to know how many there are) and searches texts with ILIKE; its
+table has the indexes that such tables have. We ask for the next page behind a place, and know no number of pages. Both
+have the same rows. Questions are asked by turns, one after the other, each a second time with other words.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+
+from afterwrite.bench.capture import Tell, read_machine
+from afterwrite.bench.claims import Claim, Report, compare, note
+from afterwrite.bench.corpus import Corpus, lay_corpus, pick_actor, pick_entity, pick_words
+from afterwrite.errors import AfterwriteError
+from afterwrite.postgres import Database, connect, statement
+from afterwrite.postgres.embedded import embedded_server
+from afterwrite.search.analytics import ReportName, report
+from afterwrite.search.find import Page, find
+from afterwrite.search.query import parse
+
+_PAGE = 50
+_DEEP_PAGES = 100
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is laid, and how often each question is asked in a round."""
+
+    rows: int = 3_000_000
+    rounds: int = 5
+    questions: int = 8
+    seed: int = 1
+    pg_bin: Path | None = None
+
+
+Ask = Callable[[random.Random], Awaitable[object]]
+
+
+async def bench_queries(options: Options, tell: Tell) -> Report:
+    """Measure on a server of its own, and say what came out."""
+    settings = {"fsync": "off", "maintenance_work_mem": "256MB"}  # nothing of what is measured writes
+    with embedded_server(bin_dir=options.pg_bin, settings=settings) as server:
+        tell(f"laying {options.rows:,} activities, in the store and in an audit table")
+        corpus = await lay_corpus(server.dsn(), rows=options.rows, seed=options.seed)
+        async with connect(server.dsn()) as db:
+            shapes = _shapes(db, corpus)
+            theirs: dict[str, list[float]] = {name: [] for name in shapes}
+            ours: dict[str, list[float]] = {name: [] for name in shapes}
+            for number in range(-1, options.rounds):
+                for name, (legacy, store) in shapes.items():
+                    tell(
+                        f"queries, {f'round {number + 1} of {options.rounds}' if number >= 0 else 'warming up'}: {name}"
+                    )
+                    found: dict[str, float] = {}
+                    turns = (("legacy", legacy), ("store", store))
+                    for who, ask in turns if number % 2 else turns[::-1]:
+                        found[who] = await _median_ms(ask, options, number)
+                    if number >= 0:
+                        theirs[name].append(found["legacy"])
+                        ours[name].append(found["store"])
+            version = str(await db.value(statement("bench.read_version")))
+    claims: list[Claim] = [
+        compare(f"{name}, audit table to store", "ms", theirs[name], ours[name], target=0.2, at_most=True)
+        for name in shapes
+    ]
+    everything = [statistics.geometric_mean(each) for each in zip(*theirs.values(), strict=True)]
+    mine = [statistics.geometric_mean(each) for each in zip(*ours.values(), strict=True)]
+    claims.append(
+        compare("activity queries together, audit table to store", "ms", everything, mine, target=0.2, at_most=True)
+    )
+    claims.append(note("activities in both", "rows", [float(options.rows)]))
+    return Report(machine=read_machine(version), settings=_settings(options), claims=claims)
+
+
+def _shapes(db: Database, corpus: Corpus) -> dict[str, tuple[Ask, Ask]]:
+    """Each question as the application asks it, and as we do."""
+    week = corpus.until - timedelta(days=7)
+
+    async def legacy_recent(_: random.Random) -> object:
+        await db.value(statement("bench.count_log"))
+        return await db.rows(_row, statement("bench.log_recent"), skip=0)
+
+    async def legacy_uncounted(_: random.Random) -> object:
+        return await db.rows(_row, statement("bench.log_recent"), skip=0)
+
+    async def legacy_deep(_: random.Random) -> object:
+        await db.value(statement("bench.count_log"))
+        return await db.rows(_row, statement("bench.log_recent"), skip=_DEEP_PAGES * _PAGE)
+
+    async def legacy_entity(chance: random.Random) -> object:
+        kind, id = pick_entity(chance)
+        await db.value(statement("bench.count_log_of_entity"), type=kind, id=id)
+        return await db.rows(_row, statement("bench.log_of_entity"), type=kind, id=id, skip=0)
+
+    async def legacy_actor(chance: random.Random) -> object:
+        actor = pick_actor(chance)
+        await db.value(statement("bench.count_log_of_actor"), actor=actor)
+        return await db.rows(_row, statement("bench.log_of_actor"), actor=actor, skip=0)
+
+    async def legacy_text(chance: random.Random) -> object:
+        pattern = f"%{pick_words(chance)}%"
+        await db.value(statement("bench.count_log_of_text"), pattern=pattern)
+        return await db.rows(_row, statement("bench.log_of_text"), pattern=pattern, skip=0)
+
+    async def legacy_hours(_: random.Random) -> object:
+        return await db.rows(_row, statement("bench.log_by_hour"), since=week, until=corpus.until)
+
+    async def recent(_: random.Random) -> object:
+        return _full(await find(db, parse(""), limit=_PAGE))
+
+    deep: list[Page] = []
+
+    async def page_on(_: random.Random) -> object:
+        """The page behind the one that the browser shows, which says where it begins."""
+        if not deep:
+            page = await find(db, parse(""), limit=_PAGE)
+            for _number in range(_DEEP_PAGES - 1):
+                page = await find(db, parse(""), limit=_PAGE, older_than=page.older)
+            deep.append(page)
+        return _full(await find(db, parse(""), limit=_PAGE, older_than=deep[0].older))
+
+    async def entity(chance: random.Random) -> object:
+        kind, id = pick_entity(chance)
+        return await find(db, parse(f"entity:{kind}/{id}"), limit=_PAGE)
+
+    async def actor(chance: random.Random) -> object:
+        return _full(await find(db, parse(f"actor:{pick_actor(chance)}"), limit=_PAGE), least=1)
+
+    async def text(chance: random.Random) -> object:
+        return _full(await find(db, parse(f'"{pick_words(chance)}"'), limit=_PAGE), least=1)
+
+    async def hours(_: random.Random) -> object:
+        return await report(db, ReportName.ACTIVITY, after=week, before=corpus.until)
+
+    return {
+        "the newest": (legacy_recent, recent),
+        "the newest, not counted": (legacy_uncounted, recent),
+        f"page {_DEEP_PAGES + 1}": (legacy_deep, page_on),
+        "of one thing": (legacy_entity, entity),
+        "of one actor": (legacy_actor, actor),
+        "by text": (legacy_text, text),
+        "a week by the hour": (legacy_hours, hours),
+    }
+
+
+def _full(page: Page, least: int = _PAGE) -> Page:
+    if len(page.items) < least:
+        raise AfterwriteError(f"a question of the benchmark found {len(page.items)} rows instead of {least}")
+    return page
+
+
+def _row(**columns: object) -> dict[str, object]:
+    return columns
+
+
+async def _median_ms(ask: Ask, options: Options, number: int) -> float:
+    """The median of several questions: with other words each, and the same ones for both sides."""
+    chance = random.Random(options.seed * 1_000 + number)
+    taken: list[float] = []
+    for _ in range(options.questions):
+        began = time.perf_counter()
+        await ask(chance)
+        taken.append((time.perf_counter() - began) * 1000)
+    return statistics.median(taken)
+
+
+def _settings(options: Options) -> dict[str, str | int | float]:
+    return {"rows": options.rows, "rounds": options.rounds, "questions": options.questions, "seed": options.seed}
