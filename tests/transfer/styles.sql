@@ -43,6 +43,12 @@ begin
   insert into public.price_history select old.*;
   return null;
 end $$;
+create function public.announce() returns trigger language plpgsql as $$
+begin
+  insert into public.activity_log (action, description) values ('price.new', 'price ' || new.id);
+  return null;
+end $$;
+create trigger announce after insert on public.price for each row execute function public.announce();
 create trigger history after update or delete on public.price for each row execute function public.keep_old();
 
 -- What changed only, by the model's name and by words of its own (as Rails has it).

@@ -22,6 +22,7 @@ from afterwrite.prove.body import Written
 from afterwrite.prove.expression import (
     Ambient,
     Around,
+    Call,
     Case,
     Cast,
     Const,
@@ -461,14 +462,17 @@ class _Inference:
         return bool({"before", "after"} & set(self.fields))
 
     def entity_id(self) -> None:
+        told: dict[str, list[Trigger]] = {}
         for mapping in self.evidence.writers:
             for name in mapping.identifies.get(quoted(self.table.schema, self.table.name), ()):
-                values = self.writes.get(name, ())
-                if name not in self.used and any(
-                    not isinstance(_inner(each.value), Const | Relname) for each in values
-                ):
-                    self.give("entity_id", f"{quoted(name)}::text", f"trigger {mapping.trigger.name}", name)
-                    return
+                values = [each for each in self.writes.get(name, ()) if each.trigger == mapping.trigger]
+                if name not in self.used and all(_is_key(each.value) for each in values):
+                    told.setdefault(name, []).append(mapping.trigger)
+        if told:
+            # The column that most triggers give the key to; a name that says so goes first.
+            best = min(told, key=lambda name: (_rank("entity_id", name), -len(told[name])))
+            self.give("entity_id", f"{quoted(best)}::text", f"trigger {told[best][0].name}", best)
+            return
         self.by_name("entity_id", lambda column: not column.type.endswith("[]") and column.type not in _JSON)
 
     def people(self) -> None:
@@ -613,6 +617,18 @@ def _word(value: Expression, *, lower: bool = True) -> str:
     inner = _inner(value)
     text = inner.value if isinstance(inner, Const) and isinstance(inner.value, str) else ""
     return text.lower() if lower else text
+
+
+def _is_key(value: Expression) -> bool:
+    """Whether it is a value of the row by itself, and no text around one, and nothing constant."""
+    inner = _inner(value)
+    if isinstance(inner, Case):
+        return all(
+            _is_key(then) or then == Const(None) for then in (*(each for _, each in inner.branches), inner.otherwise)
+        )
+    if isinstance(inner, Call):
+        return inner.name in ("coalesce", "->>", "->")
+    return isinstance(inner, Field)
 
 
 def _is_relname(each: _Value) -> bool:
