@@ -22,7 +22,7 @@ from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, statement
 from afterwrite.store.rollup import Standing, read_standing
 
-_HOUR, _DAY, _WEEK = timedelta(hours=1), timedelta(days=1), timedelta(days=7)
+_HOUR, _QUARTER, _DAY, _WEEK = timedelta(hours=1), timedelta(hours=6), timedelta(days=1), timedelta(days=7)
 _MOST_BUCKETS = 3_000
 _MOST_ROWS = 1_000
 # So much of hours whose names are not counted yet is read from the activity itself; beyond it they are left out.
@@ -123,12 +123,15 @@ def stretch_of(name: ReportName, after: datetime | None, before: datetime | None
             raise UsageError(
                 f"{word} has no time zone: {moment}", remedy="write it with one: 2026-11-01T08:00:00+00:00"
             )
+    after, before = (None if moment is None else moment.astimezone(UTC) for moment in (after, before))
+    now = now.astimezone(UTC)
     if before is None:
         # The hour that is under way counts, unless whole hours are compared with it.
         before = _floor(now) if name is ReportName.WEEK else _ceil(now)
     usual = _DAY if name in (ReportName.ACTIVITY, ReportName.UNUSUAL_HOURS) else _WEEK
+    whole = _QUARTER if name is ReportName.ENTITIES else _HOUR
     try:
-        found = Stretch(_floor(after if after is not None else before - usual), _ceil(before))
+        found = Stretch(_floor(after if after is not None else before - usual, whole), _ceil(before, whole))
     except OverflowError as error:
         raise UsageError("these times are beyond the calendar", remedy="name years from 2 to 9998") from error
     if found.after >= found.before:
@@ -138,13 +141,12 @@ def stretch_of(name: ReportName, after: datetime | None, before: datetime | None
     return found
 
 
-def _floor(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+def _floor(moment: datetime, whole: timedelta = _HOUR) -> datetime:
+    return moment - (moment - _EPOCH) % whole
 
 
-def _ceil(moment: datetime) -> datetime:
-    floor = _floor(moment)
-    return floor if floor == moment else floor + _HOUR
+def _ceil(moment: datetime, whole: timedelta = _HOUR) -> datetime:
+    return moment + -(moment - _EPOCH) % whole
 
 
 async def report(
@@ -160,7 +162,8 @@ async def report(
 ) -> Report:
     """What happened after one moment and before another, as one of the reports; of one tenant, where it is named.
 
-    Times are widened to whole hours (UTC). Without them it is about the last day or week, whatever suits the report.
+    Times are widened to whole hours (UTC), for entities to quarters of a day. Without them it is about the last day or
+    week, whatever suits the report.
     A connection that may see one tenant alone has to name it. Raises UsageError for what cannot be asked.
     """
     stretch = stretch_of(name, after, before, now or datetime.now(UTC))
@@ -236,10 +239,9 @@ class _Asked:
             return await self.db.rows(_HourRow, statement("analytics.read_hours"), **words)
         return await self.db.rows(_HourRow, statement("analytics.read_tenant_hours"), **words, tenant=self.tenant)
 
-    async def live(self) -> tuple[Stretch, tuple[str, ...]]:
+    async def live(self, counted_until: datetime | None) -> tuple[Stretch, tuple[str, ...]]:
         """The hours whose names are read from the activity itself; a note where they are too busy for that."""
-        named_until = self.standing.named_until
-        after = max(self.stretch.after, named_until) if named_until else self.stretch.after
+        after = max(self.stretch.after, counted_until) if counted_until else self.stretch.after
         nothing = Stretch(self.stretch.before, self.stretch.before)
         if after >= self.stretch.before:
             return nothing, ()
@@ -384,7 +386,8 @@ def _notes(more: int) -> tuple[str, ...]:
 
 
 async def _names(asked: _Asked, what: str) -> _Found:
-    live, notes = await asked.live()
+    standing = asked.standing
+    live, notes = await asked.live(standing.actors_until if what == "actor" else standing.entities_until)
     rows, more = await _read_names(asked, what, live)
     notes = (*notes, *_notes(more))
     if what == "actor":
@@ -443,7 +446,7 @@ def _compared(category: str, now: _HourRow, before: _HourRow) -> tuple[str, int,
 
 
 async def _unusual_hours(asked: _Asked) -> _Found:
-    live, notes = await asked.live()
+    live, notes = await asked.live(asked.standing.actors_until)
     words = _name_words(asked, live)
     actors = await asked.db.rows(
         _UnusualRow,

@@ -19,9 +19,9 @@ select least(
            )
        );
 
--- name: name_hour
--- Count the actors and entities of the next hour that was over by then; says which it was.
-select afterwrite.name_hour(:over_by, :most_names);
+-- name: count_names
+-- Count the actors of the next hour that was over by then, or the entities of the next quarter of a day; says which.
+select afterwrite.count_names(:over_by, :most_names);
 
 -- name: fold
 -- Sum up all but the busiest names of the days before this one; says how many went.
@@ -54,7 +54,8 @@ select refreshed_at, up_to as position from afterwrite.refresh_analytics();
 -- name: read_standing
 -- How far the feed is counted, what waits, and since when the materialized views say the same as the tables.
 select r.position, r.part_at is not null as in_part, r.rolled_at, r.refreshed_at,
-       case when pg_catalog.isfinite(r.named_until) then r.named_until end as named_until,
+       case when pg_catalog.isfinite(r.actors_until) then r.actors_until end as actors_until,
+       case when pg_catalog.isfinite(r.entities_until) then r.entities_until end as entities_until,
        case when pg_catalog.isfinite(r.exact_until) then r.exact_until end as exact_until,
        r.exact_until = 'infinity' as exact,
        (select f.position from afterwrite.feed f) as feed_position,

@@ -4,7 +4,7 @@
 
     feed ──▶ roll_up: the next batches by hour and sort; the cursor moves in the same transaction
                ▼
-             name_hour: actors and entities of an hour, once when it is over; what comes late is added as it comes
+             count_names: actors of an hour, entities of six, once they are over; what is late, as it comes
                ▼
              fold: of days past the busiest names     refresh: materialized views over all hours, now and again
 
@@ -35,8 +35,8 @@ SESSION = {
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
 }
-# So many rows are counted in one transaction (a tenth of a second), and of each tenant so many names are kept for an
-# hour while its day lasts, and for a day afterwards.
+# So many rows are counted in one transaction (tenths of a second). Of each tenant so many actors are kept for an hour,
+# a tenth as many entities for a quarter of a day, and so many of each for a day that is past.
 MOST_ROWS = 50_000
 MOST_NAMES = 1_000
 # The materialized views are only a shortcut: what they lack is read from the tables.
@@ -45,11 +45,11 @@ _TRIES = 5
 
 
 class RolledUp(msgspec.Struct, frozen=True, kw_only=True):
-    """What was counted: ``rows`` of batches up to ``position``, the names of ``hours``; ``folded`` names went."""
+    """What was counted: ``rows`` of batches up to ``position``, names of ``stretches`` of hours; ``folded`` went."""
 
     position: int
     rows: int = 0
-    hours: int = 0
+    stretches: int = 0
     folded: int = 0
 
 
@@ -63,8 +63,8 @@ class Refreshed(msgspec.Struct, frozen=True):
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """How far the feed is counted, and what waits: ``batches`` with ``rows``, stored ``since`` then.
 
-    Names of actors and entities are counted for the hours before ``named_until``. The materialized views say what the
-    tables say for the hours before ``exact_until``, or for all where they are ``exact``.
+    Actors and entities are counted for the hours before ``actors_until`` and ``entities_until``. The materialized
+    views say what the tables say for the hours before ``exact_until``, or for all where they are ``exact``.
     """
 
     position: int
@@ -74,7 +74,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     batches: int
     rows: int
     since: datetime | None
-    named_until: datetime | None
+    actors_until: datetime | None
+    entities_until: datetime | None
     exact_until: datetime | None
     exact: bool
     refreshed_at: datetime | None
@@ -99,8 +100,8 @@ async def roll_up(
 ) -> RolledUp:
     """Count what the feed has that is not counted, in transactions of about ``most_rows``, until nothing is left.
 
-    ``most_batches`` ends it when about so many are counted: then names wait, too. Hours whose end is before ``over_by``
-    get their names (None: those that are over by the clock, and by what capture has brought). Safe to break off, to
+    ``most_batches`` ends it when about so many are counted: then names wait, too. Hours that end by ``over_by`` get
+    their names (None: those that are over by the clock, and by what capture has brought). Safe to break off, to
     repeat, and to run from several places.
     """
     rows = 0
@@ -114,14 +115,14 @@ async def roll_up(
             break
         if most_batches is not None and done.to_position - first >= most_batches:
             return RolledUp(position=done.to_position, rows=rows)
-    hours = folded = 0
+    stretches = folded = 0
     moment = over_by or await db.value(statement("rollup.read_over"))
-    while moment and await _name_hour(db, moment, most_names):
-        hours += 1
-    if hours or rows:
+    while moment and await _count_names(db, moment, most_names):
+        stretches += 1
+    if stretches or rows:
         # Yesterday may still get rows from who is a little late.
         folded = await _fold(db, datetime.now(UTC).date() - timedelta(days=1), most_names)
-    return RolledUp(position=done.to_position, rows=rows, hours=hours, folded=folded)
+    return RolledUp(position=done.to_position, rows=rows, stretches=stretches, folded=folded)
 
 
 class _Stretch(msgspec.Struct, frozen=True):
@@ -139,13 +140,13 @@ async def _roll_stretch(db: Database, most_rows: int, most_names: int) -> _Stret
     return done
 
 
-async def _name_hour(db: Database, over_by: datetime, most_names: int) -> bool:
+async def _count_names(db: Database, over_by: datetime, most_names: int) -> bool:
     failpoint("rollup.before_names")
     async with db.transaction():
-        hour: datetime | None = await db.value(statement("rollup.name_hour"), over_by=over_by, most_names=most_names)
+        since: datetime | None = await db.value(statement("rollup.count_names"), over_by=over_by, most_names=most_names)
         failpoint("rollup.before_names_commit")
     failpoint("rollup.after_names")
-    return hour is not None
+    return since is not None
 
 
 async def _fold(db: Database, until: date, most_names: int) -> int:

@@ -2,15 +2,16 @@
 -- months reads thousands of rows and not millions.
 
 create table afterwrite.rollup (
-    only_row     boolean     not null default true,
-    position     bigint      not null default 0,
-    part_at      timestamptz,
-    part_id      uuid,
-    rolled_at    timestamptz not null default clock_timestamp(),
-    named_until  timestamptz not null default '-infinity',
-    folded_until date        not null default '-infinity',
-    exact_until  timestamptz not null default '-infinity',
-    refreshed_at timestamptz,
+    only_row       boolean     not null default true,
+    position       bigint      not null default 0,
+    part_at        timestamptz,
+    part_id        uuid,
+    rolled_at      timestamptz not null default clock_timestamp(),
+    actors_until   timestamptz not null default '-infinity',
+    entities_until timestamptz not null default '-infinity',
+    folded_until   date        not null default '-infinity',
+    exact_until    timestamptz not null default '-infinity',
+    refreshed_at   timestamptz,
     constraint rollup_pkey primary key (only_row),
     constraint rollup_has_one_row check (only_row),
     constraint rollup_never_negative check (position >= 0),
@@ -21,8 +22,10 @@ comment on table afterwrite.rollup is
 comment on column afterwrite.rollup.position is 'Batches up to this position are counted.';
 comment on column afterwrite.rollup.part_at is
     'Of the batch after it (a very long one) the activity up to (part_at, part_id) is counted, too; null: nothing of it.';
-comment on column afterwrite.rollup.named_until is
-    'The names of actors and entities are counted for the hours before this one: once, when an hour is over; what comes later is added as it comes.';
+comment on column afterwrite.rollup.actors_until is
+    'Actors are counted for the hours before this one: once, when an hour is over; what comes later is added as it comes.';
+comment on column afterwrite.rollup.entities_until is
+    'Entities are counted for the quarters of a day before this one, in the same way: most things are touched once, and those that count are known after hours.';
 comment on column afterwrite.rollup.folded_until is 'Days before this one hold at most as many names as a day may keep.';
 comment on column afterwrite.rollup.exact_until is
     'The materialized views say the same as the tables for the hours before this one; infinity: for all.';
@@ -63,7 +66,8 @@ create table afterwrite.rollup_top (
 comment on table afterwrite.rollup_top is
     'The busiest names of a day (UTC), for each tenant: actors, entities, and who failed to sign in from where. All of them where they are not more than an hour and a day may keep; afterwrite.rollup_rest says what was left out.';
 comment on column afterwrite.rollup_top.type is 'Of an entity; of a failed login, where it names the account as an entity.';
-comment on column afterwrite.rollup_top.hours is 'Its activities by hour of the day (UTC), from 0 to 23.';
+comment on column afterwrite.rollup_top.hours is
+    'Its activities by hour of the day (UTC), from 0 to 23; those of entities at the hour that their quarter of the day begins with, but what came late at its own.';
 create index rollup_top_tenant on afterwrite.rollup_top (tenant_id, what, day) where tenant_id is not null;
 
 create table afterwrite.rollup_rest (
@@ -103,7 +107,7 @@ comment on function afterwrite.counted(timestamptz, timestamptz, bigint, bigint)
 create function afterwrite.add_names(
     of_hour timestamptz, whats text[], after_position bigint, to_position bigint, most_names integer,
     after_at timestamptz default '-infinity', after_id uuid default '00000000-0000-0000-0000-000000000000',
-    to_at timestamptz default 'infinity', to_id uuid default 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+    to_at timestamptz default 'infinity', to_id uuid default 'ffffffff-ffff-ffff-ffff-ffffffffffff', hours integer default 1
 ) returns void language plpgsql
 -- Planned for the very hour that it is about.
 set search_path = pg_catalog set plan_cache_mode = force_custom_plan set jit = off as $$
@@ -114,7 +118,7 @@ begin
     with stretch as materialized (
         select a.tenant_id, a.entity_type, a.entity_id, a.actor_id, a.ip,
                a.category = 'authentication' and a.outcome = 'failure' as failed
-          from afterwrite.counted(of_hour, of_hour + interval '1 hour', after_position, to_position) a
+          from afterwrite.counted(of_hour, of_hour + hours * interval '1 hour', after_position, to_position) a
          where (a.occurred_at, a.id) > (after_at, after_id)
            and (a.occurred_at, a.id) <= (to_at, to_id)
            and (whats && array['actor', 'entity'] or (a.category = 'authentication' and a.outcome = 'failure'))
@@ -141,14 +145,15 @@ begin
          group by 2, 4
     ), ranked as (
         select n.*, row_number() over (
-                   partition by n.what, n.tenant_id order by n.activities desc, n.type collate "C", n.name collate "C") as place
+                   partition by n.what, n.tenant_id order by n.activities desc, n.type collate "C", n.name collate "C") as place,
+               case when n.what = 'entity' then greatest(1, most_names / 10) else most_names end as most
           from named n
     ), kept as (
         insert into afterwrite.rollup_top as t (what, day, key, tenant_id, type, name, activities, hours)
         select r.what, at_day, afterwrite.rollup_key(r.tenant_id, r.type, r.name), r.tenant_id, r.type, r.name, r.activities,
                array_fill(0, array[number]) || r.activities::integer || array_fill(0, array[23 - number])
           from ranked r
-         where r.place <= most_names
+         where r.place <= r.most
             on conflict (what, day, key) do update
            set activities = t.activities + excluded.activities,
                hours[number + 1] = t.hours[number + 1] + excluded.hours[number + 1]
@@ -156,15 +161,15 @@ begin
     insert into afterwrite.rollup_rest as t (what, day, key, tenant_id, activities, most)
     select r.what, at_day, afterwrite.rollup_key(r.tenant_id), r.tenant_id, sum(r.activities), max(r.activities)
       from ranked r
-     where r.place > most_names
+     where r.place > r.most
      group by r.what, r.tenant_id
         on conflict (what, day, key) do update
        set activities = t.activities + excluded.activities, most = t.most + excluded.most;
 end
 $$;
 comment on function afterwrite.add_names(
-    timestamptz, text[], bigint, bigint, integer, timestamptz, uuid, timestamptz, uuid
-) is 'Adds to the busiest names of a day what these batches brought of one of its hours. Of each tenant so many names are kept; the rest of them is summed up.';
+    timestamptz, text[], bigint, bigint, integer, timestamptz, uuid, timestamptz, uuid, integer
+) is 'Adds to the busiest names of a day what these batches brought of some of its hours. Of each tenant so many names are kept, of entities a tenth of them; the rest is summed up.';
 
 create function afterwrite.roll_up(
     most_rows bigint default 50000, most_names integer default 1000, out from_position bigint, out to_position bigint,
@@ -242,13 +247,16 @@ begin
             on conflict (hour, key) do update set activities = r.activities + excluded.activities
     )
     select coalesce(sum(s.activities), 0), min(s.hour),
-           array_agg(distinct s.hour) filter (where s.hour < place.named_until),
+           array_agg(distinct s.hour) filter (where s.hour < greatest(place.actors_until, place.entities_until)),
            array_agg(distinct s.hour) filter (where s.category = 'authentication' and s.outcome = 'failure')
       into rows, first, late, failed
       from sorts s;
     foreach each in array coalesce(late, '{}') loop
         perform afterwrite.add_names(
-            each, array['actor', 'entity'], place.position, run.position, most_names,
+            each,
+            case when each < place.actors_until then array['actor'] else '{}' end
+                || case when each < place.entities_until then array['entity'] else '{}' end,
+            place.position, run.position, most_names,
             coalesce(place.part_at, '-infinity'), coalesce(place.part_id, '00000000-0000-0000-0000-000000000000'),
             page_at, page_id);
     end loop;
@@ -268,29 +276,39 @@ $$;
 comment on function afterwrite.roll_up(bigint, integer) is
     'Counts the next batches of the feed, about so many rows of them, in this transaction. Call it until it says that there were none; called again it counts nothing twice.';
 
-create function afterwrite.name_hour(over_by timestamptz, most_names integer default 1000) returns timestamptz
+create function afterwrite.count_names(over_by timestamptz, most_names integer default 1000) returns timestamptz
 language plpgsql set search_path = pg_catalog as $$
 declare
     place afterwrite.rollup;
-    following timestamptz;
+    since timestamptz;
 begin
     select * into place from afterwrite.rollup for update;
     if place.part_at is not null then
         return null;  -- a long batch is counted in part: its turn comes when it is whole
     end if;
-    select min(h.hour) into following from afterwrite.rollup_hour h where h.hour >= place.named_until;
-    if following is null or following + interval '1 hour' > over_by then
-        return null;
+    select min(h.hour) into since from afterwrite.rollup_hour h where h.hour >= place.actors_until;
+    if since + interval '1 hour' <= over_by then
+        perform afterwrite.add_names(since, array['actor'], 0, place.position, most_names);
+        update afterwrite.rollup
+           set actors_until = since + interval '1 hour',
+               folded_until = least(folded_until, (since at time zone 'UTC')::date);
+        return since;
     end if;
-    perform afterwrite.add_names(following, array['actor', 'entity'], 0, place.position, most_names);
-    update afterwrite.rollup
-       set named_until = following + interval '1 hour',
-           folded_until = least(folded_until, (following at time zone 'UTC')::date);
-    return following;
+    select date_bin('6 hours', min(h.hour), '0001-01-01 00:00:00+00') into since
+      from afterwrite.rollup_hour h
+     where h.hour >= place.entities_until;
+    if since + interval '6 hours' <= over_by then
+        perform afterwrite.add_names(since, array['entity'], 0, place.position, most_names, hours => 6);
+        update afterwrite.rollup
+           set entities_until = since + interval '6 hours',
+               folded_until = least(folded_until, (since at time zone 'UTC')::date);
+        return since;
+    end if;
+    return null;
 end
 $$;
-comment on function afterwrite.name_hour(timestamptz, integer) is
-    'Counts the actors and entities of the next hour that was over by then, and says which it was; null: there is none.';
+comment on function afterwrite.count_names(timestamptz, integer) is
+    'Counts the actors of the next hour that was over by then, or else the entities of the next quarter of a day; says which it was, null: there is none.';
 
 create function afterwrite.fold_rollup(until date, most_names integer default 1000) returns bigint
 language plpgsql set search_path = pg_catalog set jit = off as $$
@@ -299,7 +317,7 @@ declare
     folded bigint;
 begin
     select * into place from afterwrite.rollup for update;
-    until := least(until, (place.named_until at time zone 'UTC')::date);
+    until := least(until, (least(place.actors_until, place.entities_until) at time zone 'UTC')::date);
     if until <= place.folded_until then
         return 0;
     end if;
@@ -362,8 +380,13 @@ begin
         perform afterwrite.add_names(
             each,
             array['failed login', 'failed login ip']
-                || case when each < place.named_until then array['actor', 'entity'] else '{}' end,
+                || case when each < place.actors_until then array['actor'] else '{}' end,
             0, place.position, most_names);
+    end loop;
+    for each in select g from generate_series(since, until - interval '6 hours', interval '6 hours') g loop
+        if each < place.entities_until then
+            perform afterwrite.add_names(each, array['entity'], 0, place.position, most_names, hours => 6);
+        end if;
     end loop;
     update afterwrite.rollup set exact_until = least(exact_until, since), folded_until = least(folded_until, of_day);
     select coalesce(sum(h.activities), 0) into rows from afterwrite.rollup_hour h where h.hour >= since and h.hour < until;
