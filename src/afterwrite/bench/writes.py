@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from psycopg import sql
 
 from afterwrite import runtime
 from afterwrite.bench.capture import Tell, read_machine
@@ -33,7 +34,7 @@ from afterwrite.capture.stamping import apply_steps, plan_install
 from afterwrite.demo.measure import read_costs
 from afterwrite.demo.processes import Process, capture_worker
 from afterwrite.demo.schema import ROLE
-from afterwrite.postgres import Database, connect, script, statement
+from afterwrite.postgres import Database, connect, identifier, script, statement
 from afterwrite.postgres.embedded import Server, embedded_server
 from afterwrite.settings import Settings
 
@@ -271,12 +272,13 @@ async def _peer_time(server: Server, db: Database, peer: Peer, name: str, option
 
 async def _bulk_speed(server: Server, db: Database, peer: Peer) -> float:
     """Rows a second of one UPDATE of the whole table, its commit included."""
-    table = f"peers.{peer.value}"
-    await db.run(statement("bench.vacuum_peer").replace(b"{table}", table.encode()))
+    table = identifier("peers", peer.value)
+    await db.run(sql.SQL("vacuum (analyze) {}").format(table))
     await db.run(statement("bench.checkpoint"))
+    update = sql.SQL("update {} set status = 'closed', amount = amount + 1, updated_at = now()").format(table)
     async with connect(server.dsn(_PEERS, _PEERS_ROLE)) as app:
         began = time.monotonic()
-        await app.run(statement("bench.update_peer").replace(b"{table}", table.encode()))
+        await app.run(update)
         return _BULK_ROWS / (time.monotonic() - began)
 
 

@@ -100,14 +100,6 @@ select pg_catalog.pg_logical_emit_message(true, 'afterwrite.bench', '');
 insert into public.bench_audit (id, actor, tenant, action, entity_type, entity_id, details)
 values (:id, :actor, :tenant, :action, :entity_type, :entity_id, :details::text::jsonb);
 
--- name: vacuum_peer
--- Take away what the last turn left dead, so that every turn finds the same table.
-vacuum (analyze) {table};
-
--- name: update_peer
--- Every row in one statement.
-update {table} set status = 'closed', amount = amount + 1, updated_at = now();
-
 -- name: fill_log
 -- The same activity as the store's in the audit table of a legacy application.
 insert into public.audit_logs (
