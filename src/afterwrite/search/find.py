@@ -1,12 +1,38 @@
-"""Pages of activity, newest first, and the places between them."""
+"""Pages of what fits a query, newest first: the days are walked one after the other, and never more than is needed.
+
+::
+
+    a stretch of days ─┬─ along an index that has the order       an entity; an actor or a tenant of hot days
+                       ├─ gathered by the indexes over words      rare words, actions, facts of hot days
+                       └─ walked along the primary key            frequent things, cold days: so many rows at a time
+
+What is frequent is found in the first rows that are walked. What is not is gathered by an index, where a hot day has
+one that answers. What is left is walked until the time is up: then the page says how far it looked.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import LiteralString
+from uuid import UUID
 
 import msgspec
+from psycopg import sql
+from psycopg.pq import TransactionStatus
 
-from afterwrite.store.reader import StoredActivity
+from afterwrite.errors import UsageError
+from afterwrite.postgres import Database, statement
+from afterwrite.search.compile import Compiled, compile_query
+from afterwrite.search.query import Exact, Key, Query
+from afterwrite.store.partitions import partition_day
+from afterwrite.store.reader import StoredActivity, stored_activity
+
+MOST = 1_000
+"""So many activities are on a page at most."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -17,8 +43,304 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some activities, newest first. ``older`` and ``newer`` are the places to go on from; None: nothing is there."""
+    """Some activities, newest first. ``older`` and ``newer`` are the places to go on from; None: nothing is there.
+
+    ``looked`` is how far was looked, where the time was up before everything was: ``older`` (or ``newer``, where that
+    was asked for) goes on from there.
+    """
 
     items: tuple[StoredActivity, ...]
     older: Place | None
     newer: Place | None
+    looked: datetime | None = None
+
+
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
+_END = datetime.max.replace(tzinfo=UTC)
+_FIRST_ID = "00000000-0000-0000-0000-000000000000"
+_LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+# How many rows are walked in one statement: at first, and at most once it turned out to be quick.
+_FIRST_ROWS, _MOST_ROWS = 1_000, 100_000
+_QUICK_SECONDS, _SLOW_SECONDS = 0.01, 0.04
+# More rows than this are not gathered to find the newest of them: among so many the next ones are near.
+_MOST_GATHERED = 20_000
+_MOST_DAYS = 32
+
+
+async def find(
+    db: Database,
+    query: Query,
+    *,
+    limit: int = 50,
+    older_than: Place | None = None,
+    newer_than: Place | None = None,
+    seconds: float = 1.0,
+) -> Page:
+    """A page of what fits: from the newest on, or next to a place. Raises UsageError for two places, or a page of none.
+
+    Where no index answers, rows are walked for so many ``seconds``; ``Page.looked`` then says how far. The page is
+    consistent: one snapshot, where the transaction that ``db`` is in has one, and else each stretch as it is.
+    """
+    if older_than is not None and newer_than is not None:
+        raise UsageError("a page cannot be older than one place and newer than another", remedy="give one of the two")
+    if not 1 <= limit <= MOST:
+        raise UsageError(f"a page of {limit} activities cannot be had", remedy=f"ask for 1 to {MOST:,}")
+    async with _planned(db):
+        search = _Search(db, query, newer=newer_than is not None, wanted=limit + 1)
+        looked = await search.run(older_than or newer_than, time.monotonic() + seconds)
+    found = search.found[:limit]
+    more = len(search.found) > limit
+    at = Place(found[-1].occurred_at, found[-1].id) if found else older_than or newer_than
+    further = at if more else looked
+    back = Place(found[0].occurred_at, found[0].id) if found else older_than or newer_than
+    told = None if looked is None or more else looked.occurred_at
+    if newer_than is not None:
+        return Page(tuple(reversed(found)), older=back, newer=further, looked=told)
+    return Page(tuple(found), older=further, newer=back if older_than else None, looked=told)
+
+
+class Day(msgspec.Struct, frozen=True):
+    """A partition: about so many rows; ``hot`` where it carries the indexes for searching. None: the default one."""
+
+    since: datetime | None
+    rows: int
+    hot: bool
+
+
+class _DayRow(msgspec.Struct, frozen=True):
+    name: str
+    rows: int
+    hot: bool
+    walled: bool
+
+
+class _Plans(msgspec.Struct, frozen=True):
+    seqscan: str
+    indexscan: str
+    jit: str
+    plans: str
+    set: bool
+
+
+class _Stretch(msgspec.Struct, frozen=True):
+    """The days that one statement is about: [since, until), about so many rows, all of them hot."""
+
+    since: datetime
+    until: datetime
+    rows: int
+    hot: bool
+
+
+@asynccontextmanager
+async def _planned(db: Database) -> AsyncGenerator[None]:
+    """A transaction whose plans are those that we mean; a caller's own gets its settings back."""
+    nested = db.connection.info.transaction_status is not TransactionStatus.IDLE
+    async with db.transaction():
+        before = await db.one(_Plans, statement("search.plan_simply"))
+        yield
+        if nested:
+            words = msgspec.structs.asdict(before)
+            words.pop("set")
+            await db.values(statement("search.plan_as_before"), **words)
+
+
+_COLUMNS: LiteralString = (
+    "select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position,"
+    " a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,"
+    " a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,"
+    " pg_catalog.abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,"
+    " a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,"
+    " a.xid, a.commit_lsn::text as commit_lsn, a.ordinal"
+)
+_STRETCH: LiteralString = (
+    "a.occurred_at >= %(since)s and a.occurred_at < %(until)s and (a.occurred_at, a.id) {beyond} (%(at)s, %(id)s::uuid)"
+)
+# The order and the limit on the inside: the plan goes along an index that has the order, and stops.
+_IN_ORDER: LiteralString = (
+    "{columns} from (select a.* from afterwrite.activity a where {stretch} and ({where})"
+    " order by a.occurred_at {order}, a.id {order} limit %(wanted)s) a order by a.occurred_at {order}, a.id {order}"
+)
+# The other way round: whatever an index gathers, and then the first of it.
+_GATHERED: LiteralString = (
+    "{columns} from (select a.* from (select a.* from afterwrite.activity a"
+    " where {stretch} and ({narrow}) and ({where}) offset 0) a"
+    " order by a.occurred_at {order}, a.id {order} limit %(wanted)s) a order by a.occurred_at {order}, a.id {order}"
+)
+_CUT: LiteralString = (
+    "select a.occurred_at, a.id::text as id from afterwrite.activity a where {stretch}"
+    " order by a.occurred_at {order}, a.id {order} offset %(rows)s limit 1"
+)
+_NOT_BEYOND: LiteralString = "(a.occurred_at, a.id) {within} (%(cut_at)s, %(cut_id)s::uuid) and ({where})"
+
+
+class _Search:
+    """One search in one direction: what was found so far, and how much was looked at for it."""
+
+    def __init__(self, db: Database, query: Query, *, newer: bool, wanted: int) -> None:
+        self.found: list[StoredActivity] = []
+        self._db = db
+        self._query = query
+        self._compiled: Compiled = compile_query(query)
+        self._newer = newer
+        self._wanted = wanted
+        self._rows = _FIRST_ROWS
+        self._walked = self._fitting = 0
+        self._gathering = False
+        # SQL words of the direction.
+        self._words = {
+            "columns": sql.SQL(_COLUMNS),
+            "stretch": sql.SQL(_STRETCH).format(beyond=sql.SQL(">" if newer else "<")),
+            "order": sql.SQL("asc" if newer else "desc"),
+            "within": sql.SQL("<=" if newer else ">="),
+        }
+        about = [term for term in query.terms if term.key not in (Key.AFTER, Key.BEFORE)]
+        self._everything = not about
+        self._one_term = len([term for term in about if not term.negated]) == 1
+
+    async def run(self, place: Place | None, deadline: float) -> Place | None:
+        """Look until enough is found or nothing is left: None; else where the time was up."""
+        rows = await self._db.rows(_DayRow, statement("search.read_days"))
+        days = [Day(_since(row.name), row.rows, row.hot) for row in rows]
+        walled = any(row.walled for row in rows)
+        at = place or (Place(_BEGINNING, _FIRST_ID) if self._newer else Place(_END, _LAST_ID))
+        since, until = self._query.since or _BEGINNING, self._query.until or _END
+        if await self._by_id(since, until, at):
+            return None
+        many = 1
+        remaining = list(self._days(days, since, until, at))
+        while remaining and len(self.found) < self._wanted:
+            hot = remaining[0].hot
+            cut: Place | None = None
+            if self._compiled.in_order_anywhere or (self._compiled.in_order and hot and self._one_term):
+                stretch, remaining = self._joined(remaining, many)
+                await self._in_order(stretch, at)
+            elif self._compiled.narrow is not None and hot and not walled and self._is_rare(remaining[0]):
+                stretch, remaining = self._joined(remaining, many)
+                await self._gather(stretch, at)
+            else:
+                stretch, remaining = self._joined(remaining, _MOST_DAYS, most_rows=self._rows)
+                cut = await self._walk(stretch, at)
+                if cut is not None:
+                    at, remaining = cut, [stretch, *remaining]
+                many = 0
+            if remaining and len(self.found) < self._wanted and time.monotonic() > deadline:
+                return cut or self._edge(stretch)
+            many = min(_MOST_DAYS, max(1, many * 2))
+        return None
+
+    def _edge(self, stretch: _Stretch) -> Place:
+        """Where everything of a stretch has been looked at."""
+        if self._newer:
+            return Place(stretch.until - timedelta(microseconds=1), _LAST_ID)
+        return Place(stretch.since, _FIRST_ID)
+
+    def _is_rare(self, stretch: _Stretch) -> bool:
+        """Whether to gather is less work than to walk, by what the walk has shown."""
+        return self._walked > 0 and (self._fitting + 1) / self._walked * stretch.rows <= _MOST_GATHERED
+
+    def _days(self, days: Sequence[Day], since: datetime, until: datetime, at: Place) -> Iterator[_Stretch]:
+        """The days that are to be looked at, in the direction, each as a stretch; they cover all time between them."""
+        own = sorted((day for day in days if day.since is not None), key=lambda day: day.since or _BEGINNING)
+        default = sum(day.rows for day in days if day.since is None)
+        starts = [day.since or _BEGINNING for day in own]
+        edges = [_BEGINNING, *starts[1:], _END] if own else [_BEGINNING, _END]
+        stretches = [
+            _Stretch(
+                since=max(low, since),
+                until=min(high, until),
+                rows=(own[place].rows if own else 0) + (default if place in (0, len(edges) - 2) else 0),
+                hot=own[place].hot if own else True,
+            )
+            for place, (low, high) in enumerate(pairwise(edges))
+        ]
+        beyond = [
+            each
+            for each in stretches
+            if each.since < each.until
+            and (each.until > at.occurred_at if self._newer else each.since <= at.occurred_at)
+        ]
+        return iter(beyond) if self._newer else reversed(beyond)
+
+    async def _by_id(self, since: datetime, until: datetime, at: Place) -> bool:
+        """Look where an id says that it was; whether that was all."""
+        ids = [term.values for term in self._query.terms if term.key is Key.ID and not term.negated]
+        if not ids or len(ids[0]) != 1 or not isinstance(ids[0][0], Exact):
+            return False
+        number = UUID(ids[0][0].text)
+        if number.version not in (7, 8):
+            return False
+        moment = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=number.int >> 80)
+        # An event of a transaction is stored with the time of the commit, which may come later.
+        near = _Stretch(max(since, moment - timedelta(hours=1)), min(until, moment + timedelta(days=1)), 0, hot=False)
+        await self._in_order(near, at)
+        return bool(self.found)
+
+    def _joined(
+        self, stretches: Sequence[_Stretch], many: int, *, most_rows: int | None = None
+    ) -> tuple[_Stretch, list[_Stretch]]:
+        """The next few days that are alike as one stretch, and the rest."""
+        count, rows = 1, stretches[0].rows
+        while count < min(many, len(stretches)) and stretches[count].hot is stretches[0].hot:
+            rows += stretches[count].rows
+            if most_rows is not None and rows > most_rows:
+                rows -= stretches[count].rows
+                break
+            count += 1
+        first, last = stretches[0], stretches[count - 1]
+        low, high = (first, last) if self._newer else (last, first)
+        return _Stretch(low.since, high.until, rows, first.hot), list(stretches[count:])
+
+    async def _in_order(self, stretch: _Stretch, at: Place) -> None:
+        await self._plan(gathering=False)
+        query = sql.SQL(_IN_ORDER).format(where=self._compiled.where, **self._words)
+        self.found += await self._ask(query, stretch, at)
+
+    async def _gather(self, stretch: _Stretch, at: Place) -> None:
+        assert self._compiled.narrow is not None
+        query = sql.SQL(_GATHERED).format(where=self._compiled.where, narrow=self._compiled.narrow, **self._words)
+        await self._plan(gathering=True)
+        self.found += await self._ask(query, stretch, at)
+
+    async def _plan(self, *, gathering: bool) -> None:
+        """Let rows be read along an index, or only gathered by one: else the order would tempt to read all of a day."""
+        if gathering is not self._gathering:
+            await self._db.values(statement("search.plan_by_bitmap"), indexscan="off" if gathering else "on")
+            self._gathering = gathering
+
+    async def _walk(self, stretch: _Stretch, at: Place) -> Place | None:
+        """Look at the next rows of a stretch; the last of them, or None where that was all of the stretch."""
+        await self._plan(gathering=False)
+        began = time.monotonic()
+        where, extra = self._compiled.where, {}
+        cut: Place | None = None
+        if not self._everything:
+            asked = sql.SQL(_CUT).format(**self._words)
+            cut = await self._db.maybe(Place, asked, **self._bounds(stretch, at), rows=self._rows - 1)
+        if cut is not None:
+            where = sql.SQL(_NOT_BEYOND).format(where=where, **self._words)
+            extra = {"cut_at": cut.occurred_at, "cut_id": cut.id}
+        query = sql.SQL(_IN_ORDER).format(where=where, **self._words)
+        found = await self._ask(query, stretch, at, **extra)
+        self.found += found
+        self._walked += self._rows if cut is not None else min(stretch.rows, self._rows) + 1
+        self._fitting += len(found)
+        took = time.monotonic() - began
+        if took < _QUICK_SECONDS:
+            self._rows = min(_MOST_ROWS, self._rows * 2)
+        elif took > _SLOW_SECONDS:
+            self._rows = max(_FIRST_ROWS, self._rows // 2)
+        return cut
+
+    async def _ask(self, query: sql.Composed, stretch: _Stretch, at: Place, **extra: object) -> list[StoredActivity]:
+        wanted = self._wanted - len(self.found)
+        return await self._db.rows(
+            stored_activity, query, **self._compiled.params, **self._bounds(stretch, at), wanted=wanted, **extra
+        )
+
+    def _bounds(self, stretch: _Stretch, at: Place) -> dict[str, object]:
+        return {"since": stretch.since, "until": stretch.until, "at": at.occurred_at, "id": at.id}
+
+
+def _since(name: str) -> datetime | None:
+    day = partition_day(name)
+    return None if day is None else datetime(day.year, day.month, day.day, tzinfo=UTC)

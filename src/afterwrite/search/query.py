@@ -436,6 +436,15 @@ def _identifier(text: str) -> str:
     return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
+def entity_type_of(relation: str) -> str:
+    """What changes of this table have as their entity_type: its name, with the schema where that is not public."""
+    named = _TABLE.fullmatch(relation)
+    if named is None:
+        return relation
+    schema, table = (_identifier(each) for each in named.groups(default="public"))
+    return table if schema == "public" else f"{schema}.{table}"
+
+
 _RELATIVE = re.compile(r"(\d{1,9})(s|m|h|d|w)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -662,6 +671,8 @@ def _any_holds(term: Term) -> Holds:
             return _in_json(JSON_COLUMNS[key], term.path, values)
         case Key.TEXT:
             return _in_text(values)
+        case Key.TABLE:
+            return _in_tables(values)
         case _:
             column, fits = COLUMNS[key], _fits(values)
 
@@ -780,6 +791,17 @@ def _scalar(found: object) -> str | None:
             return None
 
 
+def _in_tables(values: Sequence[Value]) -> Holds:
+    tables = frozenset((value.text, entity_type_of(value.text)) for value in values if isinstance(value, Exact))
+    beginnings = tuple(value.text for value in values if isinstance(value, Prefix))
+
+    def holds(activity: StoredActivity) -> bool:
+        name = activity.relation
+        return name is not None and ((name, activity.entity_type) in tables or name.startswith(beginnings))
+
+    return holds
+
+
 def _in_text(values: Sequence[Value]) -> Holds:
     sought = [
         ([frozenset(words.variants(word)) for word in value.words], value.prefix)
@@ -788,18 +810,16 @@ def _in_text(values: Sequence[Value]) -> Holds:
     ]
 
     def holds(activity: StoredActivity) -> bool:
-        found = _words_of(
-            words.text_of(
-                activity.action, activity.entity_type, activity.entity_id, activity.actor_id, activity.summary
-            )
+        found = words.words_of(activity)
+        names = words.names_of(activity)
+        return any(
+            _stands_in(found, each, prefix=prefix)
+            # What is kept as it stands is one word, and next to no other.
+            or (len(each) == 1 and _stands_in(tuple(names), each, prefix=prefix))
+            for each, prefix in sought
         )
-        return any(_stands_in(found, each, prefix=prefix) for each, prefix in sought)
 
     return holds
-
-
-# The same activity is asked about by one query after the other.
-_words_of = lru_cache(maxsize=64)(words.split)
 
 
 def _stands_in(found: Sequence[str], sought: Sequence[frozenset[str]], *, prefix: bool) -> bool:
