@@ -444,7 +444,9 @@ async def list_batches(
 
 @get("/v1/batches/{position:int}", opt={"looks": False})
 async def get_batch(
-    request: Ask, operator: Caller, position: Annotated[int, Parameter(ge=1, le=2**62)]
+    request: Ask,
+    operator: Caller,
+    position: Annotated[int, Parameter(ge=1, le=2**62, description="The batch's place in the feed.")],
 ) -> Response[BatchDoc]:
     """Get one batch with its seal. Not for a tenant's caller."""
     async with reading(request.app.state, operator) as db:

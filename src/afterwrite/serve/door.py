@@ -190,6 +190,8 @@ class _Answer:
 
     def _complete(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         had = {name.lower() for name, _ in headers}
+        if b"allow" in had:
+            headers = [(name, self._methods() if name.lower() == b"allow" else value) for name, value in headers]
         added = [header for header in _HEADERS if header[0] not in had]
         if self._visit.secure:
             added.append(_STRICT_TRANSPORT)
@@ -197,6 +199,14 @@ class _Answer:
         if self.allowance is not None and b"ratelimit" not in had:
             added += [(name.lower().encode(), said.encode()) for name, said in limit_headers(self.allowance).items()]
         return [*headers, *added]
+
+    def _methods(self) -> bytes:
+        """What can be done there: Litestar tells of a path's first handler alone."""
+        app, path = self._scope.get("litestar_app"), self._scope.get("path_template")
+        methods = (
+            {method for route in app.routes if route.path_format == path for method in route.methods} if app else ()
+        )
+        return ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods)).encode()
 
     async def _pack(self, start: dict[str, Any], body: bytes) -> bytes:
         """The body as the client takes it, smaller where that is worth it."""

@@ -106,6 +106,13 @@ _ASKED = {
     "after": "2026-11-01T00:00:00Z",
     "before": "2026-11-23T00:00:00Z",
 }
+# What parameters mean that do not say so themselves.
+_MEANT = {
+    "q": "What is looked for, in the query language.",
+    "last_event_id": "The last `id:` that was seen, for clients that cannot set the header.",
+    "last-event-id": "The last `id:` that was seen; browsers send it by themselves.",
+    "limit": "How many at most.",
+}
 _WORDS = {
     400: "A parameter, the query or a cursor cannot be read.",
     401: "Nobody in particular asks, or the key or token is not good.",
@@ -181,6 +188,8 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     for parameter in operation.get("parameters", []):
         if (asked := _ASKED.get(parameter["name"])) is not None and "limit" not in parameter["name"]:
             parameter["example"] = asked
+        if (told := _MEANT.get(parameter["name"].lower())) is not None:
+            parameter.setdefault("description", told)
         parameter.pop("allowEmptyValue", None)
         parameter.pop("allowReserved", None)
     public = path in {"/healthz", "/readyz", "/openapi.json"}
