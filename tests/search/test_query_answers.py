@@ -188,13 +188,10 @@ def connection(server: object) -> Iterator[psycopg.Connection]:
 
 
 INSERT = (
-    "insert into afterwrite.activity ({columns}) values ({values}) returning 0 as position, batch_id, id::text,
-    occurred_at,"
-    " source, kind, category, action, outcome, severity, entity_type, entity_id, actor_id, actor_type, tenant_id,
-    session_id,"
-    " request_id, trace_id, abbrev(ip) as ip, user_agent, duration_ms, summary, relation, operation, changed,
-    before::text,"
-    " after::text, metadata::text, caused_by::text, xid, commit_lsn::text, ordinal"
+    "insert into afterwrite.activity ({columns}) values ({values}) returning 0 as position, batch_id, id::text,"
+    " occurred_at, source, kind, category, action, outcome, severity, entity_type, entity_id, actor_id, actor_type,"
+    " tenant_id, session_id, request_id, trace_id, abbrev(ip) as ip, user_agent, duration_ms, summary, relation,"
+    " operation, changed, before::text, after::text, metadata::text, caused_by::text, xid, commit_lsn::text, ordinal"
 )
 
 
