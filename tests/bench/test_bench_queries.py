@@ -12,7 +12,7 @@ from afterwrite.bench.queries import Options, bench_queries
 
 
 def test_every_question_is_put_to_the_audit_table_and_to_the_store() -> None:
-    options = Options(rows=6_000, rounds=1, questions=1)
+    options = Options(rows=6_000, days=2, rounds=1, questions=1)
     report = msgspec.to_builtins(asyncio.run(bench_queries(options, lambda words: None)))
 
     claims = {claim["claim"]: claim for claim in report["claims"]}

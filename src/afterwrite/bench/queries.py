@@ -34,6 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How much is laid, and how often each question is asked in a round."""
 
     rows: int = 3_000_000
+    days: int = 30
     rounds: int = 5
     questions: int = 8
     seed: int = 1
@@ -48,7 +49,7 @@ async def bench_queries(options: Options, tell: Tell) -> Report:
     settings = {"fsync": "off", "maintenance_work_mem": "256MB"}  # nothing of what is measured writes
     with embedded_server(bin_dir=options.pg_bin, settings=settings) as server:
         tell(f"laying {options.rows:,} activities, in the store and in an audit table")
-        corpus = await lay_corpus(server.dsn(), rows=options.rows, seed=options.seed)
+        corpus = await lay_corpus(server.dsn(), rows=options.rows, days=options.days, seed=options.seed)
         async with connect(server.dsn()) as db:
             shapes = _shapes(db, corpus)
             theirs: dict[str, list[float]] = {name: [] for name in shapes}
@@ -172,4 +173,10 @@ async def _median_ms(ask: Ask, options: Options, number: int) -> float:
 
 
 def _settings(options: Options) -> dict[str, str | int | float]:
-    return {"rows": options.rows, "rounds": options.rounds, "questions": options.questions, "seed": options.seed}
+    return {
+        "rows": options.rows,
+        "days": options.days,
+        "rounds": options.rounds,
+        "questions": options.questions,
+        "seed": options.seed,
+    }
