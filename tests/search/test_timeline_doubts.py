@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 import pytest
-from timeline_rig import NOON, a_change, at, run, store, timeline_dsn
+from timeline_rig import NOON, a_change, at, place_at, run, store, timeline_dsn
 
 from afterwrite.errors import UsageError
 from afterwrite.postgres import connect
@@ -41,7 +41,7 @@ class Scene:
 
     def lose(self, from_seconds: float, to_seconds: float | None) -> None:
         """A loss of the WAL between two times, since places follow the time here."""
-        low, high = (None if s is None else f"'0/{int(s * 1000) * 8 + 8:X}'" for s in (from_seconds, to_seconds))
+        low, high = (None if s is None else f"'{place_at(s)}'" for s in (from_seconds, to_seconds))
         values = f"'{self.name}', {low}, {high or 'null'}, 'slot lost'"
         self.run(f"insert into afterwrite.gap (source, from_lsn, to_lsn, reason) values ({values})")
 

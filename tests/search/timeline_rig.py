@@ -25,6 +25,11 @@ def at(seconds: float) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
+def place_at(seconds: float) -> Lsn:
+    """Where in the WAL what commits then is."""
+    return Lsn(round((seconds + 10_000_000) * 1000) * 8)
+
+
 def event_id(moment: datetime, number: int = 0) -> str:
     """A UUIDv7 of that moment."""
     since = int(moment.timestamp() * 1000)
@@ -46,7 +51,7 @@ def a_change(
 ) -> Activity:
     """A change that committed then; its place in the WAL follows the time unless it is told."""
     moment = at(seconds)
-    place = Lsn(int(seconds * 1000) * 8 + 8 if lsn is None else lsn)
+    place = place_at(seconds) if lsn is None else Lsn(lsn)
     operation = {
         (False, True): Operation.INSERT,
         (True, True): Operation.UPDATE,

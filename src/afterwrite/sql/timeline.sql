@@ -66,8 +66,7 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                     and metadata ->> 'entity_was' = :entity_id::text and entity_id <> :entity_id::text
                     and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                     and (occurred_at, id) < (:at::timestamptz, :id::uuid)
-                  order by occurred_at desc, id desc
-                  limit :older::bigint)) e
+                 offset 0)) e  -- offset 0: not along the primary key, which has the order, to a few that may not be there
           order by occurred_at desc, id desc
           limit :older::bigint)
          union all
@@ -89,8 +88,7 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                     and metadata ->> 'entity_was' = :entity_id::text and entity_id <> :entity_id::text
                     and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
                     and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-                  order by occurred_at, id
-                  limit :newer::bigint)) e
+                 offset 0)) e  -- offset 0: not along the primary key, which has the order, to a few that may not be there
           order by occurred_at, id
           limit :newer::bigint)) a
  order by a.occurred_at desc, a.id desc;
@@ -150,8 +148,9 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_effects
--- What these causes (stretches of ids; of a transaction's, those of its changes, which have its commit's time) led to on either side of a place in time: at once, by the time that the ids of both
--- begin with, and later, by the index that has no others.
+-- What these causes led to on either side of a place in time. A cause is a stretch of ids: of one activity, or of a
+-- transaction's changes, which has its commit's time. At once: by the time that the ids of both begin with. Later: by the
+-- index that has no others.
 select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
        a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
        a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
@@ -260,8 +259,7 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
             and (:relation::text is null or relation = :relation::text)
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
             and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-          order by occurred_at, id
-          limit :limit::bigint)
+         offset 0)
          union all
         (select *
            from afterwrite.activity
@@ -270,8 +268,7 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
             and (:relation::text is null or relation = :relation::text)
             and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
             and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-          order by occurred_at, id
-          limit :limit::bigint)) a
+         offset 0)) a  -- offset 0: not along the primary key, which has the order, to a few that may not be there
  order by a.occurred_at, a.id
  limit :limit::bigint;
 
