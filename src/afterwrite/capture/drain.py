@@ -25,12 +25,12 @@ from datetime import datetime
 import msgspec
 
 from afterwrite.capture.outbox import is_laid
-from afterwrite.capture.tell import TOLD_ID
+from afterwrite.capture.tell import cause_of, name_told, origin_of, sort_of
 from afterwrite.context import decode_context
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement
-from afterwrite.record import OUTBOX_PREFIX, Activity, Batch, Emitted, Kind, Lsn, Posted, Sink, change_prefix
+from afterwrite.record import OUTBOX_PREFIX, Activity, Batch, Emitted, Lsn, Posted, Sink, change_prefix, to_activity
 from afterwrite.seal import unseal
 
 log = logging.getLogger(__name__)
@@ -353,44 +353,22 @@ def read_row(row: Row, *, source: str, keys: tuple[str, ...]) -> Activity:
         context = decode_context(bytes(posted.context))
     except (AfterwriteError, msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise UnreadableError(f"it is no event that this version knows: {error}") from error
-    words: dict[str, object] = {}
-    if context.reason is not None:
-        words["reason"] = context.reason
-    if emitted.occurred_at is not None:
-        words["occurred_at"] = emitted.occurred_at
     marks: dict[str, object] = {"xid": row.xid}
     if keys and not unsealed.signed:
         marks["unsigned"] = True
-    id = emitted.id
-    if id is None or TOLD_ID.fullmatch(id) is None:
-        if id is not None:
-            words["told_id"] = id
-        id = f"{change_prefix('outbox', 0, Lsn(row.number << 3), row.written_at, source=source)}{0:08x}"
-    caused = emitted.caused_by or (context.caused_by if context.caused_by != id else None)
-    return Activity(
-        id=id,
-        occurred_at=row.written_at,
-        source=source,
-        kind=Kind.EVENT,
-        category=emitted.category,
-        action=emitted.action,
-        outcome=emitted.outcome,
-        severity=emitted.severity,
-        entity_type=emitted.entity_type,
-        entity_id=emitted.entity_id,
-        summary=emitted.summary,
-        duration_ms=emitted.duration_ms,
-        metadata=_metadata(bytes(emitted.metadata), words, marks),
-        caused_by=caused,
-        actor_id=context.actor_id,
-        actor_type=context.actor_type,
-        tenant_id=context.tenant_id,
-        session_id=context.session_id,
-        request_id=context.request_id,
-        trace_id=context.trace_id,
-        ip=context.ip,
-        user_agent=context.user_agent,
-    )
+    prefix = change_prefix("outbox", 0, Lsn(row.number << 3), row.written_at, source=source)
+    id, words = name_told(emitted, f"{prefix}{0:08x}")
+    if context.reason is not None:
+        words["reason"] = context.reason
+    caused = cause_of(emitted, id, context.caused_by)
+    origin = origin_of(context, occurred_at=row.written_at, source=source, caused_by=caused)
+    metadata = _metadata(bytes(emitted.metadata), words, marks)
+    return to_activity(
+        (
+            origin, sort_of(emitted), id, None, emitted.entity_id, emitted.summary, emitted.duration_ms, None, None,
+            None, metadata,
+        )
+    )  # fmt: skip
 
 
 def _metadata(own: bytes, words: dict[str, object], marks: dict[str, object]) -> msgspec.Raw:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import lru_cache
 
 import msgspec
@@ -22,6 +23,7 @@ from afterwrite.record import (
     Entry,
     Kind,
     Level,
+    Lsn,
     Operation,
     Origin,
     Sort,
@@ -148,7 +150,14 @@ class _By(msgspec.Struct, frozen=True):
     def told(cls, transaction: Transaction, source: str, stamp: Stamp | None) -> _By:
         """What this stamp says; None for nobody."""
         context = _NOBODY if stamp is None else stamp.context
-        origin = _origin(transaction, source, context)
+        origin = origin_of(
+            context,
+            occurred_at=transaction.committed_at,
+            source=source,
+            caused_by=context.caused_by,
+            xid=transaction.xid,
+            commit_lsn=transaction.commit_lsn,
+        )
         unsigned = stamp is not None and stamp.unsigned
         if context.reason is None and not unsigned:
             return cls(origin, origin, _NO_WORDS, None)
@@ -167,9 +176,18 @@ class _By(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, caused=caused, event=event)
 
 
-def _origin(transaction: Transaction, source: str, context: Context) -> Origin:
+def origin_of(
+    context: Context,
+    *,
+    occurred_at: datetime,
+    source: str,
+    caused_by: str | None,
+    xid: int | None = None,
+    commit_lsn: Lsn | None = None,
+) -> Origin:
+    """The words of a context, with when and where it was."""
     return Origin(
-        occurred_at=transaction.committed_at,
+        occurred_at=occurred_at,
         source=source,
         actor_id=context.actor_id,
         actor_type=context.actor_type,
@@ -179,9 +197,9 @@ def _origin(transaction: Transaction, source: str, context: Context) -> Origin:
         trace_id=context.trace_id,
         ip=context.ip,
         user_agent=context.user_agent,
-        caused_by=context.caused_by,
-        xid=transaction.xid,
-        commit_lsn=transaction.commit_lsn,
+        caused_by=caused_by,
+        xid=xid,
+        commit_lsn=commit_lsn,
     )
 
 
@@ -245,17 +263,9 @@ class _Event(msgspec.Struct, frozen=True):
 
     def tell(self, by: _By) -> Entry:
         emitted = self.emitted
-        # The context may still be the one of the block that the event is about: nothing is caused by itself.
-        caused = emitted.caused_by or (by.origin.caused_by if by.origin.caused_by != self.id else None)
+        caused = cause_of(emitted, self.id, by.origin.caused_by)
         origin = by.origin if caused == by.origin.caused_by else msgspec.structs.replace(by.origin, caused_by=caused)
-        sort = Sort(
-            kind=Kind.EVENT,
-            category=emitted.category,
-            action=emitted.action,
-            outcome=emitted.outcome,
-            severity=emitted.severity,
-            entity_type=emitted.entity_type,
-        )
+        sort = sort_of(emitted)
         own = bytes(emitted.metadata)
         told = by.metadata if not self.words and own == b"null" else _merged(own, {**by.words, **self.words})
         return (
@@ -266,7 +276,7 @@ class _Event(msgspec.Struct, frozen=True):
 
 _emitted = msgspec.json.Decoder(Emitted)
 # A version 8 is what we call changes by: nobody else's word makes one.
-TOLD_ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-79a-f][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+_TOLD_ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-79a-f][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def _read_event(message: Message, prefix: str, keys: tuple[str, ...]) -> _Event:
@@ -284,14 +294,36 @@ def _read_event(message: Message, prefix: str, keys: tuple[str, ...]) -> _Event:
             summary="an emitted event that could not be read",
             metadata=msgspec.Raw(_encode({"content": text})),
         )
-    if emitted.occurred_at is not None:
-        words["occurred_at"] = emitted.occurred_at
-    id = emitted.id
-    if id is None or TOLD_ID.fullmatch(id) is None:
-        if id is not None:
-            words["told_id"] = id
-        id = f"{prefix}{message.ordinal:08x}"
-    return _Event(message.ordinal, id, emitted, words)
+    id, told = name_told(emitted, f"{prefix}{message.ordinal:08x}")
+    return _Event(message.ordinal, id, emitted, {**words, **told})
+
+
+def name_told(emitted: Emitted, otherwise: str) -> tuple[str, dict[str, object]]:
+    """The id of an event, and words on what it said of itself that does not hold: its time, an id that cannot be."""
+    words: dict[str, object] = {} if emitted.occurred_at is None else {"occurred_at": emitted.occurred_at}
+    if emitted.id is not None and _TOLD_ID.fullmatch(emitted.id):
+        return emitted.id, words
+    return otherwise, words if emitted.id is None else {**words, "told_id": emitted.id}
+
+
+def cause_of(emitted: Emitted, id: str, around: str | None) -> str | None:
+    """What led to an event: as it says, else what the context around it says.
+
+    That may still be the one of the block that the event is about: nothing is caused by itself.
+    """
+    return emitted.caused_by or (around if around != id else None)
+
+
+def sort_of(emitted: Emitted) -> Sort:
+    """What events like this one share."""
+    return Sort(
+        kind=Kind.EVENT,
+        category=emitted.category,
+        action=emitted.action,
+        outcome=emitted.outcome,
+        severity=emitted.severity,
+        entity_type=emitted.entity_type,
+    )
 
 
 def _merged(metadata: bytes, words: dict[str, object]) -> bytes:
