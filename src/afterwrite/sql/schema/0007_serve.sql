@@ -68,6 +68,10 @@ begin
     create policy activity_of_own_tenant on afterwrite.activity as restrictive to afterwrite_tenant
         using (tenant_id = current_setting('afterwrite.tenant', true));
     alter table afterwrite.activity enable row level security;
+    -- A later upgrade's tables; where it comes first, it asks by itself.
+    if to_regprocedure('afterwrite.lay_rollup_tenancy()') is not null then
+        perform afterwrite.lay_rollup_tenancy();
+    end if;
     return true;
 end
 $$;
