@@ -1,12 +1,12 @@
-"""What an application did over nine days, as activities: the same for tests and pictures, from a seed."""
+"""What an application did over two weeks, as activities: the same for tests and pictures, from a seed."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -69,7 +69,7 @@ class Teller:
                 Activity(
                     id=change_id(SYSTEM_ID, 1, Lsn(self._lsn), ordinal, self.at),
                     occurred_at=self.at,
-                    source="main",
+                    source="billing",
                     kind=Kind.CHANGE,
                     category="data",
                     action=f"{change['table']}.{operation.value}",
@@ -79,6 +79,7 @@ class Teller:
                     actor_type="user" if actor else None,
                     tenant_id="meridian",
                     request_id=f"req-{self._xid:x}" if actor else None,
+                    summary=f"{operation.value} {change['table']} {change['key']}: {_said(names, before, after)}",
                     relation=f"public.{change['table']}",
                     operation=operation,
                     changed=tuple(names) if operation is Operation.UPDATE else None,
@@ -168,7 +169,14 @@ class Teller:
                 )]  # fmt: skip
 
 
-def tell(count: int, *, until: datetime | None = None, days: int = 9, seed: int = 7) -> list[list[Activity]]:
+def _said(names: list[str], before: Any, after: Any) -> str:
+    """A change in brief, as capture says it."""
+    if names:
+        return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in names)
+    return ", ".join(str(value) for value in (after or before).values() if isinstance(value, str))
+
+
+def tell(count: int, *, until: datetime | None = None, days: int = 16, seed: int = 7) -> list[list[Activity]]:
     """Some ``count`` activities of the last days, busier by day than by night, and through the weekend."""
     end = until or datetime.now(UTC)
     hours = [end - timedelta(hours=hour) for hour in range(24 * days, 0, -1)]
@@ -222,22 +230,18 @@ def hostile(at: datetime) -> list[list[Activity]]:
     return made
 
 
-def fill(dsn: str, told: list[list[Activity]], *, at_once: int = 2_000) -> None:
+async def fill(dsn: str, told: list[list[Activity]], *, at_once: int = 2_000) -> None:
     """Store them as the worker and the recorder do: through the sink, in batches, with a checkpoint."""
-
-    async def run() -> None:
-        async with connect(dsn) as db:
-            await install_store(db)
-        async with open_sink(dsn) as sink:
-            for source in sorted({each.source for together in told for each in together}):
-                waiting: list[Activity] = []
-                for together in [*told, []]:
-                    waiting += [each for each in together if each.source == source]
-                    if waiting and (len(waiting) >= at_once or not together):
-                        await sink.write(_batch(source, waiting))
-                        waiting = []
-
-    asyncio.run(run())
+    async with connect(dsn) as db:
+        await install_store(db)
+    async with open_sink(dsn) as sink:
+        for source in sorted({each.source for together in told for each in together}):
+            waiting: list[Activity] = []
+            for together in [*told, []]:
+                waiting += [each for each in together if each.source == source]
+                if waiting and (len(waiting) >= at_once or not together):
+                    await sink.write(_batch(source, waiting))
+                    waiting = []
 
 
 def _batch(source: str, rows: list[Activity]) -> Batch:
@@ -246,5 +250,5 @@ def _batch(source: str, rows: list[Activity]) -> Batch:
         return Batch(source=source, activities=rows, transactions=0)
     return Batch(
         source=source, activities=rows, transactions=len(set(lsns)), first_lsn=lsns[0], last_lsn=lsns[-1],
-        checkpoint=Checkpoint(source=source, slot="afterwrite", system_id=SYSTEM_ID, timeline=1, lsn=Lsn(lsns[-1] + 8)),
+        checkpoint=Checkpoint(source=source, slot="billing", system_id=SYSTEM_ID, timeline=1, lsn=Lsn(lsns[-1] + 8)),
     )  # fmt: skip

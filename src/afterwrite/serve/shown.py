@@ -4,7 +4,6 @@ browser for what arrives by the feed, and a test holds the two together."""
 from __future__ import annotations
 
 import re
-from typing import cast
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -18,9 +17,7 @@ _DONE = {
     Operation.DELETE: "Deleted",
     Operation.TRUNCATE: "Emptied",
 }
-_SHOWN_FIELDS = 3
-_SHORT = 24
-_SAFE = 2**53 - 1
+_SHOWN_FIELDS = 4
 _HUES = 8
 # What a path can carry without a proxy or a browser making another path of it.
 _PLAIN = re.compile(r"[A-Za-z0-9_~:@$,;=+!*'()-][A-Za-z0-9._~:@$,;=+!*'() -]*")
@@ -39,7 +36,7 @@ class ShownActivity(msgspec.Struct, frozen=True, kw_only=True):
     action: str | None
     entity: str | None
     entity_href: str | None
-    fields: str | None
+    detail: str | None
     actor: str | None
     actor_href: str | None
     initials: str
@@ -50,10 +47,10 @@ def show(activity: StoredActivity) -> ShownActivity:
     """An activity as a row of a list."""
     entity = entity_name(activity.entity_type, activity.entity_id)
     failed = activity.outcome is Outcome.FAILURE
-    if activity.summary:
-        title = activity.summary
-    elif activity.operation is not None:
+    if activity.operation is not None:
         title = f"{_DONE[activity.operation]} {entity or activity.relation}"
+    elif activity.summary:
+        title = activity.summary
     else:
         title = activity.action
     sign = activity.operation.value if activity.operation is not None else activity.kind.value
@@ -67,7 +64,7 @@ def show(activity: StoredActivity) -> ShownActivity:
         action=None if activity.action in (title, f"{activity.entity_type}.{sign}") else activity.action,
         entity=entity if entity and entity not in title else None,
         entity_href=entity_href(activity.entity_type, activity.entity_id),
-        fields=_fields(activity),
+        detail=_detail(activity),
         actor=activity.actor_id,
         actor_href=None if activity.actor_id is None else search_href(f"actor:{word(activity.actor_id)}"),
         initials=initials(activity.actor_id or ""),
@@ -75,41 +72,16 @@ def show(activity: StoredActivity) -> ShownActivity:
     )
 
 
-def _fields(activity: StoredActivity) -> str | None:
-    """What an update changed, with the values where they are short enough to be read in passing."""
-    if activity.kind is not Kind.CHANGE or activity.operation is not Operation.UPDATE or not activity.changed:
+def _detail(activity: StoredActivity) -> str | None:
+    """What a change did, in brief: capture's own words behind the name of the row, which leave out what is secret."""
+    if activity.kind is not Kind.CHANGE:
         return None
-    before, after = _row(activity.before), _row(activity.after)
-    said = [_step(name, before, after) for name in activity.changed[:_SHOWN_FIELDS]]
+    _, _, told = (activity.summary or "").partition(": ")
+    if told or not activity.changed:
+        return told.replace(" -> ", " → ") or None
+    shown = ", ".join(activity.changed[:_SHOWN_FIELDS])
     more = len(activity.changed) - _SHOWN_FIELDS
-    return f"{', '.join(said)} and {more} more" if more > 0 else ", ".join(said)
-
-
-def _step(name: str, before: dict[str, object], after: dict[str, object]) -> str:
-    was, now = _short(before, name), _short(after, name)
-    return name if was is None or now is None else f"{name}: {was} → {now}"
-
-
-def _row(text: str | None) -> dict[str, object]:
-    found: object = msgspec.json.decode(text) if text else None
-    return cast("dict[str, object]", found) if isinstance(found, dict) else {}
-
-
-def _short(row: dict[str, object], name: str) -> str | None:
-    """A value in a few letters. Numbers that a browser would round are not shown: both sides say the same."""
-    if name not in row:
-        return None
-    match row[name]:
-        case None:
-            return "none"
-        case bool() as truth:
-            return "true" if truth else "false"
-        case int() | float() as number:
-            return str(int(number)) if number == int(number) and abs(number) <= _SAFE else None
-        case str() as text:
-            return text if 0 < len(text) <= _SHORT and "\n" not in text else None
-        case _:
-            return None
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def entity_name(type: str | None, id: str | None) -> str | None:

@@ -54,33 +54,22 @@ export function hue(name) {
   return value % 8;
 }
 
-function short(row, name) {
-  if (!row || typeof row !== "object" || !Object.hasOwn(row, name)) return null;
-  const value = row[name];
-  if (value === null) return "none";
-  if (typeof value === "boolean") return String(value);
-  if (typeof value === "number") return Number.isSafeInteger(value) ? String(value) : null;
-  if (typeof value !== "string" || value.includes("\n")) return null;
-  const long = [...value].length;
-  return long > 0 && long <= 24 ? value : null;
-}
-
-function fields(it) {
-  if (it.kind !== "change" || it.operation !== "update" || !it.changed?.length) return null;
-  const said = it.changed.slice(0, 3).map((name) => {
-    const was = short(it.before, name);
-    const now = short(it.after, name);
-    return was === null || now === null ? name : `${name}: ${was} → ${now}`;
-  });
-  const more = it.changed.length - 3;
-  return more > 0 ? `${said.join(", ")} and ${more} more` : said.join(", ");
+function detail(it) {
+  if (it.kind !== "change") return null;
+  const summary = it.summary ?? "";
+  const at = summary.indexOf(": ");
+  const told = at < 0 ? "" : summary.slice(at + 2);
+  if (told || !it.changed?.length) return told.replaceAll(" -> ", " → ") || null;
+  const more = it.changed.length - 4;
+  const shown = it.changed.slice(0, 4).join(", ");
+  return more > 0 ? `${shown} and ${more} more` : shown;
 }
 
 /** What a row says, from an activity as the API gives it. */
 export function show(it) {
   const entity = it.entity_type === null ? null : it.entity_id === null ? it.entity_type : `${it.entity_type}/${it.entity_id}`;
   const failed = it.outcome === "failure";
-  const title = it.summary || (it.operation ? `${DONE[it.operation]} ${entity ?? it.relation}` : it.action);
+  const title = it.operation ? `${DONE[it.operation]} ${entity ?? it.relation}` : it.summary || it.action;
   const sign = it.operation ?? it.kind;
   return {
     title,
@@ -91,7 +80,7 @@ export function show(it) {
     action: it.action === title || it.action === `${it.entity_type}.${sign}` ? null : it.action,
     entity: entity && !title.includes(entity) ? entity : null,
     entityHref: entityHref(it.entity_type, it.entity_id),
-    fields: fields(it),
+    detail: detail(it),
     actor: it.actor_id,
     actorHref: it.actor_id === null ? null : searchHref(`actor:${word(it.actor_id)}`),
   };
@@ -130,7 +119,7 @@ export function makeRow(it) {
   if (said.entity) meta.append(part("entity", said.entity, said.entityHref));
   else if (said.entityHref) meta.append(part("entity", "history", said.entityHref));
   if (said.action) meta.append(part("action", said.action));
-  if (said.fields) meta.append(part("fields", said.fields));
+  if (said.detail) meta.append(part("detail", said.detail));
   if (said.actor) {
     const actor = document.getElementById("blank-actor").content.firstElementChild.cloneNode(true);
     actor.setAttribute("href", said.actorHref);
