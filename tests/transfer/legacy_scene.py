@@ -10,7 +10,7 @@ import msgspec
 
 from afterwrite.postgres import Database, connect
 from afterwrite.scan.catalog import read_inventory
-from afterwrite.scan.survey import Survey, survey
+from afterwrite.scan.survey import Survey
 from afterwrite.store.reader import StoredActivity, stored_activity
 from afterwrite.store.writer import PostgresSink, open_sink
 from afterwrite.transfer import legacy
@@ -77,8 +77,8 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(dsn: str, sql: str = "", *, triggers: bool = False) -> AsyncGenerator[Scene]:
-    """The connections; without ``triggers`` nobody reads what those do, which takes most of the time."""
+async def scene(dsn: str, sql: str = "", *, found: Survey | None = None) -> AsyncGenerator[Scene]:
+    """The connections; unless a survey was made before, nobody reads what triggers do, which takes most of the time."""
     async with AsyncExitStack() as stack:
         source = await stack.enter_async_context(connect(dsn, guarded=True))
         if sql:
@@ -88,9 +88,7 @@ async def scene(dsn: str, sql: str = "", *, triggers: bool = False) -> AsyncGene
         log = await stack.enter_async_context(legacy.open_log(dsn))
         store = await stack.enter_async_context(connect(dsn, guarded=True))
         sink = await stack.enter_async_context(open_sink(dsn))
-        if triggers:
-            found = await survey(source)
-        else:
+        if found is None:
             found = Survey(inventory=await read_inventory(source), bodies={}, judgements=(), findings=())
         yield Scene(source, log, store, sink, found)
 

@@ -254,7 +254,12 @@ def test_killed_anywhere_a_file_is_whole_or_not_there(
     died = subprocess.run(words, env={**os.environ, VARIABLE: f"{point}=kill"}, capture_output=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert file.exists() is whole
-    subprocess.run(words, check=True, capture_output=True)
+
+    async def again() -> None:
+        async with connect(installed_dsn, guarded=True) as db:
+            await export_file(db, parse(""), Format.JSONL, file)
+
+    asyncio.run(again())
     manifest = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
     assert manifest["rows"] == len(file.read_bytes().splitlines()) == 31
     assert manifest["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -294,5 +299,10 @@ asyncio.run(main())
         died = subprocess.run(words, env={**os.environ, VARIABLE: f"{point}=kill@2"}, capture_output=True, check=False)
         assert died.returncode == -signal.SIGKILL, died.stderr.decode()
         assert 0 < asyncio.run(count()) < 41
-    subprocess.run(words, check=True, capture_output=True)
+
+    async def again() -> None:
+        async with connect(dsn, guarded=True) as db, open_sink(dsn) as sink:
+            assert (await load_jsonl(db, sink, file, policy=Policy())).rows == 41
+
+    asyncio.run(again())
     assert asyncio.run(count()) == 41

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +26,7 @@ from afterwrite.record import (
     Operation,
     change_id,
 )
+from afterwrite.scan.survey import Survey, survey
 from afterwrite.store.partitions import Temperature, partition_name, wanted_indexes
 from afterwrite.store.reader import StoredActivity, verify_feed
 from afterwrite.store.schema import install_store
@@ -42,20 +44,19 @@ create table public.log (
 
 
 @pytest.fixture(scope="module")
-def styles(server: Server) -> Iterator[str]:
-    """The name of a database with a store and a log of every style."""
-    name = "transfer_styles"
+def styles(server: Server) -> Iterator[tuple[str, Survey]]:
+    """A database with a store and a log of every style, and what its triggers do."""
+    name = f"transfer_{secrets.token_hex(4)}"
 
-    async def lay() -> None:
+    async def lay() -> Survey:
         async with connect(server.dsn(name)) as db:
             await install_store(db)
             await lay_styles(db)
+            return await survey(db)
 
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        admin.execute(f"drop database if exists {name} with (force)")
         admin.execute(f"create database {name}")
-    asyncio.run(lay())
-    yield server.dsn(name)
+    yield server.dsn(name), asyncio.run(lay())
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         admin.execute(f"drop database {name} with (force)")
 
@@ -95,9 +96,9 @@ def same(told: object, is_: object) -> bool:
 
 
 @pytest.mark.parametrize("name", LOGS)
-def test_every_row_of_every_style_can_be_told_again_from_its_activity(styles: str, name: str) -> None:
+def test_every_row_of_every_style_can_be_told_again_from_its_activity(styles: tuple[str, Survey], name: str) -> None:
     async def main() -> None:
-        async with scene(styles, triggers=True) as found:
+        async with scene(styles[0], found=styles[1]) as found:
             plan = await found.plan(name)
             assert read_mappings(write_mappings([plan.mapping])) == (plan.mapping,)
             done = await found.bring(name, plan=plan)
@@ -127,9 +128,9 @@ def test_every_row_of_every_style_can_be_told_again_from_its_activity(styles: st
     asyncio.run(main())
 
 
-def test_the_mapping_says_what_each_style_means(styles: str) -> None:
+def test_the_mapping_says_what_each_style_means(styles: tuple[str, Survey]) -> None:
     async def main() -> dict[str, list[StoredActivity]]:
-        async with scene(styles, triggers=True) as found:
+        async with scene(styles[0], found=styles[1]) as found:
             for name in LOGS:
                 await found.bring(name)
             return {name: await found.stored(name) for name in LOGS}
@@ -165,7 +166,7 @@ def test_the_mapping_says_what_each_style_means(styles: str) -> None:
     assert account.changed == ("name", "secret")
 
 
-def test_two_importers_of_one_log_store_it_once(styles: str, installed_dsn: str) -> None:
+def test_two_importers_of_one_log_store_it_once(installed_dsn: str) -> None:
     async def one(dsn: str) -> int | str:
         async with scene(dsn) as found:
             try:
