@@ -131,6 +131,7 @@ async def run(dsn: str, postmaster: int | None, given: argparse.Namespace) -> in
         await answering(port)
         idle = megabytes(server.pid, "VmRSS")
         words = ["--clients", str(given.clients), "--watch", given.watch, "--drops", str(given.drops)]
+        words += ["--captured"] if given.captured else []
         listeners = await asyncio.create_subprocess_exec(
             *[sys.executable, "-m", "tests.feed_load", "--listen", str(port), "--seconds", str(given.seconds), *words],
             stdin=asyncio.subprocess.PIPE,
@@ -322,18 +323,20 @@ class Heard:
         self.live = 0
 
 
-_PLACE = re.compile(rb"^id: (\d+)-([0-9a-f-]{36})\nevent: activity", re.MULTILINE)
+# Changes alone: that somebody looks at the feed is recorded, too, and comes to those who watch everything.
+_PLACE = re.compile(rb"^id: (\d+)-([0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f-]{21})\nevent: activity", re.MULTILINE)
 
 
 class Client(asyncio.Protocol):
     """One connection after the other: reads, notes, and comes back with the last id."""
 
-    def __init__(self, number: int, port: int, watch: str, heard: Heard) -> None:
+    def __init__(self, number: int, port: int, given: argparse.Namespace, heard: Heard) -> None:
         self.port = port
+        self.captured = given.captured
         self.heard = heard
-        self.path = f"/v1/feed?q={quote(watched(number, watch))}"
+        self.path = f"/v1/feed?q={quote(watched(number, given.watch))}"
         self.last_id: str | None = None
-        self.last: tuple[int, str] = (0, "")
+        self.last: tuple[int, bytes] = (0, b"")
         self.rest = b""
         self.transport: asyncio.Transport | None = None
         self.leaving = self.done = False
@@ -365,7 +368,8 @@ class Client(asyncio.Protocol):
             heard.resyncs += 1
         for found in _PLACE.finditer(text):
             here = int(found[1]), found[2]
-            if here <= self.last:
+            # The writer's ids are in the feed's order. Commits are so by their LSN, and their ids by their time.
+            if here[: 1 if self.captured else 2] < self.last[: 1 if self.captured else 2] or here == self.last:
                 heard.twice += here == self.last
                 heard.disorder += here != self.last
             elif here[0] != self.last[0]:
@@ -398,7 +402,7 @@ class Client(asyncio.Protocol):
 async def listen(port: int, given: argparse.Namespace) -> None:
     """The clients' process: says when all are live, and what they heard when stdin is closed."""
     heard = Heard()
-    clients = [Client(number, port, given.watch, heard) for number in range(given.clients)]
+    clients = [Client(number, port, given, heard) for number in range(given.clients)]
     for start in range(0, len(clients), 100):
         await asyncio.gather(*(client.connect() for client in clients[start : start + 100]))
     async with asyncio.timeout(60):

@@ -412,10 +412,11 @@ def test_a_slow_client_is_dropped_while_the_others_hear_on_and_resumes_without_l
         async with asyncio.timeout(20), Feed(installed_dsn, encode=encode, pace=pace) as feed:
             stopped = asyncio.create_task(slow.once(feed, take_little))
             async with quick.connected(feed):
-                for number in range(60):
-                    await fill(installed_dsn, some(number, 1))
-                    if number == 0:
-                        await stuck.wait()
+                async with open_sink(installed_dsn) as sink:
+                    for number in range(60):
+                        await sink.write(some(number, 1))
+                        if number == 0:
+                            await stuck.wait()
                 assert await stopped is Ended.SLOW
                 status = feed.status()
                 assert (status.dropped, status.clients) == (1, 1)
@@ -716,11 +717,18 @@ def test_over_http_a_client_that_reads_nothing_is_cut_off(installed_dsn: str, ca
             feed._pace = msgspec.structs.replace(feed._pace, buffer_bytes=100_000)
             async with request(port, "/v1/feed") as reader:
                 await until(lambda: feed.status().live == 1)
-                for _ in range(20):
-                    await fill(installed_dsn, a_batch(*wide))
-                    wide[:] = [
-                        msgspec.structs.replace(each, id=str(UUID(int=UUID(each.id).int + 100))) for each in wide
-                    ]
+                await fill(
+                    installed_dsn,
+                    *(
+                        a_batch(
+                            *(
+                                msgspec.structs.replace(each, id=str(UUID(int=UUID(each.id).int + 100 * n)))
+                                for each in wide
+                            )
+                        )
+                        for n in range(16)
+                    ),
+                )
                 await until(lambda: feed.status().dropped == 1)
                 await until(lambda: feed.status().clients == 0)
                 # What the kernel and the reader's own buffer held comes, then the connection is gone.

@@ -61,6 +61,8 @@ _BATCHES = 100
 # Rows are found by their time: batches that lie further apart are read by themselves.
 _TOGETHER_SECONDS = 60.0
 _BEATS = 16
+# A round that takes no longer needs no rest.
+_SHORT_SECONDS = 0.015
 # For how long the store is not asked again what a batch holds: so late a deletion, or retention, comes to a resume.
 _RECENT_SECONDS = 300.0
 _RECENT_BATCHES = 2_000
@@ -431,12 +433,14 @@ class Feed:
             pause = min(2 * pause, self._pace.longest_pause_seconds)
 
     async def _rest(self, work: Coroutine[None, None, None]) -> None:
-        """Read on, then leave as much time to everything else: what comes meanwhile goes to all in one piece."""
+        """Read on; where that took long, leave as much time to everything else: what comes goes to all in one piece."""
         began = time.monotonic()
         await work
         for _ in range(3):  # until those who were woken have sent what they have
             await asyncio.sleep(0)
-        await asyncio.sleep(min(time.monotonic() - began, self._pace.longest_rest_seconds))
+        took = time.monotonic() - began
+        if took > _SHORT_SECONDS:
+            await asyncio.sleep(min(took, self._pace.longest_rest_seconds))
 
     async def _listen(self, db: Database) -> float:
         """Ask to be told of batches; gives how long to wait for that before looking anyway."""
