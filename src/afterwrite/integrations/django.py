@@ -539,7 +539,8 @@ def _entry(row: dict[str, Any], shown: dict[str, str]) -> TimelineEntry:
         user_agent=row["user_agent"],
         request=row["request_id"],
         duration_ms=row["duration_ms"],
-        summary=row["summary"],
+        # A row change's own has values in it, also of fields that are not shown; what is shown stands beside it.
+        summary=None if row["kind"] == "change" else row["summary"],
         changes=[
             (shown.get(column, column), _shown(before, column, shown), _shown(after, column, shown))
             for column in columns
