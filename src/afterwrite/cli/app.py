@@ -69,6 +69,7 @@ _VERBS = (
     "stamp",
     "outbox",
     "tail",
+    "search",
     "show",
     "history",
     "analytics",

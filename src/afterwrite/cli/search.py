@@ -1,0 +1,119 @@
+"""``afterwrite search``: what fits a line of the query language, newest first."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from afterwrite.cli.face import Json, StoreDsn, emit, fill, out, plain, run, say, settings, table
+from afterwrite.cli.tail import as_json
+from afterwrite.errors import ExitCode, UsageError
+from afterwrite.postgres import connect
+from afterwrite.record import Level, Outcome
+from afterwrite.search.find import MOST, Page, Place, find
+from afterwrite.search.query import Query, QueryError, parse
+from afterwrite.settings import Settings
+from afterwrite.store.reader import StoredActivity
+
+EXAMPLES = (
+    "afterwrite search 'actor:user:42 after:7d'   "
+    "afterwrite search 'entity:project/7 changed:status'   "
+    "afterwrite search 'category:financial outcome:failure \"gold token\"'"
+)
+
+
+def search(
+    line: Annotated[
+        str,
+        typer.Argument(metavar="LINE", help="What to look for, in quotes for the shell; empty for everything."),
+    ] = "",
+    dsn: Annotated[
+        str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
+    ] = None,
+    store_dsn: StoreDsn = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MOST, help="How many at most.")] = 20,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="PLACE", help="Go on from here: what the page before it said.")
+    ] = None,
+    newer_than: Annotated[str | None, typer.Option("--newer-than", metavar="PLACE", help="Go back from here.")] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, max=600.0, help="How long to look where no index answers.")
+    ] = 5.0,
+    json: Json = False,
+) -> int:
+    """Search the activity: terms that all have to hold, such as actor:user:42, entity:project/7, after:7d, -action:user.*, "gold token".
+
+    A value may end in a star, several stand behind a comma, a minus turns a term round. docs/search.md has all keys.
+    """  # noqa: E501
+    try:
+        query = parse(line)
+    except QueryError as error:
+        say(f"  {plain(line)}")
+        say(f"  {' ' * error.column}[red]{'^' * error.length}[/]")
+        raise
+    older, newer = (None if text is None else _read_place(text) for text in (older_than, newer_than))
+    page = run(_search(settings(dsn, store_dsn), query, limit, older, newer, seconds))
+    if json:
+        emit(
+            {
+                "items": [as_json(each) for each in page.items],
+                "older": write_place(page.older),
+                "newer": write_place(page.newer),
+                "looked": page.looked,
+            }
+        )
+    else:
+        _show(page, back=newer is not None)
+    return ExitCode.OK
+
+
+async def _search(
+    given: Settings, query: Query, limit: int, older: Place | None, newer: Place | None, seconds: float
+) -> Page:
+    async with connect(given.store, application_name="afterwrite search", guarded=True) as store:
+        return await find(store, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
+
+
+def write_place(place: Place | None) -> str | None:
+    """A place as it is given to --older-than."""
+    if place is None:
+        return None
+    return f"{place.occurred_at.astimezone(UTC).isoformat().replace('+00:00', 'Z')}/{place.id}"
+
+
+def _read_place(text: str) -> Place:
+    moment, _, id = text.partition("/")
+    try:
+        at = datetime.fromisoformat(moment)
+        if at.tzinfo is None:
+            raise ValueError
+        return Place(at, str(UUID(id)))
+    except ValueError:
+        raise UsageError(f"{text!r} is no place", remedy="give what the last page said behind --older-than") from None
+
+
+def _show(page: Page, *, back: bool) -> None:
+    if page.items:
+        made = table("when (UTC)", "who", "what")
+        made.columns[0].no_wrap = True
+        made.columns[1].max_width = 22
+        rows = [(f"{each.occurred_at:%Y-%m-%d %H:%M:%S}", each.actor_id, _what(each)) for each in page.items]
+        out.print(fill(made, rows))
+    elif page.looked is None:
+        out.print("[dim]Nothing that is stored fits.[/]")
+    place, option = (page.newer, "--newer-than") if back else (page.older, "--older-than")
+    if page.looked is not None:
+        until = "up to" if back else "back to"
+        say(f"No index answers this: looked {until} {page.looked:%Y-%m-%d %H:%M:%S} UTC. --seconds gives it longer.")
+    if place is not None:
+        say(f"[dim]Go on with {option} {write_place(place)}[/]")
+
+
+def _what(activity: StoredActivity) -> str:
+    said = activity.summary or " ".join(filter(None, (activity.action, activity.entity_type, activity.entity_id)))
+    failed = "failed: " if activity.outcome is Outcome.FAILURE else ""
+    grave = f"{activity.severity}: " if activity.severity in (Level.ERROR, Level.CRITICAL) else ""
+    return f"{grave}{failed}{said}"

@@ -1,0 +1,246 @@
+"""How long each shape of query takes on many rows, by which plans: `./run python -m tests.search.plans --rows 3000000`.
+
+A store of sixty days, thirty of them hot, on a server of its own. Exit code 1 when a hot partition is read by a Seq
+Scan, or when the slowest in twenty of a shape that an index answers, or that is frequent, takes 20 ms or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import psycopg
+
+from afterwrite.postgres import Database, connect
+from afterwrite.postgres.embedded import embedded_server
+from afterwrite.search.find import Page, Place, find
+from afterwrite.search.query import parse
+from afterwrite.store.partitions import Temperature, create_index, make_partition, partition_name, wanted_indexes
+from afterwrite.store.schema import install_store
+
+DAYS, HOT_DAYS = 60, 30
+TODAY = datetime.now(UTC).date()
+HELD_TO_MS = 20.0
+
+_INSERT = Path(__file__).with_name("plans.sql").read_text(encoding="utf-8")
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """A kind of query: its line, ever another one. ``held``: to 20 ms; else an index is missing, and time is bounded."""
+
+    name: str
+    line: Callable[[random.Random], str]
+    held: bool = True
+    deep: bool = False
+
+
+def _any_user(chance: random.Random) -> str:
+    return f"actor:user:{int(chance.random() ** 3 * 3000)}"
+
+
+SHAPES = (
+    Shape("everything", lambda c: ""),
+    Shape("everything, further back", lambda c: "", deep=True),
+    Shape("actor, frequent", lambda c: "actor:system"),
+    Shape("actor, any", _any_user),
+    Shape("actor, unknown", lambda c: f"actor:nobody{c.random()} after:30d"),
+    Shape("actors, several", lambda c: f"actor:user:{c.randrange(3000)},user:{c.randrange(3000)} after:30d"),
+    Shape("actor, beginning", lambda c: "actor:user:29*"),
+    Shape("entity", lambda c: f"entity:orders/{c.randrange(100_000)}"),
+    Shape("entity type", lambda c: f"entity:{c.choice(('orders', 'users', 'project'))}"),
+    Shape("entity type, rare", lambda c: "entity:config after:30d"),
+    Shape("tenant", lambda c: f"tenant:tenant-{c.randrange(50)}"),
+    Shape("tenant and category", lambda c: f"tenant:tenant-{c.randrange(50)} category:financial"),
+    Shape("action, glob", lambda c: f"action:{c.choice(('user', 'orders', 'redemption'))}.*"),
+    Shape("action, rare", lambda c: "action:key.revoke"),
+    Shape("action, unknown", lambda c: "action:nothing.happened after:30d"),
+    Shape("category", lambda c: f"category:{c.choice(('financial', 'authentication', 'data'))}"),
+    Shape("category, rare", lambda c: "category:security"),
+    Shape("outcome", lambda c: "outcome:failure"),
+    Shape("severity", lambda c: "severity:error,critical"),
+    Shape("table", lambda c: f"table:{c.choice(('orders', 'users'))} operation:update"),
+    Shape("word, frequent", lambda c: c.choice(("approved", "redemption", "status"))),
+    Shape("word, any", lambda c: f"{c.randrange(100_000)} after:30d"),
+    Shape("word, rare", lambda c: "quixotic after:30d"),
+    Shape("word, unknown", lambda c: f"nothing{c.randrange(1000)} after:30d"),
+    Shape("words, frequent, never together", lambda c: "jane redemption after:30d"),
+    Shape("word, beginning", lambda c: "quix* after:30d"),
+    Shape("word with accents", lambda c: "équipe"),
+    Shape("phrase, frequent", lambda c: '"gold token"'),
+    Shape("phrase, rare", lambda c: '"platinum token transfer" after:30d'),
+    Shape("changed", lambda c: "changed:status"),
+    Shape("changed, rare", lambda c: "changed:iban"),
+    Shape("metadata", lambda c: f"metadata.plan:{c.choice(('pro', 'free'))}"),
+    Shape("metadata, rare", lambda c: "metadata.plan:enterprise"),
+    Shape("metadata, any", lambda c: f"metadata.ticket:T-{c.randrange(100_000)} after:30d"),
+    Shape("request", lambda c: f"request:req-{c.randrange(10_000):x} after:30d"),
+    Shape("address", lambda c: f"ip:10.0.{c.randrange(250)}.{c.randrange(250)} after:30d"),
+    Shape("negations", lambda c: "-actor:system -category:data -outcome:failure"),
+    Shape("kinds combined", lambda c: f"{_any_user(c)} action:orders.* outcome:success approved after:30d"),
+    Shape("frequent actor, rare word", lambda c: "actor:system quixotic after:30d"),
+    Shape("a day", lambda c: f"at:{TODAY - timedelta(days=c.randrange(1, 60))}"),
+    Shape("a day, and a word", lambda c: f"at:{TODAY - timedelta(days=c.randrange(1, 29))} approved"),
+    # Below no index answers: so many rows are walked as the time allows.
+    Shape("old value, rare", lambda c: "before.status:nothing", held=False),
+    Shape("word, rare, also cold days", lambda c: "quixotic", held=False),
+    Shape("metadata, unknown, also cold days", lambda c: "metadata.plan:nothing", held=False),
+)
+
+
+class Measured(msgspec.Struct, frozen=True):
+    shape: Shape
+    milliseconds: list[float]
+    found: int
+    nodes: tuple[str, ...]
+    sequential: tuple[str, ...]
+    looked: datetime | None
+
+    def at(self, share: float) -> float:
+        """The time that this share of them took at most."""
+        return sorted(self.milliseconds)[min(len(self.milliseconds) - 1, int(len(self.milliseconds) * share))]
+
+    @property
+    def trouble(self) -> str | None:
+        """What is not as it should be."""
+        if self.sequential:
+            return f"read by Seq Scan: {', '.join(self.sequential)}"
+        if self.shape.held and self.at(0.95) >= HELD_TO_MS:
+            return f"p95 {self.at(0.95):.1f} ms"
+        return None
+
+
+async def fill(db: Database, rows: int, *, days: int = DAYS, hot_days: int = HOT_DAYS) -> None:
+    """Lay a store of so many rows, the same each day, older days cold."""
+    await install_store(db)
+    per_day = rows // days
+    await db.run(b"select setseed(0.5)")
+    for number in range(days):
+        day: date = TODAY - timedelta(days=number + 1)
+        await make_partition(db, day)
+        name = partition_name(day)
+        temperature = Temperature.HOT if number < hot_days else Temperature.COLD
+        for index in wanted_indexes(Temperature.HOT):
+            await db.run(f"drop index afterwrite.{name}_{index}".encode())
+        insert = _INSERT.replace("{partition}", name)
+        await db.run(insert.encode(), day=f"{day} 00:00+00", first=(days - number) * per_day, rows=per_day)
+        for index in sorted(wanted_indexes(temperature)):
+            await db.run(create_index(name, index))
+        await db.run(f"vacuum (analyze) afterwrite.{name}".encode())
+    await db.run(b"analyze afterwrite.activity_default")
+
+
+async def measure(db: Database, shape: Shape, *, times: int, seconds: float = 1.0) -> Measured:
+    """Ask one shape so many times, warm."""
+    chance = random.Random(1)
+    place = Place(
+        datetime(TODAY.year, TODAY.month, TODAY.day, tzinfo=UTC) - timedelta(days=20),
+        "0" * 8 + "-0000" * 3 + "-" + "0" * 12,
+    )
+    older = place if shape.deep else None
+    page = Page((), None, None)
+    plans, sequential = await _plans(db, shape, older, seconds)
+    for _ in range(2):
+        await find(db, parse(shape.line(chance)), older_than=older, seconds=seconds)
+    taken: list[float] = []
+    for _ in range(times):
+        query = parse(shape.line(chance))
+        began = time.perf_counter()
+        page = await find(db, query, older_than=older, seconds=seconds)
+        taken.append((time.perf_counter() - began) * 1000)
+    return Measured(shape, taken, len(page.items), plans, sequential, page.looked)
+
+
+async def _plans(
+    db: Database, shape: Shape, older: Place | None, seconds: float
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The nodes that read a partition, most frequent first; and the partitions that a Seq Scan read, however small."""
+    told: list[str] = []
+
+    def take(notice: psycopg.errors.Diagnostic) -> None:
+        told.append(notice.message_primary or "")
+
+    db.connection.add_notice_handler(take)
+    for setting in ("log_min_duration = 0", "log_format = json", "log_level = notice"):
+        await db.run(f"set auto_explain.{setting}".encode())
+    await find(db, parse(shape.line(random.Random(2))), older_than=older, seconds=seconds)
+    await db.run(b"set auto_explain.log_min_duration = -1")
+    db.connection.remove_notice_handler(take)
+    nodes: Counter[str] = Counter()
+    sequential: set[str] = set()
+    for text in told:
+        for node in _nodes(json.loads(text[text.index("{") :])["Plan"]):
+            relation = node.get("Relation Name", "")
+            if not str(relation).startswith("activity") and "Index Name" not in node:
+                continue
+            index = str(node.get("Index Name", "")).removeprefix(f"{relation}_")
+            if relation.startswith("activity_") or index.startswith("activity_"):
+                nodes[f"{node['Node Type']} {index.rpartition('_')[2]}".strip()] += 1
+            if node["Node Type"] == "Seq Scan" and str(relation).startswith("activity"):
+                sequential.add(relation)
+    return tuple(name for name, _ in nodes.most_common(3)), tuple(sorted(sequential))
+
+
+def _nodes(plan: dict) -> Iterator[dict]:  # type: ignore[type-arg]
+    yield plan
+    for inner in plan.get("Plans", ()):
+        yield from _nodes(inner)
+
+
+async def _main(rows: int, times: int, only: str | None) -> int:
+    with embedded_server(settings={"fsync": "off", "max_wal_size": "4GB", "shared_buffers": "1GB"}) as server:
+        async with connect(server.dsn()) as db:
+            began = time.monotonic()
+            await fill(db, rows)
+            size = await db.value(
+                b"select sum(pg_total_relation_size(inhrelid))::float8 from pg_inherits"
+                b" where inhparent = 'afterwrite.activity'::regclass"
+            )
+            version = await db.value(b"show server_version")
+            print(
+                f"{rows:,} rows over {DAYS} days, {HOT_DAYS} of them hot, {size / 1e9:.1f} GB, laid in"
+                f" {time.monotonic() - began:.0f} s; PostgreSQL {version}, {_machine()}, {datetime.now(UTC):%Y-%m-%d}\n"
+            )
+            await db.run(b"load 'auto_explain'")
+            await db.run(b"select count(*), sum(length(summary)) from afterwrite.activity")
+            print(f"| {'shape':34} | p50 ms | p95 ms | rows | read by |\n|---|---:|---:|---:|---|")
+            troubles: list[str] = []
+            for shape in SHAPES:
+                if only and only not in shape.name:
+                    continue
+                measured = await measure(db, shape, times=times if shape.held else 3)
+                looked = f"; time was up at {measured.looked:%m-%d}" if measured.looked else ""
+                print(
+                    f"| {shape.name:34} | {measured.at(0.5):6.1f} | {measured.at(0.95):6.1f} | {measured.found} |"
+                    f" {', '.join(measured.nodes)}{looked} |",
+                    flush=True,
+                )
+                if measured.trouble:
+                    troubles.append(f"{shape.name}: {measured.trouble}")
+    for trouble in troubles:
+        print(f"not as it should be: {trouble}", file=sys.stderr)
+    return 1 if troubles else 0
+
+
+def _machine() -> str:
+    info = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{len(models)} x {models[0]}" if models else platform.machine()
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rows", type=int, default=3_000_000)
+    options.add_argument("--times", type=int, default=40)
+    options.add_argument("--only")
+    given = options.parse_args()
+    sys.exit(asyncio.run(_main(given.rows, given.times, given.only)))
