@@ -11,6 +11,7 @@ import hashlib
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -25,7 +26,7 @@ from afterwrite.recorder.ids import Ids
 from afterwrite.search import diff as differences
 from afterwrite.search import timeline
 from afterwrite.search.analytics import Bucket, ReportName, report
-from afterwrite.search.find import Page
+from afterwrite.search.find import Page, find
 from afterwrite.search.query import parse
 from afterwrite.serve.auth import Auth, Caller, Scope
 from afterwrite.serve.cursors import open_start, seal_page
@@ -261,9 +262,6 @@ async def list_activities(
     request: Ask, caller: Caller, q: Line = "", cursor: Cursor = None, limit: Limit = 50
 ) -> Response[ActivityPage]:
     """Find activities, newest first."""
-    # Late until that room is there: the server can be started meanwhile.
-    from afterwrite.search.find import find
-
     query = parse(q)
     signer = await _auth(request).find_signer()
     of = f"activities {q}"
@@ -664,3 +662,5 @@ routes: list[ControllerRouterHandler] = [
     list_actor, get_report, list_suggestions, list_batches, get_batch, get_health, get_migration, get_me, is_alive,
     is_ready, get_metrics,
 ]  # fmt: skip
+if find_spec("afterwrite.search.suggest") is None:
+    routes.remove(list_suggestions)  # until that room is there
