@@ -142,13 +142,9 @@ def _show(found: Report) -> None:
         out.print(_EMPTY.get(found.name, "Nothing happened in that time."))
     for note in found.notes:
         hang("[yellow]note[/]", plain(note))
-    behind = found.as_of.behind_batches
-    if behind:
-        hang(
-            "[yellow]note[/]",
-            f"{counted(found.as_of.behind_rows, 'row')} of {behind:,} {'batch' if behind == 1 else 'batches'} are"
-            " stored and not counted yet [dim](--refresh counts them)[/]",
-        )
+    if behind := found.as_of.behind_batches:
+        waiting = f"{behind:,} {'batch is' if behind == 1 else 'batches are'}"
+        hang("[yellow]note[/]", f"{waiting} stored and not counted yet [dim](--refresh counts them)[/]")
 
 
 _EMPTY = {

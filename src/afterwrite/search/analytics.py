@@ -20,7 +20,6 @@ import msgspec
 
 from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, statement
-from afterwrite.store.rollup import Standing, read_standing
 
 _HOUR, _QUARTER, _DAY, _WEEK = timedelta(hours=1), timedelta(hours=6), timedelta(days=1), timedelta(days=7)
 _MOST_BUCKETS = 3_000
@@ -57,12 +56,11 @@ Cell = str | int | float | datetime | None
 
 
 class AsOf(msgspec.Struct, frozen=True, kw_only=True):
-    """What a report rests on: batches up to ``position`` are counted, as of ``at``; so many more wait to be."""
+    """What a report rests on: batches up to ``position`` are counted, as of ``at``; ``behind_batches`` more wait."""
 
     position: int
     at: datetime
     behind_batches: int
-    behind_rows: int
     refreshed_at: datetime | None
 
 
@@ -170,7 +168,7 @@ async def report(
     if not 1 <= limit <= _MOST_ROWS:
         raise UsageError(f"a report has 1 to {_MOST_ROWS:,} rows, not {limit:,}", remedy="give another limit")
     bucket = Bucket(bucket)
-    asked = _Asked(db, stretch, bucket, limit, tenant, await read_standing(db))
+    asked = _Asked(db, stretch, bucket, limit, tenant, await db.one(_Counting, statement("analytics.read_counting")))
     match name:
         case ReportName.ACTIVITY:
             found = await _activity(asked)
@@ -204,8 +202,7 @@ async def report(
         as_of=AsOf(
             position=standing.position,
             at=standing.rolled_at,
-            behind_batches=standing.batches,
-            behind_rows=standing.rows,
+            behind_batches=standing.behind_batches,
             refreshed_at=standing.refreshed_at,
         ),
         at_most_more=found.at_most_more,
@@ -217,7 +214,7 @@ class _Asked:
     """One question: the database, what it is about, and how far counting is."""
 
     def __init__(
-        self, db: Database, stretch: Stretch, bucket: Bucket, limit: int, tenant: str | None, standing: Standing
+        self, db: Database, stretch: Stretch, bucket: Bucket, limit: int, tenant: str | None, standing: _Counting
     ) -> None:
         self.db, self.stretch, self.bucket, self.limit, self.tenant = db, stretch, bucket, limit, tenant
         self.standing = standing
@@ -249,6 +246,19 @@ class _Asked:
         if rows <= _MOST_LIVE:
             return Stretch(after, self.stretch.before), ()
         return nothing, (f"names are counted up to {after:%Y-%m-%d %H:%M} UTC: busy hours come in when they are over",)
+
+
+class _Counting(msgspec.Struct, frozen=True):
+    """How far counting is: actors and entities for the hours before theirs, the views for those before exact_until."""
+
+    position: int
+    rolled_at: datetime
+    behind_batches: int
+    actors_until: datetime | None
+    entities_until: datetime | None
+    exact_until: datetime | None
+    exact: bool
+    refreshed_at: datetime | None
 
 
 class _Found(msgspec.Struct, frozen=True, kw_only=True):

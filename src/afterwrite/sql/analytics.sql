@@ -1,3 +1,13 @@
+-- name: read_counting
+-- How far the feed is counted, in what a tenant's reader may see, too.
+select r.position, r.rolled_at,
+       greatest(0, (select b.position from afterwrite.batch b order by b.position desc limit 1) - r.position) as behind_batches,
+       case when pg_catalog.isfinite(r.actors_until) then r.actors_until end as actors_until,
+       case when pg_catalog.isfinite(r.entities_until) then r.entities_until end as entities_until,
+       case when pg_catalog.isfinite(r.exact_until) then r.exact_until end as exact_until,
+       r.exact_until = 'infinity' as exact, r.refreshed_at
+  from afterwrite.rollup r;
+
 -- name: read_hours
 -- Activities of all tenants by bucket of time (or in all) and by category (or in all), with how many failed.
 select case when :bucket <> 'all' then date_trunc(:bucket, h.hour, 'UTC') end as at,

@@ -52,13 +52,8 @@ select distinct (d.occurred_at at time zone 'UTC')::date as day
 select refreshed_at, up_to as position from afterwrite.refresh_analytics();
 
 -- name: read_standing
--- How far the feed is counted, what waits, and since when the materialized views say the same as the tables.
-select r.position, r.part_at is not null as in_part, r.rolled_at, r.refreshed_at,
-       case when pg_catalog.isfinite(r.actors_until) then r.actors_until end as actors_until,
-       case when pg_catalog.isfinite(r.entities_until) then r.entities_until end as entities_until,
-       case when pg_catalog.isfinite(r.exact_until) then r.exact_until end as exact_until,
-       r.exact_until = 'infinity' as exact,
-       (select f.position from afterwrite.feed f) as feed_position,
+-- How far the feed is counted, what waits, and whether the materialized views say the same as the tables.
+select r.position, r.part_at is not null as in_part, r.rolled_at, r.exact_until = 'infinity' as exact, r.refreshed_at,
        b.batches, b.rows, b.since
   from afterwrite.rollup r
  cross join lateral (

@@ -42,53 +42,27 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_entity
--- What happened to one thing on either side of a place in time, also that its id became another.
+-- What happened to one thing on either side of a place in time.
 select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
        a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
        a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
        a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
        a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
   from ((select *
-           from ((select *
-                   from afterwrite.activity
-                  where :older::bigint > 0
-                    and entity_type = :entity_type and entity_id = :entity_id
-                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-                    and (occurred_at, id) < (:at::timestamptz, :id::uuid)
-                  order by occurred_at desc, id desc
-                  limit :older::bigint)
-                 union all
-                (select *
-                   from afterwrite.activity
-                  where :older::bigint > 0
-                    and entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
-                    and operation = 'update' and (metadata ->> 'entity_was') is not null
-                    and metadata ->> 'entity_was' = :entity_id::text and entity_id <> :entity_id::text
-                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-                    and (occurred_at, id) < (:at::timestamptz, :id::uuid)
-                 offset 0)) e  -- offset 0: not along the primary key, which has the order, to a few that may not be there
+           from afterwrite.activity
+          where :older::bigint > 0
+            and entity_type = :entity_type and entity_id = :entity_id
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) < (:at::timestamptz, :id::uuid)
           order by occurred_at desc, id desc
           limit :older::bigint)
          union all
         (select *
-           from ((select *
-                   from afterwrite.activity
-                  where :newer::bigint > 0
-                    and entity_type = :entity_type and entity_id = :entity_id
-                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-                    and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-                  order by occurred_at, id
-                  limit :newer::bigint)
-                 union all
-                (select *
-                   from afterwrite.activity
-                  where :newer::bigint > 0
-                    and entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
-                    and operation = 'update' and (metadata ->> 'entity_was') is not null
-                    and metadata ->> 'entity_was' = :entity_id::text and entity_id <> :entity_id::text
-                    and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-                    and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-                 offset 0)) e  -- offset 0: not along the primary key, which has the order, to a few that may not be there
+           from afterwrite.activity
+          where :newer::bigint > 0
+            and entity_type = :entity_type and entity_id = :entity_id
+            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
           order by occurred_at, id
           limit :newer::bigint)) a
  order by a.occurred_at desc, a.id desc;
@@ -251,26 +225,10 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
        a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
        a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
        a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
-  from ((select *
-           from afterwrite.activity
-          where entity_type = :entity_type and left(metadata ->> 'entity_was', 400) = left(:entity_id::text, 400)
-            and operation = 'update' and (metadata ->> 'entity_was') is not null and metadata ->> 'entity_was' = :entity_id::text
-            and (:source::text is null or source = :source::text)
-            and (:relation::text is null or relation = :relation::text)
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-         offset 0)
-         union all
-        (select *
-           from afterwrite.activity
-          where entity_type = :entity_type and left(metadata ->> 'entity_was', 400) is null and operation = 'truncate'
-            and (:source::text is null or source = :source::text)
-            and (:relation::text is null or relation = :relation::text)
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-         offset 0)) a  -- offset 0: not along the primary key, which has the order, to a few that may not be there
- order by a.occurred_at, a.id
- limit :limit::bigint;
+  from afterwrite.gone(
+           :entity_type::text, :entity_id::text, :source::text, :relation::text, :at::timestamptz, :id::uuid, :until::timestamptz,
+           :truncates::boolean, :limit::bigint) a
+ order by a.occurred_at, a.id;
 
 -- name: read_telling
 -- The newest change of a row, before a place in time, that tells of a column, or that says that the row was another before.

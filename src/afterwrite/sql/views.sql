@@ -9,7 +9,7 @@ select id, name, query, made_by, made_at
 -- name: write_view
 -- Keeps a view; one's own of that name becomes another, and somebody else's stays (no row comes back).
 insert into afterwrite.saved_view as v (tenant_id, name, query, made_by)
-values (:tenant::text, :name::text, :query::text, :made_by::text)
+values (:tenant::text, :name::text, :line::text, :made_by::text)
     on conflict (coalesce(tenant_id, ''), name) do update set query = excluded.query, made_at = clock_timestamp()
  where v.made_by = excluded.made_by
 returning v.id, v.name, v.query, v.made_by, v.made_at;

@@ -63,20 +63,15 @@ class Refreshed(msgspec.Struct, frozen=True):
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """How far the feed is counted, and what waits: ``batches`` with ``rows``, stored ``since`` then.
 
-    Actors and entities are counted for the hours before ``actors_until`` and ``entities_until``. The materialized
-    views say what the tables say for the hours before ``exact_until``, or for all where they are ``exact``.
+    A long batch is counted ``in_part``. The materialized views are ``exact`` where they say all that the tables say.
     """
 
     position: int
-    feed_position: int
     in_part: bool
     rolled_at: datetime
     batches: int
     rows: int
     since: datetime | None
-    actors_until: datetime | None
-    entities_until: datetime | None
-    exact_until: datetime | None
     exact: bool
     refreshed_at: datetime | None
 

@@ -114,11 +114,13 @@ set search_path = pg_catalog set plan_cache_mode = force_custom_plan set jit = o
 declare
     at_day constant date := (of_hour at time zone 'UTC')::date;
     number constant integer := extract(hour from of_hour at time zone 'UTC');
+    -- Said beforehand, so that planning leaves out the other days: an interval is added when the query runs.
+    until  constant timestamptz := of_hour + hours * interval '1 hour';
 begin
     with stretch as materialized (
         select a.tenant_id, a.entity_type, a.entity_id, a.actor_id, a.ip,
                a.category = 'authentication' and a.outcome = 'failure' as failed
-          from afterwrite.counted(of_hour, of_hour + hours * interval '1 hour', after_position, to_position) a
+          from afterwrite.counted(of_hour, until, after_position, to_position) a
          where (a.occurred_at, a.id) > (after_at, after_id)
            and (a.occurred_at, a.id) <= (to_at, to_id)
            and (whats && array['actor', 'entity'] or (a.category = 'authentication' and a.outcome = 'failure'))
@@ -181,6 +183,8 @@ declare
     page_at  timestamptz := 'infinity';
     page_id  uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
     whole    boolean := true;
+    since    timestamptz;
+    until    timestamptz;
     first    timestamptz;
     late     timestamptz[];
     failed   timestamptz[];
@@ -228,13 +232,13 @@ begin
             page_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
         end if;
     end if;
+    since := greatest(run.first_at, place.part_at);
+    until := least(run.last_at, page_at) + interval '1 microsecond';
     -- Between the one that was counted last and this stretch lie no batches.
     with sorts as materialized (
         select date_bin('1 hour', a.occurred_at, '0001-01-01 00:00:00+00') as hour, a.tenant_id, a.category, a.action,
                a.entity_type, a.outcome, count(*) as activities
-          from afterwrite.counted(
-                   greatest(run.first_at, place.part_at), least(run.last_at, page_at) + interval '1 microsecond',
-                   place.position, run.position) a
+          from afterwrite.counted(since, until, place.position, run.position) a
          where (a.occurred_at, a.id) > (
                    coalesce(place.part_at, '-infinity'), coalesce(place.part_id, '00000000-0000-0000-0000-000000000000'))
            and (a.occurred_at, a.id) <= (page_at, page_id)
