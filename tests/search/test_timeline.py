@@ -248,7 +248,7 @@ def test_no_question_reads_a_hot_day_from_end_to_end(busy_dsn: str) -> None:
         ("read_by_id", {"id": ORDER.id, "since": at(590), "until": at(610)}, "_pkey"),
         ("read_changes", subject | table | page, "_entity"),
         ("read_changes", subject | table | page | {"older": 0, "newer": 2}, "_entity"),
-        ("read_entity", subject | page, "_gone"),
+        ("read_entity", subject | page, "_entity"),
         ("read_actor", {"actor_id": "user:77"} | page, "_actor"),
         ("read_stretch", {"source": None, "commit_lsn": None} | page, "_pkey"),
         ("read_effects", causes | page, "_cause"),
@@ -257,7 +257,6 @@ def test_no_question_reads_a_hot_day_from_end_to_end(busy_dsn: str) -> None:
             {"id": ORDER.id, "from_time": at(600), "to_time": at(601), "since": since, "limit": 9, "transactions": 9},
             "_cause",
         ),
-        ("read_gone", subject | table | behind | {"limit": 1}, "_gone"),
         ("read_telling", subject | table | behind | {"column": "n"}, "_entity"),
         ("is_recorded", {"entity_type": "busy", **table, "moment": NOON}, "_entity"),
         ("read_bracket", {"source": "main", "moment": NOON}, "_pkey"),
@@ -269,6 +268,23 @@ def test_no_question_reads_a_hot_day_from_end_to_end(busy_dsn: str) -> None:
             plan = "\n".join(await db.values(b"explain " + statement(f"timeline.{name}"), **words))
             assert not any(f"Seq Scan on {day}" in plan for day in days), f"{name}\n{plan}"
             assert index in plan, f"{name}\n{plan}"
+
+    asked(busy_dsn, ask)
+
+
+def test_what_went_without_a_word_is_read_by_its_own_index(busy_dsn: str) -> None:
+    subject = {"entity_type": "busy", "entity_id": "77", "source": "busy", "relation": None}
+    place = {"at": at(-86_400), "id": LIFE[0].id, "until": at(86_400), "truncates": True, "limit": 1}
+
+    async def ask(db: Database) -> None:
+        async with db.transaction():
+            assert await db.values(statement("timeline.read_gone"), **subject, **place) == []
+            read = await db.values(b"""
+                select c.relname from pg_class c
+                 where c.relname like 'activity%' and c.relkind in ('r', 'i') and pg_stat_get_xact_numscans(c.oid) > 0
+            """)
+        assert read
+        assert all(name.endswith("_gone") for name in read), read
 
     asked(busy_dsn, ask)
 

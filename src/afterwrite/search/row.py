@@ -268,24 +268,19 @@ class _Row:
 
     async def read_gone(self, place: Place, until: datetime, count: int) -> list[StoredActivity]:
         """The next ways after a place in which the row went without a word under its id, the oldest first."""
-
-        async def fetch(window: Window) -> list[StoredActivity]:
-            found = await self.db.rows(
-                stored_activity,
-                statement("timeline.read_gone"),
-                entity_type=self.entity_type,
-                entity_id=self.entity_id,
-                source=self.source,
-                relation=self.relation,
-                since=window.since,
-                until=window.until,
-                at=window.at,
-                id=window.id,
-                limit=window.newer,
-            )
-            return found[::-1]
-
-        return await read_newer(fetch, place, count, until=until)
+        return await self.db.rows(
+            stored_activity,
+            statement("timeline.read_gone"),
+            entity_type=self.entity_type,
+            entity_id=self.entity_id,
+            source=self.source,
+            relation=self.relation,
+            at=place.occurred_at,
+            id=place.id,
+            until=until,
+            truncates=True,
+            limit=count,
+        )
 
     async def read_telling(self, place: Place, column: str) -> StoredActivity | None:
         """The newest change before a place that tells of a column, or where the row came from; None: none is kept."""

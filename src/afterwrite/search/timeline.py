@@ -17,6 +17,9 @@ from afterwrite.record import Kind
 from afterwrite.search.find import Page, Place
 from afterwrite.search.row import RowAt, row_at
 from afterwrite.search.windows import (
+    BEGINNING,
+    END,
+    FIRST_ID,
     LAST_ID,
     TICK,
     Window,
@@ -42,7 +45,7 @@ _NEAR = (
 _DIGITS, _AT_ONCE = 10, timedelta(milliseconds=256)
 # Clocks differ, and a block is recorded when it ends: what it led to may be before it.
 _BEFORE = timedelta(hours=1)
-_TRANSACTIONS, _CHANGES = 200, 10_000
+_TRANSACTIONS, _CHANGES, _MOST_MOVES = 200, 10_000, 1_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -94,16 +97,37 @@ async def entity_timeline(
     A TRUNCATE is about a table and on no row's timeline; ``row_at`` knows of it.
     """
 
+    # Of these there is hardly ever any: they are read once, and each page takes its own.
+    left = await db.rows(
+        stored_activity,
+        statement("timeline.read_gone"),
+        entity_type=entity_type,
+        entity_id=entity_id,
+        source=None,
+        relation=None,
+        at=BEGINNING,
+        id=FIRST_ID,
+        until=END,
+        truncates=False,
+        limit=_MOST_MOVES,
+    )
+
     async def fetch(window: Window) -> list[StoredActivity]:
-        return await db.rows(
+        found = await db.rows(
             stored_activity,
             statement("timeline.read_entity"),
             entity_type=entity_type,
             entity_id=entity_id,
             **msgspec.structs.asdict(window),
         )
+        found = sorted((*found, *filter(window.holds, left)), key=_order, reverse=True)
+        return found[: window.older] if window.older else found[-window.newer :]
 
     return await read_page(fetch, limit=limit, older_than=older_than, newer_than=newer_than)
+
+
+def _order(activity: StoredActivity) -> tuple[datetime, str]:
+    return activity.occurred_at, activity.id
 
 
 async def actor_timeline(

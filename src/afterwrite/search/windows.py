@@ -37,6 +37,12 @@ class Window(msgspec.Struct, frozen=True):
     older: int
     newer: int
 
+    def holds(self, activity: StoredActivity) -> bool:
+        """Whether an activity is among those that it asks for."""
+        place = (activity.occurred_at, activity.id)
+        there = place < (self.at, self.id) if self.older else place > (self.at, self.id)
+        return there and self.since <= activity.occurred_at < self.until
+
 
 Fetch = Callable[[Window], Awaitable[Sequence[StoredActivity]]]
 

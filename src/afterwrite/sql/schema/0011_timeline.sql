@@ -16,7 +16,7 @@ create function afterwrite.gone(
     of_type text, of_id text, of_source text, of_relation text, after_at timestamptz, after_id uuid, until_at timestamptz,
     with_truncates boolean, most bigint
 ) returns setof afterwrite.activity language plpgsql stable
-set search_path = pg_catalog set plan_cache_mode = force_generic_plan set jit = off as $$
+set search_path = pg_catalog set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 begin
     -- "offset 0": not along the primary key, which has the order, to a few that may not be there.
     return query
@@ -46,4 +46,4 @@ begin
 end
 $$;
 comment on function afterwrite.gone(text, text, text, text, timestamptz, uuid, timestamptz, boolean, bigint) is
-    'The ways in which a row went without a word under its id: its key became another, or its table was truncated. Planned once a session and for all days, since planning it takes longer than running it.';
+    'The ways in which a row went without a word under its id: its key became another, or its table was truncated. Planned once a session, for all days and however little of them is filled, since planning takes longer than running.';
