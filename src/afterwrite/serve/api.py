@@ -11,7 +11,6 @@ import hashlib
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -28,6 +27,7 @@ from afterwrite.search import timeline
 from afterwrite.search.analytics import Bucket, ReportName, report
 from afterwrite.search.find import Page, find
 from afterwrite.search.query import parse
+from afterwrite.search.suggest import Suggestion, suggest
 from afterwrite.serve.auth import Auth, Caller, Scope
 from afterwrite.serve.cursors import open_start, seal_page
 from afterwrite.serve.door import SLASH
@@ -190,7 +190,7 @@ class ReportDoc(msgspec.Struct, frozen=True, kw_only=True):
 class SuggestionPage(msgspec.Struct, frozen=True, kw_only=True):
     """What the word at the end of the line may become."""
 
-    items: list[Any]
+    items: list[Suggestion]
 
 
 class Me(msgspec.Struct, frozen=True, kw_only=True):
@@ -420,8 +420,6 @@ async def list_suggestions(
     request: Ask, caller: Caller, q: Line = "", limit: Annotated[int, Parameter(ge=1, le=50)] = 10
 ) -> Response[SuggestionPage]:
     """List what the word at the end of a query may become."""
-    from afterwrite.search.suggest import suggest
-
     async with reading(request.app.state, caller) as db:
         found = await suggest(db, q, limit=limit)
     return _json({"items": found})
@@ -662,5 +660,3 @@ routes: list[ControllerRouterHandler] = [
     list_actor, get_report, list_suggestions, list_batches, get_batch, get_health, get_migration, get_me, is_alive,
     is_ready, get_metrics,
 ]  # fmt: skip
-if find_spec("afterwrite.search.suggest") is None:
-    routes.remove(list_suggestions)  # until that room is there
