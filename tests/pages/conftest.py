@@ -118,9 +118,11 @@ def page(context: BrowserContext) -> Iterator[Page]:
     made.on("pageerror", lambda error: trouble.append(f"error: {error}"))
     made.on(
         "console",
-        lambda said: trouble.append(f"{said.type}: {said.text}")
-        if said.type in ("error", "warning") and "the server responded with a status of 4" not in said.text
-        else None,
+        lambda said: (
+            trouble.append(f"{said.type}: {said.text}")
+            if said.type in ("error", "warning") and "the server responded with a status of 4" not in said.text
+            else None
+        ),
     )
     made.on("dialog", lambda dialog: (trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     yield made

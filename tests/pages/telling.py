@@ -17,9 +17,17 @@ from afterwrite.store.schema import install_store
 from afterwrite.store.writer import open_sink
 
 PEOPLE = (
-    "anna.berg@meridian.io", "jonas.keller@meridian.io", "priya.nair@meridian.io", "marco.rossi@meridian.io",
-    "lea.dubois@meridian.io", "tom.okafor@meridian.io", "sofia.lind@meridian.io", "user:1042", "user:1077", "user:2210",
-)  # fmt: skip
+    "anna.berg@meridian.io",
+    "jonas.keller@meridian.io",
+    "priya.nair@meridian.io",
+    "marco.rossi@meridian.io",
+    "lea.dubois@meridian.io",
+    "tom.okafor@meridian.io",
+    "sofia.lind@meridian.io",
+    "user:1042",
+    "user:1077",
+    "user:2210",
+)
 _PROJECTS = ("Harbour Wind", "Solar Farm Öland", "Green Bond II", "Rail Corridor East", "Tidal Array")
 _PLANS = ("free", "pro", "team", "enterprise")
 _STATES = ("draft", "submitted", "approved", "settled")
@@ -52,9 +60,14 @@ class Teller:
         millisecond = int(self.at.timestamp() * 1000)
         value = millisecond << 80 | 7 << 76 | (number >> 62) << 64 | 2 << 62 | number & ((1 << 62) - 1)
         return Activity(
-            id=str(UUID(int=value)), occurred_at=self.at, source="app", kind=Kind.EVENT, category=category, action=action,
+            id=str(UUID(int=value)),
+            occurred_at=self.at,
+            source="app",
+            kind=Kind.EVENT,
+            category=category,
+            action=action,
             **more,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )
 
     def transaction(self, actor: str | None, *changes: dict[str, object], cause: str | None = None) -> list[Activity]:
         """A transaction of the source, as capture stores it."""
@@ -99,74 +112,178 @@ class Teller:
         projects: dict[int, dict[str, object]] = {}
         while True:
             actor = some.choices(PEOPLE, weights=[9, 7, 6, 5, 4, 3, 3, 8, 5, 2])[0]
-            who = {"actor_id": actor, "actor_type": "user", "tenant_id": "meridian", "user_agent": _AGENT,
-                   "ip": f"10.4.{some.randrange(4)}.{some.randrange(2, 250)}", "session_id": f"s-{some.getrandbits(32):08x}"}  # fmt: skip
+            who = {
+                "actor_id": actor,
+                "actor_type": "user",
+                "tenant_id": "meridian",
+                "user_agent": _AGENT,
+                "ip": f"10.4.{some.randrange(4)}.{some.randrange(2, 250)}",
+                "session_id": f"s-{some.getrandbits(32):08x}",
+            }
             kind = some.random()
             if kind < 0.16:
                 wrong = some.random() < 0.2
-                yield [self.event(
-                    "auth.login", "authentication", entity_type="users", entity_id=actor,
-                    outcome=Outcome.FAILURE if wrong else Outcome.SUCCESS, severity=Level.WARNING if wrong else Level.INFO,
-                    summary=f"Login of {actor} {'refused: wrong password' if wrong else 'with password'}", **who,
-                )]  # fmt: skip
+                yield [
+                    self.event(
+                        "auth.login",
+                        "authentication",
+                        entity_type="users",
+                        entity_id=actor,
+                        outcome=Outcome.FAILURE if wrong else Outcome.SUCCESS,
+                        severity=Level.WARNING if wrong else Level.INFO,
+                        summary=f"Login of {actor} {'refused: wrong password' if wrong else 'with password'}",
+                        **who,
+                    )
+                ]
             elif kind < 0.26:
                 number = some.randrange(4000, 4200)
                 failed = some.random() < 0.06
-                yield [self.event(
-                    "invoice.send", "communication", entity_type="invoices", entity_id=str(number),
-                    outcome=Outcome.FAILURE if failed else Outcome.SUCCESS, severity=Level.ERROR if failed else Level.INFO,
-                    summary=f"Invoice {number} could not be sent: mailbox full" if failed else f"Invoice {number} sent to accounting@meridian.io",
-                    duration_ms=some.uniform(40, 900), metadata=msgspec.Raw(msgspec.json.encode({"channel": "email", "attempt": 1 + failed})), **who,
-                )]  # fmt: skip
+                yield [
+                    self.event(
+                        "invoice.send",
+                        "communication",
+                        entity_type="invoices",
+                        entity_id=str(number),
+                        outcome=Outcome.FAILURE if failed else Outcome.SUCCESS,
+                        severity=Level.ERROR if failed else Level.INFO,
+                        summary=f"Invoice {number} could not be sent: mailbox full"
+                        if failed
+                        else f"Invoice {number} sent to accounting@meridian.io",
+                        duration_ms=some.uniform(40, 900),
+                        metadata=msgspec.Raw(msgspec.json.encode({"channel": "email", "attempt": 1 + failed})),
+                        **who,
+                    )
+                ]
             elif kind < 0.34:
-                yield [self.event(
-                    "report.exported", "document", entity_type="reports", entity_id=str(some.randrange(20, 44)),
-                    summary=f"Quarterly report exported as {some.choice(['PDF', 'XLSX'])}", duration_ms=some.uniform(300, 2400), **who,
-                )]  # fmt: skip
+                yield [
+                    self.event(
+                        "report.exported",
+                        "document",
+                        entity_type="reports",
+                        entity_id=str(some.randrange(20, 44)),
+                        summary=f"Quarterly report exported as {some.choice(['PDF', 'XLSX'])}",
+                        duration_ms=some.uniform(300, 2400),
+                        **who,
+                    )
+                ]
             elif kind < 0.52:
                 key = some.randrange(1, 60)
                 if key not in projects:
-                    after: dict[str, object] = {"id": key, "name": f"{some.choice(_PROJECTS)} {key}", "status": "draft", "budget": 10_000 * some.randrange(4, 90), "owner": actor, "notes": None}
+                    after: dict[str, object] = {
+                        "id": key,
+                        "name": f"{some.choice(_PROJECTS)} {key}",
+                        "status": "draft",
+                        "budget": 10_000 * some.randrange(4, 90),
+                        "owner": actor,
+                        "notes": None,
+                    }
                     projects[key] = after
-                    yield self.transaction(actor, {"table": "projects", "operation": "insert", "key": key, "after": after})
+                    yield self.transaction(
+                        actor, {"table": "projects", "operation": "insert", "key": key, "after": after}
+                    )
                 else:
                     before = projects[key]
-                    after = {**before, "status": some.choice(_STATES), "budget": int(before["budget"]) + 500 * some.randrange(-9, 20), "notes": some.choice([None, "checked by finance", "waits for the board"])}  # type: ignore[call-overload]
+                    after = {
+                        **before,
+                        "status": some.choice(_STATES),
+                        "budget": int(before["budget"]) + 500 * some.randrange(-9, 20),
+                        "notes": some.choice([None, "checked by finance", "waits for the board"]),
+                    }  # type: ignore[call-overload]
                     projects[key] = after
-                    yield self.transaction(actor, {"table": "projects", "operation": "update", "key": key, "before": before, "after": after})
+                    yield self.transaction(
+                        actor,
+                        {"table": "projects", "operation": "update", "key": key, "before": before, "after": after},
+                    )
             elif kind < 0.72:
                 token, wallet = some.randrange(300, 420), some.randrange(1, 90)
                 amount = some.randrange(1, 40) * 250
                 cause = self.event(
-                    "redemption.approved", "financial", entity_type="tokens", entity_id=str(token), **who,
-                    summary=f"Redemption of {amount:,} gold tokens approved", severity=Level.INFO, duration_ms=some.uniform(8, 60),
-                    metadata=msgspec.Raw(msgspec.json.encode({"reason": "customer asked by phone", "amount": amount, "currency": "EUR"})),
-                )  # fmt: skip
+                    "redemption.approved",
+                    "financial",
+                    entity_type="tokens",
+                    entity_id=str(token),
+                    **who,
+                    summary=f"Redemption of {amount:,} gold tokens approved",
+                    severity=Level.INFO,
+                    duration_ms=some.uniform(8, 60),
+                    metadata=msgspec.Raw(
+                        msgspec.json.encode({"reason": "customer asked by phone", "amount": amount, "currency": "EUR"})
+                    ),
+                )
                 yield [cause]
                 yield self.transaction(
                     actor,
-                    {"table": "tokens", "operation": "update", "key": token, "before": {"id": token, "state": "held", "amount": amount}, "after": {"id": token, "state": "redeemed", "amount": 0}},
-                    {"table": "wallets", "operation": "update", "key": wallet, "before": {"id": wallet, "balance": 90_000}, "after": {"id": wallet, "balance": 90_000 + amount}},
-                    {"table": "ledger_entries", "operation": "insert", "key": self._xid, "after": {"id": self._xid, "token": token, "wallet": wallet, "amount": amount}},
+                    {
+                        "table": "tokens",
+                        "operation": "update",
+                        "key": token,
+                        "before": {"id": token, "state": "held", "amount": amount},
+                        "after": {"id": token, "state": "redeemed", "amount": 0},
+                    },
+                    {
+                        "table": "wallets",
+                        "operation": "update",
+                        "key": wallet,
+                        "before": {"id": wallet, "balance": 90_000},
+                        "after": {"id": wallet, "balance": 90_000 + amount},
+                    },
+                    {
+                        "table": "ledger_entries",
+                        "operation": "insert",
+                        "key": self._xid,
+                        "after": {"id": self._xid, "token": token, "wallet": wallet, "amount": amount},
+                    },
                     cause=cause.id,
-                )  # fmt: skip
+                )
             elif kind < 0.9:
                 key = some.randrange(1000, 1100)
                 plan = some.choice(_PLANS)
-                yield self.transaction(None if some.random() < 0.3 else actor, {
-                    "table": "users", "operation": "update", "key": key,
-                    "before": {"id": key, "email": f"user{key}@example.org", "plan": some.choice(_PLANS), "last_seen": None},
-                    "after": {"id": key, "email": f"user{key}@example.org", "plan": plan, "last_seen": self.at.isoformat()},
-                })  # fmt: skip
+                yield self.transaction(
+                    None if some.random() < 0.3 else actor,
+                    {
+                        "table": "users",
+                        "operation": "update",
+                        "key": key,
+                        "before": {
+                            "id": key,
+                            "email": f"user{key}@example.org",
+                            "plan": some.choice(_PLANS),
+                            "last_seen": None,
+                        },
+                        "after": {
+                            "id": key,
+                            "email": f"user{key}@example.org",
+                            "plan": plan,
+                            "last_seen": self.at.isoformat(),
+                        },
+                    },
+                )
             elif kind < 0.96:
                 key = some.randrange(10_000, 10_900)
-                yield self.transaction(actor, {"table": "notifications", "operation": "delete", "key": key, "before": {"id": key, "body": "Your invoice is ready", "read": True}})
+                yield self.transaction(
+                    actor,
+                    {
+                        "table": "notifications",
+                        "operation": "delete",
+                        "key": key,
+                        "before": {"id": key, "body": "Your invoice is ready", "read": True},
+                    },
+                )
             else:
-                yield [self.event(
-                    "import.finished", "bulk", summary=f"Import of {some.randrange(200, 9000):,} investors finished", duration_ms=some.uniform(4_000, 60_000),
-                    actor_id="system", actor_type="system", tenant_id="meridian",
-                    metadata=msgspec.Raw(msgspec.json.encode({"file": "investors.csv", "skipped": some.randrange(12)})),
-                )]  # fmt: skip
+                yield [
+                    self.event(
+                        "import.finished",
+                        "bulk",
+                        summary=f"Import of {some.randrange(200, 9000):,} investors finished",
+                        duration_ms=some.uniform(4_000, 60_000),
+                        actor_id="system",
+                        actor_type="system",
+                        tenant_id="meridian",
+                        metadata=msgspec.Raw(
+                            msgspec.json.encode({"file": "investors.csv", "skipped": some.randrange(12)})
+                        ),
+                    )
+                ]
 
 
 def _said(names: list[str], before: Any, after: Any) -> str:
@@ -209,7 +326,9 @@ def _together(seed: int) -> float:
 
 def _busy(hour: datetime) -> float:
     day = 0.3 if hour.weekday() >= 5 else 1.0
-    return day * (0.12 + math.exp(-(((hour.hour - 11) / 3.2) ** 2)) + 0.7 * math.exp(-(((hour.hour - 15.5) / 2.6) ** 2)))
+    return day * (
+        0.12 + math.exp(-(((hour.hour - 11) / 3.2) ** 2)) + 0.7 * math.exp(-(((hour.hour - 15.5) / 2.6) ** 2))
+    )
 
 
 def hostile(at: datetime) -> list[list[Activity]]:
@@ -219,14 +338,36 @@ def hostile(at: datetime) -> list[list[Activity]]:
     for payload in PAYLOADS:
         teller.at += timedelta(milliseconds=5)
         event = teller.event(
-            payload, payload, entity_type=payload, entity_id=payload, actor_id=payload, actor_type=payload,
-            tenant_id=payload, session_id=payload, request_id=payload, trace_id=payload, user_agent=payload, summary=payload,
+            payload,
+            payload,
+            entity_type=payload,
+            entity_id=payload,
+            actor_id=payload,
+            actor_type=payload,
+            tenant_id=payload,
+            session_id=payload,
+            request_id=payload,
+            trace_id=payload,
+            user_agent=payload,
+            summary=payload,
             metadata=msgspec.Raw(msgspec.json.encode({payload: payload, "reason": payload})),
-        )  # fmt: skip
+        )
         made.append([event])
         row = {payload: payload, "id": payload}
-        [change] = teller.transaction(payload, {"table": "x", "operation": "update", "key": payload, "before": row, "after": {**row, payload: payload * 2}}, cause=event.id)
-        made.append([msgspec.structs.replace(change, entity_type=payload, relation=payload, source=payload, action=payload)])
+        [change] = teller.transaction(
+            payload,
+            {
+                "table": "x",
+                "operation": "update",
+                "key": payload,
+                "before": row,
+                "after": {**row, payload: payload * 2},
+            },
+            cause=event.id,
+        )
+        made.append(
+            [msgspec.structs.replace(change, entity_type=payload, relation=payload, source=payload, action=payload)]
+        )
     return made
 
 
@@ -249,6 +390,10 @@ def _batch(source: str, rows: list[Activity]) -> Batch:
     if not lsns:
         return Batch(source=source, activities=rows, transactions=0)
     return Batch(
-        source=source, activities=rows, transactions=len(set(lsns)), first_lsn=lsns[0], last_lsn=lsns[-1],
+        source=source,
+        activities=rows,
+        transactions=len(set(lsns)),
+        first_lsn=lsns[0],
+        last_lsn=lsns[-1],
         checkpoint=Checkpoint(source=source, slot="billing", system_id=SYSTEM_ID, timeline=1, lsn=Lsn(lsns[-1] + 8)),
-    )  # fmt: skip
+    )

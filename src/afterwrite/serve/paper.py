@@ -74,6 +74,11 @@ def version() -> str:
     return digest.hexdigest()[:12]
 
 
+def static_address(name: str) -> str:
+    """Where the browser finds a file of static/."""
+    return f"/static/{version()}/{name}"
+
+
 @lru_cache
 def _environment() -> Environment:
     made = Environment(
@@ -84,8 +89,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    made.globals |= {
-        "static": lambda name: f"/static/{version()}/{name}",
+    names: dict[str, Any] = {
+        "static": static_address,
         "entity_href": shown.entity_href,
         "entity_name": shown.entity_name,
         "search_href": shown.search_href,
@@ -94,10 +99,11 @@ def _environment() -> Environment:
         "hue": shown.hue,
         "rank": draw.rank,
         "meter": draw.meter,
-        "now": lambda: datetime.now(UTC),
     }
+    made.globals.update(names)
     made.filters |= {
         "moment": moment,
+        "exact": exact,
         "clock": clock,
         "iso": iso,
         "count": lambda value: f"{value:,}",
@@ -119,6 +125,12 @@ def _finalize(value: object) -> object:
 def moment(at: datetime) -> str:
     """A time in words, in UTC; the browser makes the viewer's own of it."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def exact(at: datetime) -> str:
+    """The same to the millisecond: what is shown when the pointer rests on a time."""
+    at = at.astimezone(UTC)
+    return f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03} UTC"
 
 
 def clock(at: datetime) -> str:
@@ -143,7 +155,8 @@ def ticked(text: str) -> Markup:
     """A sentence whose `commands` are set as code."""
     parts = visible(text).split("`")
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if place % 2 and place < len(parts) - 1 else escape(part) for place, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if place % 2 and place < len(parts) - 1 else escape(part)
+        for place, part in enumerate(parts)
     )
 
 

@@ -50,7 +50,7 @@ async def save_view(settings: Settings, caller: Caller, name: str, query: str) -
         if await db.value(statement("views.count_views"), tenant=caller.tenant) >= MOST_VIEWS:
             raise UsageError(f"{MOST_VIEWS} views are kept already", remedy="delete one first")
         kept = await db.maybe(
-            View, statement("views.write_view"), tenant=caller.tenant, name=name, query=query, made_by=caller.name
+            View, statement("views.write_view"), tenant=caller.tenant, name=name, line=query, made_by=caller.name
         )
     if kept is None:
         raise UsageError(f"there is a view {name} of somebody else's", remedy="give it another name")

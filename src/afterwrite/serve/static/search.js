@@ -88,7 +88,8 @@ function listOf(items) {
 async function append() {
   const place = { older: ends.bottom.older };
   const answer = await read(place);
-  if (answer.items.length === 0) { ends.bottom.older = null; return; }
+  // The server looks for so long at once: an empty page may say where to go on.
+  if (answer.items.length === 0) { ends.bottom.older = answer.older || null; return; }
   const list = listOf(answer.items);
   ends.bottom.list.after(list);
   ends.bottom = add(list, place, answer.older, answer.newer);
@@ -97,7 +98,7 @@ async function append() {
 async function prepend() {
   const place = { newer: ends.top.newer };
   const answer = await read(place);
-  if (answer.items.length === 0) { ends.top.newer = null; return; }
+  if (answer.items.length === 0) { ends.top.newer = answer.newer || null; return; }
   const list = listOf(answer.items);
   const before = ends.top.list.getBoundingClientRect().top;
   ends.top.list.before(list);

@@ -1,0 +1,141 @@
+"""``python -m tests.pages.screens``: the pictures of the pages in docs/screens/, anew.
+
+A server of its own, the demo's legacy application migrated in a minute, two weeks of an application's activity beside
+it, and the system's Chromium. ``--quick`` leaves the demo out (and so the pictures of migration and health).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+from playwright.sync_api import Browser, Page, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import browsing
+import telling
+
+from afterwrite.demo.story import DATABASE, Chapter, Script, tell_story
+from afterwrite.postgres import connect
+from afterwrite.postgres.embedded import Server, embedded_server
+from afterwrite.settings import Settings
+from afterwrite.store.rollup import roll_up
+
+_FOLDER = Path(__file__).parents[2] / "docs" / "screens"
+_MOST_BYTES = 150_000
+_SERVER = {"fsync": "off", "shared_preload_libraries": "pg_stat_statements", "track_functions": "pl"}
+_SCRIPT = Script(clients=4, rate=60.0, warm_seconds=1.0, measure_seconds=8.0, shadow_seconds=10.0, soak_seconds=1.0)
+
+
+def main() -> int:
+    """Take the pictures; 1 where there is no browser."""
+    path = browsing.find_chromium()
+    if path is None:
+        print(browsing.HOW, file=sys.stderr)
+        return 1
+    quick = "--quick" in sys.argv
+    with embedded_server(settings=_SERVER) as server:
+        settings = asyncio.run(_prepare(server, quick=quick))
+        with browsing.serving(settings) as url, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            for name, width, dark, address in _pictures(server.dsn(DATABASE), quick=quick):
+                _take(browser, url, name, width=width, dark=dark, address=address, dsn=server.dsn(DATABASE))
+            browser.close()
+    return 0
+
+
+async def _prepare(server: Server, *, quick: bool) -> Settings:
+    if quick:
+        async with connect(server.dsn()) as admin:
+            await admin.run(b"create database legacy")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            await tell_story(server, Path(folder), _SCRIPT, _tell)
+    dsn = server.dsn(DATABASE)
+    await telling.fill(dsn, telling.tell(24_000), at_once=400)
+    async with connect(dsn) as db:
+        while (await roll_up(db)).rows:
+            pass
+    return Settings(dsn=dsn, operator="demo")
+
+
+def _tell(chapter: Chapter) -> None:
+    if chapter.done:
+        print(f"{chapter.title}: {chapter.text}")
+
+
+def _pictures(dsn: str, *, quick: bool) -> list[tuple[str, int, bool, str]]:
+    with psycopg.connect(dsn) as db:
+
+        def one(query: str) -> str:
+            found = db.execute(query).fetchone()
+            assert found is not None
+            return str(found[0])
+
+        event = one(
+            "select id from afterwrite.activity where action = 'redemption.approved' order by occurred_at desc limit 1"
+        )
+        project = one(
+            "select entity_id from afterwrite.activity where entity_type = 'projects' and source = 'billing'"
+            " group by 1 order by count(*) desc, 1 limit 1"
+        )
+    pictures = [
+        ("live", 1280, False, "/"),
+        ("live-dark", 1280, True, "/"),
+        ("live-narrow", 360, False, "/"),
+        ("search", 1280, False, "/search?q=actor:anna.berg@meridian.io+outcome:failure"),
+        ("search-wrong", 1280, False, "/search?q=actor:anna.berg@meridian.io+outcome:broken"),
+        ("activity", 1280, False, f"/activity/{event}"),
+        ("entity", 1280, True, f"/entity/projects/{project}"),
+        ("entity-narrow", 360, True, f"/entity/projects/{project}"),
+        ("overview", 1280, False, "/overview?span=week"),
+    ]
+    if not quick:
+        pictures += [("migration", 1280, False, "/migration"), ("health", 1280, False, "/health")]
+    return pictures
+
+
+def _take(browser: Browser, url: str, name: str, *, width: int, dark: bool, address: str, dsn: str) -> None:
+    context = browser.new_context(
+        base_url=url, locale="en-GB", timezone_id="Europe/Berlin", color_scheme="dark" if dark else "light",
+        viewport={"width": width, "height": 800 if width > 600 else 740}, reduced_motion="reduce",
+    )  # fmt: skip
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_load_state("load")
+    if name.startswith("live"):
+        _let_something_happen(page, dsn)
+    page.wait_for_timeout(600)
+    picture = page.screenshot()
+    context.close()
+    if len(picture) > _MOST_BYTES:
+        raise SystemExit(f"{name}.png has {len(picture):,} bytes, more than {_MOST_BYTES:,}")
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    (_FOLDER / f"{name}.png").write_bytes(picture)
+    print(f"{name}.png {len(picture):,} bytes")
+
+
+def _let_something_happen(page: Page, dsn: str) -> None:
+    """A few things while the page is looked at."""
+    page.wait_for_timeout(300)
+
+    async def happen() -> None:
+        teller = telling.Teller(11, datetime.now(UTC))
+        life = teller.life()
+        for _ in range(6):
+            teller.at = datetime.now(UTC)
+            await telling.fill(dsn, [next(life)])
+
+    thread = threading.Thread(target=lambda: asyncio.run(happen()))
+    thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
