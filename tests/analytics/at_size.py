@@ -106,7 +106,7 @@ async def measure(dsn: str, rows: int) -> None:
             _line(f"hours, {title}", f"{spent / done.rows * 1e6:.2f} µs of CPU a row", f"{_since(began)}")
         began, cpu = time.perf_counter(), clock.seconds()
         await roll_up(db)
-        _line("names, hour by hour", f"{(clock.seconds() - cpu) / rows * 1e6:.2f} µs of CPU a row", _since(began))
+        _line("names", f"{(clock.seconds() - cpu) / rows * 1e6:.2f} µs of CPU a row", _since(began))
         await db.run(b"vacuum analyze afterwrite.rollup_hour, afterwrite.rollup_top")
         began = time.perf_counter()
         await refresh_analytics(db)
@@ -131,8 +131,7 @@ async def measure(dsn: str, rows: int) -> None:
 async def _forget(db: Database) -> None:
     await db.script(
         """truncate afterwrite.rollup_hour, afterwrite.rollup_top, afterwrite.rollup_rest;
-           update afterwrite.rollup set position = 0, actors_until = '-infinity',
-                  entities_until = '-infinity', exact_until = '-infinity'"""
+           update afterwrite.rollup set position = 0, named_until = '-infinity', exact_until = '-infinity'"""
     )
 
 

@@ -33,8 +33,8 @@ async def _reset(dsn: str) -> None:
     async with connect(dsn, options=SESSION) as db:
         await db.script(
             """truncate afterwrite.rollup_hour, afterwrite.rollup_top, afterwrite.rollup_rest;
-               update afterwrite.rollup set position = 0, part_at = null, part_id = null, actors_until = '-infinity',
-                  entities_until = '-infinity', folded_until = '-infinity', exact_until = '-infinity'"""
+               update afterwrite.rollup set position = 0, part_at = null, part_id = null,
+                  named_until = '-infinity', folded_until = '-infinity', exact_until = '-infinity'"""
         )
 
 

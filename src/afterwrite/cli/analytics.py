@@ -23,7 +23,8 @@ _NAMES = ", ".join(ReportName)
 
 def analytics(
     name: Annotated[
-        ReportName | None, typer.Argument(metavar="REPORT", help=f"One of {_NAMES}.", show_default=False)
+        ReportName | None,
+        typer.Argument(metavar="REPORT", help=f"One of {_NAMES}.", show_default=False, show_choices=False),
     ] = None,
     dsn: Annotated[
         str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
@@ -115,9 +116,6 @@ _TITLES = {
     "week_before": ">week before",
     "change": ">change",
     "failures_before": ">failures before",
-    "active_days": ">days active then",
-    "activities_before": ">activities then",
-    "known_days": ">days known",
     "entity_type": "entity type",
     "entity_id": "entity",
 }
@@ -128,7 +126,13 @@ def _show(found: Report) -> None:
     until = f"{found.before:%Y-%m-%d %H:%M} UTC"
     whose = f", tenant {found.tenant}" if found.tenant is not None else ""
     out.print(f"[bold]{found.name}[/] {found.after:%Y-%m-%d %H:%M} to {plain(until + whose)}")
-    if found.rows:
+    if found.rows and found.name is ReportName.UNUSUAL_HOURS:
+        rows = (
+            [f"{row['at']:%Y-%m-%d %H:%M}", row["kind"], row["name"], row["activities"], _before(row)]
+            for row in found.records()
+        )
+        out.print(fill(table("hour (UTC)", "", "name", ">activities", "four weeks before"), rows))
+    elif found.rows:
         series = found.name is ReportName.ACTIVITY
         made = table(*(_title(each, found.bucket) for each in found.columns), *([""] if series else []))
         most = max((row[1] for row in found.rows if isinstance(row[1], int)), default=0) if series else 0
@@ -147,6 +151,10 @@ def _show(found: Report) -> None:
         hang("[yellow]note[/]", f"{waiting} stored and not counted yet [dim](--refresh counts them)[/]")
 
 
+def _before(row: Mapping[str, Cell]) -> str:
+    return f"near that hour on {row['active_days']} of {row['known_days']} days"
+
+
 _EMPTY = {
     ReportName.UNUSUAL_HOURS: "Nobody was active at an hour that is unusual for them.",
     ReportName.FAILED_LOGINS: "Nobody failed to sign in.",
@@ -160,10 +168,10 @@ def _title(column: str, bucket: Bucket) -> str:
 
 
 def _writers(found: Report) -> Mapping[str, Callable[[Cell], str]]:
-    hourly = found.bucket is Bucket.HOUR or found.name is ReportName.UNUSUAL_HOURS
+    form = "%Y-%m-%d %H:%M" if found.bucket is Bucket.HOUR else "%Y-%m-%d"
 
     def write_moment(cell: Cell) -> str:
-        return cell.strftime("%Y-%m-%d %H:%M" if hourly else "%Y-%m-%d") if isinstance(cell, datetime) else ""
+        return cell.strftime(form) if isinstance(cell, datetime) else ""
 
     def write_share(cell: Cell) -> str:
         return f"{cell:.1%}" if isinstance(cell, float) else ""

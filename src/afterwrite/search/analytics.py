@@ -11,6 +11,7 @@ A tenant's report reads tables alone, which row-level security guards; a materia
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -21,12 +22,13 @@ import msgspec
 from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, statement
 
-_HOUR, _QUARTER, _DAY, _WEEK = timedelta(hours=1), timedelta(hours=6), timedelta(days=1), timedelta(days=7)
+_HOUR, _DAY, _WEEK = timedelta(hours=1), timedelta(days=1), timedelta(days=7)
 _MOST_BUCKETS = 3_000
 _MOST_ROWS = 1_000
 # So much of hours whose names are not counted yet is read from the activity itself; beyond it they are left out.
-_MOST_LIVE = 50_000
-# What is unusual: known on so many of the 28 days before, and active at that hour on at most so many of them.
+_MOST_LIVE = 100_000
+# What is unusual: known on so many of the 28 days before, and active at that hour of the day, or at the one before or
+# after it, on at most so many of them.
 _PAST_DAYS, _KNOWN_DAYS, _ALMOST_NEVER = 28, 7, 1
 # A whole category wakes rarely for one activity; an actor does.
 _CATEGORY_FEW = 5
@@ -127,9 +129,8 @@ def stretch_of(name: ReportName, after: datetime | None, before: datetime | None
         # The hour that is under way counts, unless whole hours are compared with it.
         before = _floor(now) if name is ReportName.WEEK else _ceil(now)
     usual = _DAY if name in (ReportName.ACTIVITY, ReportName.UNUSUAL_HOURS) else _WEEK
-    whole = _QUARTER if name is ReportName.ENTITIES else _HOUR
     try:
-        found = Stretch(_floor(after if after is not None else before - usual, whole), _ceil(before, whole))
+        found = Stretch(_floor(after if after is not None else before - usual), _ceil(before))
     except OverflowError as error:
         raise UsageError("these times are beyond the calendar", remedy="name years from 2 to 9998") from error
     if found.after >= found.before:
@@ -139,12 +140,12 @@ def stretch_of(name: ReportName, after: datetime | None, before: datetime | None
     return found
 
 
-def _floor(moment: datetime, whole: timedelta = _HOUR) -> datetime:
-    return moment - (moment - _EPOCH) % whole
+def _floor(moment: datetime) -> datetime:
+    return moment - (moment - _EPOCH) % _HOUR
 
 
-def _ceil(moment: datetime, whole: timedelta = _HOUR) -> datetime:
-    return moment + -(moment - _EPOCH) % whole
+def _ceil(moment: datetime) -> datetime:
+    return moment + -(moment - _EPOCH) % _HOUR
 
 
 async def report(
@@ -160,8 +161,7 @@ async def report(
 ) -> Report:
     """What happened after one moment and before another, as one of the reports; of one tenant, where it is named.
 
-    Times are widened to whole hours (UTC), for entities to quarters of a day. Without them it is about the last day or
-    week, whatever suits the report.
+    Times are widened to whole hours (UTC). Without them it is about the last day or week, whatever suits the report.
     A connection that may see one tenant alone has to name it. Raises UsageError for what cannot be asked.
     """
     stretch = stretch_of(name, after, before, now or datetime.now(UTC))
@@ -236,26 +236,26 @@ class _Asked:
             return await self.db.rows(_HourRow, statement("analytics.read_hours"), **words)
         return await self.db.rows(_HourRow, statement("analytics.read_tenant_hours"), **words, tenant=self.tenant)
 
-    async def live(self, counted_until: datetime | None) -> tuple[Stretch, tuple[str, ...]]:
+    async def live(self) -> tuple[Stretch, tuple[str, ...]]:
         """The hours whose names are read from the activity itself; a note where they are too busy for that."""
-        after = max(self.stretch.after, counted_until) if counted_until else self.stretch.after
+        named_until = self.standing.named_until
+        after = max(self.stretch.after, named_until) if named_until else self.stretch.after
         nothing = Stretch(self.stretch.before, self.stretch.before)
         if after >= self.stretch.before:
             return nothing, ()
         rows: int = await self.db.value(statement("analytics.count_uncounted"), after=after, before=self.stretch.before)
         if rows <= _MOST_LIVE:
             return Stretch(after, self.stretch.before), ()
-        return nothing, (f"names are counted up to {after:%Y-%m-%d %H:%M} UTC: busy hours come in when they are over",)
+        return nothing, (f"names are counted up to {after:%Y-%m-%d %H:%M} UTC: busy hours follow when they are over",)
 
 
 class _Counting(msgspec.Struct, frozen=True):
-    """How far counting is: actors and entities for the hours before theirs, the views for those before exact_until."""
+    """How far counting is: names for the hours before named_until, the views for those before exact_until."""
 
     position: int
     rolled_at: datetime
     behind_batches: int
-    actors_until: datetime | None
-    entities_until: datetime | None
+    named_until: datetime | None
     exact_until: datetime | None
     exact: bool
     refreshed_at: datetime | None
@@ -396,8 +396,7 @@ def _notes(more: int) -> tuple[str, ...]:
 
 
 async def _names(asked: _Asked, what: str) -> _Found:
-    standing = asked.standing
-    live, notes = await asked.live(standing.actors_until if what == "actor" else standing.entities_until)
+    live, notes = await asked.live()
     rows, more = await _read_names(asked, what, live)
     notes = (*notes, *_notes(more))
     if what == "actor":
@@ -456,7 +455,7 @@ def _compared(category: str, now: _HourRow, before: _HourRow) -> tuple[str, int,
 
 
 async def _unusual_hours(asked: _Asked) -> _Found:
-    live, notes = await asked.live(asked.standing.actors_until)
+    live, notes = await asked.live()
     words = _name_words(asked, live)
     actors = await asked.db.rows(
         _UnusualRow,
@@ -485,21 +484,22 @@ async def _unusual_hours(asked: _Asked) -> _Found:
 
 
 def unusual_categories(now: Sequence[_HourRow], past: Sequence[_HourRow]) -> list[_UnusualRow]:
-    """Hours at which a category is active that is known, and was almost never active at that hour of the day before."""
+    """Hours at which a category is active that is known, and was almost never active near that hour before."""
     known: dict[str, set[date]] = {}
-    active: dict[tuple[str, int], list[int]] = {}
+    active: dict[tuple[str, int], Counter[date]] = {}
     for row in past:
         if row.at and row.category:
             known.setdefault(row.category, set()).add(row.at.date())
-            active.setdefault((row.category, row.at.hour), []).append(row.activities)
+            for hour in (row.at.hour - 1, row.at.hour, row.at.hour + 1):
+                active.setdefault((row.category, hour % 24), Counter())[row.at.date()] += row.activities
     return [
-        _UnusualRow(row.at, row.category, row.activities, len(before), sum(before), len(known[row.category]))
+        _UnusualRow(row.at, row.category, row.activities, len(before), before.total(), len(known[row.category]))
         for row in now
         if row.at
         and row.category
         and row.activities >= _CATEGORY_FEW
         and len(known.get(row.category, ())) >= _KNOWN_DAYS
-        and len(before := active.get((row.category, row.at.hour), [])) <= _ALMOST_NEVER
+        and len(before := active.get((row.category, row.at.hour), Counter[date]())) <= _ALMOST_NEVER
     ]
 
 

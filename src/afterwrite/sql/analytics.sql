@@ -2,8 +2,7 @@
 -- How far the feed is counted, in what a tenant's reader may see, too.
 select r.position, r.rolled_at,
        greatest(0, (select b.position from afterwrite.batch b order by b.position desc limit 1) - r.position) as behind_batches,
-       case when pg_catalog.isfinite(r.actors_until) then r.actors_until end as actors_until,
-       case when pg_catalog.isfinite(r.entities_until) then r.entities_until end as entities_until,
+       case when pg_catalog.isfinite(r.named_until) then r.named_until end as named_until,
        case when pg_catalog.isfinite(r.exact_until) then r.exact_until end as exact_until,
        r.exact_until = 'infinity' as exact, r.refreshed_at
   from afterwrite.rollup r;
@@ -122,9 +121,9 @@ select coalesce(sum(h.activities), 0)::bigint
  where h.hour >= :after and h.hour < :before;
 
 -- name: read_unusual_actors
--- Hours of some days at which an actor is active who was known in the four weeks before, and then almost never at that hour.
+-- Hours of some days at which an actor is active who was known in the four weeks before, and then almost never near that hour.
 with past as materialized (
-    select t.name, t.day, t.hours
+    select t.name, t.day, t.hours || t.hours as hours  -- so that the hours before and after each lie beside it
       from afterwrite.rollup_top t
      where t.what = 'actor' and t.day >= :since_day and t.day < :after_day
        and (:tenant::text is null or t.tenant_id = :tenant)
@@ -164,11 +163,14 @@ with past as materialized (
      group by 1, 2, 3
 ), found as (
     select w.name, w.hour, w.days,
-           count(distinct p.day) filter (where p.hours[w.hour + 1] > 0) as active_days,
-           coalesce(sum(p.hours[w.hour + 1]), 0)::bigint as activities_before,
+           count(distinct p.day) filter (where p.near > 0) as active_days, coalesce(sum(p.near), 0)::bigint as activities_before,
            (select count(*) from cut) - count(distinct p.day) filter (where p.day in (select c.day from cut c)) as unknown_days
       from pairs w
-      join past p on p.name = w.name
+      join lateral (
+           select q.day, q.hours[w.hour + 24] + q.hours[w.hour + 1] + q.hours[w.hour + 2] as near
+             from past q
+            where q.name = w.name
+           ) p on true
      group by w.name, w.hour, w.days
 )
 select n.at, n.name, n.activities, f.active_days, f.activities_before, f.days as known_days

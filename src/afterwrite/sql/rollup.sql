@@ -20,7 +20,7 @@ select least(
        );
 
 -- name: count_names
--- Count the actors of the next hour that was over by then, or the entities of the next quarter of a day; says which.
+-- Count the actors and entities of the next hours that were over by then; says where they begin.
 select afterwrite.count_names(:over_by, :most_names);
 
 -- name: fold

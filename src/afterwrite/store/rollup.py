@@ -4,7 +4,7 @@
 
     feed ──▶ roll_up: the next batches by hour and sort; the cursor moves in the same transaction
                ▼
-             count_names: actors of an hour, entities of six, once they are over; what is late, as it comes
+             count_names: actors and entities of some hours, once they are over; what is late, as it comes
                ▼
              fold: of days past the busiest names     refresh: materialized views over all hours, now and again
 
@@ -35,8 +35,8 @@ SESSION = {
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
 }
-# So many rows are counted in one transaction (tenths of a second). Of each tenant so many actors are kept for an hour,
-# a tenth as many entities for a quarter of a day, and so many of each for a day that is past.
+# So many rows are counted in one transaction (tenths of a second). Of each tenant so many actors and a tenth as many
+# entities are kept of some hours, and so many of each of a day that is past.
 MOST_ROWS = 50_000
 MOST_NAMES = 1_000
 # The materialized views are only a shortcut: what they lack is read from the tables.

@@ -2,16 +2,15 @@
 -- months reads thousands of rows and not millions.
 
 create table afterwrite.rollup (
-    only_row       boolean     not null default true,
-    position       bigint      not null default 0,
-    part_at        timestamptz,
-    part_id        uuid,
-    rolled_at      timestamptz not null default clock_timestamp(),
-    actors_until   timestamptz not null default '-infinity',
-    entities_until timestamptz not null default '-infinity',
-    folded_until   date        not null default '-infinity',
-    exact_until    timestamptz not null default '-infinity',
-    refreshed_at   timestamptz,
+    only_row     boolean     not null default true,
+    position     bigint      not null default 0,
+    part_at      timestamptz,
+    part_id      uuid,
+    rolled_at    timestamptz not null default clock_timestamp(),
+    named_until  timestamptz not null default '-infinity',
+    folded_until date        not null default '-infinity',
+    exact_until  timestamptz not null default '-infinity',
+    refreshed_at timestamptz,
     constraint rollup_pkey primary key (only_row),
     constraint rollup_has_one_row check (only_row),
     constraint rollup_never_negative check (position >= 0),
@@ -22,10 +21,8 @@ comment on table afterwrite.rollup is
 comment on column afterwrite.rollup.position is 'Batches up to this position are counted.';
 comment on column afterwrite.rollup.part_at is
     'Of the batch after it (a very long one) the activity up to (part_at, part_id) is counted, too; null: nothing of it.';
-comment on column afterwrite.rollup.actors_until is
-    'Actors are counted for the hours before this one: once, when an hour is over; what comes later is added as it comes.';
-comment on column afterwrite.rollup.entities_until is
-    'Entities are counted for the quarters of a day before this one, in the same way: most things are touched once, and those that count are known after hours.';
+comment on column afterwrite.rollup.named_until is
+    'The names of actors and entities are counted for the hours before this one: once, when some hours are over; what comes later is added as it comes.';
 comment on column afterwrite.rollup.folded_until is 'Days before this one hold at most as many names as a day may keep.';
 comment on column afterwrite.rollup.exact_until is
     'The materialized views say the same as the tables for the hours before this one; infinity: for all.';
@@ -66,8 +63,7 @@ create table afterwrite.rollup_top (
 comment on table afterwrite.rollup_top is
     'The busiest names of a day (UTC), for each tenant: actors, entities, and who failed to sign in from where. All of them where they are not more than an hour and a day may keep; afterwrite.rollup_rest says what was left out.';
 comment on column afterwrite.rollup_top.type is 'Of an entity; of a failed login, where it names the account as an entity.';
-comment on column afterwrite.rollup_top.hours is
-    'Its activities by hour of the day (UTC), from 0 to 23; those of entities at the hour that their quarter of the day begins with, but what came late at its own.';
+comment on column afterwrite.rollup_top.hours is 'Its activities by hour of the day (UTC), from 0 to 23.';
 create index rollup_top_tenant on afterwrite.rollup_top (tenant_id, what, day) where tenant_id is not null;
 
 create table afterwrite.rollup_rest (
@@ -104,47 +100,67 @@ $$;
 comment on function afterwrite.counted(timestamptz, timestamptz, bigint, bigint) is
     'The activity of some time that the batches beyond one position and up to another brought.';
 
+create function afterwrite.add_hours(a integer[], b integer[]) returns integer[]
+    language sql immutable parallel safe
+    return array[
+        a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5], a[6] + b[6],
+        a[7] + b[7], a[8] + b[8], a[9] + b[9], a[10] + b[10], a[11] + b[11], a[12] + b[12],
+        a[13] + b[13], a[14] + b[14], a[15] + b[15], a[16] + b[16], a[17] + b[17], a[18] + b[18],
+        a[19] + b[19], a[20] + b[20], a[21] + b[21], a[22] + b[22], a[23] + b[23], a[24] + b[24]
+    ];
+comment on function afterwrite.add_hours(integer[], integer[]) is 'Two days'' hours in one.';
+
 create function afterwrite.add_names(
-    of_hour timestamptz, whats text[], after_position bigint, to_position bigint, most_names integer,
+    since timestamptz, until timestamptz, whats text[], after_position bigint, to_position bigint, most_names integer,
     after_at timestamptz default '-infinity', after_id uuid default '00000000-0000-0000-0000-000000000000',
-    to_at timestamptz default 'infinity', to_id uuid default 'ffffffff-ffff-ffff-ffff-ffffffffffff', hours integer default 1
+    to_at timestamptz default 'infinity', to_id uuid default 'ffffffff-ffff-ffff-ffff-ffffffffffff'
 ) returns void language plpgsql
--- Planned for the very hour that it is about.
+-- Planned for the very hours that it is about, so that no other day is looked at.
 set search_path = pg_catalog set plan_cache_mode = force_custom_plan set jit = off as $$
 declare
-    at_day constant date := (of_hour at time zone 'UTC')::date;
-    number constant integer := extract(hour from of_hour at time zone 'UTC');
-    -- Said beforehand, so that planning leaves out the other days: an interval is added when the query runs.
-    until  constant timestamptz := of_hour + hours * interval '1 hour';
+    of_day constant date := (since at time zone 'UTC')::date;
 begin
     with stretch as materialized (
-        select a.tenant_id, a.entity_type, a.entity_id, a.actor_id, a.ip,
-               a.category = 'authentication' and a.outcome = 'failure' as failed
-          from afterwrite.counted(of_hour, until, after_position, to_position) a
+        select extract(hour from a.occurred_at at time zone 'UTC')::integer as hour, a.tenant_id, a.entity_type, a.entity_id,
+               a.actor_id, a.ip, a.category = 'authentication' and a.outcome = 'failure' as failed
+          from afterwrite.counted(since, until, after_position, to_position) a
          where (a.occurred_at, a.id) > (after_at, after_id)
            and (a.occurred_at, a.id) <= (to_at, to_id)
            and (whats && array['actor', 'entity'] or (a.category = 'authentication' and a.outcome = 'failure'))
-    ), named as (
-        select 'actor' as what, s.tenant_id, null::text as type, s.actor_id as name, count(*) as activities
+    ), told as (
+        select 'actor' as what, s.tenant_id, null::text as type, s.actor_id as name, s.hour
           from stretch s
          where 'actor' = any (whats) and s.actor_id is not null
-         group by 2, 4
          union all
-        select 'entity', s.tenant_id, s.entity_type, s.entity_id, count(*)
+        select 'entity', s.tenant_id, s.entity_type, s.entity_id, s.hour
           from stretch s
          where 'entity' = any (whats) and s.entity_id is not null
-         group by 2, 3, 4
          union all
         select 'failed login', s.tenant_id, case when s.entity_id is not null then s.entity_type end,
-               coalesce(s.entity_id, s.actor_id), count(*)
+               coalesce(s.entity_id, s.actor_id), s.hour
           from stretch s
          where 'failed login' = any (whats) and s.failed and coalesce(s.entity_id, s.actor_id) is not null
-         group by 2, 3, 4
          union all
-        select 'failed login ip', s.tenant_id, null, host(s.ip), count(*)
+        select 'failed login ip', s.tenant_id, null, host(s.ip), s.hour
           from stretch s
          where 'failed login ip' = any (whats) and s.failed and s.ip is not null
-         group by 2, 4
+    ), named as (
+        select t.what, t.tenant_id, t.type, t.name, count(*) as activities, array[
+                   count(*) filter (where t.hour = 0)::integer, count(*) filter (where t.hour = 1)::integer,
+                   count(*) filter (where t.hour = 2)::integer, count(*) filter (where t.hour = 3)::integer,
+                   count(*) filter (where t.hour = 4)::integer, count(*) filter (where t.hour = 5)::integer,
+                   count(*) filter (where t.hour = 6)::integer, count(*) filter (where t.hour = 7)::integer,
+                   count(*) filter (where t.hour = 8)::integer, count(*) filter (where t.hour = 9)::integer,
+                   count(*) filter (where t.hour = 10)::integer, count(*) filter (where t.hour = 11)::integer,
+                   count(*) filter (where t.hour = 12)::integer, count(*) filter (where t.hour = 13)::integer,
+                   count(*) filter (where t.hour = 14)::integer, count(*) filter (where t.hour = 15)::integer,
+                   count(*) filter (where t.hour = 16)::integer, count(*) filter (where t.hour = 17)::integer,
+                   count(*) filter (where t.hour = 18)::integer, count(*) filter (where t.hour = 19)::integer,
+                   count(*) filter (where t.hour = 20)::integer, count(*) filter (where t.hour = 21)::integer,
+                   count(*) filter (where t.hour = 22)::integer, count(*) filter (where t.hour = 23)::integer
+               ] as hours
+          from told t
+         group by t.what, t.tenant_id, t.type, t.name
     ), ranked as (
         select n.*, row_number() over (
                    partition by n.what, n.tenant_id order by n.activities desc, n.type collate "C", n.name collate "C") as place,
@@ -152,16 +168,15 @@ begin
           from named n
     ), kept as (
         insert into afterwrite.rollup_top as t (what, day, key, tenant_id, type, name, activities, hours)
-        select r.what, at_day, afterwrite.rollup_key(r.tenant_id, r.type, r.name), r.tenant_id, r.type, r.name, r.activities,
-               array_fill(0, array[number]) || r.activities::integer || array_fill(0, array[23 - number])
+        select r.what, of_day, afterwrite.rollup_key(r.tenant_id, r.type, r.name), r.tenant_id, r.type, r.name, r.activities,
+               r.hours
           from ranked r
          where r.place <= r.most
             on conflict (what, day, key) do update
-           set activities = t.activities + excluded.activities,
-               hours[number + 1] = t.hours[number + 1] + excluded.hours[number + 1]
+           set activities = t.activities + excluded.activities, hours = afterwrite.add_hours(t.hours, excluded.hours)
     )
     insert into afterwrite.rollup_rest as t (what, day, key, tenant_id, activities, most)
-    select r.what, at_day, afterwrite.rollup_key(r.tenant_id), r.tenant_id, sum(r.activities), max(r.activities)
+    select r.what, of_day, afterwrite.rollup_key(r.tenant_id), r.tenant_id, sum(r.activities), max(r.activities)
       from ranked r
      where r.place > r.most
      group by r.what, r.tenant_id
@@ -170,7 +185,7 @@ begin
 end
 $$;
 comment on function afterwrite.add_names(
-    timestamptz, text[], bigint, bigint, integer, timestamptz, uuid, timestamptz, uuid, integer
+    timestamptz, timestamptz, text[], bigint, bigint, integer, timestamptz, uuid, timestamptz, uuid
 ) is 'Adds to the busiest names of a day what these batches brought of some of its hours. Of each tenant so many names are kept, of entities a tenth of them; the rest is summed up.';
 
 create function afterwrite.roll_up(
@@ -251,24 +266,21 @@ begin
             on conflict (hour, key) do update set activities = r.activities + excluded.activities
     )
     select coalesce(sum(s.activities), 0), min(s.hour),
-           array_agg(distinct s.hour) filter (where s.hour < greatest(place.actors_until, place.entities_until)),
-           array_agg(distinct s.hour) filter (where s.category = 'authentication' and s.outcome = 'failure')
+           array_agg(distinct s.quarter) filter (where s.hour < place.named_until),
+           array_agg(distinct s.quarter) filter (where s.category = 'authentication' and s.outcome = 'failure')
       into rows, first, late, failed
-      from sorts s;
+      from (select s.*, date_bin('6 hours', s.hour, '0001-01-01 00:00:00+00') as quarter from sorts s) s;
     foreach each in array coalesce(late, '{}') loop
         perform afterwrite.add_names(
-            each,
-            case when each < place.actors_until then array['actor'] else '{}' end
-                || case when each < place.entities_until then array['entity'] else '{}' end,
-            place.position, run.position, most_names,
-            coalesce(place.part_at, '-infinity'), coalesce(place.part_id, '00000000-0000-0000-0000-000000000000'),
-            page_at, page_id);
+            each, least(each + interval '6 hours', place.named_until), array['actor', 'entity'], place.position, run.position,
+            most_names, coalesce(place.part_at, '-infinity'),
+            coalesce(place.part_id, '00000000-0000-0000-0000-000000000000'), page_at, page_id);
     end loop;
     foreach each in array coalesce(failed, '{}') loop
         perform afterwrite.add_names(
-            each, array['failed login', 'failed login ip'], place.position, run.position, most_names,
-            coalesce(place.part_at, '-infinity'), coalesce(place.part_id, '00000000-0000-0000-0000-000000000000'),
-            page_at, page_id);
+            each, each + interval '6 hours', array['failed login', 'failed login ip'], place.position, run.position,
+            most_names, coalesce(place.part_at, '-infinity'),
+            coalesce(place.part_id, '00000000-0000-0000-0000-000000000000'), page_at, page_id);
     end loop;
     to_position := case when whole then run.position else place.position end;
     update afterwrite.rollup
@@ -280,39 +292,44 @@ $$;
 comment on function afterwrite.roll_up(bigint, integer) is
     'Counts the next batches of the feed, about so many rows of them, in this transaction. Call it until it says that there were none; called again it counts nothing twice.';
 
-create function afterwrite.count_names(over_by timestamptz, most_names integer default 1000) returns timestamptz
-language plpgsql set search_path = pg_catalog as $$
+create function afterwrite.count_names(over_by timestamptz, most_names integer default 1000, many bigint default 50000)
+returns timestamptz language plpgsql set search_path = pg_catalog as $$
 declare
     place afterwrite.rollup;
     since timestamptz;
+    until timestamptz;
 begin
     select * into place from afterwrite.rollup for update;
     if place.part_at is not null then
         return null;  -- a long batch is counted in part: its turn comes when it is whole
     end if;
-    select min(h.hour) into since from afterwrite.rollup_hour h where h.hour >= place.actors_until;
-    if since + interval '1 hour' <= over_by then
-        perform afterwrite.add_names(since, array['actor'], 0, place.position, most_names);
-        update afterwrite.rollup
-           set actors_until = since + interval '1 hour',
-               folded_until = least(folded_until, (since at time zone 'UTC')::date);
-        return since;
+    select min(h.hour) into since from afterwrite.rollup_hour h where h.hour >= place.named_until;
+    if since is null or since + interval '1 hour' > over_by then
+        return null;
     end if;
-    select date_bin('6 hours', min(h.hour), '0001-01-01 00:00:00+00') into since
-      from afterwrite.rollup_hour h
-     where h.hour >= place.entities_until;
-    if since + interval '6 hours' <= over_by then
-        perform afterwrite.add_names(since, array['entity'], 0, place.position, most_names, hours => 6);
-        update afterwrite.rollup
-           set entities_until = since + interval '6 hours',
-               folded_until = least(folded_until, (since at time zone 'UTC')::date);
-        return since;
+    -- A name that comes in several hours is written once for them all: up to a quarter of a day waits for its end, or for
+    -- many activities.
+    until := date_bin('6 hours', since, '0001-01-01 00:00:00+00') + interval '6 hours';
+    select coalesce(min(h.hour) + interval '1 hour', until)
+      into until
+      from (
+           select n.hour, sum(sum(n.activities)) over (order by n.hour) as together
+             from afterwrite.rollup_hour n
+            where n.hour >= since and n.hour < until
+            group by n.hour
+           ) h
+     where h.together >= many;
+    if until > over_by then
+        return null;
     end if;
-    return null;
+    perform afterwrite.add_names(since, until, array['actor', 'entity'], 0, place.position, most_names);
+    update afterwrite.rollup
+       set named_until = until, folded_until = least(folded_until, (since at time zone 'UTC')::date);
+    return since;
 end
 $$;
-comment on function afterwrite.count_names(timestamptz, integer) is
-    'Counts the actors of the next hour that was over by then, or else the entities of the next quarter of a day; says which it was, null: there is none.';
+comment on function afterwrite.count_names(timestamptz, integer, bigint) is
+    'Counts the actors and entities of the next hours that were over by then: a quarter of a day, or fewer where many activities lie in them. Says where they begin; null: there are none.';
 
 create function afterwrite.fold_rollup(until date, most_names integer default 1000) returns bigint
 language plpgsql set search_path = pg_catalog set jit = off as $$
@@ -321,7 +338,7 @@ declare
     folded bigint;
 begin
     select * into place from afterwrite.rollup for update;
-    until := least(until, (least(place.actors_until, place.entities_until) at time zone 'UTC')::date);
+    until := least(until, (place.named_until at time zone 'UTC')::date);
     if until <= place.folded_until then
         return 0;
     end if;
@@ -380,16 +397,13 @@ begin
            a.tenant_id, a.category, a.action, a.entity_type, a.outcome, count(*)
       from afterwrite.counted(since, until, 0, place.position) a
      group by 1, a.tenant_id, a.category, a.action, a.entity_type, a.outcome;
-    for each in select distinct h.hour from afterwrite.rollup_hour h where h.hour >= since and h.hour < until order by 1 loop
-        perform afterwrite.add_names(
-            each,
-            array['failed login', 'failed login ip']
-                || case when each < place.actors_until then array['actor'] else '{}' end,
-            0, place.position, most_names);
-    end loop;
     for each in select g from generate_series(since, until - interval '6 hours', interval '6 hours') g loop
-        if each < place.entities_until then
-            perform afterwrite.add_names(each, array['entity'], 0, place.position, most_names, hours => 6);
+        perform afterwrite.add_names(
+            each, each + interval '6 hours', array['failed login', 'failed login ip'], 0, place.position, most_names);
+        if each < place.named_until then
+            perform afterwrite.add_names(
+                each, least(each + interval '6 hours', place.named_until), array['actor', 'entity'], 0, place.position,
+                most_names);
         end if;
     end loop;
     update afterwrite.rollup set exact_until = least(exact_until, since), folded_until = least(folded_until, of_day);
