@@ -77,7 +77,7 @@ export function suggest(input) {
     const end = input.selectionStart ?? input.value.length;
     const before = input.value.slice(0, end);
     try {
-      const answer = await fetch(`${input.dataset.suggest}?${new URLSearchParams({ line: before })}`);
+      const answer = await fetch(`${input.dataset.suggest}?${new URLSearchParams({ q: before })}`);
       if (!answer.ok || mine !== asked || document.activeElement !== input) return;
       const found = await answer.json();
       draw(found.items.map((each) => ({ ...each, start: each.start ?? lastWord(before), end })));
