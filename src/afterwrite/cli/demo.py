@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,7 @@ def demo(
         ),
     ] = False,
     no_serve: Annotated[
-        bool, typer.Option("--no-serve", help="End when the account is taken (as it does anyway).", hidden=True)
+        bool, typer.Option("--no-serve", help="End when the account is taken, instead of showing it in a browser.")
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave server and data, and print the DSN.")] = False,
     clean: Annotated[
@@ -57,27 +58,27 @@ def demo(
 ) -> int:
     """From 64 triggers to a live activity record, on a PostgreSQL of its own, with the application writing throughout.
 
-    Exit 1 if a single write was lost or doubled.
+    In the end it serves the pages over what was made, until Ctrl-C (not with --no-serve, --keep or --json). Exit 1 if a
+    single write was lost or doubled.
     """
     if clean:
         removed = sweep(kept=True)
         out.print(f"{counted(len(removed), 'demo server')} removed")
         return ExitCode.OK
-    del no_serve
     if twin and legacy is None:
         raise UsageError(
             "--twin compares the old logs, and without --legacy keep nobody fills them any more",
             remedy="give both: afterwrite demo --legacy keep --twin",
         )
     script = Script(clients=clients, rate=rate, seed=seed, keep_legacy=legacy is not None, twin=twin)
-    screen = _Screen()
-    with screen, embedded_server(bin_dir=pg_bin) as server:
+    with embedded_server(bin_dir=pg_bin) as server:
         # In the server's own folder, so that whatever becomes of us, both go together.
         folder = server.home / "demo"
         folder.mkdir(mode=0o700)
         dsn = server.dsn("legacy")
         try:
-            outcome = run(tell_story(server, folder, script, screen.tell))
+            with _Screen() as screen:
+                outcome = run(tell_story(server, folder, script, screen.tell))
         except AfterwriteError:
             if keep:  # to look at what went wrong
                 server.keep()
@@ -85,21 +86,33 @@ def demo(
             raise
         if keep:
             server.keep()
-    if json:
-        emit(_as_json(outcome))
-    else:
-        out.print(_summary(outcome))
-    _explain_faults(outcome)
-    if picture:
-        picture.write_text(_picture(outcome), encoding="utf-8")
-    if keep:
-        _say_where(dsn, folder)
+        if json:
+            emit(_as_json(outcome))
+        else:
+            out.print(_summary(outcome))
+        _explain_faults(outcome)
+        if picture:
+            picture.write_text(_picture(outcome), encoding="utf-8")
+        if keep:
+            _say_where(dsn, folder)
+        elif not (json or no_serve):
+            from afterwrite.demo.showing import show
+
+            with suppress(KeyboardInterrupt):  # that is how it ends
+                run(show(server, folder, seed, _invite))
     return ExitCode.ERROR if outcome.lost_or_doubled else ExitCode.OK
+
+
+def _invite(address: str) -> None:
+    """Where to look, and how to end it."""
+    talk.print(f"\n[bold]Look at it:[/] {escape(address)}", soft_wrap=True)
+    talk.print("The application goes on, slowly. Ctrl-C ends it, and removes everything.", soft_wrap=True)
 
 
 def _say_where(dsn: str, folder: Path) -> None:
     """What stays behind, each on a line that can be copied."""
     talk.print(f"Server and data stay. Look at them with --dsn '{escape(dsn)}'", soft_wrap=True)
+    talk.print(f"See it in a browser: afterwrite serve --dsn '{escape(dsn)}'", soft_wrap=True)
     talk.print(f"The application's ledger and the logs are in {escape(str(folder))}", soft_wrap=True)
     talk.print(f"`afterwrite demo --clean` removes {counted(len(kept_servers()), 'kept server')}.", soft_wrap=True)
 
@@ -112,9 +125,10 @@ class _Screen:
         self._spinner = Spinner("dots")
         self._title = ""
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Screen:
         if self._live:
             self._live.start()
+        return self
 
     def __exit__(self, *error: object) -> None:
         if self._live:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sys
+from contextlib import suppress
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -12,13 +13,10 @@ import typer
 from afterwrite.cli.face import StoreDsn, run, say
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
-from afterwrite.serve.app import create_app
-from afterwrite.serve.auth import check_start
-from afterwrite.serve.wire import Server
 from afterwrite.settings import Settings, load_settings
 from afterwrite.store.schema import require_store
 
-_BACKLOG = 2_048
+_LIBRARIES = ("litestar", "uvicorn", "jinja2", "brotli", "prometheus_client", "jwt")
 
 EXAMPLES = "A key for other machines' callers: afterwrite key create dashboard --scope read"
 
@@ -42,6 +40,9 @@ def serve(
     it is not started before there is one. Exit 5 where it would be open to others.
     """
     given = load_settings(dsn=dsn, store_dsn=store_dsn, serve_host=host, serve_port=port)
+    for name in _LIBRARIES:  # not by importing them: `afterwrite --help` shall not need them
+        if find_spec(name) is None:
+            raise UsageError(f"serving needs {name}, which is not installed", remedy="pip install 'afterwrite[serve]'")
     for warning in run(_check(given)):
         say(f"[yellow]warning[/] {warning}")
     listen(given)
@@ -49,6 +50,8 @@ def serve(
 
 
 async def _check(given: Settings) -> list[str]:
+    from afterwrite.serve.auth import check_start
+
     async with connect(given.store, application_name="afterwrite serve", guarded=True) as store:
         await require_store(store)
     return await check_start(given)
@@ -56,32 +59,10 @@ async def _check(given: Settings) -> list[str]:
 
 def listen(given: Settings) -> None:
     """Serve these settings until Ctrl-C or SIGTERM, and say where."""
+    from afterwrite.serve.run import address_of, make_server, open_socket
+
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    opened = open_socket(given.serve_host, given.serve_port)
-    host, port = opened.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    say(f"afterwrite serves [bold]http://{shown}:{port}/[/], until Ctrl-C")
-    server = Server(create_app(given), access_log=False, server_header=False, proxy_headers=False)
-    try:
-        server.run(sockets=[opened])
-    except KeyboardInterrupt:
-        pass  # that is how it ends
-    finally:
-        opened.close()
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises UsageError where that cannot be."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        opened = socket.socket(family, kind, protocol)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
-        opened.listen(_BACKLOG)
-    except OSError as error:
-        raise UsageError(
-            f"{host}:{port} cannot be listened on: {error.strerror or error}",
-            remedy="end what listens there, or give another --port (0 takes a free one)",
-        ) from error
-    return opened
+    with open_socket(given.serve_host, given.serve_port) as opened:
+        say(f"afterwrite serves [bold]{address_of(opened)}[/], until Ctrl-C")
+        with suppress(KeyboardInterrupt):  # that is how it ends
+            make_server(given).run(sockets=[opened])
