@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from recorder_rig import recording, until
 
@@ -233,6 +233,37 @@ def test_the_quick_look_never_denies_what_the_closer_one_finds(value: object) ->
     counted = _Counted(RULES)
     counted.clean(msgspec.json.decode(raw))
     assert RULES.redact(raw)[1] == counted.found
+
+
+_PIECES = (
+    *["Bearer", "Basic", "cookie", "x-vault-", "token", "secret", "password", "pin", "api", "key", "sig", "пароль"],
+    *[":", "=", "?", "&", "://", "@", "/", "\\", '"', "'", " ", "\n", "\t", "\xa0", "-", "_", ",", "%", "é", "’", "{"],
+    *["user", "Ab1Ab1Ab1", "dXNlcjpwYXNz", "41111111", "eyJhbGciOi", "sk-proj-", "SG.", "hooks.slack.com/services/"],
+)
+_WORDS = st.lists(st.sampled_from(_PIECES), max_size=8).map("".join)
+
+
+@pytest.mark.parametrize("rules", [RULES, Redactor(names=["ПАРОЛЬ"], keep=["cookie"])])
+@given(
+    value=st.one_of(
+        _WORDS,
+        st.dictionaries(_WORDS, _WORDS, max_size=3),
+        st.dictionaries(_WORDS, _WORDS, max_size=3).map(str),
+        st.dictionaries(_WORDS, _WORDS, max_size=3).map(json.dumps),
+    )
+)
+@example(value="X-Vault-Token: s.CAESIJ")
+@example(value="Authorization: Bearer\tabcdefgh12345")
+@example(value="Bearer\xa0abcdefgh12345")
+@example(value={"note": "it's", "api:key": "x"})
+@example(value={":name": "bob", ":password": "x"})
+@example(value={"pin\r": "1234"})
+@example(value='postgres://us"er:pw@host/db')
+def test_the_quick_look_denies_nothing_of_whatever_pieces_a_text_is_made(rules: Redactor, value: object) -> None:
+    raw = msgspec.json.encode({"value": value})
+    counted = _Counted(rules)
+    counted.clean(msgspec.json.decode(raw))
+    assert rules.redact(raw)[1] == counted.found
 
 
 def test_an_application_adds_and_allows_names_and_patterns() -> None:

@@ -85,8 +85,9 @@ _ISSUER = re.compile(
 # nobody looks for them one by one. 13 digits are looked for apart.
 _SIGNS = (b"-----b", b"whsec_", b"hooks", b"cookie:")
 _HINTS = (b"bearer", b"basic", b"://", b"?", b"&")
+# Blanks may be escaped in JSON, or none of ASCII's, and quotes may stand in a text.
 _HINT = re.compile(
-    rb"(?:bearer|basic)\s|://[^/\s\"@]*:|[?&](?:[a-z_]*(?:token|secret|password|signature|api_?key)|code|sig)="
+    rb"(?:bearer|basic)[\s\\\x80-\xff]|://(?:[^/\s\"@:\\]|\\.)*+:|[?&](?:[a-z_]*(?:token|secret|password|signature|api_?key)|code|sig)="
 )
 _KEY_SIGNS = (
     b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"_pat_", b"xox", b"xapp-", b"k_live_", b"k_test_", b"aiza", b"ya29.",
@@ -99,12 +100,13 @@ _RUNS = bytes(97 if chr(code).isalnum() or chr(code) in "_-.+=" else 32 for code
 _SHORTEST_KEY = b"a" * 14
 # Names of members as they stand in JSON. Where one of the others occurs, a name may also stand in a text: in JSON that
 # was put into it, in what Python writes of a dict, before "=", in a header.
-_NAME = re.compile(rb'"([^"\\]*)"\s*:')
+_NAME = re.compile(rb'"([^"\\]*)(?="\s*:)')
 _IN_TEXTS = (b"\\", b"'", b"=", b"x-")
+_SAID = (b"\\u", b"pwd=", b"token=", b"token:")
 _MANY_NAMES = 200
 _FLAT = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789'", b'abcdefghijklmnopqrstuvwxyz000000000"')
-# Backslashes too: before a quote they say that the member is in a text.
-_BETWEEN = b" \t\r\n_-./$@#!*()[]{}<>|+~\\"
+# All that is no letter or digit of ASCII but the quotes. Backslashes before a quote say that the member is in a text.
+_BETWEEN = bytes(code for code in range(256) if not (code < 128 and chr(code).isalnum()) and code not in b"\"'")
 _SHORTEST_CARD = b"0" * 13
 # Every string, so that no quote is taken for the beginning of another; names are those with a colon behind.
 _STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?', re.DOTALL)
@@ -122,9 +124,10 @@ class Redactor:
         self._keep = frozenset(map(_bare, keep))
         # Names as they stand in JSON without separators; digits are all 0 in it.
         self._needles = tuple(
-            [part.encode().translate(_FLAT) for part in self._parts]
-            + [b'"' + name.encode().translate(_FLAT) + b'":' for name in _EXACT - self._keep]
+            [part.encode().translate(_FLAT) for part in self._parts if part.isascii()]
+            + [b'"' + name.encode().translate(_FLAT) + b'"' for name in _EXACT - self._keep]
         )
+        self._foreign = not all(map(str.isascii, self._parts))
         self._patterns = tuple(re.compile(pattern) for pattern in patterns)
         self._secrets: dict[bytes | str, bool] = {}
 
@@ -155,10 +158,15 @@ class Redactor:
         flat = raw.translate(_FLAT, _BETWEEN)
         if _SHORTEST_CARD in flat:
             return True
-        names = set(_NAME.findall(raw))
-        if len(names) <= _MANY_NAMES and not any(map(lower.__contains__, _IN_TEXTS)):
-            return any(map(self._is_secret_raw, names))
-        return b"\\u" in raw or b"pwd=" in lower or b"token=" in lower or any(map(flat.__contains__, self._needles))
+        names = set(_NAME.findall(raw) if b"\\" not in raw else _names_of(raw))
+        if len(names) <= _MANY_NAMES:
+            if any(map(self._is_secret_raw, names)):
+                return True
+            if not any(map(lower.__contains__, _IN_TEXTS)):
+                return False
+        if self._foreign and not raw.isascii():
+            return True
+        return any(map(lower.__contains__, _SAID)) or any(map(flat.__contains__, self._needles))
 
     def redact(self, raw: bytes) -> tuple[bytes, int]:
         """This JSON without its secrets, and how many were taken out; the very same bytes where there are none."""
@@ -222,10 +230,7 @@ class Redactor:
 
     def find_secret_name(self, raw: bytes) -> str | None:
         """The first name of a member of this JSON that is a secret's."""
-        for name, colon in _STRING.findall(raw):
-            if colon and self._is_secret_raw(name):
-                return name.decode(errors="replace")
-        return None
+        return next((name.decode(errors="replace") for name in _names_of(raw) if self._is_secret_raw(name)), None)
 
     def _is_secret_raw(self, name: bytes) -> bool:
         known = self._secrets.get(name)
@@ -318,6 +323,11 @@ def _is_credential(kind: str, said: str) -> bool:
         or any(map(str.isdigit, said))
         or (said != said.lower() and said[1:] != said[1:].lower())
     )
+
+
+def _names_of(raw: bytes) -> list[bytes]:
+    """The names of members as they stand in this JSON, whatever is escaped in it."""
+    return [name for name, colon in _STRING.findall(raw) if colon]
 
 
 def _bare(name: str) -> str:
