@@ -19,6 +19,8 @@ from afterwrite.bench.queries import Options as QueryOptions
 from afterwrite.bench.queries import bench_queries
 from afterwrite.bench.recorder import Options as RecorderOptions
 from afterwrite.bench.recorder import bench_recorder
+from afterwrite.bench.serve import Options as ServeOptions
+from afterwrite.bench.serve import bench_serve
 from afterwrite.bench.users import Options as UserOptions
 from afterwrite.bench.users import bench_users
 from afterwrite.bench.writes import Options as WriteOptions
@@ -35,10 +37,12 @@ class What(StrEnum):
     WRITES = "writes"
     USERS = "users"
     QUERIES = "queries"
+    SERVE = "serve"
 
 
 _QUICK_RECORDER = RecorderOptions(rounds=2, events=20_000, stored=8_000, inserts=1_000)
 _QUICK_WRITES = WriteOptions(rounds=2, transactions=300, peer_transactions=300)
+_QUICK_SERVE = ServeOptions(rows=30_000, days=7, rounds=2, requests=10, feed_seconds=4.0)
 _QUICK = Options(rounds=2, changes=40_000, lag_seconds=3.0, bill_seconds=3.0)
 
 
@@ -89,6 +93,10 @@ def bench(
             asked = QueryOptions(rows=60_000, rounds=2, questions=4) if quick else QueryOptions()
             asked = replace(asked, rounds=rounds or asked.rounds, rows=rows or asked.rows, seed=seed, pg_bin=pg_bin)
             report = run(_watched(lambda tell: bench_queries(asked, tell)))
+        case What.SERVE:
+            looked = _QUICK_SERVE if quick else ServeOptions()
+            looked = replace(looked, rounds=rounds or looked.rounds, rows=rows or looked.rows, seed=seed, pg_bin=pg_bin)
+            report = run(_watched(lambda tell: bench_serve(looked, tell)))
         case _:
             assert_never(what)
     if json:
@@ -117,6 +125,8 @@ def _show(report: Report) -> None:
         f" {machine['postgresql']}, Python {machine['python']}; {report.settings['rounds']} rounds"
         + (f", seed {report.settings['seed']}" if "seed" in report.settings else "")
     )
+    if "left_out" in report.settings:
+        out.print(report.settings["left_out"])
 
 
 def _row(claim: Claim) -> tuple[str, ...]:

@@ -72,11 +72,12 @@ select pg_catalog.pg_wal_lsn_diff(confirmed_flush_lsn, :lsn::pg_lsn)::bigint
  where slot_name = :slot;
 
 -- name: read_commits
--- The commit times of the batches after this position, each as often as it brought rows.
+-- The commit times of the batches after this position, each as often as it brought changes.
 select b.position, array_agg(extract(epoch from a.occurred_at)::float8) as moments
   from afterwrite.batch b
   join afterwrite.activity a on a.batch_id = b.id and a.occurred_at between b.first_at and b.last_at
  where b.position > :after_position
+   and a.kind = 'change'
  group by b.position;
 
 -- name: read_feed_position
@@ -117,6 +118,10 @@ select count(*) from public.audit_logs;
 -- name: log_recent
 -- The newest, a page of them.
 select * from public.audit_logs order by created_at desc limit 50 offset :skip;
+
+-- name: log_page
+-- A page of the newest, as long as it is asked for.
+select * from public.audit_logs order by created_at desc limit :take offset :skip;
 
 -- name: count_log_of_entity
 -- How many pages one thing has.
