@@ -118,11 +118,15 @@ create function afterwrite.add_names(
 -- Planned for the very hours that it is about, so that no other day is looked at.
 set search_path = pg_catalog set plan_cache_mode = force_custom_plan set jit = off as $$
 declare
-    of_day constant date := (since at time zone 'UTC')::date;
+    of_day       constant date := (since at time zone 'UTC')::date;
+    quarter      constant timestamptz := date_bin('6 hours', since, '0001-01-01 00:00:00+00');
+    begins       constant integer := extract(hour from quarter at time zone 'UTC');
+    hours_before constant integer[] := array_fill(0, array[begins]);
+    hours_after  constant integer[] := array_fill(0, array[18 - begins]);
 begin
     with stretch as materialized (
-        select extract(hour from a.occurred_at at time zone 'UTC')::integer as hour, a.tenant_id, a.entity_type, a.entity_id,
-               a.actor_id, a.ip, a.category = 'authentication' and a.outcome = 'failure' as failed
+        select date_part('hour', a.occurred_at - quarter)::integer as hour, a.tenant_id, a.entity_type, a.entity_id, a.actor_id,
+               a.ip, a.category = 'authentication' and a.outcome = 'failure' as failed
           from afterwrite.counted(since, until, after_position, to_position) a
          where (a.occurred_at, a.id) > (after_at, after_id)
            and (a.occurred_at, a.id) <= (to_at, to_id)
@@ -145,20 +149,10 @@ begin
           from stretch s
          where 'failed login ip' = any (whats) and s.failed and s.ip is not null
     ), named as (
-        select t.what, t.tenant_id, t.type, t.name, count(*) as activities, array[
-                   count(*) filter (where t.hour = 0)::integer, count(*) filter (where t.hour = 1)::integer,
-                   count(*) filter (where t.hour = 2)::integer, count(*) filter (where t.hour = 3)::integer,
-                   count(*) filter (where t.hour = 4)::integer, count(*) filter (where t.hour = 5)::integer,
-                   count(*) filter (where t.hour = 6)::integer, count(*) filter (where t.hour = 7)::integer,
-                   count(*) filter (where t.hour = 8)::integer, count(*) filter (where t.hour = 9)::integer,
-                   count(*) filter (where t.hour = 10)::integer, count(*) filter (where t.hour = 11)::integer,
-                   count(*) filter (where t.hour = 12)::integer, count(*) filter (where t.hour = 13)::integer,
-                   count(*) filter (where t.hour = 14)::integer, count(*) filter (where t.hour = 15)::integer,
-                   count(*) filter (where t.hour = 16)::integer, count(*) filter (where t.hour = 17)::integer,
-                   count(*) filter (where t.hour = 18)::integer, count(*) filter (where t.hour = 19)::integer,
-                   count(*) filter (where t.hour = 20)::integer, count(*) filter (where t.hour = 21)::integer,
-                   count(*) filter (where t.hour = 22)::integer, count(*) filter (where t.hour = 23)::integer
-               ] as hours
+        select t.what, t.tenant_id, t.type, t.name, count(*) as activities,
+               count(*) filter (where t.hour = 0) as first, count(*) filter (where t.hour = 1) as second,
+               count(*) filter (where t.hour = 2) as third, count(*) filter (where t.hour = 3) as fourth,
+               count(*) filter (where t.hour = 4) as fifth, count(*) filter (where t.hour = 5) as sixth
           from told t
          group by t.what, t.tenant_id, t.type, t.name
     ), ranked as (
@@ -169,7 +163,7 @@ begin
     ), kept as (
         insert into afterwrite.rollup_top as t (what, day, key, tenant_id, type, name, activities, hours)
         select r.what, of_day, afterwrite.rollup_key(r.tenant_id, r.type, r.name), r.tenant_id, r.type, r.name, r.activities,
-               r.hours
+               hours_before || array[r.first, r.second, r.third, r.fourth, r.fifth, r.sixth]::integer[] || hours_after
           from ranked r
          where r.place <= r.most
             on conflict (what, day, key) do update
@@ -186,7 +180,7 @@ end
 $$;
 comment on function afterwrite.add_names(
     timestamptz, timestamptz, text[], bigint, bigint, integer, timestamptz, uuid, timestamptz, uuid
-) is 'Adds to the busiest names of a day what these batches brought of some of its hours. Of each tenant so many names are kept, of entities a tenth of them; the rest is summed up.';
+) is 'Adds to the busiest names of a day what these batches brought of some hours, which lie in one quarter of it. Of each tenant so many names are kept, of entities a tenth of them; the rest is summed up.';
 
 create function afterwrite.roll_up(
     most_rows bigint default 50000, most_names integer default 1000, out from_position bigint, out to_position bigint,
@@ -334,40 +328,41 @@ comment on function afterwrite.count_names(timestamptz, integer, bigint) is
 create function afterwrite.fold_rollup(until date, most_names integer default 1000) returns bigint
 language plpgsql set search_path = pg_catalog set jit = off as $$
 declare
-    place  afterwrite.rollup;
+    seen   afterwrite.rollup;
     folded bigint;
 begin
-    select * into place from afterwrite.rollup for update;
-    until := least(until, (place.named_until at time zone 'UTC')::date);
-    if until <= place.folded_until then
+    select * into seen from afterwrite.rollup for update;
+    until := least(until, (seen.named_until at time zone 'UTC')::date);
+    if until <= seen.folded_until then
         return 0;
     end if;
     with ranked as materialized (
         select what, day, key, tenant_id, activities,
                row_number() over (
-                   partition by what, day, tenant_id order by activities desc, type collate "C", name collate "C") as number
+                   partition by what, day, tenant_id order by activities desc, type collate "C", name collate "C") as place,
+               case when what = 'entity' then greatest(1, most_names / 10) else most_names end as most
           from afterwrite.rollup_top
-         where what in ('actor', 'entity', 'failed login', 'failed login ip') and day >= place.folded_until and day < until
+         where what in ('actor', 'entity', 'failed login', 'failed login ip') and day >= seen.folded_until and day < until
     ), gone as (
         delete from afterwrite.rollup_top t
          using ranked r
-         where r.number > most_names and t.what = r.what and t.day = r.day and t.key = r.key
+         where r.place > r.most and t.what = r.what and t.day = r.day and t.key = r.key
     ), rest as (
         insert into afterwrite.rollup_rest as t (what, day, key, tenant_id, activities, most)
         select what, day, afterwrite.rollup_key(tenant_id), tenant_id, sum(activities), max(activities)
-          from ranked
-         where number > most_names
+          from ranked r
+         where r.place > r.most
          group by what, day, tenant_id
             on conflict (what, day, key) do update
            set activities = t.activities + excluded.activities, most = t.most + excluded.most
     )
-    select count(*) into folded from ranked where number > most_names;
+    select count(*) into folded from ranked r where r.place > r.most;
     update afterwrite.rollup set folded_until = until;
     return folded;
 end
 $$;
 comment on function afterwrite.fold_rollup(date, integer) is
-    'Sums up all but the busiest names of the days before this one, for each tenant; says how many went. A name that comes again, late, begins anew.';
+    'Sums up all but the busiest names of the days before this one (of entities a tenth as many), for each tenant; says how many went. A name that comes again, late, begins anew.';
 
 create function afterwrite.rebuild_rollup(of_day date, most_names integer default 1000) returns bigint
 language plpgsql set search_path = pg_catalog set plan_cache_mode = force_custom_plan set jit = off as $$
