@@ -74,6 +74,16 @@ def test_a_key_beside_its_file_stands_over_it(tmp_path: Path, monkeypatch: pytes
     assert signing_key(read_options(stamp_key="given")) == "given"
 
 
+def test_a_keys_file_stands_over_a_key_of_a_lesser_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("of the file")
+    (tmp_path / "afterwrite.toml").write_text('[recorder]\nstamp_key = "settings"\n')
+    assert signing_key(read_options(stamp_key_file=str(tmp_path / "key"))) == "of the file"
+    monkeypatch.setenv("AFTERWRITE_STAMP_KEY", "environment")
+    assert signing_key(read_options(stamp_key_file=str(tmp_path / "key"))) == "of the file"
+    (tmp_path / "afterwrite.toml").write_text(f'[recorder]\nstamp_key_file = "{tmp_path}/key"\n')
+    assert signing_key(read_options()) == "environment"
+
+
 def test_the_commands_leave_the_recorders_table_alone_and_the_recorder_theirs(tmp_path: Path) -> None:
     (tmp_path / "afterwrite.toml").write_text('slot = "mine"\n[recorder]\nservice = "shop"\n')
     assert load_settings().slot == "mine"

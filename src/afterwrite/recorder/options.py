@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _SIZES = frozenset({"spool_bytes", "queue_bytes", "metadata_bytes"})
 _LISTS = frozenset({"redact", "keep"})
 _SECRETS = frozenset({"record_key", "stamp_key"})
+_CALL = "the call"
 
 
 class Durability(StrEnum):
@@ -128,12 +129,12 @@ def read_options(*, folder: Path | None = None, **given: object) -> Options:
         if told := _read_environment(name):
             found[name], places[name] = told
         if given.get(name) is not None:
-            found[name], places[name] = given[name], "the call"
+            found[name], places[name] = given[name], _CALL
     _read_key(found, places)
     for name in found.keys() | given.keys():
         if name not in Options.__struct_fields__:
             raise UsageError(
-                f"{places.get(name, 'the call')} has a key that does not exist: {name}",
+                f"{places.get(name, _CALL)} has a key that does not exist: {name}",
                 remedy=f"the keys are {', '.join(sorted(Options.__struct_fields__))}",
             )
     return _convert({name: _parse(name, value) for name, value in found.items()}, places)
@@ -236,14 +237,20 @@ def _private(folder: Path) -> Path:
 
 
 def _read_key(found: dict[str, Any], places: dict[str, str]) -> None:
-    """The key from its file, where that is named and no key is said beside it."""
+    """The key from its file, where that is named and no key is said in the same place, or one that stands over it."""
     path = found.get("stamp_key_file")
     if not isinstance(path, str):
         return
-    if places.get("stamp_key") in {None, f"{PREFIX}STAMP_KEY_FILE"}:
+    told, named = places.get("stamp_key"), places["stamp_key_file"]
+    if told in {None, f"{PREFIX}STAMP_KEY_FILE"} or _rank(told) < _rank(named):
         found["stamp_key"], places["stamp_key"] = read_secret(path, places["stamp_key_file"]), places["stamp_key_file"]
     else:
         del found["stamp_key_file"]
+
+
+def _rank(place: str | None) -> int:
+    """Which places hold over which: the call over the environment, that over the file."""
+    return 2 if place == _CALL else 1 if place is not None and place.startswith(PREFIX) else 0
 
 
 def _read_environment(name: str) -> tuple[str, str] | None:
