@@ -10,6 +10,7 @@ import asyncio
 import sys
 import tempfile
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -87,7 +88,6 @@ def _pictures(dsn: str, *, quick: bool) -> list[tuple[str, int, bool, str]]:
         )
     pictures = [
         ("live", 1280, False, "/"),
-        ("live-dark", 1280, True, "/"),
         ("live-narrow", 360, False, "/"),
         ("search", 1280, False, "/search?q=actor:anna.berg@meridian.io+outcome:failure"),
         ("search-wrong", 1280, False, "/search?q=actor:anna.berg@meridian.io+outcome:broken"),
@@ -126,7 +126,7 @@ def _let_something_happen(page: Page, dsn: str) -> None:
     page.wait_for_timeout(300)
 
     async def happen() -> None:
-        teller = telling.Teller(11, datetime.now(UTC))
+        teller = telling.Teller(11, datetime.now(UTC), lsn=(0x17 << 32) + time.time_ns() % (1 << 31))
         life = teller.life()
         for _ in range(6):
             teller.at = datetime.now(UTC)

@@ -48,10 +48,10 @@ PAYLOADS = (
 class Teller:
     """Makes activities in the order of time; ``at`` is the moment of the next one."""
 
-    def __init__(self, seed: int, at: datetime) -> None:
+    def __init__(self, seed: int, at: datetime, *, lsn: int = 0x16_0000_0000) -> None:
         self.at = at
         self._random = random.Random(seed)
-        self._lsn = 0x16_0000_0000
+        self._lsn = lsn
         self._xid = 71_000
 
     def event(self, action: str, category: str, **more: object) -> Activity:

@@ -687,7 +687,9 @@ async def log_in(request: Asked) -> Response[Any]:
         _own_path(there),
         status_code=HTTP_303_SEE_OTHER,
         cookies=[
-            Cookie(SESSION_COOKIE, session, secure=visit_of(request.scope).secure, httponly=True, samesite="strict")
+            Cookie(
+                SESSION_COOKIE, value=session, secure=visit_of(request.scope).secure, httponly=True, samesite="strict"
+            )
         ],
     )
 
@@ -699,7 +701,7 @@ async def log_out(request: Asked) -> Response[Any]:
     return Redirect(
         "/login",
         status_code=HTTP_303_SEE_OTHER,
-        cookies=[Cookie(SESSION_COOKIE, "", max_age=0, httponly=True, samesite="strict")],
+        cookies=[Cookie(SESSION_COOKIE, value="", max_age=0, httponly=True, samesite="strict")],
     )
 
 
