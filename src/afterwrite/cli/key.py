@@ -135,9 +135,9 @@ def _moment(text: str) -> datetime:
 
 
 def _words(key: ApiKey) -> str:
-    whose = f"tenant {key.tenant_id}'s activity" if key.tenant_id else "every tenant's activity"
+    whose = f"tenant {key.tenant_id}'s activity alone" if key.tenant_id else "every tenant's activity"
     ends = f", until {key.expires_at:%Y-%m-%d %H:%M} UTC" if key.expires_at else ""
-    return f"key {key.name} may {', '.join(key.scopes)} {whose}{ends}"
+    return f"key {key.name}, for {whose}, with scope {', '.join(key.scopes)}{ends}"
 
 
 def _state(key: ApiKey) -> str:
