@@ -12,11 +12,13 @@ import psycopg
 import pytest
 from test_rollup import a_batch, an_event, counted
 
+from afterwrite import runtime
 from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, connect
 from afterwrite.record import Activity, Outcome
 from afterwrite.runtime import examine_rollup
 from afterwrite.search.analytics import Bucket, Report, ReportName, report, stretch_of
+from afterwrite.settings import Settings
 from afterwrite.store.maintain import SESSION as MAINTAIN_SESSION
 from afterwrite.store.maintain import MaintainPolicy, maintain
 from afterwrite.store.rollup import SESSION, rebuild, refresh_analytics, roll_up
@@ -334,3 +336,23 @@ def test_who_has_no_right_to_the_counts_is_told_so(server, installed_dsn: str) -
             True,
             True,
         )
+
+
+def test_the_worker_counts_by_itself_and_says_how_far_it_is(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        begun = asyncio.Event()
+        begun.set()
+        told: asyncio.Queue[runtime.RollupStatus] = asyncio.Queue()
+        async with open_sink(installed_dsn) as sink:
+            await sink.write(a_batch(*some(5, 1)))
+        counting = asyncio.create_task(runtime._roll(Settings(dsn=installed_dsn), begun, told.put_nowait))
+        try:
+            status = await asyncio.wait_for(told.get(), 30)
+        finally:
+            counting.cancel()
+        assert (status.position, status.behind_batches, status.lag_seconds, status.trouble) == (1, 0, 0.0, None)
+        async with connect(installed_dsn) as db:
+            assert sum((await counted(db)).values()) == 5
+            assert await db.value(b"select refreshed_at is not null from afterwrite.rollup")
+
+    asyncio.run(scenario())
