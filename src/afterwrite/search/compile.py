@@ -36,6 +36,8 @@ LEXEMES: LiteralString = (
     "afterwrite.lexemes(a.action, a.entity_type, a.entity_id, a.actor_id, a.summary, a.changed, a.category, a.outcome,"
     " a.severity, a.request_id, a.session_id, a.trace_id, a.ip)"
 )
+_SAYS: LiteralString = LEXEMES + " @@ {}::tsquery"
+_FOLLOWS: LiteralString = "(' ' || pg_catalog.array_to_string(" + WORDS + ", ' ') || ' ') ~ {}"
 # No longer word is kept by a tsvector, nor taken in a tsquery.
 _LONGEST_LEXEME = 2_046
 
@@ -44,13 +46,15 @@ class Compiled(msgspec.Struct, frozen=True):
     """Conditions on a row ``a`` of afterwrite.activity, and their parameters.
 
     ``where`` is the whole query. ``narrow`` follows from it and is what the indexes of a hot partition answer without
-    an order of their own; None where they cannot. ``in_order``: an index gives what may fit newest first: that of
-    entities, which every partition has, or another, which only hot ones have.
+    an order of their own, None where they cannot; with ``rest`` it is the whole query again, and shorter to plan.
+    ``in_order``: an index gives what may fit newest first: that of entities, which every partition has, or another,
+    which only hot ones have.
     """
 
     where: sql.Composable
     params: dict[str, object]
     narrow: sql.Composable | None
+    rest: sql.Composable
     in_order: bool
     in_order_anywhere: bool
 
@@ -60,14 +64,16 @@ def compile_query(query: Query) -> Compiled:
     asked = _Asked()
     where = [asked.term(term) for term in query.terms]
     narrow = asked.narrow(query.terms)
+    rest = [left for term, held in zip(query.terms, where, strict=True) if (left := asked.rest(term, held)) is not None]
     exact = {term.key: term.values[0] for term in query.terms if not term.negated and len(term.values) == 1}
     entity = exact.get(Key.ENTITY)
     anywhere = isinstance(entity, Thing) and entity.id is not None and not entity.prefix
     hot = any(isinstance(exact.get(key), Exact) for key in (Key.ACTOR, Key.TENANT))
     return Compiled(
-        where=sql.SQL(" and ").join(where) if where else sql.SQL("true"),
+        where=_all(where),
         params=asked.params,
         narrow=narrow,
+        rest=_all(rest),
         in_order=anywhere or hot,
         in_order_anywhere=anywhere,
     )
@@ -189,29 +195,36 @@ class _Asked:
         lexemes = _of_words(value)
         if lexemes is None:
             return sql.SQL("false")
-        holds = self._said("{}::tsquery", lexemes)
-        holds = sql.SQL(LEXEMES + " @@ {}").format(holds)
-        if len(value.words) == 1:
-            return holds
-        # That they follow each other. No word has a sign in it that means something in a regular expression.
+        holds = self._said(_SAYS, lexemes)
+        return holds if len(value.words) == 1 else sql.SQL("{} and {}").format(holds, self._follow(value))
+
+    def _follow(self, value: Words) -> sql.Composable:
+        """That words follow each other. None has a sign in it that means something in a regular expression."""
         ways = ["(?:" + "|".join(words.variants(word)) + ")" for word in value.words]
-        pattern = " " + " ".join(ways) + ("" if value.prefix else " ")
-        follow = sql.SQL("(' ' || pg_catalog.array_to_string(" + WORDS + ", ' ') || ' ') ~ {}").format(
-            self._param(pattern)
-        )
-        return sql.SQL("{} and {}").format(holds, follow)
+        return self._said(_FOLLOWS, " " + " ".join(ways) + ("" if value.prefix else " "))
+
+    def rest(self, term: Term, holds: sql.Composable) -> sql.Composable | None:
+        """What is left to be asked of the term where the index over words has been asked; None: nothing."""
+        value = term.values[0]
+        if term.negated or len(term.values) > 1 or not isinstance(value, Words) or _of_words(value) is None:
+            return holds
+        return self._follow(value) if len(value.words) > 1 else None
 
     def narrow(self, terms: Sequence[Term]) -> sql.Composable | None:
         """What the indexes over words and metadata say of the terms, where they say something."""
         asked = [term for term in terms if not term.negated]
         narrow: list[sql.Composable] = []
         if lexemes := [found for term in asked if (found := _lexemes(term)) is not None]:
-            narrow.append(self._said(LEXEMES + " @@ {}::tsquery", " & ".join(f"({each})" for each in lexemes)))
+            narrow.append(self._said(_SAYS, " & ".join(f"({each})" for each in lexemes)))
         for term in asked:
             if term.key is Key.METADATA and (facts := _facts(term)):
                 held = [self._said("a.metadata::jsonb @> {}::jsonb", fact) for fact in facts]
                 narrow.append(sql.SQL("a.metadata is not null and ({})").format(_either(held)))
         return sql.SQL(" and ").join(narrow) if narrow else None
+
+
+def _all(conditions: Sequence[sql.Composable]) -> sql.Composable:
+    return sql.SQL(" and ").join(conditions) if conditions else sql.SQL("true")
 
 
 def _either(conditions: Sequence[sql.Composable]) -> sql.Composable:

@@ -57,10 +57,11 @@ class Page(msgspec.Struct, frozen=True):
 
 _BEGINNING = datetime.min.replace(tzinfo=UTC)
 _END = datetime.max.replace(tzinfo=UTC)
+_TICK = timedelta(microseconds=1)
 _FIRST_ID = "00000000-0000-0000-0000-000000000000"
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 # How many rows are walked in one statement: at first, and at most once it turned out to be quick.
-_FIRST_ROWS, _MOST_ROWS = 1_000, 100_000
+_FIRST_ROWS, _MOST_ROWS = 500, 100_000
 _QUICK_SECONDS, _SLOW_SECONDS = 0.01, 0.04
 # More rows than this are not gathered to find the newest of them: among so many the next ones are near.
 _MOST_GATHERED = 20_000
@@ -163,7 +164,7 @@ _IN_ORDER: LiteralString = (
 # The other way round: whatever an index gathers, and then the first of it.
 _GATHERED: LiteralString = (
     "{columns} from (select a.* from (select a.* from afterwrite.activity a"
-    " where {stretch} and ({narrow}) and ({where}) offset 0) a"
+    " where {stretch} and ({narrow}) and ({rest}) offset 0) a"
     " order by a.occurred_at {order}, a.id {order} limit %(wanted)s) a order by a.occurred_at {order}, a.id {order}"
 )
 _CUT: LiteralString = (
@@ -225,18 +226,22 @@ class _Search:
                 many = 0
             if remaining and len(self.found) < self._wanted and time.monotonic() > deadline:
                 return cut or self._edge(stretch)
-            many = min(_MOST_DAYS, max(1, many * 2))
+            many = min(_MOST_DAYS, max(1, many * 4))
         return None
 
     def _edge(self, stretch: _Stretch) -> Place:
         """Where everything of a stretch has been looked at."""
         if self._newer:
-            return Place(stretch.until - timedelta(microseconds=1), _LAST_ID)
+            return Place(stretch.until - _TICK, _LAST_ID)
         return Place(stretch.since, _FIRST_ID)
 
     def _is_rare(self, stretch: _Stretch) -> bool:
-        """Whether to gather is less work than to walk, by what the walk has shown."""
-        return self._walked > 0 and (self._fitting + 1) / self._walked * stretch.rows <= _MOST_GATHERED
+        """Whether to gather what fits of a day is less work than to walk to as many as are wanted, as far as known."""
+        if not self._walked:
+            return False
+        share = (self._fitting + 1) / self._walked
+        gathered = share * stretch.rows
+        return gathered <= _MOST_GATHERED and gathered < (self._wanted - len(self.found)) / share
 
     def _days(self, days: Sequence[Day], since: datetime, until: datetime, at: Place) -> Iterator[_Stretch]:
         """The days that are to be looked at, in the direction, each as a stretch; they cover all time between them."""
@@ -253,13 +258,14 @@ class _Search:
             )
             for place, (low, high) in enumerate(pairwise(edges))
         ]
-        beyond = [
-            each
-            for each in stretches
-            if each.since < each.until
-            and (each.until > at.occurred_at if self._newer else each.since <= at.occurred_at)
-        ]
+        beyond = [each for each in stretches if each.since < each.until and self._is_beyond(each, at)]
         return iter(beyond) if self._newer else reversed(beyond)
+
+    def _is_beyond(self, stretch: _Stretch, at: Place) -> bool:
+        """Whether something of the stretch can lie beyond the place."""
+        if self._newer:
+            return (stretch.until - _TICK, _LAST_ID) > (at.occurred_at, at.id)
+        return (stretch.since, _FIRST_ID) < (at.occurred_at, at.id)
 
     async def _by_id(self, since: datetime, until: datetime, at: Place) -> bool:
         """Look where an id says that it was; whether that was all."""
@@ -297,7 +303,7 @@ class _Search:
 
     async def _gather(self, stretch: _Stretch, at: Place) -> None:
         assert self._compiled.narrow is not None
-        query = sql.SQL(_GATHERED).format(where=self._compiled.where, narrow=self._compiled.narrow, **self._words)
+        query = sql.SQL(_GATHERED).format(narrow=self._compiled.narrow, rest=self._compiled.rest, **self._words)
         await self._plan(gathering=True)
         self.found += await self._ask(query, stretch, at)
 
