@@ -36,7 +36,7 @@ _INSERT = Path(__file__).with_name("plans.sql").read_text(encoding="utf-8")
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """A kind of query: its line, ever another one. ``held``: to 20 ms; else an index is missing, and time is bounded."""
+    """A kind of query: its line, ever another one. ``held`` to 20 ms; else no index answers, and time is bounded."""
 
     name: str
     line: Callable[[random.Random], str]
@@ -148,7 +148,7 @@ async def measure(db: Database, shape: Shape, *, times: int, seconds: float = 1.
     )
     older = place if shape.deep else None
     page = Page((), None, None)
-    plans, sequential = await _plans(db, shape, older, seconds)
+    plans, sequential = await read_plans(db, shape, older, seconds)
     for _ in range(2):
         await find(db, parse(shape.line(chance)), older_than=older, seconds=seconds)
     taken: list[float] = []
@@ -160,7 +160,7 @@ async def measure(db: Database, shape: Shape, *, times: int, seconds: float = 1.
     return Measured(shape, taken, len(page.items), plans, sequential, page.looked)
 
 
-async def _plans(
+async def read_plans(
     db: Database, shape: Shape, older: Place | None, seconds: float
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The nodes that read a partition, most frequent first; and the partitions that a Seq Scan read, however small."""
@@ -187,7 +187,7 @@ async def _plans(
                 nodes[f"{node['Node Type']} {index.rpartition('_')[2]}".strip()] += 1
             if node["Node Type"] == "Seq Scan" and str(relation).startswith("activity"):
                 sequential.add(relation)
-    return tuple(name for name, _ in nodes.most_common(3)), tuple(sorted(sequential))
+    return tuple(name for name, _ in nodes.most_common()), tuple(sorted(sequential))
 
 
 def _nodes(plan: dict) -> Iterator[dict]:  # type: ignore[type-arg]
@@ -221,7 +221,7 @@ async def _main(rows: int, times: int, only: str | None) -> int:
                 looked = f"; time was up at {measured.looked:%m-%d}" if measured.looked else ""
                 print(
                     f"| {shape.name:34} | {measured.at(0.5):6.1f} | {measured.at(0.95):6.1f} | {measured.found} |"
-                    f" {', '.join(measured.nodes)}{looked} |",
+                    f" {', '.join(measured.nodes[:3])}{looked} |",
                     flush=True,
                 )
                 if measured.trouble:

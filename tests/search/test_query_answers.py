@@ -224,7 +224,7 @@ def answer(connection: psycopg.Connection, query: Query) -> tuple[bool, bool]:
 
 
 @settings(
-    max_examples=int(os.environ.get("AFTERWRITE_EXAMPLES", "300")),
+    max_examples=int(os.environ.get("AFTERWRITE_EXAMPLES", "150")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -244,7 +244,7 @@ def test_python_and_postgresql_agree(connection: psycopg.Connection, data: st.Da
         assert parse(str(query), now=NOW) == query
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.text(max_size=40)
     | st.lists(

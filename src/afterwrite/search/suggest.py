@@ -17,7 +17,7 @@ from afterwrite.errors import UsageError
 from afterwrite.postgres import Database
 from afterwrite.record import Kind, Level, Operation, Outcome
 from afterwrite.search.find import find
-from afterwrite.search.query import COLUMNS, Exact, Key, Prefix, Query, Term, Thing, Value
+from afterwrite.search.query import COLUMNS, LONGEST_LINE, Exact, Key, Prefix, Query, Term, Thing, Value
 from afterwrite.store.reader import StoredActivity
 
 
@@ -67,7 +67,6 @@ _FIXED: dict[Key, tuple[str, ...]] = {
     Key.AT: ("today", "yesterday"),
 }
 _TOLD = frozenset(COLUMNS) - {Key.ID, Key.CAUSED_BY} | {Key.ENTITY, Key.CHANGED}
-_WORD = re.compile(r'-?(?:[^\s":]*:)?(?:"(?:[^"\\]|\\.)*"?|[^\s"])*$')
 _KEYED = re.compile(r"(-?)([A-Za-z_]+):(.*)$", re.DOTALL)
 _PLAIN = re.compile(r'[^\s",*\\]+')
 _ROUNDS, _ROWS, _SECONDS = 6, 100, 0.15
@@ -75,11 +74,10 @@ _ROUNDS, _ROWS, _SECONDS = 6, 100, 0.15
 
 async def suggest(db: Database, prefix: str, *, limit: int = 10) -> list[Suggestion]:
     """How the line up to the cursor may go on, most likely first; nothing for a word of full text, or a long line."""
-    word = _WORD.search(prefix)
-    assert word is not None
-    start, text = word.start(), word[0]
-    if len(prefix) > 1_000:
+    if len(prefix) > LONGEST_LINE:
         return []
+    start = _last_word(prefix)
+    text = prefix[start:]
     keyed = _KEYED.match(text)
     if keyed is None:
         sign, begun = ("-", text[1:]) if text.startswith("-") else ("", text)
@@ -100,6 +98,18 @@ async def suggest(db: Database, prefix: str, *, limit: int = 10) -> list[Suggest
         return []
     found = await _values(db, key, begun.replace("\0", ""), limit)
     return [Suggestion(head + _written(value), start, f"{at:%Y-%m-%d %H:%M}") for value, at in found.items()]
+
+
+def _last_word(line: str) -> int:
+    """Where the word begins that the line ends in; blanks in quotes are part of it."""
+    start, quoted, escaped = 0, False, False
+    for at, char in enumerate(line):
+        if char == '"' and not escaped:
+            quoted = not quoted
+        elif char.isspace() and not quoted:
+            start = at + 1
+        escaped = char == "\\" and quoted and not escaped
+    return start
 
 
 async def _values(db: Database, key: Key, begun: str, limit: int) -> dict[str, datetime]:
