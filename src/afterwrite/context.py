@@ -135,10 +135,13 @@ def bind(
     return Binding(given, settings)
 
 
-def as_user(id: object) -> str:
-    """The actor that a user's id is: ``user:42``. One that says its type, by a colon, is whole (``admin:7``)."""
+def as_user(id: object) -> str | None:
+    """The actor that a user's id is: ``user:42``. One that says its type, by a colon, is whole (``admin:7``).
+
+    None for an empty text, which is what some have for nobody.
+    """
     text = _clean(id)
-    return _word(text if ":" in text else f"user:{text}") or ""
+    return _word(text if ":" in text else f"user:{text}") if text else None
 
 
 class Binding:

@@ -65,6 +65,15 @@ def test_call_sites_of_another_fashion_are_told_by_names_and_order(recorded: Mem
     assert (found.metadata, found.duration_ms) == ({"further": ["one", "too many"]}, 5.0)
 
 
+@pytest.mark.parametrize("nobody", [None, ""])
+def test_an_empty_user_of_an_old_call_is_nobody(recorded: Memory, nobody: str | None) -> None:
+    audit = activity.AuditService()
+    audit.log("page.view", user_id=nobody)
+    with context.bind(actor="system:1"):
+        audit.log("page.view", user_id=nobody)
+    assert [found.actor for found in recorded] == [None, "system:1"]
+
+
 @pytest.mark.parametrize(
     ("given", "outcome", "severity"),
     [

@@ -348,6 +348,8 @@ def test_sign_ins_are_recorded_with_who_and_from_where(recorded: Memory) -> None
     assert bad.metadata == {"reason": "wrong password"}
     assert (admin.actor, admin.actor_type, admin.entity) == ("admin:7", "admin", ("user", "admin:7"))
     assert (reset.actor, reset.ip) == ("admin:1", "192.0.2.9")
+    activity.auth("login", "")
+    assert recorded[-1].actor is None
     assert context.current() == context.Context()
 
 

@@ -183,6 +183,7 @@ def test_who_the_user_is() -> None:
     assert name_user(None) is name_user(Anonymous()) is name_user(Simple()) is name_user({}) is None
     assert (name_user(Kept()), name_user({"sub": "abc"}), name_user("alice")) == ("user:42", "user:abc", "user:alice")
     assert name_user("service:mailer") == "service:mailer"
+    assert name_user("") is name_user({"sub": ""}) is None
 
 
 def test_each_question_is_asked_until_it_is_answered_and_one_that_fails_keeps_no_other(

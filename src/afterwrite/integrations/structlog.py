@@ -74,8 +74,8 @@ class Activities:
         bound = get_contextvars()
         for name, value in {**bound, **event_dict}.items():
             ours = self._names.get(name)
-            if ours is not None and value is not None:
-                words[ours] = actor_of(name, value)
+            if ours is not None and (known := actor_of(name, value)) is not None:
+                words[ours] = known
         facts = {
             name: value
             for name, value in event_dict.items()

@@ -82,8 +82,8 @@ class AuditService:
             ours = self._names.get(name)
             if ours is None:
                 facts[name] = value
-            elif value is not None:
-                told.setdefault(ours, actor_of(name, value))
+            elif (known := actor_of(name, value)) is not None:
+                told.setdefault(ours, known)
         metadata = as_dict(told.get("metadata")) | facts | diff(told.get("before"), told.get("after"))
         if "error" in told:
             metadata.setdefault("error", {"message": clean_text(told["error"], 500)})

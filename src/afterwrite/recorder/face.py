@@ -248,11 +248,12 @@ class Face:
         known = {"method": method, "reason": reason}
         facts = {**(metadata or {}), **{name: value for name, value in known.items() if value is not None}}
         here = current()
-        actor = user_id if success and here.actor_id is None and isinstance(user_id, str | int | UUID) else None
+        theirs = success and here.actor_id is None and isinstance(user_id, str | int | UUID)
+        actor = as_user(user_id) if theirs else None
         told = {"ip": ip, "user_agent": user_agent, "session": session}
         words: dict[str, Any] = {name: word for name, word in told.items() if word is not None}
         if actor is not None:
-            words["actor"] = as_user(actor)
+            words["actor"] = actor
         return self.record(
             action,
             category=Category.AUTHENTICATION,
