@@ -79,6 +79,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 async def bench_serve(options: Options, tell: Tell) -> Report:
     """Measure on servers of its own, and say what came out. What cannot be driven here is left out, and said."""
+    # The deep page is a full one, also of few.
+    options = msgspec.structs.replace(options, behind=min(options.behind, options.rows // _PAGE - 1))
     claims: list[Claim] = []
     settings = {"fsync": "off", "maintenance_work_mem": "256MB"}  # nothing of what is measured here writes
     with embedded_server(bin_dir=options.pg_bin, settings=settings) as server:
@@ -97,13 +99,8 @@ async def bench_serve(options: Options, tell: Tell) -> Report:
                 claims += await _measure_pages(chromium, theirs, ours, options, tell)
             elif options.browser:
                 tell(_NO_BROWSER)
-    with embedded_server(bin_dir=options.pg_bin) as server:
-        tell("laying the legacy application")
-        folder = _make_folder(server.home)
-        async with staged(server, Variant.AFTERWRITE, seed=options.seed) as stage, stage.capturing() as worker:
-            dsn = str(stage.settings.dsn)
-            async with _serving("server", ["afterwrite", "serve", "--port", "0", "--dsn", dsn], folder) as port:
-                claims += await _measure_feed(stage, worker, port, options, tell)
+    if options.clients:
+        claims += await _bench_feed(options, tell)
     said = _settings(options)
     if options.browser and chromium is None:
         said["left_out"] = _NO_BROWSER
@@ -422,7 +419,7 @@ async def _scroll(page: Page, rows: int) -> None:
 _PLACE = re.compile(rb"\nid: (\d+)-")
 
 
-class _Listener(asyncio.Protocol):
+class Listener(asyncio.Protocol):
     """A client of the feed: when it had the last of each batch's activities, by the batch's position."""
 
     def __init__(self, port: int) -> None:
@@ -459,13 +456,13 @@ class _Listener(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def _listening(port: int, clients: int) -> AsyncGenerator[list[_Listener]]:
+async def _listening(port: int, clients: int) -> AsyncGenerator[list[Listener]]:
     """So many clients that hear what is stored from now on."""
     loop = asyncio.get_running_loop()
-    listeners: list[_Listener] = []
+    listeners: list[Listener] = []
     try:
         for _ in range(clients):
-            _, listener = await loop.create_connection(lambda: _Listener(port), "127.0.0.1", port)
+            _, listener = await loop.create_connection(lambda: Listener(port), "127.0.0.1", port)
             listeners.append(listener)
         await asyncio.wait_for(asyncio.gather(*(each.live for each in listeners)), _ARRIVE_SECONDS)
         yield listeners
@@ -473,6 +470,17 @@ async def _listening(port: int, clients: int) -> AsyncGenerator[list[_Listener]]
         for each in listeners:
             if each.transport is not None:
                 each.transport.abort()
+
+
+async def _bench_feed(options: Options, tell: Tell) -> list[Claim]:
+    """The feed of an application that is captured, on a server that flushes."""
+    with embedded_server(bin_dir=options.pg_bin) as server:
+        tell("laying the legacy application")
+        folder = _make_folder(server.home)
+        async with staged(server, Variant.AFTERWRITE, seed=options.seed) as stage, stage.capturing() as worker:
+            dsn = str(stage.settings.dsn)
+            async with _serving("server", ["afterwrite", "serve", "--port", "0", "--dsn", dsn], folder) as port:
+                return await _measure_feed(stage, worker, port, options, tell)
 
 
 class _Commits(msgspec.Struct, frozen=True):
