@@ -1,4 +1,4 @@
-"""Where authentication is on: nobody sees a page without a key, and with a tenant's key that tenant's activity alone."""
+"""Where authentication is on: without a key nobody sees a page, and a tenant's key opens that tenant's alone."""
 
 from __future__ import annotations
 

@@ -49,6 +49,7 @@ Asked = Request[Caller, None, State]
 
 _LIVE_ROWS = 50
 _PAGE_ROWS = 50
+_MORE_ROWS = 100
 _RATE_MINUTES = 60
 _EXPORT_ROWS = 500
 _MOST_EXPORTED = 100_000
@@ -156,7 +157,7 @@ async def search(
 async def search_rows(request: Asked, caller: Caller, q: str = "", older: str = "", newer: str = "") -> Response[bytes]:
     """A page of rows for the long list, and the places where the next ones begin."""
     async with reading(request.app.state, caller) as db:
-        page = await find(db, parse(q), limit=_PAGE_ROWS, older_than=_place(older), newer_than=_place(newer))
+        page = await find(db, parse(q), limit=_MORE_ROWS, older_than=_place(older), newer_than=_place(newer))
     body = msgspec.json.encode(
         {
             "items": [as_json(each) for each in page.items],
