@@ -29,6 +29,8 @@ RULES = Redactor()
         "API_KEY",
         "apiKey",
         "X-Api-Key",
+        "X-Vault-Token",
+        "HTTP_X_GITLAB_TOKEN",
         "client_secret",
         "access_token",
         "refreshToken",

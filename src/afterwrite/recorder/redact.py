@@ -36,6 +36,8 @@ _EXACT = frozenset({
     "pwd", "pass", "pin", "otp", "totp", "cvv", "cvc", "cvv2", "ssn", "token", "jwt", "bearer", "sessionid",
     "authorization", "proxyauthorization", "cookie", "cookies", "setcookie",
 })  # fmt: skip
+# Headers of vendors, as they come (X-Vault-Token) and as WSGI has them.
+_TOKEN_HEADER = re.compile(r"(?:http_)?x[-_](?:[a-z0-9]{1,20}[-_]){0,3}token", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\W_]+")
 
 # What a text looks like, and what is kept of it.
@@ -126,6 +128,7 @@ class Redactor:
         self._needles = tuple(
             [part.encode().translate(_FLAT) for part in self._parts if part.isascii()]
             + [b'"' + name.encode().translate(_FLAT) + b'"' for name in _EXACT - self._keep]
+            + [b'token"']
         )
         self._foreign = not all(map(str.isascii, self._parts))
         self._patterns = tuple(re.compile(pattern) for pattern in patterns)
@@ -136,7 +139,9 @@ class Redactor:
         known = self._secrets.get(name)
         if known is None:
             bare = _bare(name)
-            known = bare not in self._keep and (bare in _EXACT or any(part in bare for part in self._parts))
+            known = bare not in self._keep and (
+                bare in _EXACT or any(part in bare for part in self._parts) or _TOKEN_HEADER.fullmatch(name) is not None
+            )
             if len(self._secrets) < 10_000:  # names are few; where they are data, they are not remembered
                 self._secrets[name] = known
         return known
