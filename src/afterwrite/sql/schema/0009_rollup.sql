@@ -270,14 +270,14 @@ begin
       from (select s.*, date_bin('6 hours', s.hour, '0001-01-01 00:00:00+00') as quarter from sorts s) s;
     foreach each in array coalesce(late, '{}') loop
         perform afterwrite.add_names(
-            each, least(each + interval '6 hours', place.named_until), array['actor', 'entity'], place.position, run.position,
-            most_names, coalesce(place.part_at, '-infinity'),
+            greatest(each, since), least(each + interval '6 hours', place.named_until, until), array['actor', 'entity'],
+            place.position, run.position, most_names, coalesce(place.part_at, '-infinity'),
             coalesce(place.part_id, '00000000-0000-0000-0000-000000000000'), page_at, page_id);
     end loop;
     foreach each in array coalesce(failed, '{}') loop
         perform afterwrite.add_names(
-            each, each + interval '6 hours', array['failed login', 'failed login ip'], place.position, run.position,
-            most_names, coalesce(place.part_at, '-infinity'),
+            greatest(each, since), least(each + interval '6 hours', until), array['failed login', 'failed login ip'],
+            place.position, run.position, most_names, coalesce(place.part_at, '-infinity'),
             coalesce(place.part_id, '00000000-0000-0000-0000-000000000000'), page_at, page_id);
     end loop;
     to_position := case when whole then run.position else place.position end;
