@@ -492,12 +492,14 @@ async def _measure_feed(stage: Stage, worker: Process, port: int, options: Optio
     lags: dict[int, list[tuple[float, float]]] = {clients: [] for clients in options.clients}
     speeds: dict[int, list[float]] = {clients: [] for clients in options.clients}
     await stage.caught_up(await read_wal_position(stage.db), worker)
-    for number in range(options.rounds):
+    for number in range(-1, options.rounds):
+        told = f"round {number + 1} of {options.rounds}" if number >= 0 else "warming up"
         for clients in options.clients if number % 2 else options.clients[::-1]:
-            tell(f"feed, round {number + 1} of {options.rounds}: {options.rate:,} changes/s, {clients} clients")
+            tell(f"feed, {told}: {options.rate:,} changes/s, {clients} client{'' if clients == 1 else 's'}")
             found, speed = await _listen(stage, worker, port, clients, options, number)
-            lags[clients].append(found)
-            speeds[clients].append(speed)
+            if number >= 0:
+                lags[clients].append(found)
+                speeds[clients].append(speed)
     claims: list[Claim] = []
     for clients in options.clients:
         p50, p99 = [found[0] for found in lags[clients]], [found[1] for found in lags[clients]]
@@ -520,7 +522,7 @@ async def _listen(
         transactions=int(options.rate * options.feed_seconds / SINGLE_ROWS),
         clients=8,
         rate=options.rate / SINGLE_ROWS,
-        seed=options.seed + number,
+        seed=options.seed + 1 + number,  # pgbench takes none below zero
     )
     async with _listening(port, clients) as listeners:
         tps = (await stage.work(load)).tps
