@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import brotli
 import msgspec
+import psycopg
 import pytest
 from serving import Client, a_change, an_event, an_id, key, serving, store, write
 
@@ -204,6 +205,20 @@ def test_without_its_store_the_server_says_so_and_comes_back(server: Any) -> Non
         is_problem(answer, 503)
         assert int(answer.headers["retry-after"]) >= 1
         assert b"afterwrite_build_info" in client.get("/metrics").body
+
+
+def test_connections_that_the_server_ended_are_opened_again(dsn: str, client: Client) -> None:
+    assert client.get("/v1/me").status == client.get("/v1/batches").status == 200
+    assert client.post("/v1/activities", {"activities": [{"action": "a.b"}]}).status == 200
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
+            " and pid <> pg_backend_pid()"
+        )
+    assert client.get("/v1/batches").status == 200
+    answers = [client.post("/v1/activities", {"activities": [{"action": "a.b"}]}) for _ in range(2)]
+    assert {each.status for each in answers} <= {200, 503}
+    assert answers[1].status == 200
 
 
 def test_who_asks_too_often_is_told_when_to_come_again(dsn: str) -> None:

@@ -12,9 +12,11 @@ import pytest
 from serving import Client, an_event, key, serving, store, write
 
 from afterwrite.errors import ConnectionLost
+from afterwrite.postgres import connect
 from afterwrite.record import Activity
 from afterwrite.serve.access import SOURCE, Look, Looks
 from afterwrite.serve.callers import LOCAL
+from afterwrite.serve.keys import list_keys
 from afterwrite.serve.metrics import Metrics
 from afterwrite.serve.visits import Visit
 from afterwrite.settings import Settings
@@ -62,6 +64,12 @@ def test_who_looked_at_what_is_activity_of_his_tenant(dsn: str) -> None:
         rows = [each["metadata"] for each in told(client.with_key(mine), "anna")]
     assert sorted(each["times"] for each in rows if each["asked"] == {"q": "order"})[-1] == 40
     assert len(rows) <= 5
+
+    async def used() -> set[str]:
+        async with connect(dsn) as db:
+            return {each.name for each in await list_keys(db) if each.used_at is not None}
+
+    assert asyncio.run(used()) == {"anna", "boss"}
 
 
 class _Kept:

@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="ut
 
 
 def test_every_setting_is_told_with_its_default() -> None:
-    told = dict(re.findall(r"^\| `(serve_\w+)` \| ([^|]*) \|", PAGE, re.MULTILINE))
+    told = dict(re.findall(r"^\| `(serve_\w+)` \|([^|]*)\|", PAGE, re.MULTILINE))
     fields = {name: field.default for name, field in Settings.model_fields.items() if name.startswith("serve_")}
     assert told.keys() == fields.keys()
     for name, default in fields.items():

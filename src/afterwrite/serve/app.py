@@ -22,12 +22,11 @@ the dependency ``operator`` is one, or the answer 403.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, cast
 
 from litestar import Litestar
@@ -38,7 +37,7 @@ from litestar.types import ControllerRouterHandler
 
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import connect, statement
-from afterwrite.serve import api, problems
+from afterwrite.serve import api, pages, problems
 from afterwrite.serve.access import Looks
 from afterwrite.serve.auth import Auth, guard, provide_caller, provide_operator
 from afterwrite.serve.door import Door
@@ -55,6 +54,8 @@ from afterwrite.serve.tenancy import Readers
 from afterwrite.settings import Settings
 from afterwrite.store.schema import require_store
 
+log = logging.getLogger(__name__)
+
 _HEALTH_SECONDS, _PROGRESS_SECONDS, _TRIGGERS_SECONDS = 2.0, 3.0, 60.0
 _TOTALS_SECONDS, _READY_SECONDS = 2.0, 1.0
 _USED_SECONDS = 60.0
@@ -62,10 +63,7 @@ _USED_SECONDS = 60.0
 
 def create_app(settings: Settings) -> Litestar:
     """The ASGI application over the store that the settings name. Nothing is connected before it is started."""
-    handlers: list[ControllerRouterHandler] = [*api.routes, *feed_routes, *openapi_routes]
-    # The pages are being built: plugged in as they come.
-    if find_spec("afterwrite.serve.pages"):
-        handlers += import_module("afterwrite.serve.pages").routes
+    handlers: list[ControllerRouterHandler] = [*api.routes, *feed_routes, *openapi_routes, *pages.routes]
     readers = Readers(settings)
     metrics = Metrics()
     auth = Auth(settings, readers)
@@ -102,7 +100,7 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         storing = asyncio.create_task(ingest.run())
         looking = asyncio.create_task(looks.run())
-        noting = asyncio.create_task(_note_used(settings, auth))
+        noting = asyncio.create_task(_keep_noting(settings, auth))
         try:
             async with Feed(settings) as app.state.feed:
                 yield
@@ -112,6 +110,7 @@ def create_app(settings: Settings) -> Litestar:
                 with suppress(asyncio.CancelledError):
                     await task
             await looks.flush(ending=True)
+            await _note_used(settings, auth)
             ingest.stop()
             await storing
             await readers.close()
@@ -145,14 +144,19 @@ def _cors(settings: Settings) -> CORSConfig | None:
     )
 
 
-async def _note_used(settings: Settings, auth: Auth) -> None:
-    """Say in the store which keys are in use, now and again."""
+async def _keep_noting(settings: Settings, auth: Auth) -> None:
     while True:
         await asyncio.sleep(_USED_SECONDS)
-        used, auth.used = auth.used, cast("dict[str, datetime]", {})
-        if not used:
-            continue
-        with suppress(AfterwriteError):
-            async with connect(settings.store, application_name="afterwrite serve", guarded=True) as db:
-                times = [each.astimezone(UTC) for each in used.values()]
-                await db.run(statement("serve.note_used"), ids=list(used), times=times)
+        await _note_used(settings, auth)
+
+
+async def _note_used(settings: Settings, auth: Auth) -> None:
+    """Say in the store which keys are in use; where that cannot be, they will be used again."""
+    used, auth.used = auth.used, cast("dict[str, datetime]", {})
+    if not used:
+        return
+    try:
+        async with connect(settings.store, application_name="afterwrite serve", guarded=True) as db:
+            await db.run(statement("serve.note_used"), ids=list(used), times=list(used.values()))
+    except AfterwriteError as error:
+        log.warning("which keys are in use could not be noted: %s", error)

@@ -123,13 +123,12 @@ class Door:
             )
         try:
             visit.caller = await self._auth.identify(visit)
-        except ProblemError as error:
-            if error.problem.status >= 500:
-                raise
-            # A route that is open to everybody does not mind.
-            visit.refusal = error
-            self._failures.take(visit.client)
-            self._metrics.turned_away.labels("credentials").inc()
+        except Exception as error:
+            # A route that is open to everybody does not mind, also while the store cannot be asked.
+            found = visit.refusal = problems.explain(error)
+            if found.problem.status < 500:
+                self._failures.take(visit.client)
+                self._metrics.turned_away.labels("credentials").inc()
 
     def _done(self, scope: dict[str, Any], visit: Visit, status: int, seconds: float) -> None:
         # One name for all that is nowhere: labels are not to be made up by whoever asks.

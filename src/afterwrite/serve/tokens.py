@@ -133,6 +133,7 @@ class Tokens:
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
         self._turn = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
 
     async def read(self, token: str) -> Caller:
         """Whose token this is. Raises ProblemError: 401 for one that is not good, 403 for one that opens nothing."""
@@ -184,24 +185,21 @@ class Tokens:
             return self._issuer.secret
         if self._issuer.jwks_url is None or not (kid is None or isinstance(kid, str)):
             raise _bad("the token is signed with a key that is not known here")
-        async with self._turn:
-            now = time.monotonic()
-            known = self._pick(algorithm, kid)
-            old = now - self._fetched_at > _KEPT_SECONDS
-            if (known is None or old) and now - self._tried_at > _FRESH_SECONDS:
-                self._tried_at = now
+        known, age = self._pick(algorithm, kid), time.monotonic() - self._fetched_at
+        if known is None or age > _STALE_SECONDS:
+            async with self._turn:
                 await self._fetch(self._issuer.jwks_url)
-                known = self._pick(algorithm, kid)
-            if known is None or now - self._fetched_at > _STALE_SECONDS:
-                if not self._keys:
-                    raise ProblemError(
-                        503,
-                        "unavailable",
-                        "the keys of the tokens' issuer cannot be had",
-                        headers={"Retry-After": "10"},
-                    )
-                raise _bad("the token is signed with a key that is not known here")
-            return known.key
+            known, age = self._pick(algorithm, kid), time.monotonic() - self._fetched_at
+        elif age > _KEPT_SECONDS:
+            # Nobody waits for what may well be the same as before.
+            self._fetching = asyncio.create_task(self._fetch(self._issuer.jwks_url))
+        if age > _STALE_SECONDS:
+            raise ProblemError(
+                503, "unavailable", "the keys of the tokens' issuer cannot be had", headers={"Retry-After": "10"}
+            )
+        if known is None:
+            raise _bad("the token is signed with a key that is not known here")
+        return known.key
 
     def _pick(self, algorithm: str, kid: str | None) -> jwt.PyJWK | None:
         """The key that is named, or the only one that fits where none is."""
@@ -212,6 +210,11 @@ class Tokens:
         return fitting[0] if len(fitting) == 1 else None
 
     async def _fetch(self, url: str) -> None:
+        """Get the keys anew, unless that was tried a moment ago: for a key that is made up, too."""
+        now = time.monotonic()
+        if now - self._tried_at <= _FRESH_SECONDS:
+            return
+        self._tried_at = now
         try:
             keys = await asyncio.to_thread(_get_keys, url)
         except (OSError, ValueError, HTTPException, urllib.error.URLError) as error:

@@ -67,7 +67,7 @@ select exists (
 -- Say when keys were used last.
 update afterwrite.api_key k
    set used_at = u.at
-  from pg_catalog.unnest(:ids::text[], :times::timestamptz[]) as u (id, at)
+  from unnest(:ids::text[], :times::timestamptz[]) as u (id, at)
  where k.id = u.id and (k.used_at is null or k.used_at < u.at);
 
 -- name: read_secret
