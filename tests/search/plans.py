@@ -1,7 +1,8 @@
 """How long each shape of query takes on many rows, by which plans: `./run python -m tests.search.plans --rows 3000000`.
 
-A store of sixty days, thirty of them hot, on a server of its own. Exit code 1 when a hot partition is read by a Seq
-Scan, or when the slowest in twenty of a shape that an index answers, or that is frequent, takes 20 ms or more.
+A store of sixty days, thirty of them hot, on a server of its own. `work` is what the session and its caller computed,
+which a busy machine does not stretch as it does the time on the clock. Exit code 1 when a partition is read by a Seq
+Scan, or when the work of one in twenty of a shape that is frequent, or that an index answers, takes 20 ms or more.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import random
 import sys
@@ -86,7 +88,7 @@ SHAPES = (
     Shape("request", lambda c: f"request:req-{c.randrange(10_000):x} after:30d"),
     Shape("address", lambda c: f"ip:10.0.{c.randrange(250)}.{c.randrange(250)} after:30d"),
     Shape("negations", lambda c: "-actor:system -category:data -outcome:failure"),
-    Shape("kinds combined", lambda c: f"{_any_user(c)} action:orders.* outcome:success approved after:30d"),
+    Shape("kinds combined", lambda c: f"{_any_user(c)} action:redemption.* outcome:success approved after:30d"),
     Shape("frequent actor, rare word", lambda c: "actor:system quixotic after:30d"),
     Shape("a day", lambda c: f"at:{TODAY - timedelta(days=c.randrange(1, 60))}"),
     Shape("a day, and a word", lambda c: f"at:{TODAY - timedelta(days=c.randrange(1, 29))} approved"),
@@ -100,6 +102,7 @@ SHAPES = (
 class Measured(msgspec.Struct, frozen=True):
     shape: Shape
     milliseconds: list[float]
+    work: list[float]
     found: int
     nodes: tuple[str, ...]
     sequential: tuple[str, ...]
@@ -107,16 +110,20 @@ class Measured(msgspec.Struct, frozen=True):
 
     def at(self, share: float) -> float:
         """The time that this share of them took at most."""
-        return sorted(self.milliseconds)[min(len(self.milliseconds) - 1, int(len(self.milliseconds) * share))]
+        return _at(self.milliseconds, share)
 
     @property
     def trouble(self) -> str | None:
         """What is not as it should be."""
         if self.sequential:
             return f"read by Seq Scan: {', '.join(self.sequential)}"
-        if self.shape.held and self.at(0.95) >= HELD_TO_MS:
-            return f"p95 {self.at(0.95):.1f} ms"
+        if self.shape.held and _at(self.work, 0.95) >= HELD_TO_MS:
+            return f"p95 of the work {_at(self.work, 0.95):.1f} ms"
         return None
+
+
+def _at(times: list[float], share: float) -> float:
+    return sorted(times)[min(len(times) - 1, int(len(times) * share))]
 
 
 async def fill(db: Database, rows: int, *, days: int = DAYS, hot_days: int = HOT_DAYS) -> None:
@@ -151,13 +158,24 @@ async def measure(db: Database, shape: Shape, *, times: int, seconds: float = 1.
     plans, sequential = await read_plans(db, shape, older, seconds)
     for _ in range(2):
         await find(db, parse(shape.line(chance)), older_than=older, seconds=seconds)
+    pid = int(await db.value(b"select pg_backend_pid()"))
     taken: list[float] = []
+    work: list[float] = []
     for _ in range(times):
         query = parse(shape.line(chance))
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), _computed(pid)
         page = await find(db, query, older_than=older, seconds=seconds)
         taken.append((time.perf_counter() - began) * 1000)
-    return Measured(shape, taken, len(page.items), plans, sequential, page.looked)
+        work.append((_computed(pid) - computed) * 1000)
+    return Measured(shape, taken, work, len(page.items), plans, sequential, page.looked)
+
+
+def _computed(pid: int) -> float:
+    """Seconds that a session of a server on this machine, and we ourselves, have computed."""
+    session = Path(f"/proc/{pid}/schedstat")
+    if not session.exists():
+        return time.perf_counter()
+    return int(session.read_text().split()[0]) / 1e9 + time.thread_time()
 
 
 async def read_plans(
@@ -196,36 +214,45 @@ def _nodes(plan: dict) -> Iterator[dict]:  # type: ignore[type-arg]
         yield from _nodes(inner)
 
 
-async def _main(rows: int, times: int, only: str | None) -> int:
+async def _main(rows: int, times: int, only: str, dsn: str | None) -> int:
+    if dsn is not None:
+        return await _measure_all(dsn, times, only)
     with embedded_server(settings={"fsync": "off", "max_wal_size": "4GB", "shared_buffers": "1GB"}) as server:
+        began = time.monotonic()
         async with connect(server.dsn()) as db:
-            began = time.monotonic()
             await fill(db, rows)
-            size = await db.value(
-                b"select sum(pg_total_relation_size(inhrelid))::float8 from pg_inherits"
-                b" where inhparent = 'afterwrite.activity'::regclass"
-            )
-            version = await db.value(b"show server_version")
+        print(f"laid in {time.monotonic() - began:.0f} s", file=sys.stderr)
+        return await _measure_all(server.dsn(), times, only)
+
+
+async def _measure_all(dsn: str, times: int, only: str) -> int:
+    troubles: list[str] = []
+    async with connect(dsn) as db:
+        rows = await db.value(b"select count(*) from afterwrite.activity")
+        size = await db.value(
+            b"select sum(pg_total_relation_size(inhrelid))::float8 from pg_inherits"
+            b" where inhparent = 'afterwrite.activity'::regclass"
+        )
+        version = await db.value(b"show server_version")
+        print(
+            f"{rows:,} rows over {DAYS} days, {HOT_DAYS} of them hot, {size / 1e9:.1f} GB; PostgreSQL {version},"
+            f" {_machine()}, load {os.getloadavg()[0]:.1f}, {datetime.now(UTC):%Y-%m-%d}\n"
+        )
+        await db.run(b"load 'auto_explain'")
+        print("| shape | p50 ms | p95 ms | work p50 | work p95 | rows | read by |\n|---|---:|---:|---:|---:|---:|---|")
+        for shape in SHAPES:
+            if only not in shape.name:
+                continue
+            measured = await measure(db, shape, times=times if shape.held else 3)
+            looked = f"; time was up at {measured.looked:%m-%d}" if measured.looked else ""
+            figures = (measured.at(0.5), measured.at(0.95), _at(measured.work, 0.5), _at(measured.work, 0.95))
             print(
-                f"{rows:,} rows over {DAYS} days, {HOT_DAYS} of them hot, {size / 1e9:.1f} GB, laid in"
-                f" {time.monotonic() - began:.0f} s; PostgreSQL {version}, {_machine()}, {datetime.now(UTC):%Y-%m-%d}\n"
+                f"| {shape.name} | {' | '.join(f'{figure:.1f}' for figure in figures)} | {measured.found} |"
+                f" {', '.join(measured.nodes[:3])}{looked} |",
+                flush=True,
             )
-            await db.run(b"load 'auto_explain'")
-            await db.run(b"select count(*), sum(length(summary)) from afterwrite.activity")
-            print(f"| {'shape':34} | p50 ms | p95 ms | rows | read by |\n|---|---:|---:|---:|---|")
-            troubles: list[str] = []
-            for shape in SHAPES:
-                if only and only not in shape.name:
-                    continue
-                measured = await measure(db, shape, times=times if shape.held else 3)
-                looked = f"; time was up at {measured.looked:%m-%d}" if measured.looked else ""
-                print(
-                    f"| {shape.name:34} | {measured.at(0.5):6.1f} | {measured.at(0.95):6.1f} | {measured.found} |"
-                    f" {', '.join(measured.nodes[:3])}{looked} |",
-                    flush=True,
-                )
-                if measured.trouble:
-                    troubles.append(f"{shape.name}: {measured.trouble}")
+            if measured.trouble:
+                troubles.append(f"{shape.name}: {measured.trouble}")
     for trouble in troubles:
         print(f"not as it should be: {trouble}", file=sys.stderr)
     return 1 if troubles else 0
@@ -241,6 +268,7 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, default=3_000_000)
     options.add_argument("--times", type=int, default=40)
-    options.add_argument("--only")
+    options.add_argument("--only", default="", help="Shapes whose name has this in it.")
+    options.add_argument("--dsn", help="A store that was laid before, on this machine.")
     given = options.parse_args()
-    sys.exit(asyncio.run(_main(given.rows, given.times, given.only)))
+    sys.exit(asyncio.run(_main(given.rows, given.times, given.only, given.dsn)))

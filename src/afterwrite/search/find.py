@@ -61,11 +61,14 @@ _TICK = timedelta(microseconds=1)
 _FIRST_ID = "00000000-0000-0000-0000-000000000000"
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 # How many rows are walked in one statement: at first, and at most once it turned out to be quick.
-_FIRST_ROWS, _MOST_ROWS = 500, 100_000
+_FIRST_ROWS, _MOST_ROWS = 200, 100_000
 _QUICK_SECONDS, _SLOW_SECONDS = 0.01, 0.04
 # More rows than this are not gathered to find the newest of them: among so many the next ones are near.
 _MOST_GATHERED = 20_000
 _MOST_DAYS = 32
+# What days there are is asked this seldom. What is not known yet is looked at all the same: days are only a guess at
+# how much there is to look at.
+_KNOWN_SECONDS = 10.0
 
 
 async def find(
@@ -86,9 +89,11 @@ async def find(
         raise UsageError("a page cannot be older than one place and newer than another", remedy="give one of the two")
     if not 1 <= limit <= MOST:
         raise UsageError(f"a page of {limit} activities cannot be had", remedy=f"ask for 1 to {MOST:,}")
-    async with _planned(db):
-        search = _Search(db, query, newer=newer_than is not None, wanted=limit + 1)
-        looked = await search.run(older_than or newer_than, time.monotonic() + seconds)
+    deadline = time.monotonic() + seconds
+    async with _planned(db) as plans:
+        days = await _read_days(db)
+        search = _Search(db, query, days, newer=newer_than is not None, wanted=limit + 1, walled=plans.walled)
+        looked = await search.run(older_than or newer_than, deadline)
     found = search.found[:limit]
     more = len(search.found) > limit
     at = Place(found[-1].occurred_at, found[-1].id) if found else older_than or newer_than
@@ -108,16 +113,11 @@ class Day(msgspec.Struct, frozen=True):
     hot: bool
 
 
-class _DayRow(msgspec.Struct, frozen=True):
-    name: str
-    rows: int
-    hot: bool
-    walled: bool
-
-
 class _Plans(msgspec.Struct, frozen=True):
+    walled: bool
     seqscan: str
     indexscan: str
+    workers: str
     jit: str
     plans: str
     set: bool
@@ -133,16 +133,31 @@ class _Stretch(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def _planned(db: Database) -> AsyncGenerator[None]:
+async def _planned(db: Database) -> AsyncGenerator[_Plans]:
     """A transaction whose plans are those that we mean; a caller's own gets its settings back."""
     nested = db.connection.info.transaction_status is not TransactionStatus.IDLE
     async with db.transaction():
         before = await db.one(_Plans, statement("search.plan_simply"))
-        yield
+        yield before
         if nested:
-            words = msgspec.structs.asdict(before)
-            words.pop("set")
+            words = {name: getattr(before, name) for name in ("seqscan", "indexscan", "workers", "jit", "plans")}
             await db.values(statement("search.plan_as_before"), **words)
+
+
+_known_days: dict[str, tuple[float, list[Day]]] = {}
+
+
+async def _read_days(db: Database) -> list[Day]:
+    """The partitions, as they are or were a few seconds ago."""
+    read_at, days = _known_days.get(db.where, (-_KNOWN_SECONDS, []))
+    if time.monotonic() - read_at > _KNOWN_SECONDS:
+        days = await db.rows(_day, statement("search.read_days"))
+        _known_days[db.where] = time.monotonic(), days
+    return days
+
+
+def _day(*, name: str, rows: int, hot: bool) -> Day:
+    return Day(_since(name), rows, hot)
 
 
 _COLUMNS: LiteralString = (
@@ -177,10 +192,16 @@ _NOT_BEYOND: LiteralString = "(a.occurred_at, a.id) {within} (%(cut_at)s, %(cut_
 class _Search:
     """One search in one direction: what was found so far, and how much was looked at for it."""
 
-    def __init__(self, db: Database, query: Query, *, newer: bool, wanted: int) -> None:
+    def __init__(
+        self, db: Database, query: Query, days: Sequence[Day], *, newer: bool, wanted: int, walled: bool
+    ) -> None:
         self.found: list[StoredActivity] = []
         self._db = db
         self._query = query
+        self._known = days
+        self._walled = walled
+        # Rows of the default partition can be of any day.
+        self._anywhere = sum(day.rows for day in days if day.since is None)
         self._compiled: Compiled = compile_query(query)
         self._newer = newer
         self._wanted = wanted
@@ -200,22 +221,19 @@ class _Search:
 
     async def run(self, place: Place | None, deadline: float) -> Place | None:
         """Look until enough is found or nothing is left: None; else where the time was up."""
-        rows = await self._db.rows(_DayRow, statement("search.read_days"))
-        days = [Day(_since(row.name), row.rows, row.hot) for row in rows]
-        walled = any(row.walled for row in rows)
         at = place or (Place(_BEGINNING, _FIRST_ID) if self._newer else Place(_END, _LAST_ID))
         since, until = self._query.since or _BEGINNING, self._query.until or _END
         if await self._by_id(since, until, at):
             return None
         many = 1
-        remaining = list(self._days(days, since, until, at))
+        remaining = list(self._days(since, until, at))
         while remaining and len(self.found) < self._wanted:
             hot = remaining[0].hot
             cut: Place | None = None
             if self._compiled.in_order_anywhere or (self._compiled.in_order and hot and self._one_term):
                 stretch, remaining = self._joined(remaining, many)
                 await self._in_order(stretch, at)
-            elif self._compiled.narrow is not None and hot and not walled and self._is_rare(remaining[0]):
+            elif self._compiled.narrow is not None and hot and not self._walled and self._is_rare(remaining[0]):
                 stretch, remaining = self._joined(remaining, many)
                 await self._gather(stretch, at)
             else:
@@ -243,17 +261,16 @@ class _Search:
         gathered = share * stretch.rows
         return gathered <= _MOST_GATHERED and gathered < (self._wanted - len(self.found)) / share
 
-    def _days(self, days: Sequence[Day], since: datetime, until: datetime, at: Place) -> Iterator[_Stretch]:
+    def _days(self, since: datetime, until: datetime, at: Place) -> Iterator[_Stretch]:
         """The days that are to be looked at, in the direction, each as a stretch; they cover all time between them."""
-        own = sorted((day for day in days if day.since is not None), key=lambda day: day.since or _BEGINNING)
-        default = sum(day.rows for day in days if day.since is None)
+        own = sorted((day for day in self._known if day.since is not None), key=lambda day: day.since or _BEGINNING)
         starts = [day.since or _BEGINNING for day in own]
         edges = [_BEGINNING, *starts[1:], _END] if own else [_BEGINNING, _END]
         stretches = [
             _Stretch(
                 since=max(low, since),
                 until=min(high, until),
-                rows=(own[place].rows if own else 0) + (default if place in (0, len(edges) - 2) else 0),
+                rows=own[place].rows if own else self._anywhere,
                 hot=own[place].hot if own else True,
             )
             for place, (low, high) in enumerate(pairwise(edges))
@@ -319,7 +336,7 @@ class _Search:
         began = time.monotonic()
         where, extra = self._compiled.where, {}
         cut: Place | None = None
-        if not self._everything:
+        if not self._everything and stretch.rows + self._anywhere > self._rows:
             asked = sql.SQL(_CUT).format(**self._words)
             cut = await self._db.maybe(Place, asked, **self._bounds(stretch, at), rows=self._rows - 1)
         if cut is not None:
