@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import telling
 from migrating_little import migrate_a_little
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from afterwrite.postgres import connect
 from afterwrite.record import Activity, Batch
@@ -105,7 +105,8 @@ def context(browser: Browser, site: Site) -> Iterator[BrowserContext]:
     made = browser.new_context(
         base_url=site.url, locale="en-GB", timezone_id="Europe/Berlin", viewport={"width": 1280, "height": 900}
     )
-    made.set_default_timeout(8_000)
+    made.set_default_timeout(20_000)
+    expect.set_options(timeout=20_000)  # machines of three testers are busy
     yield made
     made.close()
 

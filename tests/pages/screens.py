@@ -23,6 +23,7 @@ import browsing
 import telling
 
 from afterwrite.demo.story import DATABASE, Chapter, Script, tell_story
+from afterwrite.errors import GateNotMet
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server, embedded_server
 from afterwrite.settings import Settings
@@ -57,7 +58,11 @@ async def _prepare(server: Server, *, quick: bool) -> Settings:
             await admin.run(b"create database legacy")
     else:
         with tempfile.TemporaryDirectory() as folder:
-            await tell_story(server, Path(folder), _SCRIPT, _tell)
+            try:
+                await tell_story(server, Path(folder), _SCRIPT, _tell)
+            except GateNotMet as error:
+                # On a busy machine a gate may take a phase back: then that is what the picture shows.
+                print(f"the migration ended early: {error}")
     dsn = server.dsn(DATABASE)
     await telling.fill(dsn, telling.tell(24_000), at_once=400)
     async with connect(dsn) as db:
