@@ -11,6 +11,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import browsing
 import telling
 
+from afterwrite import runtime
 from afterwrite.demo.story import DATABASE, Chapter, Script, tell_story
 from afterwrite.errors import GateNotMet
 from afterwrite.postgres import connect
@@ -44,12 +47,35 @@ def main() -> int:
     quick = "--quick" in sys.argv
     with embedded_server(settings=_SERVER) as server:
         settings = asyncio.run(_prepare(server, quick=quick))
-        with browsing.serving(settings) as url, sync_playwright() as playwright:
+        with working(settings, wanted=not quick), browsing.serving(settings) as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
             for name, width, dark, address in _pictures(server.dsn(DATABASE), quick=quick):
                 _take(browser, url, name, width=width, dark=dark, address=address, dsn=server.dsn(DATABASE))
             browser.close()
     return 0
+
+
+@contextmanager
+def working(settings: Settings, *, wanted: bool) -> Iterator[None]:
+    """The worker, in a thread of its own."""
+    stop: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def work() -> None:
+        event = asyncio.Event()
+        stop.append((asyncio.get_running_loop(), event))
+        await runtime.run_capture(settings, stop=event)
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()))
+    if wanted:
+        thread.start()
+        time.sleep(6.0)  # it catches up with what was written to the store beside it
+    try:
+        yield
+    finally:
+        for loop, event in stop:
+            loop.call_soon_threadsafe(event.set)
+        if wanted:
+            thread.join(20)
 
 
 async def _prepare(server: Server, *, quick: bool) -> Settings:

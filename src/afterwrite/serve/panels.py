@@ -113,7 +113,7 @@ def _budget(slot: Slot | None) -> Panel:
         name="wal",
         title="WAL kept for us",
         state=state,
-        says={"well": "well within it", "warn": "more than the warning share", "alarm": "nearly used up"}.get(
+        says={"well": "within the budget", "warn": "more than the warning share", "alarm": "nearly used up"}.get(
             slot.health, "used up"
         ),
         figure=human_bytes(slot.retained_bytes),

@@ -148,6 +148,8 @@ def lasting(seconds: float) -> str:
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}".replace(".0 ", " ")
+    if seconds < 1:
+        return f"{1_000 * seconds:,.0f} ms"
     return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
 
 

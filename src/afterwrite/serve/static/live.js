@@ -25,7 +25,8 @@ let position = stream?.dataset.position;
 function reading() {
   if (paused) return "paused";
   if (rows.contains(document.activeElement)) return "paused while you are in the list";
-  if (rows.matches(":hover")) return "paused while you look";
+  // The whole panel, with the button that tells of new ones: it may come up right under the pointer.
+  if (stream.matches(":hover")) return "paused while you look";
   if (rows.getBoundingClientRect().top < -40) return "paused while you read below";
   if (!document.getSelection().isCollapsed && rows.contains(document.getSelection().anchorNode)) return "paused while you select";
   return null;
@@ -97,7 +98,7 @@ pause.addEventListener("click", () => {
   draw();
 });
 
-for (const kind of ["mouseleave", "mouseenter", "focusin", "focusout"]) rows.addEventListener(kind, () => setTimeout(draw, 60));
+for (const kind of ["mouseleave", "mouseenter", "focusin", "focusout"]) stream?.addEventListener(kind, () => setTimeout(draw, 60));
 addEventListener("scroll", () => { if (!timer) timer = setTimeout(draw, DRAW_EVERY); }, { passive: true });
 document.addEventListener("selectionchange", () => { if (!timer) timer = setTimeout(draw, DRAW_EVERY); });
 
