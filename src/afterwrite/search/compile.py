@@ -34,7 +34,7 @@ from afterwrite.search.query import (
 WORDS: LiteralString = "afterwrite.words(a.action, a.entity_type, a.entity_id, a.actor_id, a.summary)"
 LEXEMES: LiteralString = (
     "afterwrite.lexemes(a.action, a.entity_type, a.entity_id, a.actor_id, a.summary, a.changed, a.category, a.outcome,"
-    " a.severity, a.request_id, a.session_id, a.trace_id, a.ip)"
+    " a.severity, a.request_id, a.session_id, a.trace_id)"
 )
 _SAYS: LiteralString = LEXEMES + " @@ {}::tsquery"
 _FOLLOWS: LiteralString = "(' ' || pg_catalog.array_to_string(" + WORDS + ", ' ') || ' ') ~ {}"
@@ -273,8 +273,6 @@ def _of_value(key: Key, value: Value) -> str | None:
             return _quoted(f":{text}")
         case ((Key.CHANGED | Key.REQUEST | Key.SESSION | Key.TRACE), (Exact() | Prefix())) if value.text:
             return _quoted(value.text, prefix=isinstance(value, Prefix))
-        case Key.IP, Network(text=text) if text.endswith("/32"):
-            return _quoted(text.removesuffix("/32"))
         case _:
             return None
 

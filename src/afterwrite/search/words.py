@@ -49,8 +49,7 @@ def words_of(activity: StoredActivity) -> list[str]:
 
 def names_of(activity: StoredActivity) -> frozenset[str]:
     """What can be found as a word although it may hold signs: it stands in the index as it is."""
-    address = None if activity.ip is None else activity.ip.partition("/")[0]
-    names = (activity.request_id, activity.session_id, activity.trace_id, address, *(activity.changed or ()))
+    names = (activity.request_id, activity.session_id, activity.trace_id, *(activity.changed or ()))
     flags = (
         f":{word}"
         for word, usual in ((activity.category, "data"), (activity.outcome, "success"), (activity.severity, "info"))

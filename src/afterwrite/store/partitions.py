@@ -55,7 +55,7 @@ INDEXES: Mapping[str, LiteralString] = {
     "actor": "btree (actor_id, occurred_at desc) where actor_id is not null",
     "tenant": "btree (tenant_id, occurred_at desc) where tenant_id is not null",
     "text": "gin (afterwrite.lexemes(action, entity_type, entity_id, actor_id, summary, changed, category, outcome,"
-    " severity, request_id, session_id, trace_id, ip)) with (fastupdate = on, gin_pending_list_limit = 1024)",
+    " severity, request_id, session_id, trace_id)) with (fastupdate = on, gin_pending_list_limit = 1024)",
     "facts": "gin ((metadata::jsonb) jsonb_path_ops) with (fastupdate = on, gin_pending_list_limit = 1024)"
     " where metadata is not null",
     "gone": "btree (entity_type, left(metadata ->> 'entity_was', 400), occurred_at desc)"

@@ -210,22 +210,22 @@ comment on function afterwrite.words(text, text, text, text, text) is
 
 create function afterwrite.lexemes(
     action text, entity_type text, entity_id text, actor_id text, summary text, changed text[], category text, outcome text,
-    severity text, request_id text, session_id text, trace_id text, ip inet
+    severity text, request_id text, session_id text, trace_id text
 ) returns tsvector language sql immutable parallel safe
 return array_to_tsvector(array_remove(array_remove(
     afterwrite.words(action, entity_type, entity_id, actor_id, summary) || changed || array[
-        request_id, session_id, trace_id, host(ip),
+        request_id, session_id, trace_id,
         case when category <> 'data' then ':' || category end,
         case when outcome <> 'success' then ':' || outcome end,
         case when severity <> 'info' then ':' || severity end
     ], null), ''));
 comment on function afterwrite.lexemes(
-    text, text, text, text, text, text[], text, text, text, text, text, text, inet
+    text, text, text, text, text, text[], text, text, text, text, text, text
 ) is
-    'What the text index of a partition holds of an activity: its words; as they stand the names of changed columns, request, session, trace and address; and behind a colon what is rare of its category, outcome and severity.';
+    'What the text index of a partition holds of an activity: its words; as they stand the names of changed columns, request, session and trace; and behind a colon what is rare of its category, outcome and severity.';
 
 create index activity_default_text on afterwrite.activity_default
-    using gin (afterwrite.lexemes(action, entity_type, entity_id, actor_id, summary, changed, category, outcome, severity, request_id, session_id, trace_id, ip))
+    using gin (afterwrite.lexemes(action, entity_type, entity_id, actor_id, summary, changed, category, outcome, severity, request_id, session_id, trace_id))
     with (fastupdate = on, gin_pending_list_limit = 1024);
 
 create function afterwrite.chain(
