@@ -198,7 +198,7 @@ def test_no_filter_can_be_talked_out_of_its_sentence(tenant: Client, dsn: str) -
         before = connection.execute("select count(*) from afterwrite.activity where tenant_id = 'other'").fetchone()
     for number, attack in enumerate(INJECTED):
         lines = [attack, f'"{attack}"', f"-{attack}"]
-        lines += [f"{name}:{attack}" for name in KEYS] if attack in INJECTED[:12] else [f'actor:"{attack}"']
+        lines += [f"{name}:{attack}" for name in KEYS] if number < 6 else [f'actor:"{attack}"']
         for line in lines:
             answer = tenant.get(f"/v1/activities?q={quote(line)}")
             assert answer.status in (200, 400), (line, answer)
