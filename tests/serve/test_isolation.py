@@ -142,6 +142,20 @@ def test_what_is_there_is_seen_by_whom_it_belongs_to(tenant: Client, operator: C
     assert tenant.get(f"/v1/entities/{MARK}/301").status == 404
 
 
+def test_the_pages_show_a_tenant_its_own_alone(tenant: Client, operator: Client) -> None:
+    for path in ("/", "/search", "/overview", f"/activity/{SHARED.id}", f"/activity/{CAUSED.id}", "/entity/order/1"):
+        answer = tenant.get(path, Accept="text/html")
+        assert answer.status == 200, path
+        # What the tenant asked before may be told in it, as looks: those name the word, and these its things.
+        assert f"{MARK}_thing" not in answer.body.decode(), path
+        assert f"did {THEIRS[0].entity_id}" not in answer.body.decode(), path
+    assert tenant.get(f"/activity/{THEIRS[0].id}", Accept="text/html").status == 404
+    assert operator.get(f"/activity/{THEIRS[0].id}", Accept="text/html").status == 200
+    for path in ("/health", "/migration"):
+        assert tenant.get(path, Accept="text/html").status == 403, path
+        assert operator.get(path, Accept="text/html").status == 200, path
+
+
 def test_a_cursor_of_the_operators_shows_a_tenant_its_own_alone(tenant: Client, operator: Client) -> None:
     page = operator.get("/v1/activities?limit=3").json
     cursor = page["older"]
