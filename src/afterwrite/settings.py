@@ -100,8 +100,8 @@ class Settings(BaseSettings):
     serve_access_seconds: Annotated[float, Field(ge=1)] = 300.0
     # Web pages of other origins that may call the API ("https://admin.example.com").
     serve_cors_origins: Annotated[tuple[str, ...], BeforeValidator(parse_words)] = ()
-    # Tokens that somebody else signs: where his keys are (of Supabase the project's URL is enough), and what stands in a
-    # token. Claims inside others are named with dots.
+    # Tokens that somebody else signs: where his keys are (of Supabase the project's URL is enough), and what stands in
+    # one. Claims inside others are named with dots.
     serve_jwks_url: str | None = None
     serve_jwt_secret: Annotated[str, Field(min_length=32)] | None = None
     serve_jwt_issuer: str | None = None
