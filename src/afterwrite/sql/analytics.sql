@@ -123,20 +123,57 @@ select coalesce(sum(h.activities), 0)::bigint
 -- name: read_unusual_actors
 -- Hours of some days at which an actor is active who was known in the four weeks before, and then almost never near that hour.
 with past as materialized (
-    select t.name, t.day, t.hours || t.hours as hours  -- so that the hours before and after each lie beside it
+    select t.name, t.day,
+           case
+               when count(*) = 1 then min(t.hours)
+               else (select array_agg(s.activities order by s.hour)  -- of several tenants
+                       from (
+                            select (u.place - 1) % 24 as hour, sum(u.activities)::integer as activities
+                              from unnest(array_agg(t.hours)) with ordinality u (activities, place)
+                             group by 1
+                            ) s)
+           end as hours
       from afterwrite.rollup_top t
      where t.what = 'actor' and t.day >= :since_day and t.day < :after_day
        and (:tenant::text is null or t.tenant_id = :tenant)
-), known as (
-    select p.name, count(distinct p.day) as days
-      from past p
-     group by p.name
-    having count(distinct p.day) >= :known_days
+     group by t.name, t.day
 ), cut as materialized (
     select distinct r.day
       from afterwrite.rollup_rest r
      where r.what = 'actor' and r.day >= :since_day and r.day < :after_day
        and (:tenant::text is null or r.tenant_id = :tenant)
+), known as materialized (
+    select p.name, count(*) as days,
+           (select count(*) from cut) - count(*) filter (where p.day in (select c.day from cut c)) as unknown_days,
+           array[  -- on how many days each hour, or the one before or after it, had something
+               count(*) filter (where p.hours[24] + p.hours[1] + p.hours[2] > 0),
+               count(*) filter (where p.hours[1] + p.hours[2] + p.hours[3] > 0),
+               count(*) filter (where p.hours[2] + p.hours[3] + p.hours[4] > 0),
+               count(*) filter (where p.hours[3] + p.hours[4] + p.hours[5] > 0),
+               count(*) filter (where p.hours[4] + p.hours[5] + p.hours[6] > 0),
+               count(*) filter (where p.hours[5] + p.hours[6] + p.hours[7] > 0),
+               count(*) filter (where p.hours[6] + p.hours[7] + p.hours[8] > 0),
+               count(*) filter (where p.hours[7] + p.hours[8] + p.hours[9] > 0),
+               count(*) filter (where p.hours[8] + p.hours[9] + p.hours[10] > 0),
+               count(*) filter (where p.hours[9] + p.hours[10] + p.hours[11] > 0),
+               count(*) filter (where p.hours[10] + p.hours[11] + p.hours[12] > 0),
+               count(*) filter (where p.hours[11] + p.hours[12] + p.hours[13] > 0),
+               count(*) filter (where p.hours[12] + p.hours[13] + p.hours[14] > 0),
+               count(*) filter (where p.hours[13] + p.hours[14] + p.hours[15] > 0),
+               count(*) filter (where p.hours[14] + p.hours[15] + p.hours[16] > 0),
+               count(*) filter (where p.hours[15] + p.hours[16] + p.hours[17] > 0),
+               count(*) filter (where p.hours[16] + p.hours[17] + p.hours[18] > 0),
+               count(*) filter (where p.hours[17] + p.hours[18] + p.hours[19] > 0),
+               count(*) filter (where p.hours[18] + p.hours[19] + p.hours[20] > 0),
+               count(*) filter (where p.hours[19] + p.hours[20] + p.hours[21] > 0),
+               count(*) filter (where p.hours[20] + p.hours[21] + p.hours[22] > 0),
+               count(*) filter (where p.hours[21] + p.hours[22] + p.hours[23] > 0),
+               count(*) filter (where p.hours[22] + p.hours[23] + p.hours[24] > 0),
+               count(*) filter (where p.hours[23] + p.hours[24] + p.hours[1] > 0)
+           ] as near
+      from past p
+     group by p.name
+    having count(*) >= :known_days
 ), now as materialized (
     select c.name, c.at, sum(c.activities)::bigint as activities
       from (
@@ -156,26 +193,33 @@ with past as materialized (
            ) c
      where c.at >= :after and c.at < :before
      group by c.name, c.at
-), pairs as materialized (
-    select n.name, extract(hour from n.at at time zone 'UTC')::integer as hour, k.days
-      from now n
-      join known k on k.name = n.name
-     group by 1, 2, 3
-), found as (
-    select w.name, w.hour, w.days,
-           count(distinct p.day) filter (where p.near > 0) as active_days, coalesce(sum(p.near), 0)::bigint as activities_before,
-           (select count(*) from cut) - count(distinct p.day) filter (where p.day in (select c.day from cut c)) as unknown_days
-      from pairs w
-      join lateral (
-           select q.day, q.hours[w.hour + 24] + q.hours[w.hour + 1] + q.hours[w.hour + 2] as near
-             from past q
-            where q.name = w.name
-           ) p on true
-     group by w.name, w.hour, w.days
+), together as (
+    -- Not joined: a plan that is made for any time expects few rows, and compares all with all.
+    select e.name, max(e.days) as days, max(e.unknown_days) as unknown_days, max(e.near) as near, max(e.ats) as ats,
+           max(e.counts) as counts
+      from (
+           select k.name, k.days, k.unknown_days, k.near, null::timestamptz[] as ats, null::bigint[] as counts from known k
+            union all
+           select n.name, null, null, null, array_agg(n.at order by n.at), array_agg(n.activities order by n.at)
+             from now n
+            group by n.name
+           ) e
+     group by e.name
 )
-select n.at, n.name, n.activities, f.active_days, f.activities_before, f.days as known_days
-  from found f
-  join now n on n.name = f.name and extract(hour from n.at at time zone 'UTC')::integer = f.hour
- where f.active_days + f.unknown_days <= :almost_never
- order by n.activities desc, n.at, n.name
- limit :limit;
+select f.at, f.name, f.activities, f.active_days,
+       (
+           select coalesce(sum(p.hours[(f.hour + 23) % 24 + 1] + p.hours[f.hour + 1] + p.hours[(f.hour + 1) % 24 + 1]), 0)::bigint
+             from past p
+            where p.name = f.name
+       ) as activities_before,
+       f.days as known_days
+  from (
+       select w.at, g.name, w.activities, g.near[h.hour + 1] as active_days, h.hour, g.days
+         from together g
+        cross join lateral unnest(g.ats, g.counts) w (at, activities)
+        cross join lateral (select date_part('hour', w.at at time zone 'UTC')::integer as hour) h
+        where g.near[h.hour + 1] + g.unknown_days <= :almost_never
+        order by w.activities desc, w.at, g.name
+        limit :limit
+       ) f
+ order by f.activities desc, f.at, f.name;
