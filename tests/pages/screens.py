@@ -1,7 +1,7 @@
 """``python -m tests.pages.screens``: the pictures of the pages in docs/screens/, anew.
 
-A server of its own, the demo's legacy application migrated in a minute, two weeks of an application's activity beside
-it, and the system's Chromium. ``--quick`` leaves the demo out (and so the pictures of migration and health).
+A server of its own, two weeks of an application's activity, the demo's legacy application migrated in a minute or two,
+and the system's Chromium. ``--quick`` leaves the demo out (and so the pictures of migration and health).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from afterwrite.store.rollup import roll_up
 
 _FOLDER = Path(__file__).parents[2] / "docs" / "screens"
 _MOST_BYTES = 150_000
+_ACTIVITY = "activity"
 _SERVER = {"fsync": "off", "shared_preload_libraries": "pg_stat_statements", "track_functions": "pl"}
 _SCRIPT = Script(clients=4, rate=60.0, warm_seconds=1.0, measure_seconds=8.0, shadow_seconds=10.0, soak_seconds=1.0)
 
@@ -46,17 +47,22 @@ def main() -> int:
         return 1
     quick = "--quick" in sys.argv
     with embedded_server(settings=_SERVER) as server:
-        settings = asyncio.run(_prepare(server, quick=quick))
-        with working(settings, wanted=not quick), browsing.serving(settings) as url, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-            for name, width, dark, address in _pictures(server.dsn(DATABASE), quick=quick):
-                _take(browser, url, name, width=width, dark=dark, address=address, dsn=server.dsn(DATABASE))
-            browser.close()
+        settings = asyncio.run(_tell_activity(server))
+        taken = _pictures(server.dsn(_ACTIVITY))
+        with browsing.serving(settings) as url, _chromium(path) as browser:
+            for name, width, dark, address in taken:
+                _take(browser, url, name, width=width, dark=dark, address=address, dsn=server.dsn(_ACTIVITY))
+        if quick:
+            return 0
+        settings = asyncio.run(_migrate(server))
+        with working(settings), browsing.serving(settings) as url, _chromium(path) as browser:
+            for name in ("migration", "health"):
+                _take(browser, url, name, width=1280, dark=False, address=f"/{name}", dsn=server.dsn(DATABASE))
     return 0
 
 
 @contextmanager
-def working(settings: Settings, *, wanted: bool) -> Iterator[None]:
+def working(settings: Settings) -> Iterator[None]:
     """The worker, in a thread of its own."""
     stop: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
@@ -66,35 +72,43 @@ def working(settings: Settings, *, wanted: bool) -> Iterator[None]:
         await runtime.run_capture(settings, stop=event)
 
     thread = threading.Thread(target=lambda: asyncio.run(work()))
-    if wanted:
-        thread.start()
-        time.sleep(6.0)  # it catches up with what was written to the store beside it
+    thread.start()
+    time.sleep(6.0)  # it catches up with what was written meanwhile
     try:
         yield
     finally:
         for loop, event in stop:
             loop.call_soon_threadsafe(event.set)
-        if wanted:
-            thread.join(20)
+        thread.join(20)
 
 
-async def _prepare(server: Server, *, quick: bool) -> Settings:
-    if quick:
-        async with connect(server.dsn()) as admin:
-            await admin.run(b"create database legacy")
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                await tell_story(server, Path(folder), _SCRIPT, _tell)
-            except GateNotMet as error:
-                # On a busy machine a gate may take a phase back: then that is what the picture shows.
-                print(f"the migration ended early: {error}")
-    dsn = server.dsn(DATABASE)
+async def _tell_activity(server: Server) -> Settings:
+    async with connect(server.dsn()) as admin:
+        await admin.run(f"create database {_ACTIVITY}".encode())
+    dsn = server.dsn(_ACTIVITY)
     await telling.fill(dsn, telling.tell(24_000), at_once=400)
     async with connect(dsn) as db:
         while (await roll_up(db)).rows:
             pass
-    return Settings(dsn=dsn, operator="demo")
+    return Settings(dsn=dsn)
+
+
+async def _migrate(server: Server) -> Settings:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            await tell_story(server, Path(folder), _SCRIPT, _tell)
+        except GateNotMet as error:
+            # On a busy machine a gate may take a phase back: then that is what the picture shows.
+            print(f"the migration ended early: {error}")
+    return Settings(dsn=server.dsn(DATABASE), operator="demo")
+
+
+@contextmanager
+def _chromium(path: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def _tell(chapter: Chapter) -> None:
@@ -102,7 +116,7 @@ def _tell(chapter: Chapter) -> None:
         print(f"{chapter.title}: {chapter.text}")
 
 
-def _pictures(dsn: str, *, quick: bool) -> list[tuple[str, int, bool, str]]:
+def _pictures(dsn: str) -> list[tuple[str, int, bool, str]]:
     with psycopg.connect(dsn) as db:
 
         def one(query: str) -> str:
@@ -117,7 +131,7 @@ def _pictures(dsn: str, *, quick: bool) -> list[tuple[str, int, bool, str]]:
             "select entity_id from afterwrite.activity where entity_type = 'projects' and source = 'billing'"
             " group by 1 order by count(*) desc, 1 limit 1"
         )
-    pictures = [
+    return [
         ("live", 1280, False, "/"),
         ("live-narrow", 360, False, "/"),
         ("search", 1280, False, "/search?q=actor:anna.berg@meridian.io+outcome:failure"),
@@ -127,9 +141,6 @@ def _pictures(dsn: str, *, quick: bool) -> list[tuple[str, int, bool, str]]:
         ("entity-narrow", 360, True, f"/entity/projects/{project}"),
         ("overview", 1280, False, "/overview?span=week"),
     ]
-    if not quick:
-        pictures += [("migration", 1280, False, "/migration"), ("health", 1280, False, "/health")]
-    return pictures
 
 
 def _take(browser: Browser, url: str, name: str, *, width: int, dark: bool, address: str, dsn: str) -> None:

@@ -378,7 +378,7 @@ def test_the_migration_page_tells_phases_gates_proof_and_what_is_next(page: Page
     first = page.locator(".phase").first
     expect(first).to_contain_text("silenced")
     expect(first).to_contain_text("by anna")
-    first.get_by_text("Gates", exact=True).click()
+    first.get_by_text("All gates", exact=True).click()
     assert first.locator(".gates li").count() > 5
     expect(page.get_by_role("region", name="Checklist")).to_contain_text("afterwrite installed")
     expect(page.get_by_role("region", name="The proof")).to_contain_text("transactions were compared")

@@ -56,7 +56,7 @@ def bars(name: str, title: str, buckets: Sequence[Bucket], step: timedelta, *, h
                 element("rect", x=x + gap / 2, y=floor - tall, width=wide - gap, height=tall, rx=1.5, class_="bar")
             )
         if each.failures:
-            drawn = max(2.0, failed)
+            drawn = min(max(2.0, failed), max(0.7, tall))
             bar.append(
                 element("rect", x=x + gap / 2, y=floor - drawn, width=wide - gap, height=drawn, class_="bar failure")
             )

@@ -278,7 +278,7 @@ def _read(line: str) -> tuple[Query | None, Wrong | None]:
         return parse(line), None
     except QueryError as error:
         text = re.sub(r" \(column \d+\)$", "", str(error))
-        return None, Wrong(text[:1].upper() + text[1:], error.remedy, error.column, error.length)
+        return None, Wrong(text, error.remedy, error.column, error.length)
 
 
 _TOKEN = re.compile(r'(?:[^\s"]|"(?:[^"\\]|\\.)*"?)+')

@@ -111,6 +111,7 @@ def _environment() -> Environment:
         "lasting": lasting,
         "percent": percent,
         "ticked": ticked,
+        "change": change,
     }
     return made
 
@@ -151,6 +152,12 @@ def lasting(seconds: float) -> str:
     if seconds < 1:
         return f"{1_000 * seconds:,.0f} ms"
     return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
+
+
+def change(share: float) -> str:
+    """How much more or less, in words: ``+12 %``."""
+    rounded = round(100 * share)
+    return f"{rounded:+,} %" if rounded else "±0 %"
 
 
 def ticked(text: str) -> Markup:
