@@ -28,7 +28,10 @@ EXAMPLES = (
 def search(
     line: Annotated[
         str,
-        typer.Argument(metavar="LINE", help="What to look for, in quotes for the shell; empty for everything."),
+        typer.Argument(
+            metavar="LINE",
+            help="What to look for, in quotes for the shell; one that begins with a minus stands behind --.",
+        ),
     ] = "",
     dsn: Annotated[
         str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
@@ -109,7 +112,8 @@ def _show(page: Page, *, back: bool) -> None:
         until = "up to" if back else "back to"
         say(f"No index answers this: looked {until} {page.looked:%Y-%m-%d %H:%M:%S} UTC. --seconds gives it longer.")
     if place is not None:
-        say(f"[dim]Go on with {option} {write_place(place)}[/]")
+        say("[dim]Go on with[/]")
+        say(f"{option} {write_place(place)}")
 
 
 def _what(activity: StoredActivity) -> str:

@@ -47,14 +47,15 @@ class Compiled(msgspec.Struct, frozen=True):
 
     ``where`` is the whole query. ``narrow`` follows from it and is what the indexes of a hot partition answer without
     an order of their own, None where they cannot; with ``rest`` it is the whole query again, and shorter to plan.
-    ``in_order``: an index gives what may fit newest first: that of entities, which every partition has, or another,
-    which only hot ones have.
+    ``column`` is the part of ``narrow`` that plain columns answer. ``in_order``: an index gives what may fit newest
+    first: that of entities, which every partition has, or another, which only hot ones have.
     """
 
     where: sql.Composable
     params: dict[str, object]
     narrow: sql.Composable | None
     rest: sql.Composable
+    column: sql.Composable | None
     in_order: bool
     in_order_anywhere: bool
 
@@ -64,6 +65,7 @@ def compile_query(query: Query) -> Compiled:
     asked = _Asked()
     where = [asked.term(term) for term in query.terms]
     narrow = asked.narrow(query.terms)
+    column = [asked.term(term) for term in query.terms if not term.negated and _is_indexed(term)]
     rest = [left for term, held in zip(query.terms, where, strict=True) if (left := asked.rest(term, held)) is not None]
     exact = {term.key: term.values[0] for term in query.terms if not term.negated and len(term.values) == 1}
     entity = exact.get(Key.ENTITY)
@@ -74,6 +76,7 @@ def compile_query(query: Query) -> Compiled:
         params=asked.params,
         narrow=narrow,
         rest=_all(rest),
+        column=_all(column) if column else None,
         in_order=anywhere or hot,
         in_order_anywhere=anywhere,
     )
@@ -214,8 +217,10 @@ class _Asked:
         """What the indexes over words and metadata say of the terms, where they say something."""
         asked = [term for term in terms if not term.negated]
         narrow: list[sql.Composable] = []
-        if lexemes := [found for term in asked if (found := _lexemes(term)) is not None]:
+        if lexemes := [found for term in asked if not _is_indexed(term) and (found := _lexemes(term)) is not None]:
             narrow.append(self._said(_SAYS, " & ".join(f"({each})" for each in lexemes)))
+        # These have indexes of their own, and their words may be everywhere (user:42 is user, and 42).
+        narrow += [self.term(term) for term in asked if _is_indexed(term)]
         for term in asked:
             if term.key is Key.METADATA and (facts := _facts(term)):
                 held = [self._said("a.metadata::jsonb @> {}::jsonb", fact) for fact in facts]
@@ -237,6 +242,17 @@ def _spans(values: Sequence[Value]) -> list[Span]:
 
 def _exact(values: Sequence[Value]) -> list[str]:
     return [value.text for value in values if isinstance(value, Exact)]
+
+
+def _is_indexed(term: Term) -> bool:
+    """Whether an index over its column gathers what fits the term."""
+    match term.key:
+        case Key.ACTOR | Key.TENANT:
+            return all(isinstance(value, Exact) for value in term.values)
+        case Key.ENTITY:
+            return all(isinstance(value, Thing) and value.id is not None and not value.prefix for value in term.values)
+        case _:
+            return False
 
 
 def _lexemes(term: Term) -> str | None:

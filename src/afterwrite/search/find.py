@@ -66,6 +66,8 @@ _QUICK_SECONDS, _SLOW_SECONDS = 0.01, 0.04
 # More rows than this are not gathered to find the newest of them: among so many the next ones are near.
 _MOST_GATHERED = 20_000
 _MOST_DAYS = 32
+# So many rows of a day are looked through sooner than the index over words is asked to shorten them.
+_FEW = 300
 # What days there are is asked this seldom. What is not known yet is looked at all the same: days are only a guess at
 # how much there is to look at.
 _KNOWN_SECONDS = 10.0
@@ -186,6 +188,9 @@ _CUT: LiteralString = (
     "select a.occurred_at, a.id::text as id from afterwrite.activity a where {stretch}"
     " order by a.occurred_at {order}, a.id {order} offset %(rows)s limit 1"
 )
+_COUNT: LiteralString = (
+    "select count(*) from (select from afterwrite.activity a where {stretch} and {column} limit %(most)s) few"
+)
 _NOT_BEYOND: LiteralString = "(a.occurred_at, a.id) {within} (%(cut_at)s, %(cut_id)s::uuid) and ({where})"
 
 
@@ -208,6 +213,7 @@ class _Search:
         self._rows = _FIRST_ROWS
         self._walked = self._fitting = 0
         self._gathering = False
+        self._few: bool | None = None
         # SQL words of the direction.
         self._words = {
             "columns": sql.SQL(_COLUMNS),
@@ -227,6 +233,8 @@ class _Search:
             return None
         many = 1
         remaining = list(self._days(since, until, at))
+        if remaining and not self._everything:
+            remaining = await self._peek(remaining, at)
         while remaining and len(self.found) < self._wanted:
             hot = remaining[0].hot
             cut: Place | None = None
@@ -244,8 +252,23 @@ class _Search:
                 many = 0
             if remaining and len(self.found) < self._wanted and time.monotonic() > deadline:
                 return cut or self._edge(stretch)
-            many = min(_MOST_DAYS, max(1, many * 4))
+            many = min(_MOST_DAYS, max(1, many * 6))
         return None
+
+    async def _peek(self, stretches: list[_Stretch], at: Place) -> list[_Stretch]:
+        """Look at the days that seem empty, as those made ahead; what is left to be looked at.
+
+        To plan the whole query for each of them takes longer than to read what came in the last few seconds.
+        """
+        if stretches[0].rows > 0:
+            return stretches
+        stretch, rest = self._joined(stretches, len(stretches), most_rows=0)
+        query = sql.SQL(_IN_ORDER).format(where=sql.SQL("true"), **self._words)
+        rows = await self._ask(query, stretch, at)
+        if len(rows) >= self._wanted:
+            return stretches
+        self.found += [row for row in rows if self._query.matches(row)]
+        return rest
 
     def _edge(self, stretch: _Stretch) -> Place:
         """Where everything of a stretch has been looked at."""
@@ -319,10 +342,23 @@ class _Search:
         self.found += await self._ask(query, stretch, at)
 
     async def _gather(self, stretch: _Stretch, at: Place) -> None:
-        assert self._compiled.narrow is not None
-        query = sql.SQL(_GATHERED).format(narrow=self._compiled.narrow, rest=self._compiled.rest, **self._words)
+        narrow, rest = self._compiled.narrow, self._compiled.rest
+        assert narrow is not None
+        if self._compiled.column is not None:
+            if self._few is None:
+                self._few = await self._are_few(stretch, at, self._compiled.column)
+            if self._few:
+                # The index over words has nothing to add, and would take longer to plan.
+                narrow, rest = self._compiled.column, self._compiled.where
         await self._plan(gathering=True)
+        query = sql.SQL(_GATHERED).format(narrow=narrow, rest=rest, **self._words)
         self.found += await self._ask(query, stretch, at)
+
+    async def _are_few(self, stretch: _Stretch, at: Place, column: sql.Composable) -> bool:
+        """Whether an actor, a tenant or a thing has little to be looked through."""
+        query = sql.SQL(_COUNT).format(column=column, **self._words)
+        words = {**self._compiled.params, **self._bounds(stretch, at), "most": _FEW}
+        return int(await self._db.value(query, **words)) < _FEW
 
     async def _plan(self, *, gathering: bool) -> None:
         """Let rows be read along an index, or only gathered by one: else the order would tempt to read all of a day."""

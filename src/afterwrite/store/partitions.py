@@ -48,8 +48,8 @@ class Temperature(StrEnum):
     COLD = "cold"
 
 
-# A full index page is merged into GIN when 1 MiB is pending: a row costs the same 7 µs as with the usual 4 MiB, the
-# writer that has to do it is held up a quarter as long (20 ms), and fastupdate off would cost 17 µs a row.
+# A full index page is merged into GIN when 1 MiB is pending: a row costs the same as with the usual 4 MiB, the writer
+# that has to do it is held up a quarter as long, and fastupdate off would cost more than twice as much.
 INDEXES: Mapping[str, LiteralString] = {
     "entity": "btree (entity_type, entity_id, occurred_at desc) where entity_id is not null",
     "actor": "btree (actor_id, occurred_at desc) where actor_id is not null",
