@@ -10,7 +10,13 @@ import psycopg
 from test_bad_input import afterwrite
 
 from afterwrite.postgres import connect
-from afterwrite.store.partitions import make_partitions, partition_name, read_partition_days
+from afterwrite.store.partitions import (
+    Temperature,
+    make_partitions,
+    partition_name,
+    read_partition_days,
+    wanted_indexes,
+)
 
 TODAY = datetime.now(UTC).date()
 
@@ -58,7 +64,7 @@ def test_machines_get_all_of_it(installed_dsn: str) -> None:
     assert said["oldest_day"] == (TODAY - timedelta(days=50)).isoformat()
     by_name = {each["name"]: each for each in said["partitions"]}
     assert by_name[partition_name(TODAY)]["temperature"] == "hot"
-    assert set(by_name["activity_default"]["indexes"]) == {"entity", "actor", "tenant", "text"}
+    assert set(by_name["activity_default"]["indexes"]) == wanted_indexes(Temperature.HOT)
 
 
 def test_what_could_not_be_done_now_is_an_error_and_retention_that_waits_a_gate(installed_dsn: str) -> None:

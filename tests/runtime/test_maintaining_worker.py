@@ -71,7 +71,9 @@ def test_capture_maintains_the_store_beside_its_work(dsn: str) -> None:
             [f"afterwrite.{partition_name(OLD)}"],
         ).fetchone() or ([],)
         assert sorted(name.removeprefix(f"afterwrite.{partition_name(OLD)}_") for name in indexes) == [
+            "cause",
             "entity",
+            "gone",
             "pkey",
             "time",
         ]

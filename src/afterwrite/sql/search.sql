@@ -1,5 +1,3 @@
--- What search asks beside what it compiles: the days that there are, and how they may be read.
-
 -- name: read_days
 -- The partitions with about how many rows each has, and whether it carries the indexes for searching.
 select c.relname::text as name,
