@@ -81,7 +81,8 @@ def test_no_page_has_an_accessibility_violation_in_light_and_dark_wide_and_narro
             page.goto(path)
             for scheme in schemes if both else schemes[:1]:
                 page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-                answer = axe.run(page, options=_RULES)
+                # The other scheme changes colours, and nothing else.
+                answer = axe.run(page, options=_RULES if scheme == schemes[0] else _COLOURS)
                 found += [
                     f"{name}, {scheme}, {width}: {rule['id']} {node['target']} {node['failureSummary'][:200]}"
                     for rule in answer.response["violations"]
@@ -93,6 +94,7 @@ def test_no_page_has_an_accessibility_violation_in_light_and_dark_wide_and_narro
     assert not found, "\n".join(found)
 
 
+_COLOURS = {"runOnly": {"type": "rule", "values": ["color-contrast"]}, "resultTypes": ["violations"]}
 _RULES = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
     "resultTypes": ["violations"],
@@ -421,7 +423,7 @@ def test_what_the_data_smuggles_in_is_text_everywhere(page: Page, site: Site) ->
 
 
 def test_hostile_rows_arrive_in_the_stream_as_text(page: Page, site: Site) -> None:
-    page.goto("/")
+    page.goto("/?q=-action:activity.looked")  # what other tests looked at is told seconds later
     expect(page.locator("#state")).to_have_attribute("data-state", "live")
     site.store(*[each for together in telling.hostile(datetime.now(UTC)) for each in together if each.source == "app"])
     expect(page.locator(_ROW).first).to_contain_text("onmouseover")
