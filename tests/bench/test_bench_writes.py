@@ -12,7 +12,7 @@ from afterwrite.bench.writes import Options, bench_writes
 
 @pytest.mark.acceptance
 def test_a_write_is_measured_with_triggers_and_without_and_beside_its_peers() -> None:
-    options = Options(rounds=1, transactions=40, peer_transactions=60, bulk=False)
+    options = Options(rounds=1, transactions=40, peer_transactions=60, bulk=False, keep=False)
     report = msgspec.to_builtins(asyncio.run(bench_writes(options, lambda words: None)))
 
     claims = {claim["claim"]: claim for claim in report["claims"]}

@@ -45,7 +45,10 @@ _BULK_ROWS = 50_000
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How much, how often. ``transactions`` of the application a turn, ``rate`` of them a second where time counts."""
+    """How much, how often. ``transactions`` of the application a turn, ``rate`` of them a second where time counts.
+
+    Without ``bulk`` no table is updated as a whole, and without ``keep`` nobody keeps the old logs filled.
+    """
 
     rounds: int = 5
     transactions: int = 2_000
@@ -53,6 +56,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     clients: int = 4
     peer_transactions: int = 1_500
     bulk: bool = True
+    keep: bool = True
     seed: int = 1
     pg_bin: Path | None = None
 
@@ -114,12 +118,13 @@ _WAYS: Mapping[Way, tuple[Variant, Moved]] = {
 
 
 async def _measure_application(options: Options, tell: Tell) -> tuple[list[Claim], str]:
-    turns: dict[Way, list[Turn]] = {way: [] for way in Way}
+    ways = {way: how for way, how in _WAYS.items() if options.keep or way is not Way.KEEP}
+    turns: dict[Way, list[Turn]] = {way: [] for way in ways}
     with ExitStack() as servers:
         async with AsyncExitStack() as stack:
             stages: dict[Way, Stage] = {}
             workers: dict[Way, Process] = {}
-            for way, (variant, moved) in _WAYS.items():
+            for way, (variant, moved) in ways.items():
                 tell(f"laying the legacy application: {way.value}")
                 server = servers.enter_context(embedded_server(bin_dir=options.pg_bin))
                 stage = await stack.enter_async_context(staged(server, variant, seed=options.seed, moved=moved))
@@ -130,7 +135,7 @@ async def _measure_application(options: Options, tell: Tell) -> tuple[list[Claim
                 await _take_turn(stage, workers.get(way), msgspec.structs.replace(options, transactions=200))
             for number in range(options.rounds):
                 seeded = msgspec.structs.replace(options, seed=options.seed + number)
-                for way in _in_turn(list(Way), number):
+                for way in _in_turn(list(ways), number):
                     tell(f"writes, round {number + 1} of {options.rounds}: {way.value}")
                     turns[way].append(await _take_turn(stages[way], workers.get(way), seeded))
             version = str(await stages[Way.NOBODY].db.value(statement("bench.read_version")))
@@ -168,6 +173,8 @@ def _application_claims(turns: Mapping[Way, Sequence[Turn]]) -> list[Claim]:
 
     claims: list[Claim] = []
     for way, target in ((Way.AFTERWRITE, (0.2, 0.1)), (Way.KEEP, (None, None))):
+        if way not in turns:
+            continue
         name = way.value
         claims += [
             compare(
