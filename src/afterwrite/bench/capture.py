@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 from psycopg import sql
 
-from afterwrite.bench.claims import Claim, Report, compare, held_to, note, percentile
+from afterwrite.bench.claims import Claim, Report, compare, held_to, in_turn, note, percentile
 from afterwrite.bench.load import MIX, SINGLE, SINGLE_ROWS, Load
 from afterwrite.bench.stage import DATABASE, Bill, Parts, Stage, Variant, staged
 from afterwrite.capture.slot import read_wal_position
@@ -93,9 +93,7 @@ async def _measure_bill(stages: dict[Variant, Stage], rate: float, options: Opti
                 workers[variant] = await stack.enter_async_context(stage.capturing())
             await stage.work(msgspec.structs.replace(load, transactions=_WARM_TRANSACTIONS, rate=None, seed=7))
         for number in range(options.rounds):
-            order = list(Variant)
-            turn = number % len(order)
-            for variant in order[turn:] + order[:turn]:
+            for variant in in_turn(list(Variant), number):
                 tell(f"bill at {rate:g}/s, round {number + 1} of {options.rounds}: {variant.value}")
                 seeded = msgspec.structs.replace(load, seed=options.seed + number)
                 bills[variant].append(await stages[variant].bill(seeded, workers.get(variant)))

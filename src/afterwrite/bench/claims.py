@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 _FEWEST_ROUNDS = 2
@@ -146,6 +149,12 @@ def _mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
     freedom = len(values) - 1
     t = _T[freedom - 1] if freedom <= len(_T) else _NORMAL
     return mean, t * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def in_turn(ways: Sequence[T], number: int) -> list[T]:
+    """The order of a round: each begins with another one, so that none has the better place."""
+    turn = number % len(ways)
+    return [*ways[turn:], *ways[:turn]]
 
 
 def percentile(values: Sequence[float], share: float) -> float:

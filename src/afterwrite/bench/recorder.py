@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from afterwrite.bench.capture import Tell, read_machine
-from afterwrite.bench.claims import Claim, Report, compare, held_to, note, percentile
+from afterwrite.bench.claims import Claim, Report, compare, held_to, in_turn, note, percentile
 from afterwrite.context import bind
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import connect, script, statement
@@ -77,8 +77,7 @@ def _bench(options: Options, tell: Tell) -> Report:
         ends: list[float] = []
         inserts: list[float] = []
         for number in range(options.rounds):
-            turn = number % len(variants)
-            for variant in variants[turn:] + variants[:turn]:
+            for variant in in_turn(variants, number):
                 name = variant.__name__.strip("_")
                 tell(f"round {number + 1} of {options.rounds}: {name}")
                 with variant(folder) as (call, _):

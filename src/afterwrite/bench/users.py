@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from afterwrite.bench.capture import Tell, read_machine
-from afterwrite.bench.claims import Claim, Report, compare, percentile
+from afterwrite.bench.claims import Claim, Report, compare, in_turn, percentile
 from afterwrite.bench.load import MIX, Load
 from afterwrite.bench.stage import Moved, Stage, Variant, staged
 from afterwrite.capture.slot import read_wal_position
@@ -67,9 +67,8 @@ async def bench_users(options: Options, tell: Tell) -> Report:
                     workers[variant] = await stack.enter_async_context(stage.capturing())
                 stages[variant] = stage
             for number in range(options.rounds):
-                turn = number % len(_VARIANTS)
                 for mix, scripts in mixes.items():
-                    for variant in _VARIANTS[turn:] + _VARIANTS[:turn]:
+                    for variant in in_turn(_VARIANTS, number):
                         tell(f"users {mix}, round {number + 1} of {options.rounds}: {variant.value}")
                         found = served[mix, variant]
                         near = found[-1] if found else None

@@ -19,14 +19,13 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 from psycopg import sql
 
 from afterwrite import runtime
 from afterwrite.bench.capture import Tell, read_machine
-from afterwrite.bench.claims import Claim, Report, compare, note, percentile, share_left
+from afterwrite.bench.claims import Claim, Report, compare, in_turn, note, percentile, share_left
 from afterwrite.bench.load import MIX, Load, run_pgbench
 from afterwrite.bench.stage import Moved, Stage, Variant, await_caught_up, staged
 from afterwrite.capture.slot import read_wal_position
@@ -37,8 +36,6 @@ from afterwrite.demo.schema import ROLE
 from afterwrite.postgres import Database, connect, identifier, script, statement
 from afterwrite.postgres.embedded import Server, embedded_server
 from afterwrite.settings import Settings
-
-T = TypeVar("T")
 
 _PEERS, _PEERS_ROLE = "peers", "peers_app"
 _BULK_ROWS = 50_000
@@ -135,7 +132,7 @@ async def _measure_application(options: Options, tell: Tell) -> tuple[list[Claim
                 await _take_turn(stage, workers.get(way), msgspec.structs.replace(options, transactions=200))
             for number in range(options.rounds):
                 seeded = msgspec.structs.replace(options, seed=options.seed + number)
-                for way in _in_turn(list(ways), number):
+                for way in in_turn(list(ways), number):
                     tell(f"writes, round {number + 1} of {options.rounds}: {way.value}")
                     turns[way].append(await _take_turn(stages[way], workers.get(way), seeded))
             version = str(await stages[Way.NOBODY].db.value(statement("bench.read_version")))
@@ -210,7 +207,7 @@ async def _measure_peers(options: Options, tell: Tell) -> list[Claim]:
     with embedded_server(bin_dir=options.pg_bin) as server:
         async with _peers(server) as (db, worker, settings):
             for number in range(options.rounds):
-                for peer in _in_turn(list(Peer), number):
+                for peer in in_turn(list(Peer), number):
                     tell(f"peers, round {number + 1} of {options.rounds}: {_PEER_WORDS[peer]}")
                     await await_caught_up(db, settings, await read_wal_position(db), worker)
                     one[peer].append(await _peer_time(server, db, peer, "peer_one", options, number))
@@ -287,12 +284,6 @@ async def _bulk_speed(server: Server, db: Database, peer: Peer) -> float:
         began = time.monotonic()
         await app.run(update)
         return _BULK_ROWS / (time.monotonic() - began)
-
-
-def _in_turn(ways: list[T], number: int) -> list[T]:
-    """Each round begins with another one."""
-    turn = number % len(ways)
-    return ways[turn:] + ways[:turn]
 
 
 def _settings(options: Options) -> dict[str, str | int | float]:

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from afterwrite.cli.face import Json, StoreDsn, emit, hang, out, plain, run, settings
 from afterwrite.cli.show import about, draw_diff, headline, read_moment, tell_value
-from afterwrite.cli.tail import as_json
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.record import Kind, Operation
@@ -20,7 +19,7 @@ from afterwrite.search.diff import diff
 from afterwrite.search.find import Page, Place
 from afterwrite.search.timeline import RowAt, entity_timeline, read_activity, row_at
 from afterwrite.settings import Settings
-from afterwrite.store.reader import StoredActivity
+from afterwrite.store.reader import StoredActivity, as_json
 
 EXAMPLES = "afterwrite history users/42  ·  afterwrite history users/42 --at 2026-11-23T10:15:00+01:00"
 

@@ -9,14 +9,13 @@ from uuid import UUID
 import typer
 
 from afterwrite.cli.face import Json, StoreDsn, emit, fill, out, plain, run, say, settings, table
-from afterwrite.cli.tail import as_json
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Outcome
 from afterwrite.search.find import MOST, Page, Place, find
 from afterwrite.search.query import Query, QueryError, parse
 from afterwrite.settings import Settings
-from afterwrite.store.reader import StoredActivity
+from afterwrite.store.reader import StoredActivity, as_json
 
 EXAMPLES = (
     "afterwrite search 'actor:user:42 after:7d'   "

@@ -12,7 +12,6 @@ from rich.padding import Padding
 from rich.table import Table
 
 from afterwrite.cli.face import Json, StoreDsn, emit, out, plain, run, settings
-from afterwrite.cli.tail import as_json
 from afterwrite.errors import AfterwriteError, ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Operation, Outcome
@@ -20,7 +19,7 @@ from afterwrite.search.diff import FieldChange, FieldKind, diff, read_told
 from afterwrite.search.find import Page
 from afterwrite.search.timeline import effects, read_activity, read_cause, same_transaction
 from afterwrite.settings import Settings
-from afterwrite.store.reader import StoredActivity
+from afterwrite.store.reader import StoredActivity, as_json
 
 EXAMPLES = "afterwrite show 01a207e2-6c2d-8f3a-ae88-ebab00000000"
 _SOME = 10

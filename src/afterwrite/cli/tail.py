@@ -14,7 +14,7 @@ from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Outcome
 from afterwrite.settings import Settings
-from afterwrite.store.reader import StoredActivity, Wanted, read_after, read_position, read_tail
+from afterwrite.store.reader import StoredActivity, Wanted, as_json, read_after, read_position, read_tail
 
 _POLL_SECONDS = 0.2
 
@@ -119,13 +119,3 @@ class _Said(msgspec.Struct, frozen=True):
 
 _said = msgspec.json.Decoder(_Said)
 _LONGEST_REASON = 120
-
-
-def as_json(activity: StoredActivity) -> dict[str, object]:
-    """The activity as one JSON object, its rows and metadata in it."""
-    values = msgspec.structs.asdict(activity)
-    for name in ("before", "after", "metadata"):
-        text = values[name]
-        values[name] = None if text is None else msgspec.Raw(text.encode())
-    values["commit_lsn"] = None if activity.commit_lsn is None else str(activity.commit_lsn)
-    return values

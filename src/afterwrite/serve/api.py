@@ -50,7 +50,7 @@ from afterwrite.serve.problems import ProblemError, explain
 from afterwrite.serve.progress import Progress, Triggers
 from afterwrite.serve.tenancy import reading
 from afterwrite.settings import Settings
-from afterwrite.store.reader import StoredActivity
+from afterwrite.store.reader import StoredActivity, as_json
 
 Ask = Request[Caller, None, State]
 
@@ -245,16 +245,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the server is there, or ready."""
 
     status: str
-
-
-def as_json(activity: StoredActivity) -> dict[str, object]:
-    """An activity as the API, the feed and ``afterwrite tail --json`` give it; ``msgspec.json.encode`` writes it."""
-    values = msgspec.structs.asdict(activity)
-    for name in ("before", "after", "metadata"):
-        text = values[name]
-        values[name] = None if text is None else msgspec.Raw(text.encode())
-    values["commit_lsn"] = None if activity.commit_lsn is None else str(activity.commit_lsn)
-    return values
 
 
 @get("/v1/activities")

@@ -18,12 +18,11 @@ from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPResponseStartEven
 from afterwrite.postgres import Database
 from afterwrite.search.query import parse
 from afterwrite.serve import feed
-from afterwrite.serve.api import as_json
 from afterwrite.serve.auth import Caller
 from afterwrite.serve.tenancy import reading
 from afterwrite.serve.wire import cut_of
 from afterwrite.settings import Settings
-from afterwrite.store.reader import StoredActivity
+from afterwrite.store.reader import StoredActivity, as_json
 
 _HEADERS = [
     (b"content-type", b"text/event-stream"),

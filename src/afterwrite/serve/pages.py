@@ -33,7 +33,6 @@ from afterwrite.search.find import Page, Place, find
 from afterwrite.search.query import Query, QueryError, parse
 from afterwrite.search.timeline import effects, entity_timeline, read_activity, read_cause, row_at, same_transaction
 from afterwrite.serve import boards, shown
-from afterwrite.serve.api import as_json
 from afterwrite.serve.auth import SESSION_COOKIE, Auth
 from afterwrite.serve.callers import Caller, Scope
 from afterwrite.serve.paper import draw_page, frame, iso, read_static
@@ -43,7 +42,7 @@ from afterwrite.serve.tenancy import reading
 from afterwrite.serve.views import delete_view, read_views, save_view, view_href, view_links
 from afterwrite.serve.visits import visit_of
 from afterwrite.settings import Settings
-from afterwrite.store.reader import StoredActivity
+from afterwrite.store.reader import StoredActivity, as_json
 
 Asked = Request[Caller, None, State]
 

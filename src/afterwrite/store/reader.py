@@ -70,6 +70,16 @@ class StoredActivity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ordinal: int | None
 
 
+def as_json(activity: StoredActivity) -> dict[str, object]:
+    """The activity as one JSON object, its rows and metadata in it, as commands, the API and the feed give it."""
+    values = msgspec.structs.asdict(activity)
+    for name in ("before", "after", "metadata"):
+        text = values[name]
+        values[name] = None if text is None else msgspec.Raw(text.encode())
+    values["commit_lsn"] = None if activity.commit_lsn is None else str(activity.commit_lsn)
+    return values
+
+
 class StoredTransaction(msgspec.Struct, frozen=True, kw_only=True):
     """A source transaction in a batch, and how many of its changes were asked about."""
 

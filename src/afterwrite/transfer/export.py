@@ -28,7 +28,7 @@ from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database
 from afterwrite.search.find import Place, find
 from afterwrite.search.query import Query
-from afterwrite.store.reader import StoredActivity, read_position
+from afterwrite.store.reader import StoredActivity, as_json, read_position
 from afterwrite.store.writer import read_identity
 
 COLUMNS = StoredActivity.__struct_fields__
@@ -223,12 +223,12 @@ def _form(form: Format, *, raw_cells: bool) -> _Form:
 
 def to_json(activity: StoredActivity) -> dict[str, object]:
     """An activity as ``tail --json`` and the API give it, on one line when it is encoded."""
-    values = msgspec.structs.asdict(activity)
+    values = as_json(activity)
     for name in _JSONS:
-        text: str | None = values[name]
-        # Outside of strings, where JSON has them escaped, a line's end is but a blank.
-        values[name] = None if text is None else msgspec.Raw(text.replace("\n", " ").replace("\r", " ").encode())
-    values["commit_lsn"] = None if activity.commit_lsn is None else str(activity.commit_lsn)
+        text: str | None = getattr(activity, name)
+        if text is not None and ("\n" in text or "\r" in text):
+            # Outside of strings, where JSON has them escaped, a line's end is but a blank.
+            values[name] = msgspec.Raw(text.replace("\n", " ").replace("\r", " ").encode())
     return values
 
 
