@@ -553,6 +553,27 @@ def test_a_tenant_cannot_resume_inside_another_tenants_activity(installed_dsn: s
     asyncio.run(scenario())
 
 
+def test_who_gives_a_row_the_id_of_anothers_hears_his_own_words(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        live = {tenant: Listener(installed_dsn, "", tenant) for tenant in ("acme", "beta", None)}
+        resumed = Listener(installed_dsn, "", "beta", after="0")
+        ours = an_activity(0, tenant_id="acme")
+        theirs = an_activity(0, tenant_id="beta", occurred_at=NOW - timedelta(days=1))
+        async with Feed(installed_dsn, encode=encode, pace=QUICK) as feed:
+            tasks = [asyncio.create_task(each.once(feed)) for each in live.values()]
+            await until(lambda: feed.status().live == 3)
+            await fill(installed_dsn, a_batch(ours), a_batch(theirs))
+            await until(lambda: len(live[None].ids) == 2)  # a Listener looks whose it is that it is told
+            async with resumed.connected(feed):
+                pass
+            assert not any(task.done() for task in tasks)
+            for task in tasks:
+                task.cancel()
+        assert [len(each.ids) for each in (*live.values(), resumed)] == [1, 1, 2, 1]
+
+    asyncio.run(scenario())
+
+
 def test_a_query_that_breaks_down_ends_its_own_clients_alone(
     installed_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

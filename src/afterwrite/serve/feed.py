@@ -845,7 +845,8 @@ class _Shelf:
         self._encode = encode
         self._size = 0
         self._shelved: OrderedDict[tuple[str | None, int], _Shelved] = OrderedDict()
-        self._frames: OrderedDict[str, bytes] = OrderedDict()
+        # By all that makes a row the one it is: its id alone anybody may give to a row of his own.
+        self._frames: OrderedDict[tuple[int, datetime, str], bytes] = OrderedDict()
         self._frames_size = 0
 
     def add(self, tenant: str | None, batches: Sequence[StoredBatch], rows: Sequence[StoredActivity]) -> None:
@@ -875,9 +876,10 @@ class _Shelf:
 
     def frame(self, row: StoredActivity) -> bytes:
         """The row as it is sent."""
-        frame = self._frames.get(row.id)
+        key = row.position, row.occurred_at, row.id
+        frame = self._frames.get(key)
         if frame is None:
-            frame = self._frames[row.id] = _frame(row, self._encode(row))
+            frame = self._frames[key] = _frame(row, self._encode(row))
             self._frames_size += len(frame)
             while self._frames_size > self._bound:
                 self._frames_size -= len(self._frames.popitem(last=False)[1])
