@@ -6,10 +6,12 @@ The same seed makes the same rows. The audit table is filled from the store's ro
 
 from __future__ import annotations
 
-import itertools
+import asyncio
+import multiprocessing
 import random
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import msgspec
@@ -34,6 +36,9 @@ _WORDS = (
 )  # fmt: skip
 _STATES = ("draft", "open", "paid", "sent", "closed")
 _BATCH_ROWS = 5_000
+# Below so many a second process would start for longer than it helps.
+_FEW_ROWS = 40_000
+_WRITERS = 2
 _EVENT_SHARE = 0.1
 
 
@@ -49,23 +54,61 @@ async def lay_corpus(dsn: str, *, rows: int, days: int = 30, seed: int = 1) -> C
     """Lay the store and the audit table in a database of its own, fill both, count the rollups, and analyze."""
     until = datetime.now(UTC).replace(microsecond=0)
     since = until - timedelta(days=days)
+    corpus = Corpus(rows=rows, since=since, until=until)
+    every = [since.date() + timedelta(days=number) for number in range(days + 1)]
     async with connect(dsn) as db:
         await install_store(db)
         await db.script(script("bench/legacy_log"))
-        every = [since.date() + timedelta(days=number) for number in range(days + 1)]
         await make_partitions(db, days=every)
-        async with open_sink(dsn, application_name="afterwrite bench") as sink:
-            for number, batch in enumerate(_batches(rows, since, until, seed)):
-                lsn = Lsn(0x1000000 + number * 0x10000)
+    await _store(dsn, corpus, every, seed)
+    await asyncio.gather(_fill_log(dsn, every), _count(dsn))
+    return corpus
+
+
+async def _store(dsn: str, corpus: Corpus, days: Sequence[date], seed: int) -> None:
+    """Write every day; many rows by two processes, since making them takes as long as storing them."""
+    if corpus.rows < _FEW_ROWS:
+        await _write_days(dsn, corpus, days, seed)
+        return
+    loop = asyncio.get_running_loop()
+    # Not forked: this process may have threads, and has an event loop.
+    with ProcessPoolExecutor(_WRITERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        # Next to each other in time, so that both have days to the end.
+        shares = [days[number::_WRITERS] for number in range(_WRITERS)]
+        await asyncio.gather(
+            *(loop.run_in_executor(pool, _write_days_here, dsn, corpus, share, seed) for share in shares)
+        )
+
+
+def _write_days_here(dsn: str, corpus: Corpus, days: Sequence[date], seed: int) -> None:
+    asyncio.run(_write_days(dsn, corpus, days, seed))
+
+
+async def _write_days(dsn: str, corpus: Corpus, days: Sequence[date], seed: int) -> None:
+    async with open_sink(dsn, application_name="afterwrite bench") as sink:
+        for day in days:
+            for first, batch in _batches(corpus, day, seed):
+                lsn = Lsn(0x1000000 + first * 64)
                 await sink.write(
                     Batch(source="bench", activities=batch, transactions=len(batch), first_lsn=lsn, last_lsn=lsn)
                 )
-        await db.run(statement("bench.fill_log"))
+
+
+async def _fill_log(dsn: str, days: Sequence[date]) -> None:
+    """The same in the audit table, in the order of time as an application would have written it; both made ready."""
+    async with connect(dsn) as db:
+        for day in days:
+            begin = datetime.combine(day, time(), UTC)
+            await db.run(statement("bench.fill_log"), since=begin, until=begin + timedelta(days=1))
+        await db.script(script("bench/legacy_log_indexes"))
+        await db.run(b"vacuum (analyze) public.audit_logs, afterwrite.activity")
+
+
+async def _count(dsn: str) -> None:
     # As counting is done beside maintenance; compiling its many short queries would cost more than running them.
     async with connect(dsn, options=SESSION) as db:
         await roll_up(db)
-        await db.run(b"vacuum analyze")
-    return Corpus(rows=rows, since=since, until=until)
+        await db.run(b"vacuum (analyze) afterwrite.rollup_hour, afterwrite.rollup_top, afterwrite.batch")
 
 
 def pick_entity(chance: random.Random) -> tuple[str, str]:
@@ -84,18 +127,22 @@ def pick_words(chance: random.Random) -> str:
     return f"{chance.choice(_WORDS)} {chance.choice(_WORDS)}"
 
 
-def _batches(rows: int, since: datetime, until: datetime, seed: int) -> Iterator[list[Activity]]:
-    """Batches that lie within a day, as capture's do."""
-    for _, of_day in itertools.groupby(_activities(rows, since, until, seed), key=lambda each: each.occurred_at.date()):
-        while batch := list(itertools.islice(of_day, _BATCH_ROWS)):
-            yield batch
+def _batches(corpus: Corpus, day: date, seed: int) -> Iterator[tuple[int, list[Activity]]]:
+    """What happened on this day, in batches, each with the number of its first row."""
+    begin = datetime.combine(day, time(), UTC)
+    step = (corpus.until - corpus.since) / corpus.rows
+    first, behind = (
+        min(corpus.rows, max(0, -((corpus.since - moment) // step))) for moment in (begin, begin + timedelta(days=1))
+    )
+    chance = random.Random(f"{seed} {day - corpus.since.date()}")
+    for start in range(first, behind, _BATCH_ROWS):
+        numbers = range(start, min(behind, start + _BATCH_ROWS))
+        yield start, list(_activities(numbers, corpus.since, step, chance))
 
 
-def _activities(rows: int, since: datetime, until: datetime, seed: int) -> Iterator[Activity]:
-    chance = random.Random(seed)
-    step = (until - since) / rows
+def _activities(numbers: range, since: datetime, step: timedelta, chance: random.Random) -> Iterator[Activity]:
     encode = msgspec.json.encode
-    for number in range(rows):
+    for number in numbers:
         at = since + step * number
         table, key = pick_entity(chance)
         actor, tenant = pick_actor(chance), f"tenant-{1 + number % _TENANTS}"

@@ -102,13 +102,15 @@ insert into public.bench_audit (id, actor, tenant, action, entity_type, entity_i
 values (:id, :actor, :tenant, :action, :entity_type, :entity_id, :details::text::jsonb);
 
 -- name: fill_log
--- The same activity as the store's in the audit table of a legacy application.
+-- The same activity as the store's of this stretch in the audit table of a legacy application.
 insert into public.audit_logs (
     table_name, record_id, operation, description, old_data, new_data, user_id, ip_address, created_at
 )
 select a.entity_type, a.entity_id, coalesce(upper(a.operation), a.action), a.summary, a.before::jsonb,
        coalesce(a.after::jsonb, a.metadata::jsonb), a.actor_id, a.ip, a.occurred_at
   from afterwrite.activity a
+ where a.occurred_at >= :since
+   and a.occurred_at < :until
  order by a.occurred_at, a.id;
 
 -- name: count_log

@@ -1,4 +1,4 @@
--- The audit table of a legacy application, with the indexes that such tables have.
+-- The audit table of a legacy application; its indexes come when it is filled (legacy_log_indexes.sql).
 
 create table public.audit_logs (
     id bigserial primary key,
@@ -12,6 +12,3 @@ create table public.audit_logs (
     ip_address inet,
     created_at timestamptz not null default now()
 );
-create index on public.audit_logs (table_name, record_id);
-create index on public.audit_logs (user_id, created_at);
-create index on public.audit_logs (created_at);
