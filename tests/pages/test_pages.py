@@ -14,12 +14,14 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
+import msgspec
 import pytest
 import telling
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, expect
 
 from afterwrite.record import Activity
+from afterwrite.serve import pages
 from conftest import Site
 
 _ROW = "#rows .row"
@@ -267,6 +269,31 @@ def test_ten_thousand_rows_are_browsed_in_the_memory_of_a_few_hundred(page: Page
     page.evaluate("scrollTo(0, 0)")
     first = newest(site, "")["id"]
     expect(page.locator(f'#found .row[data-id="{first}"]')).to_be_visible()
+
+
+def test_a_search_that_no_index_answers_says_how_far_it_looked_and_goes_on_when_asked(
+    page: Page, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "_LOOK_SECONDS", 0.0)  # two hundred rows, and the time is up
+    site.store(*recorded(1, after=msgspec.Raw(b'{"colour": "teal"}')))
+    page.goto("/search?q=after.colour:teal")
+    expect(page.locator(_ROW)).to_have_count(1)
+    note = page.locator(".loading")
+    expect(note).to_contain_text("Looked back to")
+    first = note.locator("time").get_attribute("datetime")
+    further = note.get_by_role("link", name="Look further")
+    beyond = further.get_attribute("href")
+    further.click()
+    expect(note.locator(f'time[datetime="{first}"]')).to_have_count(0)
+    expect(note).to_contain_text("Looked back to")
+    assert beyond is not None
+    page.goto(beyond)
+    expect(page.locator(".empty")).to_contain_text("No index answers this query")
+    page.get_by_role("link", name="Look further").click()
+    expect(page.locator(".empty")).to_contain_text("look further")
+    monkeypatch.setattr(pages, "_LOOK_SECONDS", 20.0)
+    page.get_by_role("link", name="Look further").click()
+    expect(page.locator(".empty")).to_contain_text("Nothing further fits")
 
 
 def test_without_scripts_found_rows_come_as_pages(site: Site, browser: Any) -> None:

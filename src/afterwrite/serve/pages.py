@@ -52,6 +52,8 @@ _MORE_ROWS = 100
 _RATE_MINUTES = 60
 _EXPORT_ROWS = 500
 _MOST_EXPORTED = 100_000
+# How long is looked for a page of rows where no index answers.
+_LOOK_SECONDS = 1.0
 _QUICK = (
     ("last hour", "after:1h"),
     ("24 hours", "after:1d"),
@@ -129,7 +131,7 @@ async def search(
     async with reading(request.app.state, caller) as db:
         page = Page((), None, None)
         if query is not None:
-            page = await find(db, query, limit=_PAGE_ROWS, older_than=_place(older), newer_than=_place(newer))
+            page = await _look(db, query, _PAGE_ROWS, older, newer)
         frame = await _frame(request, caller, db, "search", search_href(q))
         saved = next((each for each in await read_views(db, caller) if each.id == view), None)
     return draw_page(
@@ -144,7 +146,9 @@ async def search(
         may_delete=saved is not None and (saved.made_by == caller.name or caller.may(Scope.ADMIN)),
         export=f"/search/export?{urlencode({'q': q})}",
         items=[show(each) for each in page.items],
-        looked=None if page.items else page.looked,
+        looked=page.looked,
+        looked_up=bool(newer),
+        beyond=bool(older or newer),
         older=_token(page.older),
         newer=_token(page.newer),
         older_href=_page_href(q, older=page.older),
@@ -156,15 +160,21 @@ async def search(
 async def search_rows(request: Asked, caller: Caller, q: str = "", older: str = "", newer: str = "") -> Response[bytes]:
     """A page of rows for the long list, and the places where the next ones begin."""
     async with reading(request.app.state, caller) as db:
-        page = await find(db, parse(q), limit=_MORE_ROWS, older_than=_place(older), newer_than=_place(newer))
+        page = await _look(db, parse(q), _MORE_ROWS, older, newer)
     body = msgspec.json.encode(
         {
             "items": [as_json(each) for each in page.items],
             "older": _token(page.older),
             "newer": _token(page.newer),
+            "looked": page.looked,
         }
     )
     return Response(body, media_type=MediaType.JSON, headers={"cache-control": "private, no-cache"})
+
+
+async def _look(db: Database, query: Query, rows: int, older: str, newer: str) -> Page:
+    """A page of rows, next to a place that an address carries."""
+    return await find(db, query, limit=rows, older_than=_place(older), newer_than=_place(newer), seconds=_LOOK_SECONDS)
 
 
 @get("/search/export", include_in_schema=False)

@@ -2,7 +2,7 @@
 // window, and its place is kept by its height. Without this file there are links to the pages.
 
 import { makeRow } from "./row.js";
-import { upgradeAll } from "./times.js";
+import { upgrade, upgradeAll, utc } from "./times.js";
 
 const NEAR = "1600px 0px";
 const found = document.getElementById("found");
@@ -56,8 +56,8 @@ async function fill(page) {
   page.filling = false;
 }
 
-function add(list, place, older, newer) {
-  const page = { list, place, older, newer, filled: true, filling: false, near: true };
+function add(list, place, older, newer, looked) {
+  const page = { list, place, older, newer, looked, filled: true, filling: false, near: true };
   known.set(list, page);
   observer.observe(list);
   return page;
@@ -69,13 +69,36 @@ async function extend() {
   if (loading) return;
   loading = true;
   try {
-    while (ends.bottom.older && note.getBoundingClientRect().top < innerHeight + 1600) await append();
+    while (ends.bottom.older && !ends.bottom.looked && note.getBoundingClientRect().top < innerHeight + 1600) await append();
     while (ends.top.newer && ends.top.list.getBoundingClientRect().top > -1600) await prepend();
   } catch (error) {
     trouble(error);
   }
   loading = false;
   if (!ends.bottom.older) note.textContent = "This is all of it.";
+  else if (ends.bottom.looked) offer(ends.bottom);
+}
+
+// Where no index answers, the server looks for so long and says how far it came: whether to go on is the viewer's choice.
+function offer(page) {
+  if (note.dataset.looked === page.looked) return;
+  note.dataset.looked = page.looked;
+  const time = document.createElement("time");
+  time.dateTime = page.looked;
+  time.title = utc(page.looked);
+  time.dataset.form = "full";
+  upgrade(time);
+  const further = document.createElement("a");
+  further.href = `/search?${new URLSearchParams({ q: found.dataset.query, older: page.older })}`;
+  further.textContent = "Look further";
+  further.addEventListener("click", (event) => {
+    if (event.metaKey || event.ctrlKey || event.shiftKey) return;
+    event.preventDefault();
+    page.looked = null;
+    note.textContent = "Looking further …";
+    extend();
+  });
+  note.replaceChildren("Looked back to ", time, " so far. ", further);
 }
 
 function listOf(items) {
@@ -88,11 +111,15 @@ function listOf(items) {
 async function append() {
   const place = { older: ends.bottom.older };
   const answer = await read(place);
-  // The server looks for so long at once: an empty page may say where to go on.
-  if (answer.items.length === 0) { ends.bottom.older = answer.older || null; return; }
+  if (answer.items.length === 0) {
+    ends.bottom.older = answer.older || null;
+    ends.bottom.looked = answer.looked;
+    return;
+  }
   const list = listOf(answer.items);
   ends.bottom.list.after(list);
-  ends.bottom = add(list, place, answer.older, answer.newer);
+  ends.bottom = add(list, place, answer.older, answer.newer, answer.looked);
+  note.textContent = "Fetching more …";
 }
 
 async function prepend() {
@@ -104,7 +131,7 @@ async function prepend() {
   ends.top.list.before(list);
   const moved = ends.top.list.getBoundingClientRect().top - before;
   if (moved) scrollBy(0, moved);
-  ends.top = add(list, place, answer.older, answer.newer);
+  ends.top = add(list, place, answer.older, answer.newer, null);
 }
 
 function trouble(error) {
@@ -128,7 +155,7 @@ let note = null;
 if (found && first.children.length > 0) {
   const given = new URL(location.href).searchParams;
   const place = given.get("older") ? { older: given.get("older") } : given.get("newer") ? { newer: given.get("newer") } : null;
-  const page = add(first, place, first.dataset.older || null, first.dataset.newer || null);
+  const page = add(first, place, first.dataset.older || null, first.dataset.newer || null, first.dataset.looked || null);
   // The first page of all can be fetched again, too: it is what is older than the far future.
   page.place ??= { older: "" };
   ends.top = ends.bottom = page;
@@ -137,6 +164,7 @@ if (found && first.children.length > 0) {
   note.setAttribute("role", "status");
   note.textContent = page.older ? "Fetching more …" : "This is all of it.";
   pages.replaceWith(note);
+  if (page.looked) offer(page);
   edges.observe(note);
   addEventListener("scroll", () => {
     if (!remembered) remembered = setTimeout(remember, 300);
