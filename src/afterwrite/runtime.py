@@ -364,7 +364,8 @@ async def examine_rollup(store: Database) -> list[Finding]:
             where=store.where,
             text=f"reports are {lag / 60:,.0f} minutes behind: {standing.batches:,} batches with {standing.rows:,}"
             " activities are stored and not counted yet",
-            remedy="a running `afterwrite capture` counts them; without one run `afterwrite analytics --refresh`",
+            remedy="a running `afterwrite capture` or `afterwrite serve` counts them; without either run"
+            " `afterwrite analytics --refresh`",
         )
     ]
 
@@ -772,9 +773,7 @@ async def _roll(settings: Settings, begun: asyncio.Event, tell: Callable[[Rollup
             async with connect(settings.store, application_name="afterwrite rollup", options=rollup.SESSION) as store:
                 await require_store(store)
                 while True:
-                    await rollup.roll_up(store)
-                    standing = await rollup.read_standing(store)
-                    trouble = await _refresh(store) if rollup.refresh_is_due(standing, datetime.now(UTC)) else None
+                    standing, trouble = await _count(store)
                     if trouble and trouble != told:
                         log.warning("the views for reports are not refreshed, and reports slower: %s", trouble)
                     tell(_rollup_status(standing, trouble))
@@ -789,6 +788,26 @@ async def _roll(settings: Settings, begun: asyncio.Event, tell: Callable[[Rollup
             told = trouble
             tell(RollupStatus(at=datetime.now(UTC), trouble=trouble))
             await asyncio.sleep(_HALTED_SECONDS * random.uniform(0.9, 1.1))
+
+
+async def _count(store: Database) -> tuple[rollup.Standing, str | None]:
+    """Count what the feed has, and refresh the views where that is due; what is in the way of the latter."""
+    await rollup.roll_up(store)
+    standing = await rollup.read_standing(store)
+    return standing, await _refresh(store) if rollup.refresh_is_due(standing, datetime.now(UTC)) else None
+
+
+async def count_for_reports(settings: Settings) -> str | None:
+    """Count what the feed has, once, where no worker does; why the views could not be refreshed, if that was due.
+
+    At nobody's side: where another session of ours counts in this way at the moment, nothing is done.
+    """
+    async with connect(settings.store, application_name="afterwrite rollup", options=rollup.SESSION) as store:
+        await require_store(store)
+        if not await store.value(statement("rollup.be_the_one")):
+            return None
+        _, trouble = await _count(store)
+        return trouble
 
 
 async def _refresh(store: Database) -> str | None:

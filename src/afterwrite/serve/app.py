@@ -40,6 +40,7 @@ from afterwrite.postgres import connect, statement
 from afterwrite.serve import api, pages, problems
 from afterwrite.serve.access import Looks
 from afterwrite.serve.auth import Auth, guard, provide_caller, provide_operator
+from afterwrite.serve.counting import keep_counting
 from afterwrite.serve.door import Door
 from afterwrite.serve.health import read_health
 from afterwrite.serve.ingest import Ingest
@@ -101,11 +102,12 @@ def create_app(settings: Settings) -> Litestar:
         storing = asyncio.create_task(ingest.run())
         looking = asyncio.create_task(looks.run())
         noting = asyncio.create_task(_keep_noting(settings, auth))
+        counting = asyncio.create_task(keep_counting(settings, readers))
         try:
             async with Feed(settings) as app.state.feed:
                 yield
         finally:
-            for task in (looking, noting):
+            for task in (looking, noting, counting):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task

@@ -2,6 +2,10 @@
 -- Count the next batches of the feed.
 select from_position, to_position, rows from afterwrite.roll_up(:most_rows, :most_names);
 
+-- name: be_the_one
+-- Be the only session that counts in a worker's stead, until it ends; false while another is.
+select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('afterwrite.rollup', 0));
+
 -- name: read_over
 -- The moment up to which hours are over: a little ago, or as far as the newest batches reach, where capture is behind.
 select least(
