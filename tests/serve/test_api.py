@@ -97,6 +97,14 @@ def test_a_query_that_cannot_be_read_points_at_the_place(client: Client) -> None
     assert said["remedy"]
 
 
+def test_a_line_that_is_too_long_makes_no_long_page(client: Client) -> None:
+    for path in ("/", "/search"):
+        page = client.get(f"{path}?q={'a+' * 8_000}", Accept="text/html")
+        assert page.status == 200
+        assert b"2,000 are read" in page.body
+        assert len(page.body) < 200_000
+
+
 def test_timelines_rows_and_neighbours_are_found_also_of_ids_with_slashes(client: Client) -> None:
     assert [each["entity_id"] for each in client.get("/v1/entities/order/5/timeline").json["items"]] == ["5"]
     assert len(client.get("/v1/entities/file/a%2Fb%20c/timeline").json["items"]) == 1

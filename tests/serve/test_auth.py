@@ -181,6 +181,19 @@ def test_guessing_keys_is_slowed_down(dsn: str) -> None:
         assert statuses[:30] == [401] * 30
         assert statuses[-1] == 429
         assert client.with_key(good).get("/v1/me").status == 429  # from the same address
+    with serving(Settings(dsn=dsn, serve_auth="required")) as client:
+        form = {"Content_Type": "application/x-www-form-urlencoded"}
+        statuses = [client.post("/login", b"key=aw_%012x_guess" % number, **form).status for number in range(34)]
+        assert (statuses[:30], statuses[-1]) == ([401] * 30, 429)
+
+
+def test_an_address_is_its_own_and_of_ipv6_a_households(dsn: str) -> None:
+    def house(client: str) -> str | None:
+        return meet({"headers": [], "client": (client, 5), "server": ("10.0.0.1", 80), "scheme": "http"}, ()).house
+
+    assert house("192.0.2.7") != house("192.0.2.8")
+    assert house("::ffff:192.0.2.7") == house("192.0.2.7")
+    assert house("2001:db8:1:2::1") == house("2001:db8:1:2:3:4:5:6") != house("2001:db8:1:3::1")
 
 
 def test_supabases_tokens_hold_by_its_address_alone_and_see_one_tenant(tokened: Client, issuer: Issuer) -> None:
@@ -348,9 +361,15 @@ def test_this_machine_is_let_in_and_nobody_who_was_sent_on(dsn: str) -> None:
             {"X_Forwarded_For": "203.0.113.9"},
             {"Forwarded": "for=203.0.113.9"},
             {"X_Real_IP": "203.0.113.9"},
+            {"Via": "1.1 somewhere"},
+            {"X_Forwarded_Proto": "https"},
+            {"Origin": "https://evil.example"},
+            {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"},
             {"Authorization": "Bearer aw_x_y"},
         ):
             assert client.get("/v1/me", **headers).status == 401, headers
+        # A link that somebody followed.
+        assert client.get("/v1/me", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate").status == 200
         event = {"activities": []}
         for headers in (
             {"Origin": "https://evil.example"},
@@ -365,6 +384,33 @@ def test_this_machine_is_let_in_and_nobody_who_was_sent_on(dsn: str) -> None:
     with serving(Settings(dsn=dsn), host="0.0.0.0") as client:  # bound by somebody else's hand
         assert client.get("/v1/me").status == 200
         assert client.get("/v1/me", Host="10.0.0.5").status == 401
+
+
+def test_a_page_that_may_call_needs_a_key_for_that_also_on_this_machine(dsn: str) -> None:
+    page = {"Origin": "https://admin.example.com"}
+    with serving(Settings(dsn=dsn, serve_cors_origins=("https://admin.example.com",))) as client:
+        assert client.get("/v1/activities", **page).status == 401
+        assert client.with_key(key(dsn, "a page's")).get("/v1/activities", **page).status == 200
+
+
+def test_whom_a_proxy_of_ours_brings_is_not_this_machine(dsn: str) -> None:
+    settings = Settings(dsn=dsn, serve_proxy_header="X-User", serve_trusted_proxies=("127.0.0.1",))
+    with serving(settings) as client:
+        assert client.get("/v1/me").status == 401
+        assert client.get("/v1/me", X_User="bob").json["kind"] == "proxied"
+
+
+def test_cookies_are_read_in_no_time_whatever_stands_in_them() -> None:
+    def visit(cookie: str) -> Any:
+        raw = [(b"host", b"localhost"), (b"cookie", cookie.encode())]
+        return meet({"headers": raw, "client": ("127.0.0.1", 5), "server": ("127.0.0.1", 80), "scheme": "http"}, ())
+
+    assert visit("a=b; c=d;e=f=g; =x; y").cookie("c") == "d"
+    assert visit("a=b; c=d;e=f=g; =x; y").cookie("e") == "f=g"
+    assert visit("a=b; c=d").cookie("f") is None
+    began = time.process_time()
+    assert visit('a="' + "\\1" * 20_000 + '"').cookie(SESSION_COOKIE) is None
+    assert time.process_time() - began < 0.1
 
 
 def test_a_visit_is_local_only_from_and_to_this_machine() -> None:

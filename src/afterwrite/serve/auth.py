@@ -164,7 +164,8 @@ class Auth:
             case "auto":
                 if not is_loopback(self._settings.serve_host):
                     return False
-        return visit.is_local
+        # A page that may read what we answer to it shows a key for that; its visitor's place is no key.
+        return visit.is_local and not visit.is_asked_from_elsewhere
 
 
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:

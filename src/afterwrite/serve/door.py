@@ -96,7 +96,7 @@ class Door:
         if scope["method"] == "OPTIONS":
             return None
         await self._identify(visit)
-        who = (visit.caller.kind, visit.caller.tenant, visit.caller.name) if visit.caller else visit.client
+        who = (visit.caller.kind, visit.caller.tenant, visit.caller.name) if visit.caller else visit.house
         allowance = self._limits.take(who)
         if allowance is not None and not allowance.granted:
             self._metrics.turned_away.labels("rate").inc()
@@ -116,7 +116,7 @@ class Door:
         return allowance
 
     async def _identify(self, visit: Visit) -> None:
-        if self._failures.is_spent(visit.client):
+        if self._failures.is_spent(visit.house):
             self._metrics.turned_away.labels("rate").inc()
             raise ProblemError(
                 429, "rate", "too many keys that are not good, from this address", headers={"Retry-After": "60"}
@@ -125,16 +125,16 @@ class Door:
             visit.caller = await self._auth.identify(visit)
         except Exception as error:
             # A route that is open to everybody does not mind, also while the store cannot be asked.
-            found = visit.refusal = problems.explain(error)
-            if found.problem.status < 500:
-                self._failures.take(visit.client)
-                self._metrics.turned_away.labels("credentials").inc()
+            visit.refusal = problems.explain(error)
 
     def _done(self, scope: dict[str, Any], visit: Visit, status: int, seconds: float) -> None:
         # One name for all that is nowhere: labels are not to be made up by whoever asks.
         route: str = scope.get("path_template") or "none" if scope.get("route_handler") else "none"
         self._metrics.requests.labels(route, scope["method"], str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
+        if visit.refusal is not None and visit.refusal.problem.status < 500:
+            self._failures.take(visit.house)
+            self._metrics.turned_away.labels("credentials").inc()
         if visit.caller is not None and status < 400:
             self._noted(visit, scope)
 

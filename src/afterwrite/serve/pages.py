@@ -30,7 +30,7 @@ from afterwrite.record import Kind, Operation
 from afterwrite.scan.report.visible import visible
 from afterwrite.search.diff import FieldChange, FieldKind, diff
 from afterwrite.search.find import Page, Place, find
-from afterwrite.search.query import Query, QueryError, parse
+from afterwrite.search.query import LONGEST_LINE, Query, QueryError, parse
 from afterwrite.search.timeline import effects, entity_timeline, read_activity, read_cause, row_at, same_transaction
 from afterwrite.serve import boards, shown
 from afterwrite.serve.auth import SESSION_COOKIE, Auth
@@ -295,8 +295,8 @@ _KEYED = re.compile(r'(-?[A-Za-z_]+(?:\.(?:"(?:[^"\\]|\\.)*"|[^\s:",.\\]+))*):(.
 
 
 def _chips(line: str, page: str) -> list[dict[str, str]]:
-    """The terms of a line as they were typed, each with the line without it."""
-    tokens = _TOKEN.findall(line)
+    """The terms of a line as they were typed, each with the line without it; none of a line that is not read."""
+    tokens = _TOKEN.findall(line) if len(line) <= LONGEST_LINE else []
     made: list[dict[str, str]] = []
     for place, token in enumerate(tokens):
         keyed = _KEYED.fullmatch(token)
@@ -314,6 +314,8 @@ def _chips(line: str, page: str) -> list[dict[str, str]]:
 
 def _quick(line: str) -> list[dict[str, Any]]:
     """Narrowings one click away; one that is there already is taken away by it."""
+    if len(line) > LONGEST_LINE:
+        return []
     tokens = _TOKEN.findall(line)
     made: list[dict[str, Any]] = []
     for title, term in _QUICK:
@@ -691,6 +693,7 @@ async def log_in(request: Asked) -> Response[Any]:
     except ProblemError as error:
         if error.problem.status >= 500:
             raise
+        visit_of(request.scope).refusal = error
         text = error.problem.detail or "this key opens nothing"
         return _draw_login(request, there, wrong=text[:1].upper() + text[1:], status=error.problem.status)
     return Redirect(

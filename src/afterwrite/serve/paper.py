@@ -21,7 +21,9 @@ from markupsafe import Markup, escape
 
 from afterwrite.scan.report.visible import visible
 from afterwrite.serve import draw, shown
+from afterwrite.serve.auth import SESSION_COOKIE
 from afterwrite.serve.callers import Caller
+from afterwrite.serve.visits import visit_of
 
 POLICY = "; ".join((
     "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'",
@@ -178,7 +180,8 @@ def frame(
     request: Request[Caller, None, State], caller: Caller, page: str, *, here: str = "", views: Sequence[object] = ()
 ) -> dict[str, Any]:
     """What is drawn around a page: where it is, who looks, in light or dark, which views are saved."""
-    theme = request.cookies.get("afterwrite_theme")
+    visit = visit_of(request.scope)
+    theme = visit.cookie("afterwrite_theme")
     return {
         "page": page,
         "here": here,
@@ -187,5 +190,5 @@ def frame(
         # These are about the whole of the store and its source, not about one tenant's activity.
         "hidden": ("migration", "health") if caller.tenant is not None else (),
         "theme": theme if theme in ("light", "dark") else None,
-        "may_leave": "afterwrite_session" in request.cookies,
+        "may_leave": visit.cookie(SESSION_COOKIE) is not None,
     }
