@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from plans import SHAPES, TODAY, fill, read_plans
+from psycopg.pq import TransactionStatus
 
-from afterwrite.errors import UsageError
+from afterwrite.errors import DatabaseError, UsageError
 from afterwrite.postgres import Database, connect
 from afterwrite.search import find as finding
 from afterwrite.search.find import Page, Place, find
@@ -183,16 +184,20 @@ def test_no_shape_reads_a_partition_by_seq_scan_and_each_finds_its_index(filled:
     on(filled, work)
 
 
-def test_the_callers_transaction_keeps_its_settings(filled: str) -> None:
+def test_plans_are_as_before_when_the_callers_transaction_has_ended(filled: str) -> None:
+    async def read(db: Database) -> list[str]:
+        return [await db.value(f"show {name}".encode()) for name in ("enable_seqscan", "enable_indexscan", "jit")]
+
     async def work(db: Database) -> None:
+        before = await read(db)
         async with db.transaction():
-            await db.run(b"set local enable_indexscan = on; set local jit = on; set local plan_cache_mode = auto")
             await find(db, parse("quixotic"))
-            settings = [
-                await db.value(f"show {name}".encode()) for name in ("enable_seqscan", "enable_indexscan", "jit")
-            ]
-            assert settings == ["on", "on", "on"]
-        assert await db.value(b"show enable_seqscan") == "on"
+            assert await read(db) == ["off", "on", "off"]
+        assert await read(db) == before
+        with pytest.raises(DatabaseError):
+            await find(db, parse("quixotic"), limit=1, older_than=Place(datetime.now(UTC), "no id"))
+        assert db.connection.info.transaction_status is TransactionStatus.IDLE
+        assert await read(db) == before
 
     on(filled, work)
 

@@ -23,7 +23,8 @@ from afterwrite.search.timeline import (
     row_at,
     same_transaction,
 )
-from afterwrite.store.reader import StoredActivity
+from afterwrite.search.windows import Window
+from afterwrite.store.reader import ACTIVITY, StoredActivity
 
 __all__ = ["timeline_dsn"]
 
@@ -236,7 +237,7 @@ def busy_dsn(told_dsn: str) -> str:
 
 def test_no_question_reads_a_hot_day_from_end_to_end(busy_dsn: str) -> None:
     until, since = at(86_400), at(-86_400)
-    page = {"since": since, "until": until, "at": NOON, "id": LIFE[0].id, "older": 51, "newer": 0}
+    page = {"since": since, "until": until, "at": NOON, "id": LIFE[0].id, "count": 51}
     subject = {"entity_type": "busy", "entity_id": "77"}
     table = {"source": "busy", "relation": "public.busy"}
     causes = {
@@ -247,7 +248,7 @@ def test_no_question_reads_a_hot_day_from_end_to_end(busy_dsn: str) -> None:
     questions: list[tuple[str, dict[str, object], str]] = [
         ("read_by_id", {"id": ORDER.id, "since": at(590), "until": at(610)}, "_pkey"),
         ("read_changes", subject | table | page, "_entity"),
-        ("read_changes", subject | table | page | {"older": 0, "newer": 2}, "_entity"),
+        ("read_changes newer", subject | table | page, "_entity"),
         ("read_entity", subject | page, "_entity"),
         ("read_actor", {"actor_id": "user:77"} | page, "_actor"),
         ("read_stretch", {"source": None, "commit_lsn": None} | page, "_pkey"),
@@ -264,8 +265,10 @@ def test_no_question_reads_a_hot_day_from_end_to_end(busy_dsn: str) -> None:
     days = {f"activity_{(NOON - timedelta(days=n)).date():%Y_%m_%d}" for n in range(3)}
 
     async def ask(db: Database) -> None:
-        for name, words, index in questions:
-            plan = "\n".join(await db.values(b"explain " + statement(f"timeline.{name}"), **words))
+        for question, words, index in questions:
+            name, _, newer = question.partition(" ")
+            side = Window(since, until, NOON, LIFE[0].id, 51, newer=bool(newer)).words
+            plan = "\n".join(await db.values(b"explain " + statement(f"timeline.{name}", **side), **words))
             assert not any(f"Seq Scan on {day}" in plan for day in days), f"{name}\n{plan}"
             assert index in plan, f"{name}\n{plan}"
 
@@ -278,7 +281,7 @@ def test_what_went_without_a_word_is_read_by_its_own_index(busy_dsn: str) -> Non
 
     async def ask(db: Database) -> None:
         async with db.transaction():
-            assert await db.values(statement("timeline.read_gone"), **subject, **place) == []
+            assert await db.values(statement("timeline.read_gone", activity=ACTIVITY), **subject, **place) == []
             read = await db.values(b"""
                 select c.relname from pg_class c
                  where c.relname like 'activity%' and c.relkind in ('r', 'i') and pg_stat_get_xact_numscans(c.oid) > 0

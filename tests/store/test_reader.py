@@ -13,6 +13,7 @@ from afterwrite.postgres import connect, statement
 from afterwrite.record import Activity, Batch, Kind, Level, Lsn, Operation, Outcome, TransactionContext, change_id
 from afterwrite.store import reader
 from afterwrite.store.reader import (
+    ACTIVITY,
     StoredActivity,
     Wanted,
     read_actions,
@@ -316,10 +317,10 @@ def test_hot_queries_find_their_rows_by_an_index(busy_dsn: str) -> None:
     }  # fmt: skip
     filled = {(NOON - timedelta(days=n)).date() for n in range(4)}
     queries: list[tuple[bytes, dict[str, object], str]] = [
-        (statement("store.read_newest"), nothing, "_pkey"),
-        (statement("store.read_newest"), nothing | {"actor_id": "7"}, "_actor on"),
+        (statement("store.read_newest", activity=ACTIVITY), nothing, "_pkey"),
+        (statement("store.read_newest", activity=ACTIVITY), nothing | {"actor_id": "7"}, "_actor on"),
         (
-            statement("store.read_newest"),
+            statement("store.read_newest", activity=ACTIVITY),
             nothing | {"entity_type": "users", "entity_id": "77"},
             "_entity on",
         ),
@@ -329,8 +330,8 @@ def test_hot_queries_find_their_rows_by_an_index(busy_dsn: str) -> None:
             of_one_thing | {"before_at": NOON, "before_id": "0195a000-0000-7000-8000-000000000001"},
             "_entity on",
         ),
-        (statement("store.read_batch_activities"), of_batches | window, "_pkey"),
-        (statement("store.read_actions"), of_actions | window, "_pkey"),
+        (statement("store.read_batch_activities", activity=ACTIVITY), of_batches | window, "_pkey"),
+        (statement("store.read_actions", activity=ACTIVITY), of_actions | window, "_pkey"),
         (statement("store.read_transactions"), of_transactions | window, "_pkey"),
         (statement("store.read_batches"), {"after_position": 190, "source": None, "limit": 5}, "batch_position"),
     ]
@@ -359,7 +360,7 @@ def test_a_page_costs_the_same_wherever_it_lies_in_a_long_batch_of_which_nothing
                 plan = "\n".join(
                     await db.values(
                         b"explain (analyze, buffers, costs off, timing off, summary off) "
-                        + statement("store.read_batch_page"),
+                        + statement("store.read_batch_page", activity=ACTIVITY),
                         batch_id=batch.id,
                         position=1,
                         after_at=after.occurred_at,
@@ -392,7 +393,7 @@ def test_a_batch_is_found_by_its_time_even_where_nothing_is_known_of_its_partiti
             plan = "\n".join(
                 await db.values(
                     b"explain (analyze, costs off, timing off, summary off) "
-                    + statement("store.read_batch_activities"),
+                    + statement("store.read_batch_activities", activity=ACTIVITY),
                     batch_ids=[batch.id],
                     relations=None,
                     events=True,

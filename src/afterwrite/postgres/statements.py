@@ -6,7 +6,8 @@ A file holds statements that each open with two comment lines::
     -- The newest batches of a source, newest first.
     select ... where source = :source order by position desc limit :count;
 
-Python asks by ``file.name`` and passes named parameters; ``:word`` becomes psycopg's ``%(word)s``.
+Python asks by ``file.name`` and passes named parameters; ``:word`` becomes psycopg's ``%(word)s``. Some words stand for
+SQL, as psql's variables do: which columns, which side of a place, in which order. Python gives those when it asks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import resources
+from typing import LiteralString
 
 _HEADER = re.compile(r"^-- name: (\w+)\n-- (.+)\n", re.MULTILINE)
 _TOKEN = re.compile(
@@ -26,10 +28,16 @@ _TOKEN = re.compile(
 
 
 @cache
-def statement(name: str) -> bytes:
-    """The statement called ``file.name``, ready for psycopg; raises KeyError for a name that does not exist."""
+def statement(name: str, **words: LiteralString) -> bytes:
+    """The statement called ``file.name``, ready for psycopg, with SQL for its ``words``.
+
+    Raises KeyError for a name that does not exist.
+    """
     file, _, short = name.partition(".")
-    return statements(file)[short].encode()
+    text = statements(file)[short]
+    for word, meaning in words.items():
+        text = text.replace(f"%({word})s", meaning)
+    return text.encode()
 
 
 @cache

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import LiteralString
@@ -24,12 +24,12 @@ import msgspec
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
-from afterwrite.errors import UsageError
+from afterwrite.errors import ConnectionLost, UsageError
 from afterwrite.postgres import Database, statement
 from afterwrite.search.compile import Compiled, compile_query
 from afterwrite.search.query import Exact, Key, Query
 from afterwrite.store.partitions import partition_day
-from afterwrite.store.reader import StoredActivity, stored_activity
+from afterwrite.store.reader import ACTIVITY, StoredActivity, stored_activity
 
 MOST = 1_000
 """So many activities are on a page at most."""
@@ -96,6 +96,7 @@ async def find(
         days = await _read_days(db)
         search = _Search(db, query, days, newer=newer_than is not None, wanted=limit + 1, walled=plans.walled)
         looked = await search.run(older_than or newer_than, deadline)
+        await search.leave()
     found = search.found[:limit]
     more = len(search.found) > limit
     at = Place(found[-1].occurred_at, found[-1].id) if found else older_than or newer_than
@@ -117,11 +118,6 @@ class Day(msgspec.Struct, frozen=True):
 
 class _Plans(msgspec.Struct, frozen=True):
     walled: bool
-    seqscan: str
-    indexscan: str
-    workers: str
-    jit: str
-    plans: str
     set: bool
 
 
@@ -136,14 +132,20 @@ class _Stretch(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def _planned(db: Database) -> AsyncGenerator[_Plans]:
-    """A transaction whose plans are those that we mean; a caller's own gets its settings back."""
-    nested = db.connection.info.transaction_status is not TransactionStatus.IDLE
-    async with db.transaction():
-        before = await db.one(_Plans, statement("search.plan_simply"))
-        yield before
-        if nested:
-            words = {name: getattr(before, name) for name in ("seqscan", "indexscan", "workers", "jit", "plans")}
-            await db.values(statement("search.plan_as_before"), **words)
+    """A transaction whose plans are those that we mean; a caller's own keeps them until it ends."""
+    if db.connection.info.transaction_status is not TransactionStatus.IDLE:
+        yield await db.one(_Plans, statement("search.plan_simply"))
+        return
+    plans = await db.at_once(_Plans, b"begin", statement("search.plan_simply"))
+    assert plans is not None
+    try:
+        yield plans
+    except BaseException:
+        if db.connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            with suppress(ConnectionLost):
+                await db.run(b"rollback")
+        raise
+    await db.run(b"commit")
 
 
 _known_days: dict[str, tuple[float, list[Day]]] = {}
@@ -163,12 +165,7 @@ def _day(*, name: str, rows: int, hot: bool) -> Day:
 
 
 _COLUMNS: LiteralString = (
-    "select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position,"
-    " a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,"
-    " a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,"
-    " pg_catalog.abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,"
-    " a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,"
-    " a.xid, a.commit_lsn::text as commit_lsn, a.ordinal"
+    "select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, {activity}"
 )
 _STRETCH: LiteralString = (
     "a.occurred_at >= %(since)s and a.occurred_at < %(until)s and (a.occurred_at, a.id) {beyond} (%(at)s, %(id)s::uuid)"
@@ -216,7 +213,7 @@ class _Search:
         self._few: bool | None = None
         # SQL words of the direction.
         self._words = {
-            "columns": sql.SQL(_COLUMNS),
+            "columns": sql.SQL(_COLUMNS).format(activity=sql.SQL(ACTIVITY)),
             "stretch": sql.SQL(_STRETCH).format(beyond=sql.SQL(">" if newer else "<")),
             "order": sql.SQL("asc" if newer else "desc"),
             "within": sql.SQL("<=" if newer else ">="),
@@ -254,6 +251,10 @@ class _Search:
                 return cut or self._edge(stretch)
             many = min(_MOST_DAYS, max(1, many * 6))
         return None
+
+    async def leave(self) -> None:
+        """Leave a caller's transaction able to read along indexes."""
+        await self._plan(gathering=False)
 
     async def _peek(self, stretches: list[_Stretch], at: Place) -> list[_Stretch]:
         """Look at the days that seem empty, as those made ahead; what is left to be looked at.

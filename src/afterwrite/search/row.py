@@ -35,7 +35,7 @@ from afterwrite.search.windows import (
     read_newer,
     read_older,
 )
-from afterwrite.store.reader import StoredActivity, stored_activity
+from afterwrite.store.reader import ACTIVITY, StoredActivity, stored_activity
 
 # Of a key that is changed over and over, or a table renumbered over and over, we follow so many.
 _MOST_MOVES, _MOST_RENUMBERINGS, _MOST_AT_ONCE = 100, 20, 1_000
@@ -258,19 +258,19 @@ class _Row:
     async def _read_changes(self, window: Window) -> list[StoredActivity]:
         return await self.db.rows(
             stored_activity,
-            statement("timeline.read_changes"),
+            statement("timeline.read_changes", **window.words),
             entity_type=self.entity_type,
             entity_id=self.entity_id,
             source=self.source,
             relation=self.relation,
-            **msgspec.structs.asdict(window),
+            **window.bounds,
         )
 
     async def read_gone(self, place: Place, until: datetime, count: int) -> list[StoredActivity]:
         """The next ways after a place in which the row went without a word under its id, the oldest first."""
         return await self.db.rows(
             stored_activity,
-            statement("timeline.read_gone"),
+            statement("timeline.read_gone", activity=ACTIVITY),
             entity_type=self.entity_type,
             entity_id=self.entity_id,
             source=self.source,
@@ -288,7 +288,7 @@ class _Row:
         async def fetch(window: Window) -> list[StoredActivity]:
             return await self.db.rows(
                 stored_activity,
-                statement("timeline.read_telling"),
+                statement("timeline.read_telling", activity=ACTIVITY),
                 entity_type=self.entity_type,
                 entity_id=self.entity_id,
                 source=self.source,

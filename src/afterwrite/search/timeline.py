@@ -28,7 +28,7 @@ from afterwrite.search.windows import (
     place_of,
     read_page,
 )
-from afterwrite.store.reader import StoredActivity, stored_activity
+from afterwrite.store.reader import ACTIVITY, StoredActivity, stored_activity
 
 __all__ = [
     "RowAt", "actor_timeline", "around", "effects", "entity_timeline", "read_activity", "read_cause", "row_at",
@@ -67,7 +67,11 @@ async def read_activity(db: Database, id: str, *, occurred_at: datetime | None =
         windows = [(later(moment, -before), later(moment, after)) for before, after in _NEAR]
     for since, until in windows:
         found = await db.maybe(
-            stored_activity, statement("timeline.read_by_id"), id=str(number), since=since, until=until
+            stored_activity,
+            statement("timeline.read_by_id", activity=ACTIVITY),
+            id=str(number),
+            since=since,
+            until=until,
         )
         if found is not None:
             return found
@@ -100,7 +104,7 @@ async def entity_timeline(
     # Of these there is hardly ever any: they are read once, and each page takes its own.
     left = await db.rows(
         stored_activity,
-        statement("timeline.read_gone"),
+        statement("timeline.read_gone", activity=ACTIVITY),
         entity_type=entity_type,
         entity_id=entity_id,
         source=None,
@@ -115,13 +119,12 @@ async def entity_timeline(
     async def fetch(window: Window) -> list[StoredActivity]:
         found = await db.rows(
             stored_activity,
-            statement("timeline.read_entity"),
+            statement("timeline.read_entity", **window.words),
             entity_type=entity_type,
             entity_id=entity_id,
-            **msgspec.structs.asdict(window),
+            **window.bounds,
         )
-        found = sorted((*found, *filter(window.holds, left)), key=_order, reverse=True)
-        return found[: window.older] if window.older else found[-window.newer :]
+        return window.nearest(sorted((*found, *filter(window.holds, left)), key=_order, reverse=True))
 
     return await read_page(fetch, limit=limit, older_than=older_than, newer_than=newer_than)
 
@@ -141,8 +144,8 @@ async def actor_timeline(
     """What somebody did. Days that are cold have no index for it and are read as they lie, the newest first."""
 
     async def fetch(window: Window) -> list[StoredActivity]:
-        words = msgspec.structs.asdict(window)
-        return await db.rows(stored_activity, statement("timeline.read_actor"), actor_id=actor_id, **words)
+        query = statement("timeline.read_actor", **window.words)
+        return await db.rows(stored_activity, query, actor_id=actor_id, **window.bounds)
 
     return await read_page(fetch, limit=limit, older_than=older_than, newer_than=newer_than)
 
@@ -164,18 +167,15 @@ async def same_transaction(
         return Page((), None, None)
 
     async def fetch(window: Window) -> list[StoredActivity]:
-        words = msgspec.structs.asdict(window)
-        # One more on each side that is asked for, since the activity itself is left out.
-        words |= {side: words[side] + 1 for side in ("older", "newer") if words[side]}
+        # One more than is asked for, since the activity itself is left out.
         found = await db.rows(
             stored_activity,
-            statement("timeline.read_stretch"),
+            statement("timeline.read_stretch", **window.words),
             source=activity.source,
             commit_lsn=str(activity.commit_lsn),
-            **words,
+            **(window.bounds | {"count": window.count + 1}),
         )
-        others = [each for each in found if each.id != activity.id]
-        return others[: window.older] if window.older else others[-window.newer :]
+        return window.nearest([each for each in found if each.id != activity.id])
 
     return await read_page(
         fetch,
@@ -196,20 +196,13 @@ async def around(db: Database, moment: datetime, *, seconds: float = 30.0, limit
     if seconds < 0 or limit < 1:
         raise UsageError("around a moment there is nothing within less than no time", remedy="give 0 seconds or more")
     since, until = later(moment, timedelta(seconds=-seconds)), later(moment, timedelta(seconds=seconds) + TICK)
-    place = Place(moment, LAST_ID)
 
-    async def fetch(window: Window) -> list[StoredActivity]:
-        return await db.rows(
-            stored_activity,
-            statement("timeline.read_stretch"),
-            source=None,
-            commit_lsn=None,
-            **msgspec.structs.asdict(window),
-        )
+    async def fetch(*, newer: bool) -> list[StoredActivity]:
+        window = Window(since, until, moment, LAST_ID, limit + 1, newer=newer)
+        query = statement("timeline.read_stretch", **window.words)
+        return await db.rows(stored_activity, query, source=None, commit_lsn=None, **window.bounds)
 
-    found = await fetch(Window(since, until, place.occurred_at, place.id, limit + 1, limit + 1))
-    older = [each for each in found if each.occurred_at <= moment]
-    newer = found[: len(found) - len(older)]
+    older, newer = await fetch(newer=False), await fetch(newer=True)
     # Half of each side, and of the one what the other has not.
     down = min(len(older), max((limit + 1) // 2, limit - len(newer)))
     up = min(len(newer), limit - down)
@@ -245,7 +238,7 @@ async def effects(
     async def fetch(window: Window) -> list[StoredActivity]:
         return await db.rows(
             stored_activity,
-            statement("timeline.read_effects"),
+            statement("timeline.read_effects", **window.words),
             first_time=first_time,
             last_time=last_time,
             first_ids=[each.first_id for each in causes],
@@ -253,7 +246,7 @@ async def effects(
             from_times=[each.since for each in causes],
             to_times=[each.until for each in causes],
             commit_times=[each.commit_time for each in causes],
-            **msgspec.structs.asdict(window),
+            **window.bounds,
         )
 
     return await read_page(fetch, limit=limit, older_than=older_than, newer_than=newer_than, since=since)

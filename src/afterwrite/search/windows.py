@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import LiteralString
 
 import msgspec
 
 from afterwrite.errors import UsageError
 from afterwrite.search.find import Page, Place
-from afterwrite.store.reader import StoredActivity
+from afterwrite.store.reader import ACTIVITY, StoredActivity
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
 END = datetime.max.replace(tzinfo=UTC)
@@ -28,20 +29,37 @@ _GROWING = (timedelta(days=2), timedelta(days=14), timedelta(days=80))
 
 
 class Window(msgspec.Struct, frozen=True):
-    """Behind a place, within [since, until): so many of the older, or of the newer."""
+    """The next so many behind a place, within [since, until): the older, or the newer."""
 
     since: datetime
     until: datetime
     at: datetime
     id: str
-    older: int
-    newer: int
+    count: int
+    newer: bool
 
     def holds(self, activity: StoredActivity) -> bool:
         """Whether an activity is among those that it asks for."""
         place = (activity.occurred_at, activity.id)
-        there = place < (self.at, self.id) if self.older else place > (self.at, self.id)
+        there = place > (self.at, self.id) if self.newer else place < (self.at, self.id)
         return there and self.since <= activity.occurred_at < self.until
+
+    def nearest(self, found: list[StoredActivity]) -> list[StoredActivity]:
+        """Of these, which are the newest first, no more than it asks for."""
+        return found[-self.count :] if self.newer else found[: self.count]
+
+    @property
+    def words(self) -> dict[str, LiteralString]:
+        """For a statement of sql/timeline.sql: on which side of the place, and in which order."""
+        side: dict[str, LiteralString] = (
+            {"beyond": ">", "order": "asc"} if self.newer else {"beyond": "<", "order": "desc"}
+        )
+        return {"activity": ACTIVITY, **side}
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        """For the same statement: its parameters."""
+        return {"since": self.since, "until": self.until, "at": self.at, "id": self.id, "count": self.count}
 
 
 Fetch = Callable[[Window], Awaitable[Sequence[StoredActivity]]]
@@ -69,7 +87,7 @@ async def read_older(fetch: Fetch, place: Place, count: int, *, since: datetime 
     """The next so many that are older than a place, newest first."""
     found: list[StoredActivity] = []
     for low, high in _back(place.occurred_at, since):
-        window = Window(low, high, place.occurred_at, place.id, count - len(found), 0)
+        window = Window(low, high, place.occurred_at, place.id, count - len(found), newer=False)
         found += await fetch(window)
         if len(found) >= count:
             break
@@ -80,7 +98,7 @@ async def read_newer(fetch: Fetch, place: Place, count: int, *, until: datetime 
     """The next so many that are newer than a place, oldest first."""
     found: list[StoredActivity] = []
     for low, high in _forth(place.occurred_at, until):
-        window = Window(low, high, place.occurred_at, place.id, 0, count - len(found))
+        window = Window(low, high, place.occurred_at, place.id, count - len(found), newer=True)
         found += reversed(await fetch(window))
         if len(found) >= count:
             break

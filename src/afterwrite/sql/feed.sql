@@ -12,11 +12,7 @@ select coalesce(sum(rows), 0)::bigint from afterwrite.batch where position > :af
 
 -- name: read_rows
 -- What these batches hold of what we may see, in the order of the feed; the table of batches is not looked at.
-select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
-       a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
-       abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
-       a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
-       a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+select b.position, :activity
   from afterwrite.activity a
   join rows from (pg_catalog.unnest(:batch_ids::bigint[]), pg_catalog.unnest(:positions::bigint[])) as b (id, position)
     on b.id = a.batch_id

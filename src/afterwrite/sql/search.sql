@@ -17,21 +17,13 @@ select c.relname::text as name,
  order by c.relname;
 
 -- name: plan_simply
--- Until the transaction ends, plans that we mean; what held before, and whether a policy hides rows from us.
+-- Until the transaction ends, plans that we mean; and whether a policy hides rows from us.
 select pg_catalog.row_security_active('afterwrite.activity'::regclass) as walled,
-       pg_catalog.current_setting('enable_seqscan') as seqscan, pg_catalog.current_setting('enable_indexscan') as indexscan,
-       pg_catalog.current_setting('max_parallel_workers_per_gather') as workers, pg_catalog.current_setting('jit') as jit,
-       pg_catalog.current_setting('plan_cache_mode') as plans,
        pg_catalog.set_config('enable_seqscan', 'off', true) is null
+       or pg_catalog.set_config('enable_indexscan', 'on', true) is null
        or pg_catalog.set_config('jit', 'off', true) is null
        or pg_catalog.set_config('max_parallel_workers_per_gather', '0', true) is null
        or pg_catalog.set_config('plan_cache_mode', 'force_custom_plan', true) is null as set;
-
--- name: plan_as_before
--- What held before us holds again.
-select pg_catalog.set_config('enable_seqscan', :seqscan, true), pg_catalog.set_config('enable_indexscan', :indexscan, true),
-       pg_catalog.set_config('max_parallel_workers_per_gather', :workers, true), pg_catalog.set_config('jit', :jit, true),
-       pg_catalog.set_config('plan_cache_mode', :plans, true);
 
 -- name: plan_by_bitmap
 -- Whether rows may be read along an index, or only gathered by one.

@@ -139,11 +139,7 @@ select id, position, source, first_lsn::text as first_lsn, last_lsn::text as las
 
 -- name: read_batch_activities
 -- What these batches hold, in the order of the feed; the times say where to look.
-select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
-       a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
-       abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
-       a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
-       a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+select b.position, :activity
   from afterwrite.activity a
   join afterwrite.batch b on b.id = a.batch_id
  where a.batch_id = any (:batch_ids::bigint[])
@@ -159,12 +155,7 @@ select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind
 
 -- name: read_batch_page
 -- The next of what a batch holds (or one transaction in it), in the order of time: a page of the primary key.
-select :position::bigint as position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action,
-       a.outcome, a.severity,
-       a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
-       abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
-       a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
-       a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+select :position::bigint as position, :activity
   from afterwrite.page_of_batch(
            :batch_id, :after_at, :after_id, :last_at, :commit_lsn, :relations, :events, :actor_id, :entity_type, :entity_id,
            :action, :limit) a
@@ -183,11 +174,7 @@ select a.commit_lsn::text as commit_lsn, min(a.occurred_at) as first_at, max(a.o
 
 -- name: read_actions
 -- Events of a category and of these actions in these batches.
-select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
-       a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
-       abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
-       a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
-       a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+select b.position, :activity
   from afterwrite.activity a
   join afterwrite.batch b on b.id = a.batch_id
  where a.batch_id = any (:batch_ids::bigint[])
@@ -205,11 +192,7 @@ select batch_id, commit_lsn::text as commit_lsn, settings
 
 -- name: read_newest
 -- The newest activity, newest first.
-select b.position, a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,
-       a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,
-       abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,
-       a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,
-       a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+select b.position, :activity
   from afterwrite.activity a
   join afterwrite.batch b on b.id = a.batch_id
  where true

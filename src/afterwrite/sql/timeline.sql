@@ -1,10 +1,6 @@
 -- name: read_by_id
 -- The activity of an id within the stretch of time in which the id says that it was.
-select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
-       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
-       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
-       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
-       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
   from afterwrite.activity a
  where a.id = :id::uuid
    and a.occurred_at >= :since::timestamptz and a.occurred_at < :until::timestamptz
@@ -12,189 +8,91 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
  limit 1;
 
 -- name: read_changes
--- The changes of a row under one id on either side of a place in time: some of the older, some of the newer.
-select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
-       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
-       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
-       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
-       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
-  from ((select *
-           from afterwrite.activity
-          where :older::bigint > 0
-            and entity_type = :entity_type and entity_id = :entity_id and kind = 'change'
-            and (:source::text is null or source = :source::text)
-            and (:relation::text is null or relation = :relation::text)
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) < (:at::timestamptz, :id::uuid)
-          order by occurred_at desc, id desc
-          limit :older::bigint)
-         union all
-        (select *
-           from afterwrite.activity
-          where :newer::bigint > 0
-            and entity_type = :entity_type and entity_id = :entity_id and kind = 'change'
-            and (:source::text is null or source = :source::text)
-            and (:relation::text is null or relation = :relation::text)
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-          order by occurred_at, id
-          limit :newer::bigint)) a
+-- The changes of a row under one id on one side of a place in time.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
+  from (select *
+          from afterwrite.activity
+         where entity_type = :entity_type and entity_id = :entity_id and kind = 'change'
+           and (:source::text is null or source = :source::text)
+           and (:relation::text is null or relation = :relation::text)
+           and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+           and (occurred_at, id) :beyond (:at::timestamptz, :id::uuid)
+         order by occurred_at :order, id :order
+         limit :count::bigint) a
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_entity
--- What happened to one thing on either side of a place in time.
-select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
-       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
-       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
-       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
-       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
-  from ((select *
-           from afterwrite.activity
-          where :older::bigint > 0
-            and entity_type = :entity_type and entity_id = :entity_id
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) < (:at::timestamptz, :id::uuid)
-          order by occurred_at desc, id desc
-          limit :older::bigint)
-         union all
-        (select *
-           from afterwrite.activity
-          where :newer::bigint > 0
-            and entity_type = :entity_type and entity_id = :entity_id
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-          order by occurred_at, id
-          limit :newer::bigint)) a
+-- What happened to one thing on one side of a place in time.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
+  from (select *
+          from afterwrite.activity
+         where entity_type = :entity_type and entity_id = :entity_id
+           and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+           and (occurred_at, id) :beyond (:at::timestamptz, :id::uuid)
+         order by occurred_at :order, id :order
+         limit :count::bigint) a
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_actor
--- What somebody did on either side of a place in time.
-select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
-       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
-       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
-       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
-       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
-  from ((select *
-           from afterwrite.activity
-          where :older::bigint > 0
-            and actor_id = :actor_id
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) < (:at::timestamptz, :id::uuid)
-          order by occurred_at desc, id desc
-          limit :older::bigint)
-         union all
-        (select *
-           from afterwrite.activity
-          where :newer::bigint > 0
-            and actor_id = :actor_id
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-          order by occurred_at, id
-          limit :newer::bigint)) a
+-- What somebody did on one side of a place in time.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
+  from (select *
+          from afterwrite.activity
+         where actor_id = :actor_id
+           and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+           and (occurred_at, id) :beyond (:at::timestamptz, :id::uuid)
+         order by occurred_at :order, id :order
+         limit :count::bigint) a
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_stretch
--- What happened on either side of a place in time; of one transaction, where its source and commit are told.
-select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
-       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
-       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
-       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
-       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
-  from ((select *
-           from afterwrite.activity
-          where :older::bigint > 0
-            and (:source::text is null or source = :source::text)
-            and (:commit_lsn::pg_lsn is null or commit_lsn = :commit_lsn::pg_lsn)
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) < (:at::timestamptz, :id::uuid)
-          order by occurred_at desc, id desc
-          limit :older::bigint)
-         union all
-        (select *
-           from afterwrite.activity
-          where :newer::bigint > 0
-            and (:source::text is null or source = :source::text)
-            and (:commit_lsn::pg_lsn is null or commit_lsn = :commit_lsn::pg_lsn)
-            and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-            and (occurred_at, id) > (:at::timestamptz, :id::uuid)
-          order by occurred_at, id
-          limit :newer::bigint)) a
+-- What happened on one side of a place in time; of one transaction, where its source and commit are told.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
+  from (select *
+          from afterwrite.activity
+         where (:source::text is null or source = :source::text)
+           and (:commit_lsn::pg_lsn is null or commit_lsn = :commit_lsn::pg_lsn)
+           and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+           and (occurred_at, id) :beyond (:at::timestamptz, :id::uuid)
+         order by occurred_at :order, id :order
+         limit :count::bigint) a
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_effects
--- What these causes led to on either side of a place in time. A cause is a stretch of ids: of one activity, or of a
+-- What these causes led to on one side of a place in time. A cause is a stretch of ids: of one activity, or of a
 -- transaction's changes, which has its commit's time. At once: by the time that the ids of both begin with. Later: by the
 -- index that has no others.
-select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
-       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
-       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
-       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
-       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
-  from ((select e.*
-           from unnest(
-                    :first_ids::uuid[], :last_ids::uuid[], :from_times::timestamptz[], :to_times::timestamptz[],
-                    :commit_times::timestamptz[]
-                ) as c (first_id, last_id, from_time, to_time, commit_time)
-          cross join lateral (
-                select *
-                  from afterwrite.activity
-                 where :older::bigint > 0
-                   and kind = 'change' and caused_by between c.first_id and c.last_id
-                   and occurred_at >= c.from_time and occurred_at < c.to_time
-                   and occurred_at >= :first_time::timestamptz and occurred_at < :last_time::timestamptz
-                   and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-                   and left(caused_by::text, 11) = left(id::text, 11)
-                 union all
-                select *
-                  from afterwrite.activity
-                 where :older::bigint > 0
-                   and caused_by between c.first_id and c.last_id and caused_by is not null
-                   and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))
-                   and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-                ) e
-          where (e.occurred_at, e.id) < (:at::timestamptz, :id::uuid)
-            and (c.commit_time is null
-                 or not exists (
-                        select
-                          from afterwrite.activity x
-                         where x.occurred_at = c.commit_time and x.id = e.caused_by and x.kind = 'event'
-                           and x.occurred_at >= :first_time::timestamptz and x.occurred_at < :last_time::timestamptz
-                        ))
-          order by e.occurred_at desc, e.id desc
-          limit :older::bigint)
-         union all
-        (select e.*
-           from unnest(
-                    :first_ids::uuid[], :last_ids::uuid[], :from_times::timestamptz[], :to_times::timestamptz[],
-                    :commit_times::timestamptz[]
-                ) as c (first_id, last_id, from_time, to_time, commit_time)
-          cross join lateral (
-                select *
-                  from afterwrite.activity
-                 where :newer::bigint > 0
-                   and kind = 'change' and caused_by between c.first_id and c.last_id
-                   and occurred_at >= c.from_time and occurred_at < c.to_time
-                   and occurred_at >= :first_time::timestamptz and occurred_at < :last_time::timestamptz
-                   and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-                   and left(caused_by::text, 11) = left(id::text, 11)
-                 union all
-                select *
-                  from afterwrite.activity
-                 where :newer::bigint > 0
-                   and caused_by between c.first_id and c.last_id and caused_by is not null
-                   and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))
-                   and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-                ) e
-          where (e.occurred_at, e.id) > (:at::timestamptz, :id::uuid)
-            and (c.commit_time is null
-                 or not exists (
-                        select
-                          from afterwrite.activity x
-                         where x.occurred_at = c.commit_time and x.id = e.caused_by and x.kind = 'event'
-                           and x.occurred_at >= :first_time::timestamptz and x.occurred_at < :last_time::timestamptz
-                        ))
-          order by e.occurred_at, e.id
-          limit :newer::bigint)) a
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
+  from (select e.*
+          from unnest(
+                   :first_ids::uuid[], :last_ids::uuid[], :from_times::timestamptz[], :to_times::timestamptz[],
+                   :commit_times::timestamptz[]
+               ) as c (first_id, last_id, from_time, to_time, commit_time)
+         cross join lateral (
+               select *
+                 from afterwrite.activity
+                where kind = 'change' and caused_by between c.first_id and c.last_id
+                  and occurred_at >= c.from_time and occurred_at < c.to_time
+                  and occurred_at >= :first_time::timestamptz and occurred_at < :last_time::timestamptz
+                  and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+                  and left(caused_by::text, 11) = left(id::text, 11)
+                union all
+               select *
+                 from afterwrite.activity
+                where caused_by between c.first_id and c.last_id and caused_by is not null
+                  and (kind = 'event' or left(caused_by::text, 11) <> left(id::text, 11))
+                  and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
+               ) e
+         where (e.occurred_at, e.id) :beyond (:at::timestamptz, :id::uuid)
+           and (c.commit_time is null
+                or not exists (
+                       select
+                         from afterwrite.activity x
+                        where x.occurred_at = c.commit_time and x.id = e.caused_by and x.kind = 'event'
+                          and x.occurred_at >= :first_time::timestamptz and x.occurred_at < :last_time::timestamptz
+                       ))
+         order by e.occurred_at :order, e.id :order
+         limit :count::bigint) a
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_effect_transactions
@@ -220,11 +118,7 @@ select distinct left(e.id::text, 28) as prefix, e.occurred_at
 -- name: read_gone
 -- The next ways, behind a place in time, in which a row went without a word under its id: its key became another, or its
 -- table was truncated.
-select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
-       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
-       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
-       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
-       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
   from afterwrite.gone(
            :entity_type::text, :entity_id::text, :source::text, :relation::text, :at::timestamptz, :id::uuid, :until::timestamptz,
            :truncates::boolean, :limit::bigint) a
@@ -232,11 +126,7 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
 
 -- name: read_telling
 -- The newest change of a row, before a place in time, that tells of a column, or that says that the row was another before.
-select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, a.batch_id, a.id::text as id,
-       a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity, a.entity_type, a.entity_id, a.actor_id,
-       a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id, abbrev(a.ip) as ip, a.user_agent, a.duration_ms,
-       a.summary, a.relation, a.operation, a.changed, a.before::text as before, a.after::text as after,
-       a.metadata::text as metadata, a.caused_by::text as caused_by, a.xid, a.commit_lsn::text as commit_lsn, a.ordinal
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
   from afterwrite.activity a
  where a.entity_type = :entity_type and a.entity_id = :entity_id and a.kind = 'change'
    and a.source = :source and a.relation = :relation

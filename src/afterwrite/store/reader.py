@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, LiteralString
 
 import msgspec
 
@@ -162,7 +162,7 @@ async def read_batch_activities(
         return []
     return await db.rows(
         stored_activity,
-        statement("store.read_batch_activities"),
+        statement("store.read_batch_activities", activity=ACTIVITY),
         **_stretch(batches),
         relations=None if relations is None else list(relations),
         events=events,
@@ -234,7 +234,7 @@ async def _read_batch_page(
 ) -> list[StoredActivity]:
     return await db.rows(
         stored_activity,
-        statement("store.read_batch_page"),
+        statement("store.read_batch_page", activity=ACTIVITY),
         batch_id=batch.id,
         position=batch.position,
         last_at=last_at,
@@ -255,7 +255,7 @@ async def read_feed_rows(db: Database, batches: Sequence[StoredBatch]) -> list[S
     """
     return await db.rows(
         stored_activity,
-        statement("feed.read_rows"),
+        statement("feed.read_rows", activity=ACTIVITY),
         positions=[batch.position for batch in batches],
         **_stretch(batches),
     )
@@ -302,7 +302,11 @@ async def read_actions(
     if not batches:
         return []
     return await db.rows(
-        stored_activity, statement("store.read_actions"), **_stretch(batches), category=category, actions=list(actions)
+        stored_activity,
+        statement("store.read_actions", activity=ACTIVITY),
+        **_stretch(batches),
+        category=category,
+        actions=list(actions),
     )
 
 
@@ -315,7 +319,10 @@ async def read_settings(db: Database, batches: Sequence[StoredBatch]) -> dict[tu
 async def read_tail(db: Database, *, limit: int = 20, wanted: Wanted | None = None) -> list[StoredActivity]:
     """The newest activity, oldest first."""
     newest = await db.rows(
-        stored_activity, statement("store.read_newest"), limit=limit, **msgspec.structs.asdict(wanted or Wanted())
+        stored_activity,
+        statement("store.read_newest", activity=ACTIVITY),
+        limit=limit,
+        **msgspec.structs.asdict(wanted or Wanted()),
     )
     return newest[::-1]
 
@@ -454,6 +461,16 @@ def _transaction(*, commit_lsn: str, **columns: Any) -> StoredTransaction:
 
 def _batch(*, first_lsn: str | None, last_lsn: str | None, **columns: Any) -> StoredBatch:
     return StoredBatch(first_lsn=_lsn(first_lsn), last_lsn=_lsn(last_lsn), **columns)
+
+
+ACTIVITY: LiteralString = (
+    "a.batch_id, a.id::text as id, a.occurred_at, a.source, a.kind, a.category, a.action, a.outcome, a.severity,"
+    " a.entity_type, a.entity_id, a.actor_id, a.actor_type, a.tenant_id, a.session_id, a.request_id, a.trace_id,"
+    " pg_catalog.abbrev(a.ip) as ip, a.user_agent, a.duration_ms, a.summary, a.relation, a.operation, a.changed,"
+    " a.before::text as before, a.after::text as after, a.metadata::text as metadata, a.caused_by::text as caused_by,"
+    " a.xid, a.commit_lsn::text as commit_lsn, a.ordinal"
+)
+"""What ``stored_activity`` reads of ``afterwrite.activity a``, but for the position of its batch."""
 
 
 def stored_activity(
