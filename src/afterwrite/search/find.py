@@ -228,14 +228,16 @@ class _Search:
         since, until = self._query.since or _BEGINNING, self._query.until or _END
         if await self._by_id(since, until, at):
             return None
-        many = 1
         remaining = list(self._days(since, until, at))
+        # With the first day of which there is something also those that seem empty.
+        many = 1 + next((number for number, day in enumerate(remaining) if day.rows > 0), 0)
         if remaining and not self._everything:
             remaining = await self._peek(remaining, at)
         while remaining and len(self.found) < self._wanted:
             hot = remaining[0].hot
             cut: Place | None = None
-            if self._compiled.in_order_anywhere or (self._compiled.in_order and hot and self._one_term):
+            in_order = self._everything or self._compiled.in_order_anywhere
+            if in_order or (self._compiled.in_order and hot and self._one_term):
                 stretch, remaining = self._joined(remaining, many)
                 await self._in_order(stretch, at)
             elif self._compiled.narrow is not None and hot and not self._walled and self._is_rare(remaining[0]):
@@ -373,7 +375,7 @@ class _Search:
         began = time.monotonic()
         where, extra = self._compiled.where, {}
         cut: Place | None = None
-        if not self._everything and stretch.rows + self._anywhere > self._rows:
+        if stretch.rows + self._anywhere > self._rows:
             asked = sql.SQL(_CUT).format(**self._words)
             cut = await self._db.maybe(Place, asked, **self._bounds(stretch, at), rows=self._rows - 1)
         if cut is not None:
