@@ -133,6 +133,7 @@ async def plan_of(db: Database, *, soak_seconds: float = 0.0) -> Plan:
 _LOAD = Load(
     seconds=3_600.0,
     transactions=100_000,
+    told_apart=100_000,
     rollbacks=10,
     deadlocks=0,
     failed_sessions=0,

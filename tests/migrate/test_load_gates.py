@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import count
 
 import msgspec
 import pytest
 from migrating import HOLDING, application, holding, plan_of
 
+from afterwrite import runtime
 from afterwrite.errors import UsageError
 from afterwrite.migrate.checks import read_checks
 from afterwrite.migrate.gates import Readings, evaluate
 from afterwrite.migrate.phase import Gate
 from afterwrite.migrate.plan import Check, Thresholds, read_plan, write_plan
 from afterwrite.migrate.pulse import Load, LoadReading, Pulse, between, note_pulse, read_load, take_pulse
+from afterwrite.settings import Settings
 
 _AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -55,6 +58,7 @@ def test_what_happened_between_two_pulses_is_reckoned_by_statement_and_transacti
     assert load == Load(
         seconds=60.0,
         transactions=6_060,
+        told_apart=6_060,
         rollbacks=60,
         deadlocks=0,
         failed_sessions=0,
@@ -72,6 +76,65 @@ def test_a_reset_of_the_statistics_begins_anew() -> None:
     assert load.writes == 100
     assert between([pulse(0)]) is None
     assert between([pulse(0), pulse(10, commits=-1)]) is None
+
+
+async def until(holds: Callable[[], Awaitable[object]]) -> None:
+    """Wait until the server says so."""
+    for _ in range(200):
+        if await holds():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not come to hold")
+
+
+def test_what_decoding_adds_to_the_rollbacks_when_its_reader_ends_is_left_out() -> None:
+    read = ("afterwrite read by 7",)
+    pulses = [
+        pulse(0, decoders=("afterwrite read up to 5",)),
+        pulse(20, decoders=read),  # whoever begins may have followed somebody
+        pulse(40, decoders=read),
+        pulse(60, decoders=("afterwrite read by 9",), rollbacks=50_000),  # the reader was another one: it has ended
+        pulse(80, decoders=("afterwrite read by 9", "other read by 10"), rollbacks=50_020),
+        pulse(100, decoders=("afterwrite read by 9", "other read by 10"), rollbacks=50_040),
+    ]
+    load = between(pulses)
+    assert load is not None
+    assert (load.rollbacks, load.told_apart) == (60, 6_060)
+    assert load.transactions == 10_060
+    assert load.cpu_us == pytest.approx(10e6 / 10_060)
+    assert gates(LoadReading(before=load, since=load, silenced=True))["rollbacks"].value == "9.90 of 1,000, 9.90 before"
+    unknown = between(pulses[2:4])
+    assert unknown is not None
+    assert gates(LoadReading(before=unknown, since=None, silenced=False))["rollbacks"].met is False
+    assert gates(LoadReading(before=load, since=unknown, silenced=True))["rollbacks"].value == "0 transactions so far"
+
+
+def test_a_worker_that_ends_is_not_taken_for_rollbacks_of_the_application(installed_dsn: str) -> None:
+    async def main() -> None:
+        settings = Settings(dsn=installed_dsn)
+        async with application(installed_dsn) as db:
+            await runtime.install(settings, await runtime.look_at_installation(settings, db, db), db, db)
+            pulses: list[Pulse] = []
+            ids = count(1)
+            for _ in range(2):
+                stop = asyncio.Event()
+                capture = asyncio.create_task(runtime.run_capture(settings, stop=stop))
+                await until(lambda: db.value("select bool_or(active) from pg_replication_slots"))
+                pulses.append(await take_pulse(db))
+                for _ in range(150):
+                    await db.run("insert into app.users values (%(id)s)", id=next(ids))
+                await asyncio.sleep(0.5)
+                pulses.append(await take_pulse(db))
+                stop.set()
+                await capture
+            counted = "select xact_rollback > %(least)s from pg_stat_database where datname = current_database()"
+            await until(lambda: db.value(counted, least=pulses[0].rollbacks + 150))
+            load = between([*pulses, await take_pulse(db)])
+            assert load is not None
+            assert load.rollbacks < 100
+            assert load.transactions >= 300
+
+    asyncio.run(main())
 
 
 def test_where_cpu_or_statements_are_not_to_be_had_sessions_time_stands_in() -> None:

@@ -479,8 +479,8 @@ def _lasting(load: Load) -> str:
 def _rate_gate(name: str, load: LoadReading | None, thresholds: Thresholds, field: str, most: float) -> Gate:
     """A count by thousand transactions since the silencing, against the same before."""
     before, since = (None, None) if load is None else (load.before, load.since)
-    rate = before.per_thousand(getattr(before, field)) if before is not None and before.transactions else None
-    source = "pg_stat_database"
+    rate = before.per_thousand(field) if before is not None and before.among(field) else None
+    source = "pg_stat_database" + (", without what decoding the WAL adds" if field == "rollbacks" else "")
     setting = f"{field}_per_thousand"
     if load is None or not load.silenced:
         window = "no window yet" if before is None else f"{_lasting(before)} before"
@@ -496,8 +496,8 @@ def _rate_gate(name: str, load: LoadReading | None, thresholds: Thresholds, fiel
         )
     window = "no window yet" if since is None else f"{_lasting(since)} since it was silenced"
     limit = f"at most {most:g} of 1,000 more than before"
-    if since is None or since.transactions < _ENOUGH:
-        few = 0 if since is None else since.transactions
+    if since is None or since.among(field) < _ENOUGH:
+        few = 0 if since is None else since.among(field)
         return Gate(
             name=name,
             met=True,
@@ -507,7 +507,7 @@ def _rate_gate(name: str, load: LoadReading | None, thresholds: Thresholds, fiel
             source=source,
             remedy="",
         )
-    now = since.per_thousand(getattr(since, field))
+    now = since.per_thousand(field)
     if rate is None and thresholds.baseline_seconds > 0:
         return Gate(
             name=name,

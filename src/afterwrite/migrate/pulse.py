@@ -7,12 +7,16 @@
                                                                                                     ┘
 Write latency is the mean time of a writing statement (pg_stat_statements), or of a transaction (pg_stat_database) where
 that is not to be had. CPU is the cluster's (/proc) where the server runs on this machine, else active session time.
+
+The server rolls back each transaction that it decodes for a slot, and counts them all at once when the reader ends. So
+the rollbacks of a stretch in which a reader ended are not known to be the application's, and are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -26,7 +30,10 @@ _APART_SECONDS = 2.0
 
 
 class Pulse(msgspec.Struct, frozen=True, kw_only=True):
-    """The counters at one moment; None is what cannot be read here. Times in ms, CPU in seconds."""
+    """The counters at one moment; None is what cannot be read here. Times in ms, CPU in seconds.
+
+    ``decoders`` are the slots with who reads them, or how much was read of them.
+    """
 
     at: datetime
     commits: int
@@ -37,14 +44,19 @@ class Pulse(msgspec.Struct, frozen=True, kw_only=True):
     statements: int | None = None
     statement_ms: float | None = None
     cpu_seconds: float | None = None
+    decoders: tuple[str, ...] | None = None
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What happened between two pulses. ``write_us`` is a writing statement's (``writes`` of them) mean time;
-    ``cpu_us`` a transaction's share of the cluster's CPU; None is what could not be measured."""
+    ``cpu_us`` a transaction's share of the cluster's CPU; None is what could not be measured.
+
+    ``rollbacks`` are known to be sessions' own for ``told_apart`` of the transactions.
+    """
 
     seconds: float
     transactions: int
+    told_apart: int
     rollbacks: int
     deadlocks: int
     failed_sessions: int
@@ -53,9 +65,13 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     write_us: float | None = None
     cpu_us: float | None = None
 
-    def per_thousand(self, count: int) -> float:
-        """So many in a thousand transactions."""
-        return 1_000.0 * count / max(1, self.transactions)
+    def among(self, field: str) -> int:
+        """Among how many transactions something was counted."""
+        return self.told_apart if field == "rollbacks" else self.transactions
+
+    def per_thousand(self, field: str) -> float:
+        """How many of something there were in a thousand transactions."""
+        return 1_000.0 * getattr(self, field) / max(1, self.among(field))
 
 
 class LoadReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +90,7 @@ class _Counters(msgspec.Struct, frozen=True, kw_only=True):
     failed_sessions: int
     active_ms: float
     backend: int
+    decoders: tuple[str, ...]
 
 
 class _Extension(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +117,7 @@ async def take_pulse(db: Database) -> Pulse:
         statements=writing.statements if writing else None,
         statement_ms=writing.statement_ms if writing else None,
         cpu_seconds=cluster_cpu_seconds(_postmaster_here(db, found.backend)),
+        decoders=found.decoders,
     )
 
 
@@ -134,7 +152,8 @@ async def note_pulse(db: Database, *, anyway: bool = False) -> None:
     compared with."""
     if not anyway and await db.value(statement("migrate.is_pulse_fresh"), seconds=_APART_SECONDS):
         return
-    await db.run(statement("migrate.write_pulse"), **msgspec.structs.asdict(await take_pulse(db)))
+    taken = msgspec.structs.asdict(await take_pulse(db))
+    await db.run(statement("migrate.write_pulse"), **taken | {"decoders": list(taken["decoders"])})
     await db.run(statement("migrate.forget_pulses"))
 
 
@@ -162,8 +181,10 @@ def between(pulses: Sequence[Pulse]) -> Load | None:
     if len(steady) < 2:
         return None
     first, last = steady[0], steady[-1]
-    commits, rollbacks = last.commits - first.commits, last.rollbacks - first.rollbacks
-    transactions = commits + rollbacks
+    alone = [(earlier, later) for earlier, later in pairwise(steady) if not _ended_decoding(earlier, later)]
+    rollbacks = sum(later.rollbacks - earlier.rollbacks for earlier, later in alone)
+    told_apart = rollbacks + sum(later.commits - earlier.commits for earlier, later in alone)
+    transactions = last.commits - first.commits + rollbacks
     told = [each for each in steady if each.statements is not None and each.statement_ms is not None]
     writes = write_us = None
     if len(told) >= 2:
@@ -173,11 +194,12 @@ def between(pulses: Sequence[Pulse]) -> Load | None:
     seen = [each for each in steady if each.cpu_seconds is not None]
     cpu_us = None
     if len(seen) >= 2:
-        done = seen[-1].commits + seen[-1].rollbacks - seen[0].commits - seen[0].rollbacks
+        done = transactions if len(seen) == len(steady) else seen[-1].commits - seen[0].commits
         cpu_us = 1e6 * ((seen[-1].cpu_seconds or 0.0) - (seen[0].cpu_seconds or 0.0)) / done if done else None
     return Load(
         seconds=(last.at - first.at).total_seconds(),
         transactions=transactions,
+        told_apart=told_apart,
         rollbacks=rollbacks,
         deadlocks=last.deadlocks - first.deadlocks,
         failed_sessions=last.failed_sessions - first.failed_sessions,
@@ -186,6 +208,13 @@ def between(pulses: Sequence[Pulse]) -> Load | None:
         write_us=write_us,
         cpu_us=cpu_us,
     )
+
+
+def _ended_decoding(earlier: Pulse, later: Pulse) -> bool:
+    """Whether a reader of a slot may have ended in between: then its transactions are among the rollbacks."""
+    if earlier.decoders is None or later.decoders is None:
+        return False
+    return not set(earlier.decoders) <= set(later.decoders)
 
 
 _COUNTERS = (

@@ -538,10 +538,18 @@ select t.schemaname::text as schema, t.tablename::text as table
  where t.pubname = :publication;
 
 -- name: read_counters
--- What the server counts of this database: transactions but those of rehearsals, deadlocks, failed sessions, active time.
+-- What the server counts of this database: transactions but those of rehearsals, deadlocks, failed sessions, active time,
+-- and who decodes its WAL.
 select pg_catalog.clock_timestamp() as at, d.xact_commit as commits,
        d.xact_rollback - (select r.transactions from afterwrite.rehearsed r) as rollbacks, d.deadlocks,
-       d.sessions_fatal as failed_sessions, d.active_time as active_ms, pg_catalog.pg_backend_pid() as backend
+       d.sessions_fatal as failed_sessions, d.active_time as active_ms, pg_catalog.pg_backend_pid() as backend,
+       array(select case when r.active_pid is not null
+                         then pg_catalog.format('%s read by %s', r.slot_name, r.active_pid)
+                         else pg_catalog.format('%s read up to %s', r.slot_name, s.total_txns) end
+               from pg_catalog.pg_replication_slots r
+               left join pg_catalog.pg_stat_replication_slots s on s.slot_name = r.slot_name
+              where r.database = d.datname
+              order by 1) as decoders
   from pg_catalog.pg_stat_database d
  where d.datname = pg_catalog.current_database();
 
@@ -569,8 +577,8 @@ select exists (
 
 -- name: write_pulse
 -- Note the counters of this moment.
-insert into afterwrite.pulse (at, commits, rollbacks, deadlocks, failed_sessions, active_ms, statements, statement_ms, cpu_seconds)
-values (:at, :commits, :rollbacks, :deadlocks, :failed_sessions, :active_ms, :statements, :statement_ms, :cpu_seconds)
+insert into afterwrite.pulse (at, commits, rollbacks, deadlocks, failed_sessions, active_ms, statements, statement_ms, cpu_seconds, decoders)
+values (:at, :commits, :rollbacks, :deadlocks, :failed_sessions, :active_ms, :statements, :statement_ms, :cpu_seconds, :decoders::text[])
 on conflict (at) do nothing;
 
 -- name: forget_pulses
@@ -585,7 +593,8 @@ delete from afterwrite.pulse p
 
 -- name: read_pulses
 -- The counters as noted between two moments, oldest first.
-select p.at, p.commits, p.rollbacks, p.deadlocks, p.failed_sessions, p.active_ms, p.statements, p.statement_ms, p.cpu_seconds
+select p.at, p.commits, p.rollbacks, p.deadlocks, p.failed_sessions, p.active_ms, p.statements, p.statement_ms, p.cpu_seconds,
+       p.decoders
   from afterwrite.pulse p
  where p.at between :since::timestamptz and :until::timestamptz
  order by p.at;
