@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 _SUSPICIOUS = re.compile(rb"\\u|[eE][+-]?\d{4}|\d{10000}")
 _STRING_OR_NUMBER = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"|-?[0-9][0-9.eE+-]*', re.DOTALL)
 _DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
@@ -79,6 +81,44 @@ def with_jsonb_characters(raw: bytes) -> bytes | None:
 
     kept = _ESCAPE.sub(swap, raw) if b"\\u" in raw else raw
     return None if b"\0" in kept else kept
+
+
+def read_members(text: bytes) -> dict[str, msgspec.Raw]:
+    """The members of a JSON object, each as its JSON, however deep it is nested; none of what is no object.
+
+    Of two of a name the later one, as jsonb has it.
+    """
+    try:
+        return msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    except RecursionError:
+        return _read_deep(text) if text.lstrip().startswith(b"{") else {}
+
+
+def _read_deep(text: bytes) -> dict[str, msgspec.Raw]:
+    found: dict[str, msgspec.Raw] = {}
+    depth = begins = 0
+    name: str | None = None
+    for token in _MARK.finditer(text):
+        mark = token[0]
+        if mark in b"[{":
+            depth += 1
+        elif mark in b"]}":
+            depth -= 1
+        elif depth > 1:
+            continue
+        elif mark == b":":
+            begins = token.end()
+        elif mark != b"," and name is None:
+            name = msgspec.json.decode(mark, type=str)
+        if name is not None and (depth == 0 or (depth == 1 and mark == b",")):
+            found[name] = msgspec.Raw(text[begins : token.start()].strip())
+            name = None
+    return found
+
+
+_MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]', re.DOTALL)
 
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)

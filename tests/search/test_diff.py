@@ -9,6 +9,7 @@ import pytest
 
 from afterwrite.record import Kind, Lsn, Operation
 from afterwrite.search.diff import FieldKind, diff
+from afterwrite.search.query import parse
 from afterwrite.store.reader import StoredActivity, stored_activity
 
 
@@ -93,6 +94,14 @@ def test_an_event_with_rows_is_compared_and_one_without_has_no_fields() -> None:
 @pytest.mark.parametrize("text", ["null", "[1]", '"text"', "17", "{"])
 def test_what_is_no_object_has_no_fields(text: str) -> None:
     assert diff(a_change(Operation.INSERT.value, after=text)) == ()
+
+
+def test_a_row_that_is_nested_without_end_has_its_fields_and_breaks_no_query() -> None:
+    deep = '{"a":' * 3_000 + "1" + "}" * 3_000
+    activity = a_change("insert", after=f'{{"id":1,"deep":{deep}}}')
+    assert told(activity) == [("id", None, "1", "set"), ("deep", None, deep, "set")]
+    assert not parse("after.deep.a:1").matches(activity)
+    assert parse("action:users.insert -after.deep.a:1").matches(activity)
 
 
 def test_a_kind_is_its_word() -> None:

@@ -121,6 +121,18 @@ def test_timelines_rows_and_neighbours_are_found_also_of_ids_with_slashes(client
     assert client.get(f"/v1/activities/{id}/transaction").json["items"] == []
 
 
+def test_a_row_that_is_nested_without_end_is_shown_as_others_are(client: Client, dsn: str) -> None:
+    deep = b'{"a":' * 3_000 + b"1" + b"}" * 3_000
+    change = a_change(90, NOW, entity_type="deep", after=msgspec.Raw(b'{"id": 90, "state": "paid", "deep": %s}' % deep))
+    write(dsn, change)
+    fields = client.get(f"/v1/activities/{change.id}/diff").json["fields"]
+    assert [each["name"] for each in fields] == ["state"]
+    row = client.get("/v1/entities/deep/90")
+    assert (row.status, deep in row.body) == (200, True)
+    for path in (f"/v1/activities/{change.id}", f"/activity/{change.id}", "/entity/deep/90", "/?q=after.deep.a:*"):
+        assert client.get(path).status == 200, path
+
+
 def test_what_cannot_change_is_not_sent_again(client: Client) -> None:
     for path in (f"/v1/activities/{an_id(5, NOW + timedelta(milliseconds=5))}", "/v1/batches/1", "/openapi.json"):
         first = client.get(path)

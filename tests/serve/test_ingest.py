@@ -169,6 +169,27 @@ def test_cloud_events_are_taken_alone_and_many_at_a_time(client: Client, reader:
     assert [each["id"] for each in answer["refused"]] == ["evt-1", "evt-1", "evt-1", "evt-2"]
 
 
+def test_an_event_of_one_tenant_keeps_out_none_of_anothers_that_is_called_the_same(client: Client, dsn: str) -> None:
+    event = {"specversion": "1.0", "id": "evt-9", "source": "/billing", "type": "invoice.sent", "time": NOW.isoformat()}
+    body = msgspec.json.encode(event)
+    tenants = [client.with_key(key(dsn, f"{name} events", "ingest", tenant=name)) for name in ("first", "second")]
+    for each in (*tenants, client):
+        assert each.post("/v1/activities", body, Content_Type=EVENT).json["stored"] == 1
+    # Handed in for a tenant or by it, it is the same.
+    of_first = msgspec.json.encode({**event, "tenantid": "first"})
+    for each in (tenants[0], client):
+        assert each.post("/v1/activities", of_first, Content_Type=EVENT).json["duplicate"] == 1
+
+
+@pytest.mark.parametrize("depth", [201, 990, 100_000])
+def test_what_is_nested_without_end_is_refused(client: Client, depth: int) -> None:
+    deep = b'{"a":' * depth + b"1" + b"}" * depth
+    body = b'{"activities":[{"action":"a.b","metadata":%s}]}' % deep
+    answer = client.post("/v1/activities", body, Content_Type=JSON)
+    assert (answer.status, answer.json.get("stored", 0)) == (200 if depth == 201 else 422, 0)
+    assert client.post("/v1/activities", deep, Content_Type=EVENT).status in (200, 422)
+
+
 def test_no_more_is_taken_than_was_said(client: Client) -> None:
     def post(body: bytes, **headers: str) -> int:
         return client.post("/v1/activities", body, Content_Type=JSON, **headers).status

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from afterwrite.jsonb import fits_jsonb, may_hold_large_numbers, measure_depth, with_jsonb_characters
+from afterwrite.jsonb import (
+    fits_jsonb,
+    may_hold_large_numbers,
+    measure_depth,
+    read_members,
+    with_jsonb_characters,
+)
 from afterwrite.postgres.embedded import Server
 
 _digits = st.text("0123456789", min_size=1, max_size=6)
@@ -84,6 +90,15 @@ def server_connection(server: Server) -> Iterator[psycopg.Connection]:
 )
 def test_depth_counts_brackets_outside_of_strings(text: bytes, depth: int) -> None:
     assert measure_depth(text) == depth
+
+
+@pytest.mark.parametrize("depth", [0, 3_000])
+def test_members_are_read_however_deep_an_object_is(depth: int) -> None:
+    deep = b"[" * depth + b'{"a": "]}", "b": [1, {}]}' + b"]" * depth
+    text = b' {"x" :1 , "y\\"{":%s, "z": "a,\\"b:", "x": null,"e": {} }' % deep
+    found = {name: bytes(raw) for name, raw in read_members(text).items()}
+    assert found == {"x": b"null", 'y"{': deep, "z": b'"a,\\"b:"', "e": b"{}"}
+    assert read_members(b"[%s]" % deep) == read_members(b"7") == read_members(b" {}") == read_members(b"{") == {}
 
 
 def test_text_that_is_no_utf8_cannot_be_mended() -> None:

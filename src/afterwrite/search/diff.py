@@ -13,6 +13,7 @@ from enum import StrEnum
 
 import msgspec
 
+from afterwrite.jsonb import read_members
 from afterwrite.record import Kind, Operation
 from afterwrite.store.reader import StoredActivity
 
@@ -63,18 +64,13 @@ def read_told(activity: StoredActivity) -> Told:
         return _NOTHING
     try:
         return msgspec.json.decode(activity.metadata, type=Told)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return _NOTHING
 
 
 def read_fields(text: str | None) -> dict[str, msgspec.Raw]:
     """The fields of a JSON object, each as its JSON; none of null, and of what is no object."""
-    if text is None:
-        return {}
-    try:
-        return msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError:
-        return {}
+    return {} if text is None else read_members(text.encode())
 
 
 def is_null(value: msgspec.Raw | None) -> bool:

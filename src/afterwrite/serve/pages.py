@@ -28,7 +28,7 @@ from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, statement
 from afterwrite.record import Kind, Operation
 from afterwrite.scan.report.visible import visible
-from afterwrite.search.diff import FieldChange, FieldKind, diff
+from afterwrite.search.diff import FieldChange, FieldKind, diff, read_fields
 from afterwrite.search.find import Page, Place, find
 from afterwrite.search.query import LONGEST_LINE, Query, QueryError, parse
 from afterwrite.search.timeline import effects, entity_timeline, read_activity, read_cause, row_at, same_transaction
@@ -351,7 +351,7 @@ async def activity(request: Asked, caller: Caller, id: str) -> Response[str]:
         together=[show(each) for each in together.items if each.id != it.id],
         facts=_facts(it),
         near=_near(it),
-        metadata=_metadata(it),
+        metadata=[(name, text) for name, text in _metadata(it).items() if name != "reason"],
         raw=_pretty(it),
     )
 
@@ -383,8 +383,8 @@ def _value(raw: bytes | msgspec.Raw | None) -> str | None:
     if raw is None:
         return None
     text = bytes(raw).decode()
-    found = json.loads(text)
-    if isinstance(found, str) and found and not _LIKE_JSON.fullmatch(found):
+    found = json.loads(text) if text.startswith('"') else ""
+    if found and not _LIKE_JSON.fullmatch(found):
         text = found
     more = len(text) - _LONGEST_VALUE
     return text if more <= 0 else f"{text[:_LONGEST_VALUE]}… ({more:,} more characters)"
@@ -411,14 +411,13 @@ def _facts(it: StoredActivity) -> list[_Fact]:
         if value is not None:
             yield _Fact(name, value, mono=mono)
 
-    metadata = _decoded(it.metadata)
-    reason = metadata.get("reason")
+    reason = _metadata(it).get("reason")
     place = f"xid {it.xid}, commit {it.commit_lsn}, {it.ordinal}" if it.xid is not None and it.commit_lsn else None
     entity = shown.entity_name(it.entity_type, it.entity_id)
     return [
         *found("actor", "actor", it.actor_id),
         *plain("actor type", it.actor_type),
-        *plain("reason", reason if isinstance(reason, str) else None),
+        *plain("reason", None if reason == "null" else reason),
         _Fact("when", at=it.occurred_at),
         *([_Fact("lasted", f"{it.duration_ms:,.1f} ms")] if it.duration_ms is not None else []),
         *found("action", "action", it.action, mono=True),
@@ -451,22 +450,19 @@ def _near(it: StoredActivity) -> list[dict[str, str]]:
     return made
 
 
-def _decoded(text: str | None) -> dict[str, Any]:
-    found = json.loads(text) if text else None
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-
-
-def _metadata(it: StoredActivity) -> list[tuple[str, str]]:
-    return [
-        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        for name, value in _decoded(it.metadata).items()
-        if name != "reason"
-    ]
+def _metadata(it: StoredActivity) -> dict[str, str]:
+    """Texts without their quotes, all else as its JSON."""
+    members = {name: bytes(raw).decode() for name, raw in read_fields(it.metadata).items()}
+    return {name: json.loads(text) if text.startswith('"') else text for name, text in members.items()}
 
 
 def _pretty(it: StoredActivity) -> str:
     """The whole as JSON over several lines. What would mislead the eye is escaped as JSON does it."""
-    text = msgspec.json.format(msgspec.json.encode(as_json(it)), indent=2).decode()
+    encoded = msgspec.json.encode(as_json(it))
+    try:
+        text = msgspec.json.format(encoded, indent=2).decode()
+    except RecursionError:  # nobody reads what is nested so deep; it is told as it is
+        text = encoded.decode()
     return "".join(_escaped(letter) for letter in text)
 
 

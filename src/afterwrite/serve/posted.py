@@ -20,6 +20,7 @@ from uuid import UUID
 
 import msgspec
 
+from afterwrite.jsonb import measure_depth
 from afterwrite.record import Activity, Category, Kind, Level, Outcome
 from afterwrite.recorder.ids import Ids, moment_of
 from afterwrite.serve.callers import Caller
@@ -30,6 +31,8 @@ EVENTS = "application/cloudevents-batch+json"
 MOST_POSTED = 1_000
 
 _NULL = msgspec.Raw(b"null")
+# Of metadata and rows; recorders send no more than 64.
+_DEEPEST = 200
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Extension attributes of CloudEvents that say what an activity says elsewhere.
 _EXTENSIONS = {
@@ -128,7 +131,7 @@ def read_posted(kind: str, body: bytes, caller: Caller, ids: Ids) -> list[Activi
             case _:
                 items = [msgspec.Raw(body)]
                 _object.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnusableError(str(error)) from error
     if len(items) > MOST_POSTED:
         raise TooManyError
@@ -136,17 +139,17 @@ def read_posted(kind: str, body: bytes, caller: Caller, ids: Ids) -> list[Activi
     return [_read(item, caller, ids, read) for item in items]
 
 
-_Reader = Callable[[msgspec.Raw], Posted]
+_Reader = Callable[[msgspec.Raw, Caller], Posted]
 
 
 def _read(item: msgspec.Raw, caller: Caller, ids: Ids, read: _Reader) -> Activity | Refused:
     try:
-        return _activity(read(item), caller, ids)
-    except (msgspec.DecodeError, UnicodeDecodeError, _NotTakenError) as error:
+        return _activity(read(item, caller), caller, ids)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _NotTakenError) as error:
         reason = str(error)
     try:
         return Refused(_named.decode(item).id, reason)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Refused("", reason)
 
 
@@ -218,14 +221,16 @@ def _json(name: str, raw: msgspec.Raw) -> msgspec.Raw | None:
         return None
     if not text.startswith(b"{"):
         raise _NotTakenError(f"{name} is no JSON object")
+    if text.count(b"[") + text.count(b"{") > _DEEPEST and measure_depth(text) > _DEEPEST:
+        raise _NotTakenError(f"{name} is nested deeper than {_DEEPEST} levels")
     return msgspec.Raw(bytes(raw))
 
 
-def _read_own(item: msgspec.Raw) -> Posted:
+def _read_own(item: msgspec.Raw, caller: Caller) -> Posted:
     return _posted.decode(item)
 
 
-def _read_event(item: msgspec.Raw) -> Posted:
+def _read_event(item: msgspec.Raw, caller: Caller) -> Posted:
     """A CloudEvent as we have it: its type is the action, its subject ``type/id`` the entity, its data in metadata."""
     said = _object.decode(item)
     words = {name: _word(said, name) for name in ("specversion", "id", "source", "type")}
@@ -256,7 +261,7 @@ def _read_event(item: msgspec.Raw) -> Posted:
         msgspec.json.encode(
             {
                 **fields,
-                "id": _event_id(source, id, moment),
+                "id": _event_id(caller.tenant or str(fields.get("tenant_id", "")), source, id, moment),
                 "occurred_at": moment,
                 "source": source,
                 "action": words["type"],
@@ -266,8 +271,11 @@ def _read_event(item: msgspec.Raw) -> Posted:
     )
 
 
-def _event_id(source: str, id: str, moment: datetime | None) -> str:
-    """The id of an event of this source: its own where that is a UUIDv7, else one made of source, id and time."""
+def _event_id(tenant: str, source: str, id: str, moment: datetime | None) -> str:
+    """The id of an event of this source: its own where that is a UUIDv7, else one made of source, id and time.
+
+    The tenant is part of it: another one, who can guess the rest, must not have been there first.
+    """
     try:
         if moment_of(id) is not None:
             return str(UUID(id))
@@ -280,7 +288,8 @@ def _event_id(source: str, id: str, moment: datetime | None) -> str:
     milliseconds = (moment - _EPOCH) // timedelta(milliseconds=1)
     if not 0 <= milliseconds < 1 << 48:
         raise _NotTakenError("time is beyond the calendar")
-    digest = hashlib.sha256(f"{source}\0{id}".encode(errors="surrogatepass")).digest()
+    words = "".join(f"{len(word)}:{word}" for word in (tenant, source, id))
+    digest = hashlib.sha256(words.encode(errors="surrogatepass")).digest()
     number = milliseconds << 80 | int.from_bytes(digest[:10], "big")
     number = number & ~(0xF << 76) | 8 << 76
     return str(UUID(int=number & ~(0x3 << 62) | 2 << 62))
