@@ -67,6 +67,8 @@ _PULSE_SECONDS = 10.0
 _DRIFT_SECONDS = 25.0
 # How old a report may be.
 _ROLL_SECONDS = 5.0
+# While capture is so far behind, reports wait, and so long at most.
+_ROLL_BEHIND_SECONDS, _ROLL_WAITS_SECONDS = 3.0, 60.0
 # From here on whoever counts the feed is taken to be missing, or stuck.
 _ROLL_LATE_SECONDS = 120.0
 
@@ -565,7 +567,7 @@ async def run_capture(
             # Any step of these may be broken off: the next look goes on from there.
             beside = [
                 group.create_task(_maintain(settings, begun, remember_maintenance)),
-                group.create_task(_roll(settings, begun, remember_rollup)),
+                group.create_task(_roll(settings, begun, remember_rollup, worker.status)),
                 group.create_task(_watch_migration(settings, begun)),
                 group.create_task(_drain_beside(drain, begun)),
             ]
@@ -764,7 +766,12 @@ async def _maintain(settings: Settings, begun: asyncio.Event, tell: Callable[[Ma
         await asyncio.sleep(settings.maintain_seconds * random.uniform(0.9, 1.1))
 
 
-async def _roll(settings: Settings, begun: asyncio.Event, tell: Callable[[RollupStatus], None]) -> None:
+async def _roll(
+    settings: Settings,
+    begun: asyncio.Event,
+    tell: Callable[[RollupStatus], None],
+    capture: Callable[[], WorkerStatus] | None = None,
+) -> None:
     """Count what the feed brings, every few seconds. What goes wrong is told once, and must not stop capture."""
     await begun.wait()
     told: str | None = None
@@ -773,6 +780,8 @@ async def _roll(settings: Settings, begun: asyncio.Event, tell: Callable[[Rollup
             async with connect(settings.store, application_name="afterwrite rollup", options=rollup.SESSION) as store:
                 await require_store(store)
                 while True:
+                    if capture:
+                        await _let_catch_up(capture)
                     standing, trouble = await _count(store)
                     if trouble and trouble != told:
                         log.warning("the views for reports are not refreshed, and reports slower: %s", trouble)
@@ -788,6 +797,13 @@ async def _roll(settings: Settings, begun: asyncio.Event, tell: Callable[[Rollup
             told = trouble
             tell(RollupStatus(at=datetime.now(UTC), trouble=trouble))
             await asyncio.sleep(_HALTED_SECONDS * random.uniform(0.9, 1.1))
+
+
+async def _let_catch_up(capture: Callable[[], WorkerStatus]) -> None:
+    """Wait while capture is behind, which needs the store more than reports do; but not for ever."""
+    until = time.monotonic() + _ROLL_WAITS_SECONDS
+    while (capture().lag_seconds or 0.0) > _ROLL_BEHIND_SECONDS and time.monotonic() < until:
+        await asyncio.sleep(1.0)
 
 
 async def _count(store: Database) -> tuple[rollup.Standing, str | None]:

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import psycopg
 import pytest
 from test_rollup import a_batch, an_event, counted
 
 from afterwrite import runtime
+from afterwrite.capture.worker import WorkerState, WorkerStatus
 from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, connect
 from afterwrite.record import Activity, Outcome
@@ -354,5 +356,27 @@ def test_the_worker_counts_by_itself_and_says_how_far_it_is(installed_dsn: str) 
         async with connect(installed_dsn) as db:
             assert sum((await counted(db)).values()) == 5
             assert await db.value(b"select refreshed_at is not null from afterwrite.rollup")
+
+    asyncio.run(scenario())
+
+
+def test_counting_waits_while_capture_is_behind(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        begun = asyncio.Event()
+        begun.set()
+        told: asyncio.Queue[runtime.RollupStatus] = asyncio.Queue()
+        capture = WorkerStatus(state=WorkerState.STREAMING, source="main", lag_seconds=10.0)
+        async with open_sink(installed_dsn) as sink:
+            await sink.write(a_batch(*some(5, 1)))
+        counting = asyncio.create_task(
+            runtime._roll(Settings(dsn=installed_dsn), begun, told.put_nowait, lambda: capture)
+        )
+        try:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(told.get(), 1.5)
+            capture = msgspec.structs.replace(capture, lag_seconds=0.1)
+            assert (await asyncio.wait_for(told.get(), 30)).position == 1
+        finally:
+            counting.cancel()
 
     asyncio.run(scenario())
