@@ -68,7 +68,7 @@ _DRIFT_SECONDS = 25.0
 # How old a report may be.
 _ROLL_SECONDS = 5.0
 # While capture is so far behind, reports wait, and so long at most.
-_ROLL_BEHIND_SECONDS, _ROLL_WAITS_SECONDS = 3.0, 60.0
+_ROLL_BEHIND_SECONDS, _ROLL_WAITS_SECONDS = 3.0, 60
 # From here on whoever counts the feed is taken to be missing, or stuck.
 _ROLL_LATE_SECONDS = 120.0
 
@@ -801,8 +801,9 @@ async def _roll(
 
 async def _let_catch_up(capture: Callable[[], WorkerStatus]) -> None:
     """Wait while capture is behind, which needs the store more than reports do; but not for ever."""
-    until = time.monotonic() + _ROLL_WAITS_SECONDS
-    while (capture().lag_seconds or 0.0) > _ROLL_BEHIND_SECONDS and time.monotonic() < until:
+    for _ in range(_ROLL_WAITS_SECONDS):
+        if (capture().lag_seconds or 0.0) <= _ROLL_BEHIND_SECONDS:
+            return
         await asyncio.sleep(1.0)
 
 
