@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from migrating import PLACE, QUICK, application, end_deferrals, holding, judge, plan_of
+from migrating import PLACE, QUICK, application, end_deferrals, holding, judge, plan_of, until
 
-from afterwrite.errors import Drift, GateNotMet, Refused
+from afterwrite.errors import Drift, GateNotMet, Refused, UsageError
 from afterwrite.migrate import engine
 from afterwrite.migrate.backup import catalog_state
 from afterwrite.migrate.deeds import EventKind, MigrationEvent
-from afterwrite.migrate.engine import run_all, run_phase
+from afterwrite.migrate.engine import remove_phases, run_all, run_phase
 from afterwrite.migrate.gates import LagReading, Readings
-from afterwrite.migrate.ledger import Action, read_ledger, read_silenced
+from afterwrite.migrate.ledger import Action, read_ledger, read_pause, read_silenced, set_pause
 from afterwrite.migrate.phase import State
 from afterwrite.migrate.plan import Plan, check_plan
 from afterwrite.migrate.rollback import rollback_phase
@@ -645,5 +645,74 @@ def test_a_rollback_by_somebody_else_ends_the_soak_and_is_not_undone(installed_d
             with pytest.raises(Drift, match="rolled back"):
                 await run
             assert await catalog_state(other) == before
+
+    asyncio.run(main())
+
+
+def test_while_it_is_paused_nothing_is_silenced_or_removed_and_everything_can_be_taken_back(installed_dsn: str) -> None:
+    async def main() -> None:
+        async with application(installed_dsn) as db:
+            plan = await plan_of(db)
+            with pytest.raises(UsageError, match="no migration goes on"):
+                await set_pause(db, paused=True)
+            await silence(db, plan, 1)
+            assert await set_pause(db, paused=True, operator="anna", because="the\n night \x1b[2J run")
+            assert not await set_pause(db, paused=True, operator="ben")
+            pause = await read_pause(db)
+            assert pause is not None
+            assert (pause.by, pause.because) == ("anna (as postgres)", "the night [2J run")
+            for number in (2, 1):
+                with pytest.raises(GateNotMet, match="paused by anna"):
+                    await silence(db, plan, number)
+            with pytest.raises(GateNotMet, match="paused by anna"):
+                await remove_phases(db, plan, 1, place=PLACE, apply=True)
+            found = await status(db, place=PLACE)
+            assert "afterwrite migrate resume" in found.next
+            assert found.pause == pause
+            await roll_back(db, 1)
+            assert await read_silenced(db) == {}
+            assert await set_pause(db, paused=False, operator="ben")
+            assert not await set_pause(db, paused=False)
+            await silence(db, plan, 1)
+            actions = [entry.action for entry in await read_ledger(db)]
+            assert actions.count(Action.MIGRATION_PAUSE) == actions.count(Action.MIGRATION_RESUME) == 1
+
+    asyncio.run(main())
+
+
+def test_a_run_that_is_at_work_waits_while_it_is_paused_without_keeping_others_from_rolling_back(
+    installed_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_WAIT_PAUSE", 0.02)
+
+    async def main() -> None:
+        async with application(installed_dsn) as db, connect(installed_dsn) as other:
+            plan = await plan_of(db, soak_seconds=0.3)
+            told: list[str] = []
+
+            def listen(event: MigrationEvent) -> None:
+                if event.kind is EventKind.PAUSED:
+                    told.append(event.text)
+
+            run = asyncio.create_task(
+                run_all(
+                    db, plan, place=PLACE, apply=True, policy=QUICK, check_seconds=0.05,
+                    on_event=listen,
+                )
+            )  # fmt: skip
+
+            async def begun() -> bool:
+                return bool(await read_silenced(other))
+
+            await until(begun)
+            assert await set_pause(other, paused=True, operator="anna")
+            held = set(await read_silenced(other))
+            await asyncio.sleep(0.6)
+            assert set(await read_silenced(other)) == held
+            assert len(told) == 1
+            assert "paused by anna" in told[0]
+            await set_pause(other, paused=False)
+            await run
+            assert len(await read_silenced(other)) > len(held)
 
     asyncio.run(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +12,7 @@ from itertools import count
 
 import msgspec
 import pytest
-from migrating import HOLDING, application, holding, plan_of
+from migrating import HOLDING, application, holding, plan_of, until
 
 from afterwrite import runtime
 from afterwrite.errors import UsageError
@@ -76,15 +76,6 @@ def test_a_reset_of_the_statistics_begins_anew() -> None:
     assert load.writes == 100
     assert between([pulse(0)]) is None
     assert between([pulse(0), pulse(10, commits=-1)]) is None
-
-
-async def until(holds: Callable[[], Awaitable[object]]) -> None:
-    """Wait until the server says so."""
-    for _ in range(200):
-        if await holds():
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("it did not come to hold")
 
 
 def test_what_decoding_adds_to_the_rollbacks_when_its_reader_ends_is_left_out() -> None:

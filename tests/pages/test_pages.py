@@ -20,9 +20,11 @@ import telling
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, expect
 
+from afterwrite.postgres import connect
 from afterwrite.record import Activity
 from afterwrite.serve import pages
-from conftest import Site
+from afterwrite.serve.keys import make_key
+from conftest import Site, apart
 
 _ROW = "#rows .row"
 
@@ -412,6 +414,36 @@ def test_the_migration_page_tells_phases_gates_proof_and_what_is_next(page: Page
     expect(page.get_by_role("region", name="Checklist")).to_contain_text("afterwrite installed")
     expect(page.get_by_role("region", name="The proof")).to_contain_text("transactions were compared")
     expect(page.locator("svg.chart[aria-labelledby^=tables]")).to_contain_text("orders")
+
+
+def test_an_admin_pauses_the_migration_and_resumes_it_and_that_is_activity(page: Page, site: Site) -> None:
+    page.goto("/migration")
+    page.get_by_text("Pause …").click()
+    page.get_by_label("Why, for whoever finds it paused").fill("payday")
+    page.get_by_role("button", name="Pause the migration").click()
+    expect(page.locator("#next")).to_contain_text("paused by local")
+    expect(page.locator("#next")).to_contain_text("payday")
+    assert newest(site, "action:migration.paused")["metadata"] == {"reason": "payday"}
+    page.get_by_text("Resume …").click()
+    page.get_by_role("button", name="Resume the migration").click()
+    expect(page.locator("#next")).to_contain_text("Next: let phase")
+    assert newest(site, "action:migration.resumed")["actor_id"] == "local"
+
+
+def test_who_may_only_read_and_whose_page_is_another_sites_pause_nothing(site: Site) -> None:
+    async def make() -> list[str]:
+        async with connect(site.dsn) as db:
+            reader = await make_key(db, "only reads", ["read"])
+            tenants = await make_key(db, "of a tenant", ["admin"], tenant="north")
+            return [reader[1], tenants[1]]
+
+    for key in apart(make):
+        headers = {"authorization": f"Bearer {key}"}
+        assert httpx.post(f"{site.url}/migration/pause", headers=headers).status_code == 403
+        assert "/migration/pause" not in httpx.get(f"{site.url}/migration", headers=headers).text
+    elsewhere = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
+    assert httpx.post(f"{site.url}/migration/pause", headers=elsewhere).status_code in (401, 403)
+    assert "paused by" not in httpx.get(f"{site.url}/migration").text
 
 
 def test_health_says_what_it_means_and_what_to_do(page: Page) -> None:

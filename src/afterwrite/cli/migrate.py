@@ -43,6 +43,7 @@ from afterwrite.migrate.backup import render_sql
 from afterwrite.migrate.deeds import EventKind, MigrationEvent, OnEvent, render
 from afterwrite.migrate.engine import Control, Migrator, PhaseRun, remove_phases, run_all, run_phase
 from afterwrite.migrate.functions import FunctionsRun
+from afterwrite.migrate.ledger import read_pause, set_pause
 from afterwrite.migrate.overrides import overrides
 from afterwrite.migrate.phase import Gate, State
 from afterwrite.migrate.plan import Plan
@@ -53,6 +54,7 @@ from afterwrite.migrate.status import MigrationStatus, PhaseStatus
 from afterwrite.migrate.status import status as read_status
 from afterwrite.postgres import connect, describe_dsn
 from afterwrite.settings import Settings
+from afterwrite.store.schema import require_store
 
 app = typer.Typer(help="Silence the triggers phase by phase, behind gates, and take it back.", no_args_is_help=True)
 
@@ -176,6 +178,39 @@ def _confirm(given: Settings, phase: int | None) -> None:
     talk.print(f"{what} will be dropped from {plain(where)}; `afterwrite migrate rollback` makes them again")
     if typer.prompt("type remove to go on", default="", show_default=False, err=True).strip() != "remove":
         raise UsageError("nothing was dropped", remedy="type the word remove to go on")
+
+
+@app.command("pause")
+def pause_command(
+    dsn: Dsn = None,
+    because: Annotated[
+        str, typer.Option("--because", metavar="TEXT", help="Why, for whoever finds it paused.", show_default=False)
+    ] = "",
+) -> int:
+    """Let nothing more be silenced or removed, until resume. A run that is at work waits before its next phase.
+
+    What is off stays off, and can be taken back; a phase that breaks its gates still turns itself on again.
+    """
+    return run(_set_pause(settings(dsn), paused=True, because=because))
+
+
+@app.command("resume")
+def resume_command(dsn: Dsn = None) -> int:
+    """Let a migration that was paused go on, from the command line or from the pages. It runs nothing by itself."""
+    return run(_set_pause(settings(dsn), paused=False))
+
+
+async def _set_pause(given: Settings, *, paused: bool, because: str = "") -> int:
+    async with connect(given.dsn, guarded=True) as source:
+        await require_store(source)
+        done = await set_pause(source, paused=paused, operator=operator_of(given), because=because)
+        now = await read_pause(source)
+    if now is not None:
+        out.print(f"The migration is {plain(str(now))}.")
+        say("`afterwrite migrate resume` lets it go on; `afterwrite migrate rollback` works meanwhile.")
+    else:
+        out.print("The migration may go on." if done else "The migration is not paused: it may go on.")
+    return ExitCode.OK
 
 
 @app.command("status")
@@ -662,6 +697,7 @@ def _run_as_json(done: PhaseRun) -> dict[str, object]:
 def _status_as_json(found: MigrationStatus) -> dict[str, object]:
     return {
         "migration": found.migration.id if found.migration else None,
+        "paused": found.pause,
         "phases": [
             {
                 "phase": phase.number,

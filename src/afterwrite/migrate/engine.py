@@ -31,8 +31,10 @@ from afterwrite.migrate.ledger import (
     migration_lock,
     next_id,
     read_active,
+    read_pause,
     read_phase_rows,
     read_silenced,
+    refuse_paused,
     write_entry,
 )
 from afterwrite.migrate.observe import Look, conclude, findings_of, look, measure
@@ -129,6 +131,8 @@ class Migrator:
         self.control = control or Control()
         self._known = {entry.trigger for _, entry in entries(plan)}
         self._triggers: dict[str, Trigger] = {}
+        # What was said of a pause, once.
+        self._paused: str | None = None
 
     def say(self, kind: EventKind, phase: int, text: str = "", **more: object) -> None:
         """Tell whoever listens."""
@@ -249,10 +253,21 @@ class Migrator:
 
     async def _allowed(self, phase: Phase) -> bool:
         """Whether nobody wants a pause; waits for a moment where somebody does."""
-        if self.control.paused:
-            self.say(EventKind.PAUSED, phase.number, "paused: the next step waits")
-            await asyncio.sleep(_WAIT_PAUSE)
-        return not self.control.paused
+        text = "paused: the next step waits" if self.control.paused else None
+        if pause := await read_pause(self.db):
+            text = f"{pause}; the next step waits for `afterwrite migrate resume`"
+        if text is not None and text != self._paused:
+            self.say(EventKind.PAUSED, phase.number, text)
+        self._paused = text
+        if text is None:
+            return True
+        await asyncio.sleep(_WAIT_PAUSE)
+        return False
+
+    async def wait_while_paused(self, phase: Phase) -> None:
+        """Wait for as long as somebody wants a pause, without the migration lock: what is off may be taken back."""
+        while not await self._allowed(phase):
+            await self._obey(phase, locked=False)
 
     async def _obey(self, phase: Phase, *, locked: bool) -> None:
         """Take the phase back, or leave, where that was asked for."""
@@ -676,6 +691,7 @@ async def remove_phases(
         runs = [await migrator.foresee_removal(phase) for phase in phases]
         going = {identity for run in runs for identity in run.silenced}
         return runs, await foresee_functions(db, going) if functions else None
+    await refuse_paused(db)
     async with migration_lock(db, operator):
         for phase in phases:
             runs.append(await migrator.remove(phase))
@@ -716,6 +732,7 @@ async def run_phase(
     phase = plan.phase(number)
     if not apply:
         return await migrator.show(phase)
+    await refuse_paused(db)
     async with migration_lock(db, operator):
         return await migrator.advance(phase, wait_seconds=wait_seconds)
 
@@ -747,12 +764,15 @@ async def run_all(
         db, plan, place, store=store, operator=operator, policy=policy, on_event=on_event, control=control
     )
     runs: list[PhaseRun] = []
+    if apply:
+        await refuse_paused(db)
     for phase in plan.phases if number is None else [plan.phase(number)]:
         if not phase.triggers:
             continue
         if not apply:
             runs.append(await migrator.show(phase))
             continue
+        await migrator.wait_while_paused(phase)
         async with migration_lock(db, operator):
             runs.append(await migrator.advance(phase, wait_seconds=wait_seconds))
         await migrator.soak(phase, check_seconds=check_seconds, patience=patience)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 import msgspec
 
-from afterwrite.errors import Refused
+from afterwrite.errors import GateNotMet, Refused, UsageError
 from afterwrite.migrate.backup import TriggerBackup, decode_backup
 from afterwrite.migrate.phase import Mode
 from afterwrite.postgres import Database, statement
@@ -18,6 +18,8 @@ from afterwrite.postgres.pooler import shares_sessions
 
 _LOCK_TRIES = 10
 _LOCK_PAUSE = 0.2
+# Letters of a reason, which anybody may have written.
+_LONGEST = 300
 
 
 class Action(StrEnum):
@@ -25,6 +27,8 @@ class Action(StrEnum):
 
     MIGRATION_START = "migration.start"
     MIGRATION_PLAN = "migration.plan"
+    MIGRATION_PAUSE = "migration.pause"
+    MIGRATION_RESUME = "migration.resume"
     MIGRATION_FINISH = "migration.finish"
     PHASE_SOAKED = "phase.soaked"
     PHASE_HALTED = "phase.halted"
@@ -99,6 +103,19 @@ class Silenced(msgspec.Struct, frozen=True, kw_only=True):
     definition: str | None = None
 
 
+class Pause(msgspec.Struct, frozen=True, kw_only=True):
+    """A migration that is paused: nothing is silenced or removed until somebody resumes it."""
+
+    migration: int
+    at: datetime
+    by: str
+    because: str | None
+
+    def __str__(self) -> str:
+        why = f": {self.because}" if self.because else ""
+        return f"paused by {self.by} since {self.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC{why}"
+
+
 class PhaseRow(msgspec.Struct, frozen=True, kw_only=True):
     """The newest row of one action in a phase; ``because`` is why a phase was halted."""
 
@@ -122,6 +139,14 @@ class _SilencedRow(msgspec.Struct, frozen=True, kw_only=True):
     times: int
     removed_at: datetime | None
     definition: str | None
+
+
+class _PauseRow(msgspec.Struct, frozen=True, kw_only=True):
+    migration: int
+    at: datetime
+    actor: str
+    operator: str | None
+    because: str | None
 
 
 class _PhaseRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +242,40 @@ async def read_active(db: Database) -> Migration | None:
 async def read_last(db: Database) -> Migration | None:
     """The newest migration, ended or not."""
     return await db.maybe(Migration, statement("migrate.read_last_migration"))
+
+
+async def read_pause(db: Database) -> Pause | None:
+    """Who paused the migration that goes on, and why; None while it is not paused."""
+    row = await db.maybe(_PauseRow, statement("migrate.read_pause"))
+    if row is None:
+        return None
+    return Pause(migration=row.migration, at=row.at, by=who(row.actor, row.operator), because=row.because)
+
+
+async def set_pause(db: Database, *, paused: bool, operator: str | None = None, because: str = "") -> bool:
+    """Pause the migration that goes on, or resume it; False where that is so already. A person's word in the ledger.
+
+    Raises UsageError where no migration goes on.
+    """
+    active = await read_active(db)
+    if active is None:
+        raise UsageError(
+            f"no migration goes on in {db.where}",
+            remedy="one begins with the first phase: `afterwrite migrate run --phase 1 --apply`",
+        )
+    if (await read_pause(db) is not None) is paused:
+        return False
+    because = "".join(letter for letter in " ".join(because.split()) if letter.isprintable())[:_LONGEST]
+    action = Action.MIGRATION_PAUSE if paused else Action.MIGRATION_RESUME
+    await db.run(statement("migrate.set_operator"), operator=operator or "")
+    await write_entry(db, action, "the migration", migration=active.id, after={"because": because} if because else None)
+    return True
+
+
+async def refuse_paused(db: Database) -> None:
+    """Raise GateNotMet while the migration is paused."""
+    if pause := await read_pause(db):
+        raise GateNotMet(f"the migration is {pause}", remedy="`afterwrite migrate resume`, when that is over")
 
 
 async def next_id(db: Database) -> int:

@@ -10,7 +10,7 @@ from afterwrite.errors import Finding, Severity
 from afterwrite.migrate.checklist import Item, Stage, read_checklist
 from afterwrite.migrate.drift import find_drift
 from afterwrite.migrate.gates import CAPTURE_GAPS, Place
-from afterwrite.migrate.ledger import Action, Migration, PhaseRow, read_last, read_phase_rows
+from afterwrite.migrate.ledger import Action, Migration, Pause, PhaseRow, read_last, read_pause, read_phase_rows
 from afterwrite.migrate.observe import conclude, findings_of, look, measure
 from afterwrite.migrate.overrides import overrides
 from afterwrite.migrate.phase import Gate, Goal, State, broken_rules, state_of
@@ -41,6 +41,8 @@ class PhaseStatus(msgspec.Struct, frozen=True, kw_only=True):
 class MigrationStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole. ``migration`` is None before the first phase was applied; ``next`` is what to do now, in words.
 
+    ``pause`` is told while somebody has paused it.
+
     ``checklist`` is everything that there is to do, with what was done, when and by whom.
     """
 
@@ -49,6 +51,7 @@ class MigrationStatus(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
     checklist: tuple[Item, ...]
     next: str
+    pause: Pause | None = None
 
 
 async def status(
@@ -63,6 +66,7 @@ async def status(
     if active is not None:
         plan = read_plan(active.plan)
     rows = await read_phase_rows(db, active.id) if active else {}
+    pause = await read_pause(db) if active else None
     phases: list[PhaseStatus] = []
     findings: list[Finding] = overrides(plan) if plan else []
     for phase in plan.phases if plan else ():
@@ -110,7 +114,8 @@ async def status(
         migration=last,
         phases=tuple(phases),
         findings=tuple(findings),
-        next=_next(plan, last, phases, findings),
+        next=_next(plan, last, phases, findings, pause),
+        pause=pause,
     )
 
 
@@ -179,7 +184,13 @@ def _soaks_until(plan: Plan, phase: PhaseStatus) -> datetime | None:
     return until if until > datetime.now(UTC) else None
 
 
-def _next(plan: Plan | None, last: Migration | None, phases: list[PhaseStatus], findings: list[Finding]) -> str:
+def _next(
+    plan: Plan | None,
+    last: Migration | None,
+    phases: list[PhaseStatus],
+    findings: list[Finding],
+    pause: Pause | None,
+) -> str:
     if plan is None:
         if last is not None and last.finished_at is not None:
             return f"nothing: migration {last.id} was rolled back; write a new plan with `afterwrite plan`"
@@ -190,6 +201,8 @@ def _next(plan: Plan | None, last: Migration | None, phases: list[PhaseStatus], 
     for finding in findings:
         if finding.rule in ("migrate.uncaptured", "migrate.lost"):
             return f"{finding.where}: {finding.text}; {finding.remedy}"
+    if pause is not None:
+        return f"{pause}; `afterwrite migrate resume` lets it go on"
     for phase in phases:
         if not phase.on and not phase.off:
             continue

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import msgspec
-from litestar import Request, Response, get
-from litestar.datastructures import State
+from litestar import Request, Response, get, post
+from litestar.datastructures import FormMultiDict, State
+from litestar.response import Redirect
+from litestar.status_codes import HTTP_303_SEE_OTHER
 from litestar.types import ControllerRouterHandler
 
 from afterwrite.capture.governor import human_bytes
 from afterwrite.errors import AfterwriteError
 from afterwrite.migrate.checklist import Item, Section
+from afterwrite.migrate.ledger import set_pause
 from afterwrite.migrate.phase import State as PhaseState
 from afterwrite.migrate.pulse import Load
 from afterwrite.migrate.status import PhaseStatus
+from afterwrite.postgres import connect
 from afterwrite.prove.report import MEANING, Proof, TriggerProof
+from afterwrite.record import Activity, Category, Kind, Level, Outcome
+from afterwrite.recorder.encode import clean_text
+from afterwrite.recorder.ids import Ids
 from afterwrite.search.analytics import Bucket, Report, ReportName, report
 from afterwrite.serve import draw
-from afterwrite.serve.callers import Caller
+from afterwrite.serve.access import SOURCE
+from afterwrite.serve.callers import Caller, Scope
 from afterwrite.serve.health import Health
+from afterwrite.serve.kept import Kept
 from afterwrite.serve.panels import panels
-from afterwrite.serve.paper import draw_page, frame, lasting
+from afterwrite.serve.paper import draw_page, frame, lasting, refuse_foreign
+from afterwrite.serve.problems import ProblemError
 from afterwrite.serve.progress import LoadPoint, Progress, Triggers
 from afterwrite.serve.tenancy import reading
 from afterwrite.serve.views import view_links
+from afterwrite.serve.visits import visit_of
+from afterwrite.settings import Settings
+from afterwrite.store.schema import require_store
+
+log = logging.getLogger(__name__)
 
 Asked = Request[Caller, None, State]
 
@@ -36,6 +52,7 @@ _STATES = (PhaseState.SURVEYED, PhaseState.SHADOWING, PhaseState.PROVEN, PhaseSt
 _MOST_TABLES = 24
 _MOST_EXAMPLES = 20
 _MOST_DAYS = 31
+_LONGEST_REASON = 300
 
 
 # --- overview ---------------------------------------------------------------------------------------------------------
@@ -194,6 +211,68 @@ def _heat(hours: Report, odd: Sequence[dict[str, Any]]) -> object:
 # --- migration --------------------------------------------------------------------------------------------------------
 
 
+@post("/migration/pause", include_in_schema=False, opt={"scope": Scope.ADMIN})
+async def pause(request: Asked, operator: Caller) -> Redirect:
+    """Let nothing more be silenced or removed."""
+    form = await _read_form(request)
+    return await _set_pause(request, operator, paused=True, because=str(form.get("because", "")))
+
+
+@post("/migration/resume", include_in_schema=False, opt={"scope": Scope.ADMIN})
+async def resume(request: Asked, operator: Caller) -> Redirect:
+    """Let a paused migration go on."""
+    await _read_form(request)
+    return await _set_pause(request, operator, paused=False)
+
+
+async def _read_form(request: Asked) -> FormMultiDict:
+    refuse_foreign(request)
+    return await request.form()
+
+
+async def _set_pause(request: Asked, operator: Caller, *, paused: bool, because: str = "") -> Redirect:
+    """Say it in the ledger, which a run heeds before each step, and as an activity."""
+    settings: Settings = request.app.state.settings
+    async with connect(settings.dsn, application_name="afterwrite serve", guarded=True) as source:
+        await require_store(source)
+        done = await set_pause(source, paused=paused, operator=operator.name, because=because)
+    kept: Kept[Progress] = request.app.state.progress
+    kept.forget()
+    if done:
+        try:
+            await request.app.state.ingest.put(SOURCE, [_paused(request, operator, paused=paused, because=because)])
+        except (AfterwriteError, ProblemError) as error:
+            log.warning("that %s %s could not be stored as activity: %s", operator.name, _DONE[paused], error)
+    return Redirect("/migration", status_code=HTTP_303_SEE_OTHER)
+
+
+_DONE = {True: "paused the migration", False: "let the migration go on"}
+
+
+def _paused(request: Asked, operator: Caller, *, paused: bool, because: str) -> Activity:
+    visit = visit_of(request.scope)
+    because = clean_text(because, _LONGEST_REASON)
+    return Activity(
+        id=_ids.make(),
+        occurred_at=datetime.now(UTC),
+        source=SOURCE,
+        kind=Kind.EVENT,
+        category=Category.CONFIGURATION,
+        action="migration.paused" if paused else "migration.resumed",
+        outcome=Outcome.SUCCESS,
+        severity=Level.INFO,
+        actor_id=operator.name,
+        actor_type=operator.kind.value,
+        request_id=visit.request_id,
+        ip=visit.client,
+        summary=f"{operator.name} {_DONE[paused]}",
+        metadata=msgspec.Raw(msgspec.json.encode({"reason": because})) if because else None,
+    )
+
+
+_ids = Ids()
+
+
 @get("/migration", include_in_schema=False, opt={"looks": False})
 async def migration(request: Asked, operator: Caller) -> Response[str]:
     """Where the migration stands: triggers, phases with their gates, the proof, what it brought, what is to be done."""
@@ -207,7 +286,8 @@ async def migration(request: Asked, operator: Caller) -> Response[str]:
         **frame(request, operator, "migration", views=await _views(request, operator)),
         at=progress.at,
         next=status.next,
-        migration=status.migration,
+        pause=status.pause,
+        may_pause=operator.may(Scope.ADMIN) and status.migration is not None and status.migration.finished_at is None,
         findings=status.findings,
         verdicts=[{"name": name, "count": counts[name]} for name in _VERDICTS],
         total=len(triggers.triggers),
@@ -401,4 +481,4 @@ async def health(request: Asked, operator: Caller) -> Response[str]:
     )
 
 
-routes: list[ControllerRouterHandler] = [overview, migration, health]
+routes: list[ControllerRouterHandler] = [overview, migration, pause, resume, health]

@@ -23,6 +23,10 @@ class Kept(Generic[T]):
         self._answer: T | None = None
         self._until = 0.0
 
+    def forget(self) -> None:
+        """Read anew when it is asked next: something was changed."""
+        self._until = 0.0
+
     async def get(self) -> T:
         """The answer, at most ``seconds`` old."""
         async with self._turn:

@@ -35,7 +35,7 @@ from afterwrite.search.timeline import effects, entity_timeline, read_activity, 
 from afterwrite.serve import boards, shown
 from afterwrite.serve.auth import SESSION_COOKIE, Auth
 from afterwrite.serve.callers import Caller, Scope
-from afterwrite.serve.paper import draw_page, frame, iso, read_static
+from afterwrite.serve.paper import draw_page, frame, iso, read_static, refuse_foreign
 from afterwrite.serve.problems import ProblemError, answer, explain
 from afterwrite.serve.shown import search_href, show
 from afterwrite.serve.tenancy import reading
@@ -615,7 +615,7 @@ def _moment(text: str) -> datetime | None:
 @post("/views", include_in_schema=False)
 async def keep_view(request: Asked, caller: Caller) -> Redirect:
     """Keep the search that is shown."""
-    _refuse_foreign(request)
+    refuse_foreign(request)
     form = await request.form()
     settings: Settings = request.app.state.settings
     kept = await save_view(settings, caller, str(form.get("name", "")), str(form.get("query", "")))
@@ -625,17 +625,11 @@ async def keep_view(request: Asked, caller: Caller) -> Redirect:
 @post("/views/{id:int}/delete", include_in_schema=False)
 async def forget_view(request: Asked, caller: Caller, id: int) -> Redirect:
     """Forget a view."""
-    _refuse_foreign(request)
+    refuse_foreign(request)
     settings: Settings = request.app.state.settings
     if not await delete_view(settings, caller, id):
         raise _missing("There is no such view of yours", "An admin key deletes those of others.")
     return Redirect("/search", status_code=HTTP_303_SEE_OTHER)
-
-
-def _refuse_foreign(request: Asked) -> None:
-    """Refuse a form that another site's page sent: a browser names the page's origin with every such request."""
-    if visit_of(request.scope).comes_from_elsewhere:
-        raise ProblemError(403, "", "this form was sent by a page of another site")
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -680,7 +674,7 @@ async def ask_key(request: Asked, next: str = "/") -> Response[str]:
 @post("/login", include_in_schema=False, opt={"public": True})
 async def log_in(request: Asked) -> Response[Any]:
     """Begin a session with a key, in a cookie that no script can read and no other site can send."""
-    _refuse_foreign(request)
+    refuse_foreign(request)
     form = await request.form()
     there = str(form.get("next", "/"))
     auth: Auth = request.app.state.auth
@@ -706,7 +700,7 @@ async def log_in(request: Asked) -> Response[Any]:
 @post("/logout", include_in_schema=False, opt={"public": True})
 async def log_out(request: Asked) -> Response[Any]:
     """End the session of this browser."""
-    _refuse_foreign(request)
+    refuse_foreign(request)
     return Redirect(
         "/login",
         status_code=HTTP_303_SEE_OTHER,

@@ -23,6 +23,7 @@ from afterwrite.scan.report.visible import visible
 from afterwrite.serve import draw, shown
 from afterwrite.serve.auth import SESSION_COOKIE
 from afterwrite.serve.callers import Caller
+from afterwrite.serve.problems import ProblemError
 from afterwrite.serve.visits import visit_of
 
 POLICY = "; ".join((
@@ -174,6 +175,12 @@ def ticked(text: str) -> Markup:
 def percent(share: float | None) -> str:
     """A share in words."""
     return "not known" if share is None else f"{share:.0%}"
+
+
+def refuse_foreign(request: Request[Caller, None, State]) -> None:
+    """Refuse a form that another site's page sent: a browser names the page's origin with every such request."""
+    if visit_of(request.scope).comes_from_elsewhere:
+        raise ProblemError(403, "", "this form was sent by a page of another site")
 
 
 def frame(

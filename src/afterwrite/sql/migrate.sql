@@ -79,6 +79,17 @@ select id, plan, actor, operator, started_at, finished_at, outcome
   from afterwrite.migration
  where finished_at is null;
 
+-- name: read_pause
+-- Who paused the migration that goes on, where nobody resumed it since.
+select p.migration, p.at, p.actor, p.operator, p.because
+  from (select l.migration, l.action, l.at, l.actor, l.operator, l.after ->> 'because' as because
+          from afterwrite.ledger l
+          join afterwrite.migration m on m.id = l.migration
+         where m.finished_at is null and l.action in ('migration.pause', 'migration.resume')
+         order by l.seq desc
+         limit 1) p
+ where p.action = 'migration.pause';
+
 -- name: read_last_migration
 -- The newest migration, ended or not.
 select id, plan, actor, operator, started_at, finished_at, outcome
