@@ -220,10 +220,12 @@ class _Slow:
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.written = 0
+        self.sources: list[str] = []
 
     async def write(self, batch: Any) -> Any:
         await self.go.wait()
         self.written += len(batch.activities)
+        self.sources.append(batch.source)
         return msgspec.defstruct("Receipt", ["stored", "batch_id"])(stored=len(batch.activities), batch_id=1)
 
     async def close(self) -> None:
@@ -239,7 +241,7 @@ def test_what_cannot_be_stored_in_time_is_turned_away_and_not_collected() -> Non
         ids = Ids()
         found = read_posted(JSON, msgspec.json.encode({"activities": [{"action": "a.b"}] * 1_000}), ANYBODY, ids)
         events = [each for each in found if isinstance(each, Activity)]
-        puts = [asyncio.create_task(ingest.put(f"s{number}", events)) for number in range(20)]
+        puts = [asyncio.create_task(ingest.put(f"s{number}", events, who=number % 2)) for number in range(20)]
         await asyncio.sleep(0.05)
         with pytest.raises(ProblemError) as caught:
             await ingest.put("one too many", events[:1])
@@ -253,6 +255,44 @@ def test_what_cannot_be_stored_in_time_is_turned_away_and_not_collected() -> Non
         await running
 
     asyncio.run(scenario())
+
+
+def test_who_hands_in_much_leaves_others_their_turn_and_half_of_the_room() -> None:
+    async def scenario() -> None:
+        given = Settings(dsn="host=/nowhere")
+        ingest = Ingest(given, Readers(given), Metrics())
+        ingest._sink = sink = _Slow()  # type: ignore[assignment]
+        running = asyncio.create_task(ingest.run())
+        body = msgspec.json.encode({"activities": [{"action": "a.b", "occurred_at": NOW.isoformat()}] * 1_000})
+        events = [each for each in read_posted(JSON, body, ANYBODY, Ids()) if isinstance(each, Activity)]
+        greedy = [asyncio.create_task(ingest.put(f"s{number}", events, who="greedy")) for number in range(10)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(ProblemError, match="more is handed in"):
+            await ingest.put("s", events[:1], who="greedy")
+        modest = asyncio.create_task(ingest.put("t", events[:1], who="modest"))
+        await asyncio.sleep(0.05)
+        sink.go.set()
+        await asyncio.gather(modest, *greedy)
+        assert sink.sources.index("t") == 1
+        ingest.stop()
+        await running
+
+    asyncio.run(scenario())
+
+
+def test_what_lies_years_apart_is_stored_in_batches_that_are_read_without_all_in_between(
+    client: Client, dsn: str
+) -> None:
+    times = ["0001-01-02T00:00:00Z", "2026-11-20T10:59:59Z", "2026-11-20T11:00:00Z", "9999-12-30T00:00:00Z"]
+    body = {"activities": [posted(700 + n, source="wide", occurred_at=at) for n, at in enumerate(times)]}
+    body["activities"].append(posted(710, source="wide", occurred_at="2026-11-20T10:00:00Z"))
+    assert client.post("/v1/activities", body).json["stored"] == 5
+    assert client.post("/v1/activities", body).json["duplicate"] == 5
+    with psycopg.connect(dsn) as connection:
+        wide = connection.execute(
+            "select rows, last_at - first_at < '1 hour' from afterwrite.batch where source = 'wide' order by rows"
+        ).fetchall()
+    assert wide == [(1, True), (1, True), (1, True), (2, True)]
 
 
 JSONS = st.recursive(

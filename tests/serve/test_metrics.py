@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 from serving import an_event, key, serving, store, write
 
@@ -17,6 +19,7 @@ from afterwrite.defer.progress import Standing as DeferralStanding
 from afterwrite.errors import Finding, Severity
 from afterwrite.migrate.phase import Gate, State
 from afterwrite.migrate.status import MigrationStatus, PhaseStatus
+from afterwrite.postgres import connect
 from afterwrite.prove.match import Reason
 from afterwrite.prove.report import OperationProof, Proof, TriggerProof
 from afterwrite.prove.watch import Mode
@@ -121,6 +124,26 @@ def test_the_dashboard_is_whole() -> None:
     for panel in panels:
         assert panel["description"], panel["title"]
         assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+
+
+def test_sources_that_somebody_makes_up_make_no_series_without_end(installed_dsn: str) -> None:
+    with psycopg.connect(installed_dsn) as connection:
+        connection.execute(
+            """insert into afterwrite.batch (id, position, source, first_at, last_at, transactions, rows, rows_per_table,
+                                             rows_digest, digest)
+               select n, n, 'made up ' || n, now(), now(), 0, 1, '{"": 1}', sha256(''), sha256('')
+                 from generate_series(1, 300) n"""
+        )
+
+    async def read() -> Totals:
+        totals = Totals()
+        async with connect(installed_dsn) as db:
+            for _ in range(2):
+                await totals.read_on(db)
+        return totals
+
+    totals = asyncio.run(read())
+    assert (len(totals.recorded), totals.recorded.total(), totals.recorded["others"]) == (201, 300, 100)
 
 
 def test_the_server_counts_what_it_does_and_what_is_stored(server: Any) -> None:

@@ -507,7 +507,7 @@ async def hand_in(request: Ask, caller: Caller) -> Response[Ingested]:
             413, "size", f"more than {MOST_POSTED:,} were handed in", remedy="send them in parts"
         ) from None
     metrics: Metrics = request.app.state.metrics
-    results = await _store(request.app.state.ingest, found)
+    results = await _store(request.app.state.ingest, found, caller)
     counts = {status: sum(each.status == status for each in results) for status in ("stored", "duplicate", "refused")}
     for status, count in counts.items():
         metrics.ingested.labels(status).inc(count)
@@ -516,7 +516,7 @@ async def hand_in(request: Ask, caller: Caller) -> Response[Ingested]:
     return _json(Ingested(stored=counts["stored"], duplicate=counts["duplicate"], refused=refused, results=results))
 
 
-async def _store(ingest: Ingest, found: list[Any]) -> list[ResultDoc]:
+async def _store(ingest: Ingest, found: list[Any], caller: Caller) -> list[ResultDoc]:
     """Store what can be; of one that is there twice the second is a duplicate."""
     results: list[ResultDoc | None] = [None] * len(found)
     by_source: dict[str, dict[tuple[datetime, str], int]] = {}
@@ -528,7 +528,8 @@ async def _store(ingest: Ingest, found: list[Any]) -> list[ResultDoc]:
         if known.setdefault((each.occurred_at, each.id), number) != number:
             results[number] = ResultDoc(id=each.id, status="duplicate")
     for source, numbers in by_source.items():
-        stored = await ingest.put(source, [found[number] for number in numbers.values()])
+        who = caller.tenant or caller
+        stored = await ingest.put(source, [found[number] for number in numbers.values()], who=who)
         for key, number in numbers.items():
             results[number] = ResultDoc(id=key[1], status="stored" if key in stored else "duplicate")
     return [each for each in results if each is not None]

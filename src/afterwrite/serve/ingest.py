@@ -3,9 +3,12 @@
 ::
 
     POST ─┐
-    POST ─┼─▶ waiting (bounded: beyond it, 503 and come later) ─▶ of one source, up to 5,000 ─▶ the store's writer
-    looks ┘                                                                                     │ receipt
-    each learns which of his were stored, and which were there already  ◀───────────────────────┘
+    POST ─┼─▶ waiting (bounded: beyond it, 503 and come later) ─▶ a source's hour, up to 5,000 ─▶ the store's writer
+    looks ┘                                                                                      │ receipt
+    each learns which of his were stored, and which were there already  ◀────────────────────────┘
+
+Who reads a batch reads all that lies between its first and its last moment: so one holds an hour at most, whatever was
+handed in together. Nobody takes more than half of the room, and who hands in much waits for others in between.
 
 An answer is given when the transaction is flushed. Without one nothing is known, and sending again is safe.
 """
@@ -14,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Hashable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -40,6 +43,7 @@ Key = tuple[datetime, str]
 
 
 class _Put(msgspec.Struct):
+    who: Hashable
     source: str
     activities: Sequence[Activity]
     bytes: int
@@ -53,28 +57,45 @@ class Ingest:
         self._sink = PostgresSink(settings.store, application_name="afterwrite ingest")
         self._readers = readers
         self._metrics = metrics
-        self._waiting: deque[_Put] = deque()
+        self._waiting: dict[tuple[str, datetime], deque[_Put]] = {}
         self._rows = self._bytes = 0
+        self._rows_of: Counter[Hashable] = Counter()
+        self._served: Hashable = None
         self._news = asyncio.Event()
         self._stopping = False
 
-    async def put(self, source: str, activities: Sequence[Activity]) -> frozenset[Key]:
-        """Store these; says which were new, by ``(occurred_at, id)``. When it returns they are flushed.
+    async def put(self, source: str, activities: Sequence[Activity], *, who: Hashable = None) -> frozenset[Key]:
+        """Store these of somebody's; says which were new, by ``(occurred_at, id)``. When it returns they are flushed.
 
         Raises ProblemError (503) when too much waits, or nothing was heard of the store in time.
         """
-        size = count_bytes(activities)
-        if self._rows + len(activities) > _MOST_WAITING or self._bytes + size > _MOST_BYTES:
+        of_hours: dict[datetime, list[Activity]] = {}
+        for each in activities:
+            of_hours.setdefault(each.occurred_at.replace(minute=0, second=0, microsecond=0), []).append(each)
+        loop = asyncio.get_running_loop()
+        puts = {
+            hour: _Put(who, source, of_hour, count_bytes(of_hour), loop.create_future())
+            for hour, of_hour in of_hours.items()
+        }
+        rows, size = len(activities), sum(put.bytes for put in puts.values())
+        is_full = self._rows + rows > _MOST_WAITING or self._bytes + size > _MOST_BYTES
+        if is_full or self._rows_of[who] + rows > _MOST_WAITING // 2:
             raise _later("more is handed in than can be stored")
-        put = _Put(source, activities, size, asyncio.get_running_loop().create_future())
-        self._count(put, 1)
-        self._waiting.append(put)
+        for hour, put in puts.items():
+            self._count(put, 1)
+            self._waiting.setdefault((source, hour), deque()).append(put)
         self._news.set()
         try:
             async with asyncio.timeout(_WAIT_SECONDS):
-                return await put.stored
+                found = await asyncio.gather(*(put.stored for put in puts.values()), return_exceptions=True)
         except TimeoutError:
             raise _later("the store has not said yet whether it has these; send them again") from None
+        stored: set[Key] = set()
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+            stored |= each
+        return frozenset(stored)
 
     async def run(self) -> None:
         """Store what waits, until stopped and nothing waits any more."""
@@ -94,21 +115,25 @@ class Ingest:
 
     def _count(self, put: _Put, sign: int) -> None:
         self._rows += sign * len(put.activities)
+        self._rows_of[put.who] += sign * len(put.activities)
+        if not self._rows_of[put.who]:
+            del self._rows_of[put.who]
         self._bytes += sign * put.bytes
         self._metrics.ingest_waiting.set(self._rows)
 
     def _take(self) -> list[_Put]:
-        """The next of one source, as many as fit a batch; at least one."""
-        source, rows = self._waiting[0].source, 0
-        taken: list[_Put] = []
-        left: deque[_Put] = deque()
-        for put in self._waiting:
-            if put.source == source and (not taken or rows + len(put.activities) <= _BATCH_ROWS):
-                taken.append(put)
-                rows += len(put.activities)
-            else:
-                left.append(put)
-        self._waiting = left
+        """The next of one source and hour, as many as fit a batch; at least one, and where there is, another's turn."""
+        others = (key for key, puts in self._waiting.items() if puts[0].who != self._served)
+        key = next(others, None) or next(iter(self._waiting))
+        waiting = self._waiting[key]
+        taken = [waiting.popleft()]
+        rows = len(taken[0].activities)
+        while waiting and rows + len(waiting[0].activities) <= _BATCH_ROWS:
+            taken.append(waiting.popleft())
+            rows += len(taken[-1].activities)
+        if not waiting:
+            del self._waiting[key]
+        self._served = taken[0].who
         return taken
 
     async def _store(self, puts: Sequence[_Put]) -> None:
