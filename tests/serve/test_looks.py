@@ -72,6 +72,26 @@ def test_who_looked_at_what_is_activity_of_his_tenant(dsn: str) -> None:
     assert asyncio.run(used()) == {"anna", "boss"}
 
 
+def test_nobody_looks_past_the_record(dsn: str) -> None:
+    with serving(Settings(dsn=dsn, serve_auth="required")) as client:
+        asking = client.with_key(key(dsn, "clever", "read"))
+        write(dsn, an_event(77))
+        for path in (
+            "/entity?type=order&id=77",
+            f"/v1/activities?q={'+' * 600}actor:ceo",
+            f"/v1/activities?q={'after:2020+' * 40}actor:cto",
+            "/v1/activities?q=actor:cfo&q=harmless",
+            "/v1/activities?q=harmless&q=actor:coo",
+            "/v1/entities/order/77/timeline?%71=x",
+        ):
+            assert asking.get(path).status == 200, path
+    with serving(Settings(dsn=dsn, serve_auth="required")) as client:
+        found = told(client.with_key(key(dsn, "auditor", "read")), "clever")
+    said = " ".join(f"{each['metadata']['path']} {each['metadata']['asked']}" for each in found)
+    for word in ("'type': 'order', 'id': '77'", "actor:ceo", "actor:cto", "actor:cfo", "actor:coo", "/order/77/time"):
+        assert word in said, word
+
+
 class _Kept:
     """What is put, in place of a store."""
 
@@ -121,6 +141,13 @@ def test_looks_without_end_are_bounded_and_what_was_not_noted_is_counted() -> No
         await looks.flush(ending=True)
         assert len(kept.activities) == 10
         assert b'"not_noted":15' in bytes(kept.activities[0].metadata or b"")
+        assert metrics.registry.get_sample_value("afterwrite_dropped_total", {"reason": "looks"}) == 15
+        # Who looks at more and more leaves room for others.
+        for number in range(60):
+            for _ in range(2):
+                looks.add(Look(LOCAL, None, f"/v1/activities/{number}", ()), VISIT)
+            if number % 6 == 5:
+                await looks.flush()
         assert metrics.registry.get_sample_value("afterwrite_dropped_total", {"reason": "looks"}) == 15
 
     asyncio.run(scenario())

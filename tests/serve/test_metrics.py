@@ -129,8 +129,8 @@ def test_the_dashboard_is_whole() -> None:
 def test_sources_that_somebody_makes_up_make_no_series_without_end(installed_dsn: str) -> None:
     with psycopg.connect(installed_dsn) as connection:
         connection.execute(
-            """insert into afterwrite.batch (id, position, source, first_at, last_at, transactions, rows, rows_per_table,
-                                             rows_digest, digest)
+            """insert into afterwrite.batch (
+                   id, position, source, first_at, last_at, transactions, rows, rows_per_table, rows_digest, digest)
                select n, n, 'made up ' || n, now(), now(), 0, 1, '{"": 1}', sha256(''), sha256('')
                  from generate_series(1, 300) n"""
         )

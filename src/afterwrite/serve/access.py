@@ -38,8 +38,10 @@ SOURCE = "afterwrite"
 _MOST = 5_000
 _STEP_SECONDS = 1.0
 _LONGEST = 500
+# A query, and a path with names in it, as long as they may be: nobody hides behind what comes first.
+_LONGEST_ASKED = 2_000
 # What is told of a request's parameters, beside its path.
-_TOLD = ("q", "at", "after", "before", "seconds", "report", "format")
+_TOLD = frozenset({"q", "type", "id", "at", "time", "after", "before", "seconds", "tenant", "span", "format"})
 _FOR_ALL = "all"
 
 
@@ -88,8 +90,9 @@ class Looks:
         path = path.replace("\0", "/")
         query = cast("bytes", scope.get("query_string") or b"").decode("latin-1")
         found = [] if looks == _FOR_ALL else parse_qsl(query, errors="replace", max_num_fields=None)
-        asked = tuple((name, value[:_LONGEST]) for name, value in found if name in _TOLD and value)
-        self.add(Look(visit.caller, visit.client, path[:_LONGEST], asked), visit)
+        shorter = ((name, " ".join(value.split())[:_LONGEST_ASKED]) for name, value in found if name in _TOLD)
+        asked = tuple((name, value) for name, value in shorter if value)
+        self.add(Look(visit.caller, visit.client, path[:_LONGEST_ASKED], asked), visit)
 
     def add(self, look: Look, visit: Visit) -> None:
         """Count a look."""
@@ -118,8 +121,13 @@ class Looks:
             await self.flush()
 
     async def flush(self, *, ending: bool = False) -> None:
-        """Store what is due: looks that are new, and those whose time is over and that came again."""
+        """Store what is due: looks that are new, and those whose time is over and that came again.
+
+        When half of the room is taken all are over: who looks at thousands of things does not push out others' looks.
+        """
         now = self._clock()
+        missed = self._missed
+        ending = ending or len(self._open) > self._most // 2
         due: list[Activity] = []
         done: list[tuple[Look, int, bool]] = []
         for look, window in self._open.items():
@@ -141,7 +149,7 @@ class Looks:
             else:
                 self._open[look].told = times
         if due:
-            self._missed = 0
+            self._missed -= missed
 
     def _event(self, look: Look, window: _Window) -> Activity:
         caller = look.caller
@@ -149,7 +157,7 @@ class Looks:
         times = f", {window.times:,} times" if window.times > 1 else ""
         facts: dict[str, object] = {
             "path": look.path,
-            "asked": dict(look.asked),
+            "asked": {name: " & ".join(value for each, value in look.asked if each == name) for name, _ in look.asked},
             "times": window.times,
             "first_at": window.first_at,
             "last_at": window.last_at,
