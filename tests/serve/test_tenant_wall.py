@@ -13,6 +13,8 @@ from psycopg import sql
 
 from afterwrite.postgres import connect
 from afterwrite.record import Activity, Batch, Kind
+from afterwrite.serve.tenancy import Readers
+from afterwrite.settings import Settings
 from afterwrite.store.reader import verify_feed
 from afterwrite.store.writer import open_sink
 
@@ -117,6 +119,35 @@ def test_a_tenants_reader_sees_its_own_rows_and_nothing_else(installed_dsn: str)
         is_refused("update afterwrite.activity set tenant_id = 'a'")
         is_refused("insert into afterwrite.batch default values")
         is_refused("select afterwrite.lay_tenancy()")
+
+
+def test_one_tenants_slow_questions_leave_connections_to_the_others(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        readers = Readers(Settings(dsn=installed_dsn, serve_readers=4))
+        reading = 0
+
+        async def ask(tenant: str, done: asyncio.Event) -> None:
+            nonlocal reading
+            async with readers.read(tenant):
+                reading += 1
+                await done.wait()
+            reading -= 1
+
+        done = asyncio.Event()
+        asking = [asyncio.create_task(ask("greedy", done)) for _ in range(8)]
+        await asyncio.sleep(0.3)
+        async with asyncio.timeout(5), readers.read("modest") as db, readers.read(None):
+            assert await db.value(b"select current_setting('afterwrite.tenant')") == "modest"
+            assert reading == 2
+        for task in asking[:5]:
+            task.cancel()  # whether they read or wait
+        done.set()
+        await asyncio.gather(*asking, return_exceptions=True)
+        async with readers.read("greedy"), readers.read("greedy"), readers.read(None), readers.read(None):
+            pass
+        await readers.close()
+
+    asyncio.run(scenario())
 
 
 def test_the_owner_and_others_find_their_plans_as_before(worker_dsn: str, installed_dsn: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from weakref import WeakValueDictionary
 
 import msgspec
 from litestar.datastructures import State
@@ -34,6 +35,8 @@ class Readers:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._turns = asyncio.Semaphore(settings.serve_readers)
+        # One tenant's slow questions leave half of the connections to the others.
+        self._turns_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._idle: list[tuple[Database, AsyncExitStack]] = []
         self._closed = False
         # Once it was seen that this database keeps tenants apart.
@@ -49,23 +52,31 @@ class Readers:
     @asynccontextmanager
     async def read(self, tenant: str | None) -> AsyncGenerator[Database]:
         """A read-only transaction on a connection that is nobody else's meanwhile; a tenant's, where one is named."""
-        async with asyncio.timeout(_WAIT_SECONDS):
-            await self._turns.acquire()
-        try:
+        async with AsyncExitStack() as turns:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                if tenant is not None:
+                    await turns.enter_async_context(self._turn_of(tenant))
+                await turns.enter_async_context(self._turns)
             db, opened = await self._begin(tenant)
             try:
                 yield db
                 await db.run(b"commit")
             finally:
-                if db.connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                    with suppress(ConnectionLost):
-                        await db.run(b"rollback")
-                if not self._closed and db.connection.info.transaction_status is TransactionStatus.IDLE:
-                    self._idle.append((db, opened))
-                else:
-                    await opened.aclose()
-        finally:
-            self._turns.release()
+                try:
+                    if db.connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                        with suppress(ConnectionLost):
+                            await db.run(b"rollback")
+                finally:  # also when it is just now that nobody waits for it any more
+                    if not self._closed and db.connection.info.transaction_status is TransactionStatus.IDLE:
+                        self._idle.append((db, opened))
+                    else:
+                        await opened.aclose()
+
+    def _turn_of(self, tenant: str) -> asyncio.Semaphore:
+        turn = self._turns_of.get(tenant)
+        if turn is None:
+            turn = self._turns_of[tenant] = asyncio.Semaphore(max(1, self._settings.serve_readers // 2))
+        return turn
 
     async def _begin(self, tenant: str | None) -> tuple[Database, AsyncExitStack]:
         while True:
