@@ -132,7 +132,7 @@ def _show(found: Report) -> None:
             for row in found.records()
         )
         out.print(fill(table("hour (UTC)", "", "name", ">activities", "four weeks before"), rows))
-    elif found.rows:
+    elif found.rows and not _is_still(found):
         series = found.name is ReportName.ACTIVITY
         made = table(*(_title(each, found.bucket) for each in found.columns), *([""] if series else []))
         most = max((row[1] for row in found.rows if isinstance(row[1], int)), default=0) if series else 0
@@ -149,6 +149,13 @@ def _show(found: Report) -> None:
     if behind := found.as_of.behind_batches:
         waiting = f"{behind:,} {'batch is' if behind == 1 else 'batches are'}"
         hang("[yellow]note[/]", f"{waiting} stored and not counted yet [dim](--refresh counts them)[/]")
+
+
+def _is_still(found: Report) -> bool:
+    """Whether the week and the one before it have nothing to compare; its first row is all of them."""
+    return found.name is ReportName.WEEK and not any(
+        each["activities"] or each["week_before"] for each in found.records()
+    )
 
 
 def _before(row: Mapping[str, Cell]) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from afterwrite.cli.face import Json, counted, emit, out, run, say, table, talk
 from afterwrite.demo.story import Chapter, Outcome, Script, tell_story
-from afterwrite.errors import AfterwriteError, ExitCode, UsageError
+from afterwrite.errors import AfterwriteError, ExitCode, GateNotMet, UsageError
 from afterwrite.migrate.plan import Legacy
 from afterwrite.postgres.embedded import embedded_server, kept_servers, sweep
 
@@ -79,10 +79,16 @@ def demo(
         try:
             with _Screen() as screen:
                 outcome = run(tell_story(server, folder, script, screen.tell))
-        except AfterwriteError:
+        except AfterwriteError as error:
             if keep:  # to look at what went wrong
                 server.keep()
                 _say_where(dsn, folder)
+            if isinstance(error, GateNotMet):
+                raise GateNotMet(
+                    str(error),
+                    remedy="where other work kept this machine busy, that is what the gate saw: run it again when it is"
+                    " quiet; `--keep` leaves the server, to be looked at",
+                ) from error
             raise
         if keep:
             server.keep()

@@ -49,6 +49,8 @@ async def _examine(given: Settings) -> list[Finding]:
         if seen.checkpoint is None and await is_laid(source) and not await runtime.missing_upgrades(store):
             # Events go by the outbox alone: what capture would need is not missing, it is off.
             return [*_off(lacks, source.where), *await examine_outbox(source), *await _examine_store(store)]
+        if seen.checkpoint is None and not seen.setup.tables and not await runtime.missing_upgrades(store):
+            return [*_store_only(lacks, store.where), *await _examine_store(store)]
         findings = [*lacks, *await examine_outbox(source)]
         if seen.schema:
             findings.append(
@@ -102,6 +104,14 @@ def _off(lacks: Sequence[Finding], where: str) -> list[Finding]:
         text += ", though nothing stands in the way of capture"
     remedy = "run `afterwrite install` if they are to be, else `afterwrite capture --outbox-only` is all it takes"
     return [Finding(rule="capture-off", severity=Severity.INFO, where=where, text=text, remedy=remedy), *wanted]
+
+
+def _store_only(lacks: Sequence[Finding], where: str) -> list[Finding]:
+    """What is to be said where the store alone is laid, and nothing asks for capture."""
+    text = "what applications record is stored here; no trigger of this database asks for row changes to be captured"
+    remedy = "run `afterwrite install --table TABLE` if they are to be; else nothing is missing"
+    note = Finding(rule="store-only", severity=Severity.INFO, where=where, text=text, remedy=remedy)
+    return [note, *(finding for finding in lacks if finding.severity is not Severity.ERROR)]
 
 
 def _note(rule: str, where: str, text: str, command: str) -> Finding:

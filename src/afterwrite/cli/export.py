@@ -79,6 +79,8 @@ def export(
             f"{_told(exported)} in {plain(str(output))}"
             + (f", told of in {plain(output.name + MANIFEST)}" if manifest else "")
         )
+    else:
+        say(_told(exported))
     return ExitCode.OK
 
 

@@ -77,11 +77,17 @@ async def _install_store(given: Settings, *, apply: bool, json: bool) -> int:
             emit({"schema_version": 1, "applied": apply, "schema": missing})
             return ExitCode.OK
         for upgrade in missing:
-            out.print(f"  lay schema {escape(upgrade)} in {escape(store.where)}", soft_wrap=True)
-        if not missing:
-            out.print(f"All is in place: there is a store in {escape(store.where)}.")
-        elif not apply:
+            done = "[green]✓[/]" if apply else "  lay"
+            out.print(f"{done} schema {escape(upgrade)} in {escape(store.where)}", soft_wrap=True)
+        if missing and not apply:
             out.print("Nothing was done. Run it with [bold]--apply[/].")
+        else:
+            place = "The store is laid" if missing else f"All is in place: there is a store in {escape(store.where)}"
+            out.print(
+                f"{place}; next: record activity from the application (docs/quickstart-application.md), "
+                "[bold]afterwrite serve[/] shows it.",
+                soft_wrap=True,
+            )
     return ExitCode.OK
 
 

@@ -26,7 +26,7 @@ _HOUR, _DAY, _WEEK = timedelta(hours=1), timedelta(days=1), timedelta(days=7)
 _MOST_BUCKETS = 3_000
 _MOST_ROWS = 1_000
 # So much of hours whose names are not counted yet is read from the activity itself; beyond it they are left out.
-_MOST_LIVE = 100_000
+_MOST_LIVE = 300_000
 # What is unusual: known on so many of the 28 days before, and active at that hour of the day, or at the one before or
 # after it, on at most so many of them.
 _PAST_DAYS, _KNOWN_DAYS, _ALMOST_NEVER = 28, 7, 1

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 from litestar import Request, Response, get, post
-from litestar.datastructures import FormMultiDict, State
+from litestar.datastructures import State
 from litestar.response import Redirect
 from litestar.status_codes import HTTP_303_SEE_OTHER
 from litestar.types import ControllerRouterHandler
@@ -34,7 +34,7 @@ from afterwrite.serve.callers import Caller, Scope
 from afterwrite.serve.health import Health
 from afterwrite.serve.kept import Kept
 from afterwrite.serve.panels import panels
-from afterwrite.serve.paper import draw_page, frame, lasting, refuse_foreign
+from afterwrite.serve.paper import draw_page, frame, lasting, read_form, refuse_foreign
 from afterwrite.serve.problems import ProblemError
 from afterwrite.serve.progress import LoadPoint, Progress, Triggers
 from afterwrite.serve.tenancy import reading
@@ -144,6 +144,8 @@ async def overview(request: Asked, caller: Caller, span: str = "day") -> Respons
         accounts=_ranked(found[ReportName.FAILED_LOGINS], "name", by="account")[:_FEW],
         addresses=_ranked(found[ReportName.FAILED_LOGINS], "name", by="ip")[:_FEW],
         compared=compared.records(),
+        whole_hours=any(each["activities"] or each["week_before"] for each in compared.records()),
+        names_wait=bool(found[ReportName.ACTORS].notes),
         unusual=odd,
         heat=_heat(hours, odd),
         as_of=active.as_of,
@@ -214,20 +216,15 @@ def _heat(hours: Report, odd: Sequence[dict[str, Any]]) -> object:
 @post("/migration/pause", include_in_schema=False, opt={"scope": Scope.ADMIN})
 async def pause(request: Asked, operator: Caller) -> Redirect:
     """Let nothing more be silenced or removed."""
-    form = await _read_form(request)
+    form = await read_form(request)
     return await _set_pause(request, operator, paused=True, because=str(form.get("because", "")))
 
 
 @post("/migration/resume", include_in_schema=False, opt={"scope": Scope.ADMIN})
 async def resume(request: Asked, operator: Caller) -> Redirect:
     """Let a paused migration go on."""
-    await _read_form(request)
-    return await _set_pause(request, operator, paused=False)
-
-
-async def _read_form(request: Asked) -> FormMultiDict:
     refuse_foreign(request)
-    return await request.form()
+    return await _set_pause(request, operator, paused=False)
 
 
 async def _set_pause(request: Asked, operator: Caller, *, paused: bool, because: str = "") -> Redirect:

@@ -35,7 +35,7 @@ from afterwrite.search.timeline import effects, entity_timeline, read_activity, 
 from afterwrite.serve import boards, shown
 from afterwrite.serve.auth import SESSION_COOKIE, Auth
 from afterwrite.serve.callers import Caller, Scope
-from afterwrite.serve.paper import draw_page, frame, iso, read_static, refuse_foreign
+from afterwrite.serve.paper import draw_page, frame, iso, read_form, read_static, refuse_foreign
 from afterwrite.serve.problems import ProblemError, answer, explain
 from afterwrite.serve.shown import search_href, show
 from afterwrite.serve.tenancy import reading
@@ -92,6 +92,7 @@ async def live(request: Asked, caller: Caller, q: str = "") -> Response[str]:
         feed=f"/v1/feed?{urlencode({'q': q})}" if q else "/v1/feed",
         position=position,
         items=[show(each) for each in found.items],
+        only_looks=whole and bool(found.items) and all(each.action == "activity.looked" for each in found.items),
         rate=rate,
         rate_until=now,
         rate_bars=[_bar(place, count, most, wide) for place, count in enumerate(rate)],
@@ -615,8 +616,7 @@ def _moment(text: str) -> datetime | None:
 @post("/views", include_in_schema=False)
 async def keep_view(request: Asked, caller: Caller) -> Redirect:
     """Keep the search that is shown."""
-    refuse_foreign(request)
-    form = await request.form()
+    form = await read_form(request)
     settings: Settings = request.app.state.settings
     kept = await save_view(settings, caller, str(form.get("name", "")), str(form.get("query", "")))
     return Redirect(view_href(kept), status_code=HTTP_303_SEE_OTHER)
@@ -674,8 +674,7 @@ async def ask_key(request: Asked, next: str = "/") -> Response[str]:
 @post("/login", include_in_schema=False, opt={"public": True})
 async def log_in(request: Asked) -> Response[Any]:
     """Begin a session with a key, in a cookie that no script can read and no other site can send."""
-    refuse_foreign(request)
-    form = await request.form()
+    form = await read_form(request)
     there = str(form.get("next", "/"))
     auth: Auth = request.app.state.auth
     try:

@@ -150,7 +150,8 @@ def _feed(health: Health) -> Panel:
         state="ok",
         says="stored",
         figure=f"{health.batches.position:,}",
-        note=f"the newest {lasting(max(0.0, age))} ago; of the last {len(recent)} half came within {lasting(half)}",
+        note=f"the newest {lasting(max(0.0, age))} ago, "
+        + (f"after {lasting(half)}" if len(recent) == 1 else f"half of the last {len(recent)} within {lasting(half)}"),
         means=means,
     )
 
@@ -170,11 +171,13 @@ def _outbox(health: Health) -> Panel:
             says="no outbox",
             figure="none",
             means=means,
-            todo=(
-                "None is laid, and none is needed where the WAL can be read. Where it cannot, an outbox takes its "
-                "place."
+            todo="None is laid"
+            + (
+                ", and none is needed where capture reads the WAL."
+                if health.slot is not None
+                else ". It takes the place of capture where the WAL cannot be read."
             ),
-            run="afterwrite outbox install --apply",
+            run="" if health.slot is not None else "afterwrite outbox install --apply",
         )
     if outbox.refused:
         return Panel(
@@ -277,15 +280,18 @@ def _days(health: Health) -> Panel:
         "ahead, and cools or drops old ones, as the settings hot_days and retention_days say."
     )
     rows = sum(each.rows for each in health.days)
+    days = sum(each.rows > 0 for each in health.days)
     more = " …" if len(health.due) > 2 else ""
     size = "not known" if health.store_bytes is None else human_bytes(health.store_bytes)
     return Panel(
         name="days",
         title="Store",
         state="ok",
-        says=f"{len(health.due)} steps of maintenance wait" if health.due else "in order",
+        says=f"{len(health.due)} {'step' if len(health.due) == 1 else 'steps'} of maintenance"
+        if health.due
+        else "in order",
         figure=size,
-        note=f"some {rows:,} activities in {len(health.days)} days" if health.days else "",
+        note=f"some {rows:,} {'activity' if rows == 1 else 'activities'} in {days} {'day' if days == 1 else 'days'}",
         means=means,
         todo=f"The worker does it within minutes: {'; '.join(health.due[:2])}{more}. By hand:" if health.due else "",
         run="afterwrite maintain --apply" if health.due else "",

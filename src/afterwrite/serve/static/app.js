@@ -52,6 +52,9 @@ for (const button of document.querySelectorAll("[data-help]")) {
 const query = document.getElementById("q");
 if (query?.dataset.suggest) suggest(query);
 
+// Of a chart over time that does not fit, the newest end is shown.
+for (const chart of document.querySelectorAll("[data-end]")) chart.scrollLeft = chart.scrollWidth;
+
 const PLACES = { l: "/", s: "/search", o: "/overview", m: "/migration", h: "/health" };
 let going = 0;
 
