@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import brotli
 import msgspec
@@ -14,6 +17,7 @@ import psycopg
 import pytest
 from serving import Client, a_change, an_event, an_id, key, serving, store, write
 
+from afterwrite.serve import paper, wire
 from afterwrite.serve.api import ActivityDoc
 from afterwrite.serve.door import choose_encoding
 from afterwrite.serve.limits import Limits
@@ -164,6 +168,47 @@ def test_head_is_get_without_a_body_and_options_says_what_can_be_done(client: Cl
     assert (head.status, head.body) == (200, b"")
     assert head.headers["content-length"] == str(len(client.get("/v1/me").body))
     assert "POST" in client.ask("OPTIONS", "/v1/activities").headers["allow"]
+
+
+def test_the_head_of_a_stream_is_no_stream(client: Client) -> None:
+    answer = client.ask("HEAD", "/v1/feed")
+    assert (answer.status, answer.headers["content-type"], answer.body) == (200, "text/event-stream", b"")
+
+
+def test_who_does_not_say_what_he_wants_is_cut_off(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(paper, "_FORM_SECONDS", 0.8)
+    parts = urlsplit(client.url)
+    place = (parts.hostname or "", parts.port or 0)
+    ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with (
+        socket.create_connection(place, 5) as silent,
+        socket.create_connection(place, 5) as slow,
+        socket.create_connection(place, 5) as later,
+        socket.create_connection(place, 5) as body,
+    ):
+        later.sendall(ask)
+        said = b""
+        while not said.endswith(b"}"):
+            said += later.recv(10_000)
+        later.sendall(b"GET /healthz HT")  # on a connection that was kept
+        body.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n")
+        body.sendall(b"Content-Type: application/x-www-form-urlencoded\r\n\r\nk")
+        ended = time.monotonic() + 5
+        with suppress(ConnectionError):
+            while time.monotonic() < ended:
+                slow.sendall(b"G")
+                time.sleep(0.05)
+        assert time.monotonic() < ended
+        for each in (silent, later):
+            with suppress(ConnectionResetError):
+                assert each.recv(10) == b""
+        assert b"408 Request Timeout" in body.recv(10_000)
+
+
+def test_a_form_is_a_form_or_nothing(client: Client) -> None:
+    odd = b'--x\r\nContent-Disposition: form-data; name="key"\r\nContent-Type: text/x; charset=odd\r\n\r\nk\r\n--x--'
+    assert client.ask("POST", "/login", odd, Content_Type="multipart/form-data; boundary=x").status == 401
 
 
 def test_every_failure_is_a_problem(client: Client) -> None:

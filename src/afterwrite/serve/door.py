@@ -82,7 +82,7 @@ class Door:
             return
         if about["method"] == "HEAD":
             about["method"] = "GET"
-            answer.bodiless = True
+            visit.wants_head_alone = True
         await self._app(scope, receive, answer.send)
 
     async def _let_in(self, scope: dict[str, Any], visit: Visit) -> Allowance | None:
@@ -146,7 +146,6 @@ class _Answer:
         self, scope: dict[str, Any], visit: Visit, send: Send, done: Callable[[dict[str, Any], Visit, int, float], None]
     ) -> None:
         self.allowance: Allowance | None = None
-        self.bodiless = False
         self._scope = scope
         self._visit = visit
         self._send = send
@@ -178,7 +177,7 @@ class _Answer:
             if not said.get("more_body"):
                 said["body"] = await self._pack(self._start, said.get("body", b""))
             await self._let_go()
-        if self.bodiless:
+        if self._visit.wants_head_alone:
             said["body"] = b""
         await self._send(message)
 

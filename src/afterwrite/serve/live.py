@@ -20,6 +20,7 @@ from afterwrite.search.query import parse
 from afterwrite.serve import feed
 from afterwrite.serve.auth import Caller
 from afterwrite.serve.tenancy import reading
+from afterwrite.serve.visits import visit_of
 from afterwrite.serve.wire import cut_of
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
@@ -78,6 +79,9 @@ def _stream(live: Feed, wish: feed.Wish, after: feed.Place | None, state: State)
 
         start: HTTPResponseStartEvent = {"type": "http.response.start", "status": 200, "headers": _HEADERS}
         await send(start)
+        if visit_of(cast("Mapping[str, Any]", scope)).wants_head_alone:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         following = asyncio.create_task(live.follow(wish, after, send_bytes, open_store))
         leaving = asyncio.create_task(_left(receive))
         try:

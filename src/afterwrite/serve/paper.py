@@ -6,6 +6,7 @@ our own files alone, no inline script or style, and no string that would become 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from litestar import MediaType, Request, Response
-from litestar.datastructures import State
+from litestar.datastructures import FormMultiDict, State
 from markupsafe import Markup, escape
 
 from afterwrite.scan.report.visible import visible
@@ -39,6 +40,7 @@ _HEADERS = {
     # Kept by nobody but the browser that asked, and asked for anew; Back may still bring it as it was.
     "cache-control": "private, no-cache",
 }
+_FORM_SECONDS = 15.0
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -181,6 +183,18 @@ def refuse_foreign(request: Request[Caller, None, State]) -> None:
     """Refuse a form that another site's page sent: a browser names the page's origin with every such request."""
     if visit_of(request.scope).comes_from_elsewhere:
         raise ProblemError(403, "", "this form was sent by a page of another site")
+
+
+async def read_form(request: Request[Any, None, State]) -> FormMultiDict:
+    """What was written into a form of ours: refused from elsewhere, and nothing of what is no form."""
+    refuse_foreign(request)
+    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        return FormMultiDict([])
+    try:
+        async with asyncio.timeout(_FORM_SECONDS):
+            return await request.form()
+    except TimeoutError:
+        raise ProblemError(408, "", "the form took too long to come") from None
 
 
 def frame(

@@ -37,6 +37,7 @@ class Visit(msgspec.Struct, kw_only=True):
     secure: bool
     proxied: bool
     is_local: bool
+    wants_head_alone: bool = False
     caller: Caller | None = None
     refusal: ProblemError | None = None
 
