@@ -166,7 +166,25 @@ def _make_default() -> Recorder:
 def _make(options: Options, dsn: str | None) -> Recorder:
     open_sink: OpenSink | None = None
     destination = ""
-    if options.record_url is not None:
+    if options.record_url is not None and options.record_url.startswith(("nats://", "tls://")):
+        from afterwrite.broker.link import read_access
+        from afterwrite.broker.publish import broker_sink
+
+        access = read_access(
+            options.record_url,
+            stream=options.nats_stream,
+            user=options.nats_user,
+            password=options.nats_password,
+            token=options.nats_token,
+            credentials=options.nats_credentials,
+            nkey=options.nats_nkey,
+            ca=options.nats_ca,
+            cert=options.nats_cert,
+            key=options.nats_key,
+        )
+        open_sink = broker_sink(access, receipts=options.nats_receipts)
+        destination = f"{access.where}/{access.stream}"
+    elif options.record_url is not None:
         from afterwrite.recorder.http import http_sink
 
         open_sink, destination = http_sink(options.record_url, options.record_key), options.record_url

@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from afterwrite.configfile import PREFIX, RECORDER, parse_size, parse_words, read_file, read_secret
 from afterwrite.errors import UsageError
 
-_SECRETS = ("dsn", "store_dsn", "stamp_key", "serve_jwt_secret")
+_SECRETS = ("dsn", "store_dsn", "stamp_key", "serve_jwt_secret", "nats_password", "nats_token")
 
 
 # What a value has to be, where pydantic's words are not an operator's.
@@ -86,6 +86,19 @@ class Settings(BaseSettings):
     stamp_key: Annotated[str, Field(min_length=8)] | None = None
     # Who acts, for the ledger; None means the operating system's user.
     operator: str | None = None
+    # The brokers in front of the store, the stream that is ours there, who we are, and the files (authority,
+    # certificate, its key) of a line under TLS. Where each broker's monitoring answers, for `broker check`.
+    nats_url: str | None = None
+    nats_stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "AFTERWRITE"
+    nats_user: str | None = None
+    nats_password: str | None = None
+    nats_token: str | None = None
+    nats_credentials: str | None = None
+    nats_nkey: str | None = None
+    nats_ca: str | None = None
+    nats_cert: str | None = None
+    nats_key: str | None = None
+    nats_monitor: Annotated[tuple[str, ...], BeforeValidator(parse_words)] = ()
     # Where `serve` listens, over how many connections it reads the store, and how long a query may take.
     serve_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     serve_port: Annotated[int, Field(ge=0, le=65_535)] = 8787

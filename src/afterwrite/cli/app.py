@@ -68,6 +68,7 @@ _VERBS = (
     "defer",
     "stamp",
     "outbox",
+    "broker",
     "tail",
     "search",
     "show",

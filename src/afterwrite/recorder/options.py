@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _SIZES = frozenset({"spool_bytes", "queue_bytes", "metadata_bytes"})
 _LISTS = frozenset({"redact", "keep"})
-_SECRETS = frozenset({"record_key", "stamp_key"})
+_SECRETS = frozenset({"record_key", "stamp_key", "nats_password", "nats_token"})
 _CALL = "the call"
 
 
@@ -90,9 +90,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     linger_seconds: Annotated[float, Meta(ge=0)] = 0.05
     # How long the end of the process may wait until everything is delivered.
     close_seconds: Annotated[float, Meta(ge=0)] = 3.0
-    # Deliver by HTTP: where to, and as whom.
+    # Deliver by HTTP, or by a broker (nats://…): where to, and as whom.
     record_url: str | None = None
     record_key: str | None = None
+    # The broker's stream, who we are there, and the files (authority, certificate, its key) of a line under TLS. Whether
+    # an event stays in the spool until a writer says that the store has it.
+    nats_stream: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,32}$")] = "AFTERWRITE"
+    nats_user: str | None = None
+    nats_password: str | None = None
+    nats_token: str | None = None
+    nats_credentials: str | None = None
+    nats_nkey: str | None = None
+    nats_ca: str | None = None
+    nats_cert: str | None = None
+    nats_key: str | None = None
+    nats_receipts: bool = False
     # What stamps and events in transactions are signed with; from a file, what that says by then (see signing_key).
     stamp_key: str | None = None
     stamp_key_file: str | None = None

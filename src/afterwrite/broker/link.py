@@ -1,0 +1,265 @@
+"""The door to NATS: who we are there, one connection that is opened once and never mended, and errors in our own words.
+
+nats-py is asked for when a connection is made and not before: an application that records elsewhere need not have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from afterwrite.errors import AfterwriteError, ConnectionLost, UsageError
+
+SCHEMES = ("nats", "tls")
+_INSTALL = "pip install 'afterwrite[nats]'"
+_CONNECT_SECONDS = 3
+_API_SECONDS = 5.0
+# What a connection may hold that was written and is not sent.
+_PENDING_BYTES = 32 << 20
+
+Hear = Callable[[Any], Awaitable[None]]
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the brokers are, which stream is ours there, and as whom we come; files are named and read when needed."""
+
+    urls: tuple[str, ...]
+    stream: str = "AFTERWRITE"
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    credentials: str | None = None
+    nkey: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The servers for messages: never a password."""
+        return ",".join(f"{urlsplit(url).hostname}:{urlsplit(url).port or 4222}" for url in self.urls)
+
+
+def is_broker(url: str) -> bool:
+    """Whether this address is a broker's."""
+    return url.partition("://")[0] in SCHEMES
+
+
+def read_access(url: str, **given: str | None) -> Access:
+    """The access that these settings say; several servers stand with commas between them.
+
+    Raises UsageError where they cannot be meant.
+    """
+    urls = tuple(each.strip() for each in url.split(",") if each.strip())
+    for each in urls:
+        parts = urlsplit(each)
+        if parts.scheme not in SCHEMES or not parts.hostname:
+            raise UsageError(
+                f"{parts.scheme}://{parts.hostname or ''} is no address of a broker",
+                remedy="write it as nats://broker-1.example.com:4222,nats://broker-2.example.com:4222 (or tls://…)",
+            )
+    if not urls:
+        raise UsageError("no broker is named", remedy="set AFTERWRITE_NATS_URL, or --url")
+    words = {name: value for name, value in given.items() if value is not None}
+    for name in ("credentials", "nkey", "ca", "cert", "key"):
+        if name in words and not Path(words[name]).is_file():
+            raise UsageError(f"nats_{name} names a file that is not there: {words[name]}", remedy="mend the setting")
+    if ("cert" in words) != ("key" in words):
+        raise UsageError("nats_cert and nats_key go together", remedy="set both, or none")
+    return Access(urls=urls, **words)
+
+
+class Link:
+    """One connection. When it is lost it stays so: whoever has it closes it and opens another."""
+
+    def __init__(self, client: Any, access: Access) -> None:
+        self._client = client
+        self._stream_context = client.jetstream(timeout=_API_SECONDS, publish_async_max_pending=100_000)
+        self._access = access
+        self.lost = asyncio.Event()
+
+    @property
+    def max_payload(self) -> int:
+        """The longest message that the server takes."""
+        return int(self._client.max_payload)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The server's."""
+        found = self._client.connected_server_version
+        return int(found.major), int(found.minor)
+
+    def new_inbox(self) -> str:
+        return str(self._client.new_inbox())
+
+    async def ask(self, subject: str, question: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Ask JetStream; raises ApiError with its words where it says no."""
+        with translated(self._access):
+            answer = await self._client.request(
+                f"$JS.API.{subject}", msgspec.json.encode(question or {}), timeout=_API_SECONDS
+            )
+        said: dict[str, Any] = msgspec.json.decode(answer.data)
+        error = said.get("error")
+        if error is not None:
+            raise ApiError(str(error.get("description", error)), code=int(error.get("err_code", 0)))
+        return said
+
+    async def hear(self, subject: str, callback: Hear) -> None:
+        with translated(self._access):
+            await self._client.subscribe(subject, cb=callback, pending_bytes_limit=256 << 20)
+
+    async def tell(
+        self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a message that nobody confirms."""
+        with translated(self._access):
+            await self._client.publish(subject, payload, reply=reply, headers=headers)
+
+    async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> asyncio.Future[Any]:
+        """Send a message into a stream; what it gives is done when the stream has it."""
+        with translated(self._access):
+            return await self._stream_context.publish_async(subject, payload, headers=dict(headers))
+
+    async def flush(self) -> None:
+        with translated(self._access):
+            await self._client.flush(timeout=_API_SECONDS)
+
+
+class ApiError(AfterwriteError):
+    """JetStream was asked and said no; ``code`` is its own number for why."""
+
+    def __init__(self, message: str, *, code: int, remedy: str | None = None) -> None:
+        super().__init__(f"JetStream says: {message}", remedy=remedy)
+        self.code = code
+
+
+@asynccontextmanager
+async def connect(access: Access, *, name: str) -> AsyncGenerator[Link]:
+    """A connection to any of the servers, each tried once, in an order of chance. Raises ConnectionLost for none."""
+    client, link = None, None
+    troubles: list[str] = []
+    for url in random.sample(access.urls, len(access.urls)):
+        lost = asyncio.Event()
+        try:
+            client = await _open(access, url, name, lost)
+        except ConnectionLost as error:
+            troubles.append(str(error))
+            continue
+        link = Link(client, access)
+        link.lost = lost
+        break
+    if client is None or link is None:
+        raise ConnectionLost(
+            f"no broker of {access.where} can be reached: {troubles[-1]}",
+            remedy="look at the address, and whether nats-server runs there",
+        )
+    try:
+        yield link
+    finally:
+        with contextlib.suppress(Exception):
+            await client.close()
+
+
+async def _open(access: Access, url: str, name: str, lost: asyncio.Event) -> Any:
+    nats = _import()
+    words: dict[str, Any] = {}
+    if access.credentials or access.nkey:
+        _require_nkeys()
+    if access.credentials:
+        words["user_credentials"] = access.credentials
+    if access.nkey:
+        words["nkeys_seed"] = access.nkey
+    for word, value in (("user", access.user), ("password", access.password), ("token", access.token)):
+        if value is not None:
+            words[word] = value
+    if access.ca or access.cert or url.startswith("tls://"):
+        words["tls"] = _tls(access)
+
+    async def heard_lost(*_: object) -> None:
+        lost.set()
+
+    async def heard_error(error: Exception) -> None:
+        # What matters of it reaches whoever waits; nats-py would print the rest.
+        if not isinstance(error, nats.errors.SlowConsumerError):
+            return
+        lost.set()
+
+    with translated(access):
+        return await nats.connect(
+            [url],
+            name=name,
+            allow_reconnect=False,
+            connect_timeout=_CONNECT_SECONDS,
+            pending_size=_PENDING_BYTES,
+            ping_interval=5,
+            max_outstanding_pings=2,
+            error_cb=heard_error,
+            disconnected_cb=heard_lost,
+            closed_cb=heard_lost,
+            **words,
+        )
+
+
+def _import() -> Any:
+    try:
+        nats = import_module("nats")
+        import_module("nats.js.errors")
+    except ImportError as error:
+        raise UsageError("a broker needs the library nats-py, which is not installed", remedy=_INSTALL) from error
+    return nats
+
+
+def _require_nkeys() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("nkeys") is None:
+        raise UsageError(
+            "credentials and nkeys are signed with the library nkeys, which is not installed",
+            remedy="pip install 'nats-py[nkeys]'",
+        )
+
+
+def _tls(access: Access) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=access.ca)
+        if access.cert:
+            context.load_cert_chain(access.cert, access.key)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"the certificates of nats_ca, nats_cert and nats_key cannot be used: {error}") from error
+    return context
+
+
+@contextmanager
+def translated(access: Access) -> Generator[None]:
+    """Errors of nats-py, in ours."""
+    nats = _import()
+    try:
+        yield
+    except nats.js.errors.APIError as error:
+        raise ApiError(str(error.description or error), code=int(error.err_code or 0)) from error
+    except (nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError) as error:
+        raise AfterwriteError(
+            f"nothing at {access.where} answers for the stream {access.stream}: no JetStream, no such stream, "
+            "or no leader just now",
+            remedy="run `afterwrite broker check`; `afterwrite broker install --apply` makes the stream",
+        ) from error
+    except nats.errors.AuthorizationError as error:
+        raise AfterwriteError(
+            f"{access.where} does not let us in: {error}",
+            remedy="look at nats_user, nats_password, nats_token, nats_credentials and nats_nkey",
+        ) from error
+    except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+        words = str(error) or type(error).__name__
+        raise ConnectionLost(
+            f"{access.where}: {words}", remedy="look at the address, and whether nats-server runs there"
+        ) from error

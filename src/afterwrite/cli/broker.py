@@ -1,0 +1,251 @@
+"""``afterwrite broker``: a NATS JetStream between many recorders and the store."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import time
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from afterwrite.broker import check as checking
+from afterwrite.broker.link import Access, read_access
+from afterwrite.broker.topology import SLOTS
+from afterwrite.broker.write import Pace, State, WriterStatus, run_writers
+from afterwrite.capture.governor import human_bytes
+from afterwrite.cli.face import (
+    Apply,
+    Dsn,
+    Json,
+    StoreDsn,
+    counted,
+    emit,
+    fill,
+    out,
+    plain,
+    run,
+    say,
+    show_findings,
+    table,
+)
+from afterwrite.configfile import parse_size
+from afterwrite.errors import ExitCode, Severity, UsageError
+from afterwrite.settings import Settings, load_settings
+from afterwrite.store.writer import open_sink
+
+app = typer.Typer(
+    help="A broker between many recorders and the store: NATS JetStream.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+_TELL_SECONDS = 1.0
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="The brokers: nats://host:4222,nats://host:4222 (or tls://…). Else AFTERWRITE_NATS_URL.",
+        show_default=False,
+    ),
+]
+Monitor = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--monitor",
+        metavar="URL",
+        help="A broker's monitoring, http://host:8222; for each of them.",
+        show_default=False,
+    ),
+]
+
+
+@app.command("install")
+def install(
+    url: Url = None,
+    partitions: Annotated[
+        int | None,
+        typer.Option(
+            "--partitions", min=1, max=SLOTS, help="So many writers may be active at once (4).", show_default=False
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, max=5, help="On so many brokers (3).", show_default=False)
+    ] = None,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(
+            "--max-bytes", metavar="SIZE", help="What may wait there (8GB); then spools wait.", show_default=False
+        ),
+    ] = None,
+    apply: Apply = False,
+    json: Json = False,
+) -> int:
+    """Make the stream and its consumers, or alter them to be as they should.
+
+    What waits in the stream stays there, also when the number of partitions changes. Without --apply it only says what
+    it would do.
+    """
+    return run(_install(_settings(url), partitions, replicas, _size(max_bytes), apply=apply, json=json))
+
+
+@app.command("check")
+def check(url: Url = None, monitor: Monitor = None, json: Json = False) -> int:
+    """Say what of the broker is unsafe, and what cannot be seen.
+
+    Exit 5 where what it acknowledges may be lost, 3 where something should be mended or cannot be seen.
+    """
+    return run(_check(_settings(url), monitor or [], json=json))
+
+
+@app.command("write")
+def write(
+    url: Url = None,
+    dsn: Dsn = None,
+    store_dsn: StoreDsn = None,
+    partition: Annotated[
+        list[int] | None,
+        typer.Option("--partition", metavar="N", help="Only this one; may be repeated. Else all.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Bring what recorders have published into the store, until Ctrl-C or SIGTERM.
+
+    One process writes a partition at a time; any others stand by and take over within seconds. A message is
+    acknowledged after the store has committed what it holds. With --json a line is printed for each partition that
+    changed, once a second.
+    """
+    gc.freeze()
+    gc.set_threshold(70_000, 20, 20)
+    given = load_settings(nats_url=url, dsn=dsn, store_dsn=store_dsn)
+    asyncio.run(_write(given, partition or [], json=json))
+    return ExitCode.OK
+
+
+@app.command("status")
+def status(url: Url = None, json: Json = False) -> int:
+    """How much waits in each partition, and whether somebody writes it."""
+    return run(_status(_settings(url), json=json))
+
+
+async def _install(
+    given: Settings, partitions: int | None, replicas: int | None, max_bytes: int | None, *, apply: bool, json: bool
+) -> int:
+    access = _access(given)
+    seen = await checking.look(access)
+    layout = checking.layout_of(seen, partitions=partitions, replicas=replicas, max_bytes=max_bytes)
+    steps = checking.plan(seen, layout)
+    if apply:
+        await checking.carry_out(access, steps)
+    if json:
+        emit({"schema_version": 1, "applied": apply, "steps": steps})
+        return ExitCode.OK
+    if not steps:
+        out.print("There is nothing to do.")
+    for step in steps:
+        if apply:
+            say(f"[green]✓[/] {plain(step.text)}")
+        else:
+            out.print(f"- {plain(step.text)}", soft_wrap=True)
+    if steps and not apply:
+        out.print("\nNothing was done. Run it with [bold]--apply[/].")
+    elif apply:
+        out.print("Next: [bold]afterwrite broker check[/], then [bold]afterwrite broker write[/].")
+    return ExitCode.OK
+
+
+async def _check(given: Settings, monitors: list[str], *, json: bool) -> int:
+    seen = await checking.look(_access(given), monitors or given.nats_monitor)
+    findings = checking.judge(seen)
+    severities = {finding.severity for finding in findings}
+    code = ExitCode.REFUSED if Severity.ERROR in severities else ExitCode.GATE if findings else ExitCode.OK
+    if json:
+        emit({"schema_version": 1, "stream": seen.stream, "findings": findings, "monitored": seen.monitored})
+        return code
+    show_findings(findings, grave="unsafe")
+    if not findings:
+        replicas = (seen.config or {}).get("num_replicas")
+        out.print(f"The stream {seen.stream} is safe: {replicas} replicas, each flushed before it acknowledges.")
+    return code
+
+
+async def _status(given: Settings, *, json: bool) -> int:
+    seen = await checking.look(_access(given))
+    standings = checking.standings(seen)
+    if json:
+        emit({"schema_version": 1, "stream": seen.stream, "there": seen.config is not None, "partitions": standings})
+        return ExitCode.OK
+    if seen.config is None:
+        out.print(f"There is no stream {seen.stream}; [bold]afterwrite broker install[/] makes it.")
+        return ExitCode.OK
+    size, most = int(seen.state.get("bytes", 0)), int(seen.config.get("max_bytes", -1))
+    limit = f" of {human_bytes(most)}" if most > 0 else ""
+    waiting = counted(int(seen.state.get("messages", 0)), "message")
+    out.print(f"Stream {seen.stream}: {waiting} in {human_bytes(size)}{limit}.")
+    rows = [
+        (each.partition, f"{each.waiting:,}", f"{each.in_flight:,}", "yes" if each.pinned else "nobody", each.leader)
+        for each in standings
+    ]
+    out.print(fill(table(">partition", ">messages", ">in flight", "written", "leader"), rows))
+    return ExitCode.OK
+
+
+async def _write(given: Settings, partitions: list[int], *, json: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    told: dict[int, tuple[float, WriterStatus]] = {}
+
+    def hear(status: WriterStatus) -> None:
+        before_at, before = told.get(status.partition, (0.0, None))
+        turned = before is None or (status.state, status.trouble) != (before.state, before.trouble)
+        now = time.monotonic()
+        if not turned and (not json or now - before_at < _TELL_SECONDS):
+            return
+        told[status.partition] = now, status
+        try:
+            emit(status) if json else say(_line(status))
+        except (BrokenPipeError, SystemExit):
+            stop.set()
+
+    await run_writers(
+        _access(given),
+        partial(open_sink, given.store, application_name="afterwrite broker"),
+        stop=stop,
+        partitions=sorted(set(partitions)),
+        pace=Pace(batch_rows=given.batch_rows, linger_seconds=given.linger_ms / 1000),
+        on_status=hear,
+    )
+    if json:
+        for _, status in told.values():
+            emit(status)
+
+
+def _line(status: WriterStatus) -> str:
+    trouble = f": {plain(status.trouble)}" if status.trouble and status.state is State.HINDERED else ""
+    return f"partition {status.partition}: {status.state.value}{trouble}"
+
+
+def _settings(url: str | None) -> Settings:
+    return load_settings(nats_url=url)
+
+
+def _access(given: Settings) -> Access:
+    if given.nats_url is None:
+        raise UsageError("no broker is named", remedy="set AFTERWRITE_NATS_URL, or --url nats://host:4222")
+    names = ("stream", "user", "password", "token", "credentials", "nkey", "ca", "cert", "key")
+    return read_access(given.nats_url, **{name: getattr(given, f"nats_{name}") for name in names})
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    size = parse_size(text if not text.isdecimal() else f"{text}B")
+    if not isinstance(size, int) or size <= 0:
+        raise UsageError(f"--max-bytes cannot be {text!r}", remedy="write it as 8GB or 512MB")
+    return size
