@@ -180,9 +180,10 @@ create index activity_default_entity on afterwrite.activity_default (entity_type
     where entity_id is not null;
 create index activity_default_actor on afterwrite.activity_default (actor_id, occurred_at desc) where actor_id is not null;
 create index activity_default_tenant on afterwrite.activity_default (tenant_id, occurred_at desc) where tenant_id is not null;
--- What full text looks at. Both are one expression, which the planner writes out wherever they stand: a call would cost each
--- row more than the rest. search/words.py says the same in Python, and a test compares the two.
-create function afterwrite.words(
+-- What full text looks at; search/words.py says the same in Python, and a test compares the two. The ways are one expression
+-- each, which the planner writes out wherever it stands: that is right within one function, and wrong in an index and in a
+-- query, where it would be copied and looked through for every partition. So both ask by functions that are not written out.
+create function afterwrite.way_to_words(
     action text, entity_type text, entity_id text, actor_id text, summary text
 ) returns text[] language sql immutable parallel safe
 return array_remove(string_to_array(lower(
@@ -205,20 +206,39 @@ return array_remove(string_to_array(lower(
     '>', ' '), '?', ' '), '@', ' '), '[', ' '), E'\\', ' '), ']', ' '), '^', ' '), '_', ' '),
     '`', ' '), '{', ' '), '|', ' '), '}', ' '), '~', ' ')
     collate "C"), ' ', ''), null);
+
+create function afterwrite.words(
+    action text, entity_type text, entity_id text, actor_id text, summary text
+) returns text[] language plpgsql immutable parallel safe as $$
+begin
+    return afterwrite.way_to_words(action, entity_type, entity_id, actor_id, summary);
+end
+$$;
 comment on function afterwrite.words(text, text, text, text, text) is
     'The words of an activity in their order: of its names, and of the first 500 characters of its summary. Letters and digits of any language make words; what stands between them is taken out. ASCII letters are lowered. Nothing here depends on the locale of the database.';
 
-create function afterwrite.lexemes(
+create function afterwrite.way_to_lexemes(
     action text, entity_type text, entity_id text, actor_id text, summary text, changed text[], category text, outcome text,
     severity text, request_id text, session_id text, trace_id text
 ) returns tsvector language sql immutable parallel safe
 return array_to_tsvector(array_remove(array_remove(
-    afterwrite.words(action, entity_type, entity_id, actor_id, summary) || changed || array[
+    afterwrite.way_to_words(action, entity_type, entity_id, actor_id, summary) || changed || array[
         request_id, session_id, trace_id,
         case when category <> 'data' then ':' || category end,
         case when outcome <> 'success' then ':' || outcome end,
         case when severity <> 'info' then ':' || severity end
     ], null), ''));
+
+create function afterwrite.lexemes(
+    action text, entity_type text, entity_id text, actor_id text, summary text, changed text[], category text, outcome text,
+    severity text, request_id text, session_id text, trace_id text
+) returns tsvector language plpgsql immutable parallel safe as $$
+begin
+    return afterwrite.way_to_lexemes(
+        action, entity_type, entity_id, actor_id, summary, changed, category, outcome, severity, request_id, session_id,
+        trace_id);
+end
+$$;
 comment on function afterwrite.lexemes(
     text, text, text, text, text, text[], text, text, text, text, text, text
 ) is
