@@ -602,12 +602,24 @@ def test_no_more_clients_than_the_bound(installed_dsn: str) -> None:
     async def scenario() -> None:
         pace = msgspec.structs.replace(QUICK, most_clients=1)
         async with Feed(installed_dsn, encode=encode, pace=pace) as feed:
-            feed.require_room()
+            feed.require_room(Wish())
             async with Listener(installed_dsn).connected(feed):
                 with pytest.raises(TooMany):
-                    feed.require_room()
-            feed.require_room()
+                    feed.require_room(Wish())
+            feed.require_room(Wish())
             assert feed.status().refused == 1
+        pace = msgspec.structs.replace(QUICK, most_clients=6, most_queries=2)
+        async with Feed(installed_dsn, encode=encode, pace=pace) as feed, AsyncExitStack() as listening:
+            for line in ("actor:a", "actor:b"):
+                await listening.enter_async_context(Listener(installed_dsn, line, "acme").connected(feed))
+            feed.require_room(Wish(parse("actor:b"), "acme"))
+            with pytest.raises(TooMany, match="2 different queries"):
+                feed.require_room(Wish(parse("actor:c"), "acme"))
+            await listening.enter_async_context(Listener(installed_dsn, "actor:b", "acme").connected(feed))
+            with pytest.raises(TooMany, match="3 clients of this tenant"):
+                feed.require_room(Wish(parse("actor:b"), "acme"))
+            feed.require_room(Wish(parse("actor:c"), "beta"))
+            feed.require_room(Wish())
 
     asyncio.run(scenario())
 

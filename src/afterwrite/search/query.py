@@ -741,7 +741,7 @@ def _in_json(column: str, path: Sequence[str], values: Sequence[Value]) -> Holds
     def holds(activity: StoredActivity) -> bool:
         text = getattr(activity, column)
         try:
-            found = None if text is None else _follow(_decoder.decode(text), path)
+            found = None if text is None else _follow(_decode(text), path)
         except RecursionError:  # PostgreSQL looks deeper; here nothing is found, and the others' answers still are
             found = None
         if found is None:
@@ -764,6 +764,11 @@ def _number(text: str) -> str:
 
 
 _decoder = json.JSONDecoder(parse_int=_number, parse_float=_number, strict=False)
+
+
+@lru_cache(maxsize=16)  # the terms of a query look into the same text
+def _decode(text: str) -> object:
+    return _decoder.decode(text)
 
 
 def _follow(found: object, path: Sequence[str]) -> object:
@@ -828,7 +833,11 @@ def _in_text(values: Sequence[Value]) -> Holds:
 def _stands_in(found: Sequence[str], sought: Sequence[frozenset[str]], *, prefix: bool) -> bool:
     """Whether words follow each other in a text, each written in one of its ways."""
     *whole, last = sought
+    if not whole and not prefix:
+        return not last.isdisjoint(found)
     for start in range(len(found) - len(whole)):
+        if whole and found[start] not in whole[0]:
+            continue
         if any(found[start + place] not in ways for place, ways in enumerate(whole)):
             continue
         end = found[start + len(whole)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 from afterwrite.store.reader import StoredActivity
 
@@ -40,11 +41,18 @@ def split_query(text: str) -> list[str]:
     return split(_UUID.sub(lambda found: found[0][:8], text).translate(_TYPOGRAPHY).lower())
 
 
-def words_of(activity: StoredActivity) -> list[str]:
+def words_of(activity: StoredActivity) -> tuple[str, ...]:
     """The words of an activity, in their order: of its names, then of its summary."""
-    thing = "" if activity.entity_id is None else activity.entity_id.partition("-")[0]
-    summary = (activity.summary or "")[:LONGEST_SUMMARY].translate(_TYPOGRAPHY)
-    return split(f"{activity.action} {activity.entity_type or ''} {thing} {activity.actor_id or ''} {summary}")
+    return _words_of(activity.action, activity.entity_type, activity.entity_id, activity.actor_id, activity.summary)
+
+
+@lru_cache(maxsize=1_024)  # each row of the feed is asked about by all who listen, term by term
+def _words_of(
+    action: str, entity_type: str | None, entity_id: str | None, actor_id: str | None, summary: str | None
+) -> tuple[str, ...]:
+    thing = "" if entity_id is None else entity_id.partition("-")[0]
+    told = (summary or "")[:LONGEST_SUMMARY].translate(_TYPOGRAPHY)
+    return tuple(split(f"{action} {entity_type or ''} {thing} {actor_id or ''} {told}"))
 
 
 def names_of(activity: StoredActivity) -> frozenset[str]:

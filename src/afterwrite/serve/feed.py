@@ -104,8 +104,9 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """How much at once, how long to wait, and the bounds.
 
     A client may have ``buffer_bytes`` waiting, and take nothing for ``stall_seconds``. Batches of up to ``whole_rows``
-    are read at once; a resume over more than ``most_behind`` rows is none. ``at_once`` clients read by themselves. A
-    stream ends after ``renew_seconds``, so that nobody listens for long whose key was revoked.
+    are read at once; a resume over more than ``most_behind`` rows is none. ``at_once`` clients read by themselves. Of
+    ``most_clients`` a tenant has half at most, and ``most_queries`` different ones of them (each row is asked about by
+    all). A stream ends after ``renew_seconds``, so that nobody listens for long whose key was revoked.
     """
 
     page_rows: int = 1_000
@@ -117,6 +118,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     deaf_poll_seconds: float = 0.2
     most_behind: int = 2_000_000
     most_clients: int = 5_000
+    most_queries: int = 500
     shelf_bytes: int = 32 << 20
     renew_seconds: float = 900.0
     at_once: int = 2
@@ -247,14 +249,20 @@ class Feed:
             trouble=self._trouble,
         )
 
-    def require_room(self) -> None:
-        """Raise TooMany when another client would be one too many."""
+    def require_room(self, wish: Wish) -> None:
+        """Raise TooMany when another client would be one too many, in all or of its tenant."""
+        said = None
         if len(self._clients) >= self._pace.most_clients:
+            said = f"{len(self._clients)} clients listen, and no more may"
+        elif wish.tenant is not None:
+            wishes = [client.wish for client in self._clients if client.wish.tenant == wish.tenant]
+            if len(wishes) >= self._pace.most_clients // 2:
+                said = f"{len(wishes)} clients of this tenant listen, and no more may"
+            elif wish not in wishes and len(set(wishes)) >= self._pace.most_queries:
+                said = f"clients of this tenant listen for {len(set(wishes))} different queries, and no more may be"
+        if said is not None:
             self._refused += 1
-            raise TooMany(
-                f"{len(self._clients)} clients listen, and no more may",
-                remedy="try again later, or ask another server of the same store",
-            )
+            raise TooMany(said, remedy="try again later, or ask another server of the same store")
 
     async def follow(self, wish: Wish, after: Place | None, send: Send, reading: Reading) -> Ended:
         """Send a client what it wishes, from a place on (None: from now), until it is cancelled or the stream ends.

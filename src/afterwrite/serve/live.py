@@ -62,7 +62,7 @@ async def follow_feed(
     after = feed.Place.parse(told) if told else None
     live: Feed = request.app.state.feed
     try:
-        live.require_room()
+        live.require_room(wish)
     except feed.TooMany as error:
         raise ServiceUnavailableException(detail=f"{error}; {error.remedy}", headers={"Retry-After": "5"}) from error
     return _stream(live, wish, after, request.app.state)
