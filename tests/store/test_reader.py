@@ -167,6 +167,17 @@ def test_an_activity_comes_back_whole_with_its_json_as_text(installed_dsn: str) 
     asyncio.run(scenario())
 
 
+def test_times_are_in_utc_in_whatever_zone_the_session_is(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        async with open_sink(installed_dsn) as sink:
+            await sink.write(Batch(source="main", activities=[an_activity(1)], transactions=0))
+        async with connect(installed_dsn, options={"timezone": "Asia/Tokyo"}) as db:
+            (found,) = await read_tail(db, limit=1)
+            assert found.occurred_at.isoformat() == (NOON + timedelta(milliseconds=1)).isoformat()
+
+    asyncio.run(scenario())
+
+
 def test_settings_come_by_batch_and_transaction(installed_dsn: str) -> None:
     async def scenario() -> None:
         context = TransactionContext(commit_lsn=Lsn(100), xid=100, settings={"request.jwt.claims": '{"sub":"7"}'})

@@ -75,7 +75,7 @@ async def _capture(given: Settings, *, json: bool, stand_by: bool, end_with_stdi
         loop.add_signal_handler(number, stop.set)
     if end_with_stdin:
         loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1024) or stop.set())
-    told, trouble, unheard = 0.0, "", False
+    told, trouble, unheard, streams = 0.0, "", False, False
     news = _News()
     live = (
         Live(Text("starting"), console=talk, refresh_per_second=4, transient=True)
@@ -94,21 +94,24 @@ async def _capture(given: Settings, *, json: bool, stand_by: bool, end_with_stdi
             stop.set()
 
     def tell(status: runtime.RuntimeStatus) -> None:
-        nonlocal told, trouble
+        nonlocal told, trouble, streams
         # A trouble is told when it comes up, and not again at every attempt to get over it.
         troubled = (status.capture.trouble or "") not in ("", trouble)
         trouble = status.capture.trouble or trouble
         lines = news.of(status.capture)
         for words in lines if not json else ():
             say(words)
-        if not troubled and not lines and time.monotonic() - told < _TELL_SECONDS:
+        # A log without a terminal says once that it came to work.
+        begins = not streams and status.capture.state is WorkerState.STREAMING
+        streams = streams or begins
+        if not troubled and not lines and not begins and time.monotonic() - told < _TELL_SECONDS:
             return
         told = time.monotonic()
         if json:
             emit(_as_json(status))
         elif live:
             live.update(Text(_line(status)))
-        elif troubled:
+        elif troubled or begins:
             say(_line(status))
 
     if live:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -636,12 +637,12 @@ def _show_status(found: MigrationStatus) -> None:
             phase.state.value if _moves(phase) else "nothing to do",
             len(phase.off),
             len(phase.on),
-            f"{phase.silenced_at:%Y-%m-%d %H:%M} {phase.silenced_by or ''}" if phase.silenced_at else "",
+            f"{_minute(phase.silenced_at)} {phase.silenced_by or ''}" if phase.silenced_at else "",
         )
         for phase in found.phases
     ]
     if rows:
-        out.print(fill(table(">phase", "what", "state", ">off", ">on", "silenced"), rows))
+        out.print(fill(table(">phase", "what", "state", ">off", ">on", "silenced (UTC)"), rows))
     _show_checklist(found)
     for phase in found.phases:
         if phase.halted:
@@ -662,6 +663,10 @@ def _show_status(found: MigrationStatus) -> None:
         out.print(f"[bold]next:[/] {escape(found.next)}")
 
 
+def _minute(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
 def _moves(phase: PhaseStatus) -> bool:
     return bool(phase.on or phase.off or phase.left) or phase.state is State.REMOVED
 
@@ -673,7 +678,7 @@ def _show_checklist(found: MigrationStatus) -> None:
             section = item.section
             out.print(f"[bold]{section.value}[/]")
         mark = {True: "[green]✓[/]", False: "[yellow]·[/]", None: "[dim]-[/]"}[item.done]
-        when = f", {item.at:%Y-%m-%d %H:%M}" if item.at else ""
+        when = f", {_minute(item.at)} UTC" if item.at else ""
         by = f" by {item.by}" if item.by else ""
         detail = f" ({item.detail})" if item.detail else ""
         hang(f"  {mark}", f"{plain(item.what)}{when}{plain(by)}[dim]{plain(detail)}[/]")

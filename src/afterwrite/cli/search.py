@@ -101,7 +101,10 @@ def _show(page: Page, *, back: bool) -> None:
     if page.items:
         made = table("when (UTC)", "who", "what")
         made.columns[0].no_wrap = True
-        made.columns[1].max_width = 22
+        if out.is_terminal:  # a UUID would take two lines; where it is piped nothing is cut off
+            made.columns[1].max_width = 22
+            made.columns[1].no_wrap = True
+            made.columns[1].overflow = "ellipsis"
         rows = [(f"{each.occurred_at:%Y-%m-%d %H:%M:%S}", each.actor_id, _what(each)) for each in page.items]
         out.print(fill(made, rows))
     elif page.looked is None:

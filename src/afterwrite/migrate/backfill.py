@@ -24,7 +24,7 @@ from afterwrite.errors import AfterwriteError, Finding, Severity
 from afterwrite.failpoints import failpoint
 from afterwrite.migrate.deeds import EventKind, MigrationEvent, OnEvent
 from afterwrite.migrate.gates import Place
-from afterwrite.migrate.ledger import Action, write_entry
+from afterwrite.migrate.ledger import Action, moment, write_entry
 from afterwrite.postgres import Database, quoted, statement
 from afterwrite.prove.window import WindowProof, prove_window
 from afterwrite.record import Lsn
@@ -372,7 +372,7 @@ def _judge(names: Sequence[str], holes: Sequence[Silence], filled: Filled) -> li
             severity=Severity.WARNING,
             where=hole.identity,
             text="was turned on again by somebody while it was to be off, and silenced once more on "
-            f"{hole.silenced_at:%Y-%m-%d %H:%M}: only the time since is filled",
+            f"{moment(hole.silenced_at)}: only the time since is filled",
             remedy="the store has all changes of the time before",
         )
         for hole in holes
@@ -386,8 +386,8 @@ def _disturbed(hole: Silence) -> Finding:
         rule="rollback.disturbed",
         severity=Severity.WARNING,
         where=hole.identity,
-        text=f"was on, or others wrote rows like its own, between {hole.silenced_at:%Y-%m-%d %H:%M} and "
-        f"{hole.restored_at:%Y-%m-%d %H:%M}, nobody knows from when to when: its log "
+        text=f"was on, or others wrote rows like its own, between {moment(hole.silenced_at)} and "
+        f"{moment(hole.restored_at)}, nobody knows from when to when: its log "
         "is not filled, or rows might be there twice",
         remedy="the store has all changes of that time: `afterwrite tail`",
     )
@@ -421,8 +421,8 @@ def _borderless(hole: Silence) -> Finding:
         rule="rollback.hole",
         severity=Severity.ERROR,
         where=hole.identity,
-        text=f"its legacy log has a hole from {hole.silenced_at:%Y-%m-%d %H:%M:%S} to "
-        f"{hole.restored_at:%Y-%m-%d %H:%M:%S}: the store lost where it began or ended (a gap, or retention)",
+        text=f"its legacy log has a hole from {moment(hole.silenced_at)} to "
+        f"{moment(hole.restored_at)}: the store lost where it began or ended (a gap, or retention)",
         remedy="the store has what it has of that time: `afterwrite tail`; afterwrite.gap says what it lost",
     )
 
@@ -432,7 +432,7 @@ def _not_stored(hole: Silence) -> Finding:
         rule="rollback.hole",
         severity=Severity.ERROR,
         where=hole.identity,
-        text=f"its legacy log has a hole from {hole.silenced_at:%Y-%m-%d %H:%M:%S} to "
-        f"{hole.restored_at:%Y-%m-%d %H:%M:%S}: the store does not have all of that time yet",
+        text=f"its legacy log has a hole from {moment(hole.silenced_at)} to "
+        f"{moment(hole.restored_at)}: the store does not have all of that time yet",
         remedy=f"start `afterwrite capture`, then run `afterwrite migrate rollback --phase {hole.phase} --apply` again",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from afterwrite.errors import Finding, Severity
-from afterwrite.migrate.ledger import Action, Silenced, read_active, read_silenced, write_entry
+from afterwrite.migrate.ledger import Action, Silenced, moment, read_active, read_silenced, write_entry
 from afterwrite.migrate.plan import Fires, LeftTrigger, PlannedTrigger, entries, read_plan
 from afterwrite.postgres import Database, statement
 
@@ -104,7 +104,7 @@ def _judge(
     if ours is not None and now.on:
         how = "removed" if ours.removed_at is not None else "silenced"
         since = ours.removed_at or ours.at
-        text = f"was {how} on {since:%Y-%m-%d %H:%M} by {ours.by} and is on again: its work happens twice"
+        text = f"was {how} on {moment(since)} by {ours.by} and is on again: its work happens twice"
         found.append(_drift("reenabled", entry.trigger, text, f"{again}, or {back}"))
     if ours is None and not now.on and entry.enabled is not Fires.NEVER:
         text = "was turned off by somebody else: what it did is not done any more, unless something else does it"

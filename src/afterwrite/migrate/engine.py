@@ -29,6 +29,7 @@ from afterwrite.migrate.ledger import (
     Action,
     Migration,
     migration_lock,
+    moment,
     next_id,
     read_active,
     read_pause,
@@ -657,7 +658,7 @@ def _require_same_table(seen: Look, identity: str, found: TriggerBackup) -> None
     if ours is not None and ours.backup.table_oid != found.table_oid:
         raise Drift(
             f"{found.relation} is another table than the one whose trigger {found.trigger} was silenced on "
-            f"{ours.at:%Y-%m-%d %H:%M}: that one was dropped or renamed since",
+            f"{moment(ours.at)}: that one was dropped or renamed since",
             remedy=f"first `afterwrite migrate rollback --phase {ours.phase} --apply`, then the same command again",
         )
 

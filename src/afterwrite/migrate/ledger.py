@@ -113,7 +113,7 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         why = f": {self.because}" if self.because else ""
-        return f"paused by {self.by} since {self.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC{why}"
+        return f"paused by {self.by} since {moment(self.at)}{why}"
 
 
 class PhaseRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,8 +167,13 @@ class _Holder(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         return (
             f"pid {self.pid} ({self.user_name}, {self.application_name or 'unnamed'}, "
-            f"connected since {self.since:%Y-%m-%d %H:%M:%S})"
+            f"connected since {moment(self.since)})"
         )
+
+
+def moment(at: datetime) -> str:
+    """A moment in words, in UTC whatever the zone of the session is."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def who(actor: str, operator: str | None) -> str:

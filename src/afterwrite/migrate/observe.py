@@ -23,7 +23,7 @@ from afterwrite.migrate.gates import (
     read_slot,
     read_unpublished,
 )
-from afterwrite.migrate.ledger import Silenced, read_deferral_ends, read_silenced
+from afterwrite.migrate.ledger import Silenced, moment, read_deferral_ends, read_silenced
 from afterwrite.migrate.phase import Gate, Goal, Mode, Observation, TriggerSeen
 from afterwrite.migrate.plan import Phase, PlannedTrigger, backup_fingerprint
 from afterwrite.migrate.pulse import read_load
@@ -249,7 +249,7 @@ def findings_of(seen: Look) -> list[Finding]:
                 _drift(
                     "migrate.drift.reenabled",
                     identity,
-                    f"was silenced on {ours.at:%Y-%m-%d %H:%M} by {ours.by} and is on again: its work happens twice",
+                    f"was silenced on {moment(ours.at)} by {ours.by} and is on again: its work happens twice",
                     f"`afterwrite migrate run --phase {number} --apply`, or "
                     f"`afterwrite migrate rollback --phase {number} --apply`",
                 )

@@ -28,7 +28,14 @@ from afterwrite.migrate.backup import (
 from afterwrite.migrate.deeds import Deed, EventKind, MigrationEvent, OnEvent, perform, render
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.identity import restore_replica_identities
-from afterwrite.migrate.ledger import Silenced, migration_lock, read_active, read_deferral_ends, read_silenced
+from afterwrite.migrate.ledger import (
+    Silenced,
+    migration_lock,
+    moment,
+    read_active,
+    read_deferral_ends,
+    read_silenced,
+)
 from afterwrite.migrate.phase import Mode
 from afterwrite.migrate.steps import (
     finish_statements,
@@ -394,7 +401,7 @@ def _silent_window(each: Silenced, *, filling: bool) -> Finding:
         rule="rollback.silent_window",
         severity=Severity.INFO,
         where=each.identity,
-        text=f"was off since {each.at:%Y-%m-%d %H:%M:%S %Z}: {what}",
+        text=f"was off since {moment(each.at)}: {what}",
     )
 
 

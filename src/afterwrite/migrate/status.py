@@ -10,7 +10,7 @@ from afterwrite.errors import Finding, Severity
 from afterwrite.migrate.checklist import Item, Stage, read_checklist
 from afterwrite.migrate.drift import find_drift
 from afterwrite.migrate.gates import CAPTURE_GAPS, Place
-from afterwrite.migrate.ledger import Action, Migration, Pause, PhaseRow, read_last, read_pause, read_phase_rows
+from afterwrite.migrate.ledger import Action, Migration, Pause, PhaseRow, moment, read_last, read_pause, read_phase_rows
 from afterwrite.migrate.observe import conclude, findings_of, look, measure
 from afterwrite.migrate.overrides import overrides
 from afterwrite.migrate.phase import Gate, Goal, State, broken_rules, state_of
@@ -219,7 +219,7 @@ def _next(
             case State.SILENCED:
                 if until := _soaks_until(plan, phase):
                     watch = f"`afterwrite migrate run --phase {phase.number} --apply --watch`"
-                    return f"let phase {phase.number} soak until {until:%Y-%m-%d %H:%M %Z}: {watch} watches it"
+                    return f"let phase {phase.number} soak until {moment(until)}: {watch} watches it"
     back = "`afterwrite migrate rollback` takes any of them back"
     if any(phase.off for phase in phases):
         drop = "`afterwrite migrate remove --all --apply` drops what is off"

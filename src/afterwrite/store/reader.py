@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any, LiteralString
 
 import msgspec
@@ -475,6 +475,7 @@ ACTIVITY: LiteralString = (
 
 def stored_activity(
     *,
+    occurred_at: datetime,
     kind: str,
     outcome: str,
     severity: str,
@@ -483,8 +484,12 @@ def stored_activity(
     commit_lsn: str | None,
     **columns: Any,
 ) -> StoredActivity:
-    """The activity of a row whose columns are called as its fields are, its JSON, ids and place in the WAL as text."""
+    """The activity of a row whose columns are called as its fields are, its JSON, ids and place in the WAL as text.
+
+    Its time is in UTC, whatever the session's zone is.
+    """
     return StoredActivity(
+        occurred_at=occurred_at.astimezone(UTC),
         kind=Kind(kind),
         outcome=Outcome(outcome),
         severity=Level(severity),
