@@ -31,7 +31,7 @@ _GIVEN = os.environ.get("AFTERWRITE_TEST_DSN")
 _OURS = f"afterwrite_test_{secrets.token_hex(3)}"
 
 
-_LONG = frozenset({"test_faults.py", "test_chaos.py", "test_demo.py", "test_bench_capture.py", "test_graceful_stop.py"})
+_LONG = frozenset({"test_faults.py", "test_chaos.py", "test_demo.py", "test_bench_suite.py", "test_graceful_stop.py"})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

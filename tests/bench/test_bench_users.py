@@ -46,3 +46,12 @@ def test_a_later_round_begins_near_what_the_first_one_found() -> None:
 
 def test_one_that_never_breaks_is_said_to_serve_what_was_tried() -> None:
     assert 400 < _served(_Queue(0.001)) <= 600
+
+
+def test_clients_of_whom_none_is_served_in_time_are_too_many() -> None:
+    class Stuck(_Queue):
+        async def work(self, load: Load) -> Ran:
+            ran = await super().work(load)
+            return ran if load.clients < 20 else Ran(tps=0.0, latencies=[])
+
+    assert _served(Stuck(1.0)) < 20

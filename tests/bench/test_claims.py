@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
-from afterwrite.bench.claims import compare, held_to, interval, note, percentile, share_left
+from afterwrite.bench.claims import Standing, compare, held_to, interval, note, percentile, share_left, standing
 
 
 def test_the_interval_is_students_over_the_logarithms_of_the_ratios() -> None:
@@ -67,7 +68,62 @@ def test_what_is_left_of_a_surplus_may_be_nothing_or_less() -> None:
 
     # Shares 0.1 and -0.1: mean 0, standard deviation sqrt(0.02), t for one degree of freedom 12.706.
     half = 12.706 * math.sqrt(0.02) / math.sqrt(2)
-    assert (claim.baseline, claim.measured, claim.ratio) == (1_000.0, 0.0, 0.0)
+    assert (claim.baseline, claim.measured, claim.ratio) == (1_000.0, 0.0, None)
     assert claim.low == pytest.approx(-half)
     assert claim.high == pytest.approx(half)
     assert claim.met
+
+
+def test_the_interval_has_the_true_ratio_in_it_in_nineteen_of_twenty_runs() -> None:
+    chance = random.Random(8)
+    runs, true, within, shares = 4_000, 0.7, 0, 0
+    for _ in range(runs):
+        baseline = [100.0 * math.exp(chance.gauss(0, 0.2)) for _ in range(5)]
+        measured = [each * true * math.exp(chance.gauss(0, 0.1)) for each in baseline]
+        claim = compare("a", "s", baseline, measured)
+        assert claim.low is not None
+        assert claim.high is not None
+        within += claim.low <= true <= claim.high
+        surplus = share_left("a", "s", [10.0] * 3, [110.0] * 3, [10.0 + chance.gauss(8, 3) for _ in range(3)])
+        assert surplus.low is not None
+        assert surplus.high is not None
+        shares += surplus.low <= 0.08 <= surplus.high
+
+    assert within / runs == pytest.approx(0.95, abs=0.012)
+    assert shares / runs == pytest.approx(0.95, abs=0.012)
+
+
+def test_equal_sides_seem_different_in_one_of_twenty_runs() -> None:
+    chance = random.Random(9)
+    runs = 4_000
+    told = sum(
+        compare("a", "s", [1.0] * 5, [math.exp(chance.gauss(0, 0.3)) for _ in range(5)]).ratio is not None
+        for _ in range(runs)
+    )
+
+    assert told / runs == pytest.approx(0.05, abs=0.012)
+
+
+def test_a_ratio_whose_interval_has_one_in_it_is_not_told() -> None:
+    claim = compare("a", "µs", [10.0, 10.0, 10.0], [9.0, 11.0, 10.1], target=0.4)
+
+    assert claim.ratio is None
+    assert claim.low is not None
+    assert claim.low < 1
+    assert (claim.met, claim.verdict, standing(claim)) == (False, "missed: no difference seen", Standing.MISSED)
+    assert compare("a", "µs", [10.0, 10.0], [9.0, 11.0]).verdict == "no difference seen"
+
+
+def test_a_promise_within_the_doubt_is_said_to_be() -> None:
+    claim = compare("a", "µs", [10.0, 10.0, 10.0], [3.6, 4.1, 4.4], target=0.4)
+    close = held_to("p50", "ms", 50.0, [49.0, 50.5, 49.5], at_most=True)
+
+    assert claim.ratio == pytest.approx(0.4, rel=0.02)
+    assert claim.verdict == "missed, but the target lies within the doubt"
+    assert (close.ratio, close.met, standing(close)) == (None, True, Standing.DOUBT)
+    assert close.verdict == "met, but the target lies within the doubt"
+
+
+@pytest.mark.parametrize(("unit", "less"), [("µs", True), ("B/write", True), ("rows/s", False), ("clients", False)])
+def test_what_is_better_follows_from_the_unit(unit: str, less: bool) -> None:
+    assert compare("a", unit, [1.0], [2.0]).at_most is less

@@ -119,11 +119,13 @@ async def run_pgbench(
             await child.wait()
             raise
         speed = re.search(rb"tps = ([0-9.]+)", said)
-        if child.returncode or speed is None or re.search(rb"failed transactions: [1-9]", said):
+        # What ended in time has a speed; of nothing pgbench says none.
+        none = b"transactions actually processed: 0\n" in said
+        if child.returncode or (speed is None and not none) or re.search(rb"failed transactions: [1-9]", said):
             words_said = (complaint or said).decode(errors="replace").strip()[-800:]
             raise AfterwriteError(f"the load could not be run: {words_said}", remedy="look at the server's log")
         latencies = _read_latencies(Path(logs), load.think_ms)
-    return Ran(tps=float(speed[1]), latencies=latencies)
+    return Ran(tps=float(speed[1]) if speed else 0.0, latencies=latencies)
 
 
 def _paced(script: str, load: Load) -> str:

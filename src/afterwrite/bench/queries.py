@@ -12,16 +12,14 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from pathlib import Path
 
 import msgspec
 
-from afterwrite.bench.capture import Tell, read_machine
-from afterwrite.bench.claims import Claim, Report, compare, note
-from afterwrite.bench.corpus import Corpus, lay_corpus, pick_actor, pick_entity, pick_words
+from afterwrite.bench.claims import Claim, Promise, compare, in_turn, note, together
+from afterwrite.bench.corpus import Corpus, pick_actor, pick_entity, pick_words
+from afterwrite.bench.grounds import Grounds, told_round
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database, connect, statement
-from afterwrite.postgres.embedded import embedded_server
 from afterwrite.search.analytics import ReportName, report
 from afterwrite.search.find import Page, find
 from afterwrite.search.query import parse
@@ -31,53 +29,49 @@ _DEEP_PAGES = 100
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is laid, and how often each question is asked in a round."""
+    """How much is laid, and how often each question is asked in a round: ``questions`` times, or for ``seconds``."""
 
-    rows: int = 3_000_000
+    rows: int = 1_000_000
     days: int = 30
     rounds: int = 5
     questions: int = 8
-    seed: int = 1
-    pg_bin: Path | None = None
+    seconds: float = 1.5
 
 
 Ask = Callable[[random.Random], Awaitable[object]]
+_LEGACY, _STORE = "audit table", "store"
 
 
-async def bench_queries(options: Options, tell: Tell) -> Report:
-    """Measure on a server of its own, and say what came out."""
-    settings = {"fsync": "off", "maintenance_work_mem": "256MB"}  # nothing of what is measured writes
-    with embedded_server(bin_dir=options.pg_bin, settings=settings) as server:
-        tell(f"laying {options.rows:,} activities, in the store and in an audit table")
-        corpus = await lay_corpus(server.dsn(), rows=options.rows, days=options.days, seed=options.seed)
-        async with connect(server.dsn()) as db:
-            shapes = _shapes(db, corpus)
-            theirs: dict[str, list[float]] = {name: [] for name in shapes}
-            ours: dict[str, list[float]] = {name: [] for name in shapes}
-            for number in range(-1, options.rounds):
-                for name, (legacy, store) in shapes.items():
-                    tell(
-                        f"queries, {f'round {number + 1} of {options.rounds}' if number >= 0 else 'warming up'}: {name}"
-                    )
-                    found: dict[str, float] = {}
-                    turns = (("legacy", legacy), ("store", store))
-                    for who, ask in turns if number % 2 else turns[::-1]:
-                        found[who] = await _median_ms(ask, options, number)
+async def measure_queries(grounds: Grounds, options: Options) -> list[Claim]:
+    """What each question takes on either side, by turns."""
+    library = await grounds.library(options.rows, options.days)
+    async with connect(library.server.dsn()) as db:
+        shapes = _shapes(db, library.corpus)
+        found: dict[str, dict[str, list[float]]] = {side: {name: [] for name in shapes} for side in (_LEGACY, _STORE)}
+        for number in range(-1, options.rounds):
+            for name, asks in shapes.items():
+                grounds.tell(f"queries, {told_round(number, options.rounds)}: {name}")
+                for side, ask in in_turn(list(zip((_LEGACY, _STORE), asks, strict=True)), number):
+                    taken = await _median_ms(ask, options, grounds.seed * 1_000 + number)
                     if number >= 0:
-                        theirs[name].append(found["legacy"])
-                        ours[name].append(found["store"])
-            version = str(await db.value(statement("bench.read_version")))
-    claims: list[Claim] = [
-        compare(f"{name}, audit table to store", "ms", theirs[name], ours[name], target=0.2, at_most=True)
-        for name in shapes
+                        found[side][name].append(taken)
+    theirs, ours = found[_LEGACY], found[_STORE]
+    at = f"at {options.rows:,}"
+    return [
+        *(
+            compare(f"{name}, audit table to store, {at}", "ms", theirs[name], ours[name], target=0.2)
+            for name in shapes
+        ),
+        compare(
+            f"activity queries together, audit table to store, {at}",
+            "ms",
+            together(theirs),
+            together(ours),
+            target=0.2,
+            promise=Promise.QUERIES,
+        ),
+        note("activities in both", "rows", [float(options.rows)]),
     ]
-    everything = [statistics.geometric_mean(each) for each in zip(*theirs.values(), strict=True)]
-    mine = [statistics.geometric_mean(each) for each in zip(*ours.values(), strict=True)]
-    claims.append(
-        compare("activity queries together, audit table to store", "ms", everything, mine, target=0.2, at_most=True)
-    )
-    claims.append(note("activities in both", "rows", [float(options.rows)]))
-    return Report(machine=read_machine(version), settings=_settings(options), claims=claims)
 
 
 def _shapes(db: Database, corpus: Corpus) -> dict[str, tuple[Ask, Ask]]:
@@ -161,22 +155,13 @@ def _row(**columns: object) -> dict[str, object]:
     return columns
 
 
-async def _median_ms(ask: Ask, options: Options, number: int) -> float:
+async def _median_ms(ask: Ask, options: Options, seed: int) -> float:
     """The median of several questions: with other words each, and the same ones for both sides."""
-    chance = random.Random(options.seed * 1_000 + number)
+    chance = random.Random(seed)
     taken: list[float] = []
-    for _ in range(options.questions):
+    until = time.perf_counter() + options.seconds
+    while not taken or (len(taken) < options.questions and time.perf_counter() < until):
         began = time.perf_counter()
         await ask(chance)
         taken.append((time.perf_counter() - began) * 1000)
     return statistics.median(taken)
-
-
-def _settings(options: Options) -> dict[str, str | int | float]:
-    return {
-        "rows": options.rows,
-        "days": options.days,
-        "rounds": options.rounds,
-        "questions": options.questions,
-        "seed": options.seed,
-    }

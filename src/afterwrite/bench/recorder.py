@@ -26,12 +26,12 @@ from typing import Any
 
 import msgspec
 
-from afterwrite.bench.capture import Tell, read_machine
-from afterwrite.bench.claims import Claim, Report, compare, held_to, in_turn, note, percentile
+from afterwrite.bench.claims import Claim, Promise, compare, held_to, in_turn, note, percentile
+from afterwrite.bench.grounds import Grounds, Tell, told_round
 from afterwrite.context import bind
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import connect, script, statement
-from afterwrite.postgres.embedded import Server, embedded_server
+from afterwrite.postgres.embedded import Server
 from afterwrite.recorder import OpenSink, Overflow, Recorder
 from afterwrite.recorder import Options as RecorderOptions
 from afterwrite.store.schema import install_store
@@ -52,7 +52,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     events: int = 100_000
     stored: int = 40_000
     inserts: int = 4_000
-    pg_bin: Path | None = None
 
 
 class _Calls(msgspec.Struct, frozen=True):
@@ -62,13 +61,13 @@ class _Calls(msgspec.Struct, frozen=True):
     p99: float
 
 
-async def bench_recorder(options: Options, tell: Tell) -> Report:
-    """Measure on a server of its own, and say what came out."""
-    return await asyncio.to_thread(_bench, options, tell)
+async def measure_recorder(grounds: Grounds, options: Options) -> list[Claim]:
+    """What recording costs, by turns with what people use otherwise."""
+    return await asyncio.to_thread(_measure, grounds.server(), options, grounds.tell)
 
 
-def _bench(options: Options, tell: Tell) -> Report:
-    with embedded_server(bin_dir=options.pg_bin) as server, tempfile.TemporaryDirectory(prefix="bench") as place:
+def _measure(server: Server, options: Options, tell: Tell) -> list[Claim]:
+    with tempfile.TemporaryDirectory(prefix="bench") as place:
         asyncio.run(_prepare(server.dsn()))
         folder = Path(place)
         variants = [_recorder, _logging, *([_structlog] if find_spec("structlog") else [])]
@@ -77,21 +76,19 @@ def _bench(options: Options, tell: Tell) -> Report:
         ends: list[float] = []
         inserts: list[float] = []
         for number in range(options.rounds):
+            told = f"recording, {told_round(number, options.rounds)}"
             for variant in in_turn(variants, number):
                 name = variant.__name__.strip("_")
-                tell(f"round {number + 1} of {options.rounds}: {name}")
+                tell(f"{told}: {name}")
                 with variant(folder) as (call, _):
                     calls.setdefault(name, []).append(_measure_calls(call))
                 with variant(folder) as (call, finish):
                     speeds.setdefault(name, []).append(_measure_speed(call, finish, options.events))
-            tell(f"round {number + 1} of {options.rounds}: into the store")
+            tell(f"{told}: into the store")
             ends.append(_measure_store(server, folder, options.stored))
-            tell(f"round {number + 1} of {options.rounds}: one INSERT an event")
+            tell(f"{told}: one INSERT an event")
             inserts.append(asyncio.run(_measure_inserts(server.dsn(), options.inserts)))
-        version = str(server.version)
-    return Report(
-        machine=read_machine(version), settings=_settings(options), claims=_claims(calls, speeds, ends, inserts)
-    )
+    return _claims(calls, speeds, ends, inserts)
 
 
 def _claims(
@@ -101,13 +98,20 @@ def _claims(
     ours, durable = medians.pop("recorder"), speeds["recorder"]
     others = {name: found for name, found in speeds.items() if name != "recorder"}
     return [
-        held_to("a call of record()", "ns", 5_000, ours, at_most=True),
+        held_to("a call of record()", "ns", 5_000, ours, at_most=True, promise=Promise.CALL),
         note("the slowest call of record() in a hundred", "ns", [call.p99 for call in calls["recorder"]]),
         *(
             compare(f"a call of record(), beside {name} to a file", "ns", found, ours)
             for name, found in medians.items()
         ),
-        held_to("events into the spool, by one thread", "events/s", 150_000, durable, at_most=False),
+        held_to(
+            "events into the spool, by one thread",
+            "events/s",
+            150_000,
+            durable,
+            at_most=False,
+            promise=Promise.DURABLE,
+        ),
         *(
             compare(f"events into the spool, beside {name} to a file", "events/s", found, durable)
             for name, found in others.items()
@@ -258,13 +262,3 @@ async def _measure_inserts(dsn: str, events: int) -> float:
                 details=json.dumps(_metadata(number)),
             )
         return events / (time.perf_counter() - began)
-
-
-def _settings(options: Options) -> dict[str, str | int | float]:
-    return {
-        "rounds": options.rounds,
-        "events": options.events,
-        "stored": options.stored,
-        "inserts": options.inserts,
-        "structlog": "installed" if find_spec("structlog") else "not installed: left out",
-    }

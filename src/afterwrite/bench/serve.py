@@ -1,10 +1,9 @@
-"""What looking at activity costs those who look: ``afterwrite serve`` beside a legacy application, and how live it is.
+"""What looking at activity costs those who look: ``afterwrite serve`` beside a legacy application.
 
 ::
 
     API     the same questions over HTTP, by turns, one after the other; what 95 of 100 answers take
     pages   the first rows in a browser, and its heap when ten thousand rows were looked at
-    feed    steady writes, captured; from the commit's own time until a client of the feed has the change
 
 Both applications are processes of their own over one database, which holds the same activity in the store and in an
 audit table (corpus.py). The legacy one does as such applications do (legacy_app.py).
@@ -18,7 +17,6 @@ import os
 import random
 import re
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -30,16 +28,10 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from afterwrite.bench.capture import Tell, read_machine
-from afterwrite.bench.claims import Claim, Report, compare, held_to, note, percentile
-from afterwrite.bench.corpus import Corpus, lay_corpus, pick_actor, pick_entity, pick_words
-from afterwrite.bench.load import SINGLE, SINGLE_ROWS, Load
-from afterwrite.bench.stage import Stage, Variant, staged
-from afterwrite.capture.slot import read_wal_position
-from afterwrite.demo.processes import Process
+from afterwrite.bench.claims import Claim, Promise, compare, in_turn, note, percentile, together
+from afterwrite.bench.corpus import Corpus, pick_actor, pick_entity, pick_words
+from afterwrite.bench.grounds import Grounds, LeftOutError, Library, told_round
 from afterwrite.errors import AfterwriteError
-from afterwrite.postgres import connect, statement
-from afterwrite.postgres.embedded import embedded_server
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, CDPSession, Page
@@ -47,64 +39,42 @@ if TYPE_CHECKING:
 _PAGE = 50
 _WALK = 500
 _START_SECONDS, _STOP_SECONDS = 60.0, 15.0
-_ARRIVE_SECONDS = 30.0
 _LOOK_SECONDS = 180.0
-_P50_MS, _P99_MS = 50.0, 250.0
-_NO_BROWSER = (
-    "the claims about pages are left out, there is no browser to be driven: apt-get install chromium (or its like), and"
-    " pip install playwright"
-)
+_LEGACY, _OURS = "legacy application", "afterwrite"
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is laid, how often each question is asked in a round, how many rows are looked at, how live it is.
+class ApiOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is laid, and how often each question is asked in a round: ``requests`` times, or for ``seconds``.
 
-    ``behind`` is how many pages lie before the deep one. ``clients`` are so many at a time on the feed, for
-    ``feed_seconds`` of ``rate`` changes a second.
+    ``behind`` is how many pages lie before the deep one.
     """
 
-    rows: int = 300_000
+    rows: int = 1_000_000
     days: int = 30
     rounds: int = 5
     requests: int = 20
+    seconds: float = 2.0
     behind: int = 100
+
+
+class PageOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is laid, and how many rows are looked at."""
+
+    rows: int = 1_000_000
+    days: int = 30
+    rounds: int = 5
     looked_at: int = 10_000
-    rate: int = 1_000
-    clients: tuple[int, ...] = (1, 50)
-    feed_seconds: float = 10.0
-    browser: bool = True
-    seed: int = 1
-    pg_bin: Path | None = None
 
 
-async def bench_serve(options: Options, tell: Tell) -> Report:
-    """Measure on servers of its own, and say what came out. What cannot be driven here is left out, and said."""
-    # The deep page is a full one, also of few.
-    options = msgspec.structs.replace(options, behind=min(options.behind, options.rows // _PAGE - 1))
-    claims: list[Claim] = []
-    settings = {"fsync": "off", "maintenance_work_mem": "256MB"}  # nothing of what is measured here writes
-    with embedded_server(bin_dir=options.pg_bin, settings=settings) as server:
-        tell(f"laying {options.rows:,} activities, in the store and in an audit table")
-        corpus = await lay_corpus(server.dsn(), rows=options.rows, days=options.days, seed=options.seed)
-        async with connect(server.dsn()) as db:
-            version = str(await db.value(statement("bench.read_version")))
-        folder = _make_folder(server.home)
-        async with (
-            _serving("legacy application", ["afterwrite.bench.legacy_app", "--dsn", server.dsn()], folder) as theirs,
-            _serving("server", ["afterwrite", "serve", "--port", "0", "--dsn", server.dsn()], folder) as ours,
-        ):
-            claims += await _measure_api(theirs, ours, corpus, options, tell)
-            chromium = find_chromium() if options.browser else None
-            if chromium is not None:
-                claims += await _measure_pages(chromium, theirs, ours, options, tell)
-            elif options.browser:
-                tell(_NO_BROWSER)
-    if options.clients:
-        claims += await _bench_feed(options, tell)
-    said = _settings(options)
-    if options.browser and chromium is None:
-        said["left_out"] = _NO_BROWSER
-    return Report(machine=read_machine(version), settings=said, claims=claims)
+@asynccontextmanager
+async def _both(library: Library) -> AsyncGenerator[tuple[int, int]]:
+    """The ports of the legacy application and of ours over the library, inside the block."""
+    dsn, folder = library.server.dsn(), bench_folder(library.server.home)
+    async with (
+        serving(_LEGACY, ["afterwrite.bench.legacy_app", "--dsn", dsn], folder) as theirs,
+        serving("server", ["afterwrite", "serve", "--port", "0", "--dsn", dsn], folder) as ours,
+    ):
+        yield theirs, ours
 
 
 def find_chromium() -> str | None:
@@ -117,14 +87,15 @@ def find_chromium() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def _make_folder(home: Path) -> Path:
+def bench_folder(home: Path) -> Path:
+    """Where what belongs to a benchmark's server is kept: it goes with the server."""
     folder = home / "bench"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
 @asynccontextmanager
-async def _serving(name: str, words: list[str], folder: Path) -> AsyncGenerator[int]:
+async def serving(name: str, words: list[str], folder: Path) -> AsyncGenerator[int]:
     """A module that serves and says where, in a process of its own, inside the block; gives its port.
 
     It reads neither the variables nor the afterwrite.toml of whoever runs us, and lets us ask as often as we like.
@@ -194,7 +165,7 @@ async def _connected(port: int) -> AsyncGenerator[_Connection]:
             await writer.wait_closed()
 
 
-_LEGACY, _OURS = "/api/audit-logs", "/v1/activities"
+_LOGS, _ACTIVITIES = "/api/audit-logs", "/v1/activities"
 _Path = Callable[[random.Random], str]
 
 
@@ -214,7 +185,7 @@ def _questions(corpus: Corpus, behind: int, cursor: str) -> Sequence[_Question]:
 
     def legacy_entity(chance: random.Random) -> str:
         kind, id = pick_entity(chance)
-        return f"{_LEGACY}?{urlencode({'table': kind, 'record': id})}"
+        return f"{_LOGS}?{urlencode({'table': kind, 'record': id})}"
 
     def entity(chance: random.Random) -> str:
         kind, id = pick_entity(chance)
@@ -228,47 +199,59 @@ def _questions(corpus: Corpus, behind: int, cursor: str) -> Sequence[_Question]:
 
     since, until = moment(corpus.until - timedelta(days=7)), moment(corpus.until)
     return (
-        _Question("the newest", asking(_LEGACY, {"page": 1}), asking(_OURS, {"limit": _PAGE}), full=True),
+        _Question("the newest", asking(_LOGS, {"page": 1}), asking(_ACTIVITIES, {"limit": _PAGE}), full=True),
         _Question(
             f"page {behind + 1}",
-            asking(_LEGACY, {"page": behind + 1}),
-            asking(_OURS, {"limit": _PAGE, "cursor": cursor}),
+            asking(_LOGS, {"page": behind + 1}),
+            asking(_ACTIVITIES, {"limit": _PAGE, "cursor": cursor}),
             full=True,
         ),
         _Question("of one thing", legacy_entity, entity),
         _Question(
             "of one actor",
-            lambda chance: f"{_LEGACY}?{urlencode({'user': pick_actor(chance)})}",
+            lambda chance: f"{_LOGS}?{urlencode({'user': pick_actor(chance)})}",
             lambda chance: f"/v1/actors/{quote(pick_actor(chance))}/timeline?limit={_PAGE}",
         ),
-        _Question("by text", text(f"{_LEGACY}?search=", "{}"), text(f"{_OURS}?limit={_PAGE}&q=", '"{}"')),
+        _Question("by text", text(f"{_LOGS}?search=", "{}"), text(f"{_ACTIVITIES}?limit={_PAGE}&q=", '"{}"')),
         _Question(
             "a week by the hour",
-            asking(f"{_LEGACY}/by-hour", {"since": since, "until": until}),
+            asking(f"{_LOGS}/by-hour", {"since": since, "until": until}),
             asking("/v1/analytics/activity", {"after": since, "before": until, "limit": 1_000}),
         ),
     )
 
 
-async def _measure_api(theirs: int, ours: int, corpus: Corpus, options: Options, tell: Tell) -> list[Claim]:
-    questions = _questions(corpus, options.behind, await _walk(ours, options.behind * _PAGE))
-    legacy: dict[str, list[float]] = {question.name: [] for question in questions}
-    mine: dict[str, list[float]] = {question.name: [] for question in questions}
-    for number in range(-1, options.rounds):
-        for question in questions:
-            tell(f"API, {f'round {number + 1} of {options.rounds}' if number >= 0 else 'warming up'}: {question.name}")
-            turns = ((theirs, question.legacy, legacy), (ours, question.ours, mine))
-            for port, path, found in turns if number % 2 else turns[::-1]:
-                p95 = await _ask(port, path, question.full, options, number)
-                if number >= 0:
-                    found[question.name].append(p95)
-    claims = [compare(f"API p95, {name}", "ms", legacy[name], mine[name], target=0.2, at_most=True) for name in legacy]
-    together = [
-        [statistics.geometric_mean(each) for each in zip(*found.values(), strict=True)] for found in (legacy, mine)
+async def measure_api(grounds: Grounds, options: ApiOptions) -> list[Claim]:
+    """What each question takes over HTTP, by turns."""
+    # The deep page is a full one, also of few.
+    behind = min(options.behind, options.rows // _PAGE - 1)
+    library = await grounds.library(options.rows, options.days)
+    async with _both(library) as (theirs, ours):
+        questions = _questions(library.corpus, behind, await _walk(ours, behind * _PAGE))
+        found: dict[str, dict[str, list[float]]] = {
+            side: {question.name: [] for question in questions} for side in (_LEGACY, _OURS)
+        }
+        for number in range(-1, options.rounds):
+            for question in questions:
+                grounds.tell(f"API, {told_round(number, options.rounds)}: {question.name}")
+                turns = ((_LEGACY, theirs, question.legacy), (_OURS, ours, question.ours))
+                for side, port, path in in_turn(turns, number):
+                    p95 = await _ask(port, path, question.full, options, grounds.seed * 1_000 + number)
+                    if number >= 0:
+                        found[side][question.name].append(p95)
+    legacy, mine = found[_LEGACY], found[_OURS]
+    return [
+        *(compare(f"API p95, {name}", "ms", legacy[name], mine[name], target=0.2) for name in legacy),
+        compare(
+            "API p95, all of these together",
+            "ms",
+            together(legacy),
+            together(mine),
+            target=0.2,
+            promise=Promise.API,
+        ),
+        note("activities in both", "rows", [float(options.rows)]),
     ]
-    claims.append(compare("API p95, all of these together", "ms", *together, target=0.2, at_most=True))
-    claims.append(note("activities in both", "rows", [float(options.rows)]))
-    return claims
 
 
 async def _walk(port: int, rows: int) -> str:
@@ -277,18 +260,19 @@ async def _walk(port: int, rows: int) -> str:
     async with _connected(port) as connection:
         while rows > 0:
             words = {"limit": min(rows, _WALK)} | ({"cursor": cursor} if cursor else {})
-            answer = msgspec.json.decode(await connection.get(f"{_OURS}?{urlencode(words)}"))
+            answer = msgspec.json.decode(await connection.get(f"{_ACTIVITIES}?{urlencode(words)}"))
             cursor = str(answer["older"])
             rows -= _WALK
     return cursor
 
 
-async def _ask(port: int, path: _Path, full: bool, options: Options, number: int) -> float:
+async def _ask(port: int, path: _Path, full: bool, options: ApiOptions, seed: int) -> float:
     """What 95 of 100 answers take, in ms; other words each time, and the same ones for both sides."""
-    chance = random.Random(options.seed * 1_000 + number)
+    chance = random.Random(seed)
     taken: list[float] = []
+    until = time.perf_counter() + options.seconds
     async with _connected(port) as connection:
-        for _ in range(options.requests if number >= 0 else max(1, options.requests // 5)):
+        while not taken or (len(taken) < options.requests and time.perf_counter() < until):
             asked = path(chance)
             began = time.perf_counter()
             body = await connection.get(asked)
@@ -300,6 +284,7 @@ async def _ask(port: int, path: _Path, full: bool, options: Options, number: int
 
 # --- the pages --------------------------------------------------------------------------------------------------------
 
+_NO_BROWSER = "there is no browser to be driven: apt-get install chromium (or its like), and pip install playwright"
 # When the first rows were painted: a frame finds them there, and what comes after it finds them drawn.
 _WATCH = """
 (() => {
@@ -317,14 +302,14 @@ _STEP = """() => {
 }"""
 
 
-async def _measure_pages(chromium: str, theirs: int, ours: int, options: Options, tell: Tell) -> list[Claim]:
+async def measure_pages(grounds: Grounds, options: PageOptions) -> list[Claim]:
+    """What a browser takes to show activity, by turns. Raises LeftOutError where there is none to be driven."""
+    chromium = find_chromium()
+    if chromium is None:
+        raise LeftOutError(_NO_BROWSER)
     from playwright.async_api import async_playwright
 
     looked_at = min(options.looked_at, options.rows)
-    legacy_url = f"http://127.0.0.1:{theirs}/audit-logs?rows={looked_at}"
-    our_url = f"http://127.0.0.1:{ours}/search"
-    loads: tuple[list[float], list[float]] = ([], [])
-    heaps: tuple[list[float], list[float]] = ([], [])
 
     async def all_in_one(page: Page) -> None:
         drawn = await page.locator(_LEGACY_ROW).count()
@@ -334,27 +319,44 @@ async def _measure_pages(chromium: str, theirs: int, ours: int, options: Options
     async def scroll(page: Page) -> None:
         await _scroll(page, looked_at)
 
-    async with async_playwright() as playwright:
+    loads: dict[str, list[float]] = {_LEGACY: [], _OURS: []}
+    heaps: dict[str, list[float]] = {_LEGACY: [], _OURS: []}
+    library = await grounds.library(options.rows, options.days)
+    async with _both(library) as (theirs, ours), async_playwright() as playwright:
+        turns = (
+            (_LEGACY, f"http://127.0.0.1:{theirs}/audit-logs?rows={looked_at}", _LEGACY_ROW, all_in_one),
+            (_OURS, f"http://127.0.0.1:{ours}/search", _OUR_ROW, scroll),
+        )
         # As root Chromium does not start in its sandbox; the pages are our own.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = await playwright.chromium.launch(executable_path=chromium, args=arguments)
         try:
             for number in range(-1, options.rounds):
-                told = f"round {number + 1} of {options.rounds}" if number >= 0 else "warming up"
-                turns = ((0, legacy_url, _LEGACY_ROW, all_in_one), (1, our_url, _OUR_ROW, scroll))
-                for who, url, row, look in turns if number % 2 else turns[::-1]:
-                    tell(f"pages, {told}: {('legacy', 'afterwrite')[who]}")
+                for side, url, row, look in in_turn(turns, number):
+                    grounds.tell(f"pages, {told_round(number, options.rounds)}: {side}")
                     found = await _load_ms(browser, url, row)
                     if number >= 0:
-                        loads[who].append(found)
-                        heaps[who].append(await _heap_mib(browser, url, row, look))
-            version = browser.version
+                        loads[side].append(found)
+                        heaps[side].append(await _heap_mib(browser, url, row, look))
         finally:
             await browser.close()
-    tell(f"pages were looked at in Chromium {version}")
     return [
-        compare("page load to the first rows", "ms", *loads, target=0.3, at_most=True),
-        compare(f"browser heap after {looked_at:,} rows", "MiB", *heaps, target=0.6, at_most=True),
+        compare(
+            "page load to the first rows",
+            "ms",
+            loads[_LEGACY],
+            loads[_OURS],
+            target=0.3,
+            promise=Promise.PAGE_LOAD,
+        ),
+        compare(
+            f"browser heap after {looked_at:,} rows",
+            "MiB",
+            heaps[_LEGACY],
+            heaps[_OURS],
+            target=0.6,
+            promise=Promise.HEAP,
+        ),
     ]
 
 
@@ -412,146 +414,3 @@ async def _scroll(page: Page, rows: int) -> None:
         if time.monotonic() > deadline:
             raise AfterwriteError(f"{len(seen)} of {rows} rows were shown within {_LOOK_SECONDS:.0f} s")
         await asyncio.sleep(0.025)
-
-
-# --- the feed ---------------------------------------------------------------------------------------------------------
-
-_PLACE = re.compile(rb"\nid: (\d+)-")
-
-
-class Listener(asyncio.Protocol):
-    """A client of the feed: when it had the last of each batch's activities, by the batch's position."""
-
-    def __init__(self, port: int) -> None:
-        self.moments: dict[int, float] = {}
-        self.live: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.transport: asyncio.Transport | None = None
-        self._port = port
-        self._rest = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask for everything, from now on."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(f"GET /v1/feed HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n\r\n".encode())
-
-    def data_received(self, data: bytes) -> None:
-        """Only whole events count, as they do for an EventSource."""
-        now = time.time()
-        text = self._rest + data
-        end = text.rfind(b"\n\n") + 1
-        if not end:
-            self._rest = text
-            return
-        if not self.live.done() and text.find(b": live\n", 0, end) >= 0:
-            self.live.set_result(None)
-        for place in set(_PLACE.findall(text, 0, end)):
-            self.moments[int(place)] = now
-        self._rest = text[end:]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The server has ended it, or we have."""
-        if not self.live.done():
-            self.live.set_exception(AfterwriteError("the feed's stream ended before it began"))
-
-
-@asynccontextmanager
-async def _listening(port: int, clients: int) -> AsyncGenerator[list[Listener]]:
-    """So many clients that hear what is stored from now on."""
-    loop = asyncio.get_running_loop()
-    listeners: list[Listener] = []
-    try:
-        for _ in range(clients):
-            _, listener = await loop.create_connection(lambda: Listener(port), "127.0.0.1", port)
-            listeners.append(listener)
-        await asyncio.wait_for(asyncio.gather(*(each.live for each in listeners)), _ARRIVE_SECONDS)
-        yield listeners
-    finally:
-        for each in listeners:
-            if each.transport is not None:
-                each.transport.abort()
-
-
-async def _bench_feed(options: Options, tell: Tell) -> list[Claim]:
-    """The feed of an application that is captured, on a server that flushes."""
-    with embedded_server(bin_dir=options.pg_bin) as server:
-        tell("laying the legacy application")
-        folder = _make_folder(server.home)
-        async with staged(server, Variant.AFTERWRITE, seed=options.seed) as stage, stage.capturing() as worker:
-            dsn = str(stage.settings.dsn)
-            async with _serving("server", ["afterwrite", "serve", "--port", "0", "--dsn", dsn], folder) as port:
-                return await _measure_feed(stage, worker, port, options, tell)
-
-
-class _Commits(msgspec.Struct, frozen=True):
-    position: int
-    moments: list[float]
-
-
-async def _measure_feed(stage: Stage, worker: Process, port: int, options: Options, tell: Tell) -> list[Claim]:
-    lags: dict[int, list[tuple[float, float]]] = {clients: [] for clients in options.clients}
-    speeds: dict[int, list[float]] = {clients: [] for clients in options.clients}
-    await stage.caught_up(await read_wal_position(stage.db), worker)
-    for number in range(-1, options.rounds):
-        told = f"round {number + 1} of {options.rounds}" if number >= 0 else "warming up"
-        for clients in options.clients if number % 2 else options.clients[::-1]:
-            tell(f"feed, {told}: {options.rate:,} changes/s, {clients} client{'' if clients == 1 else 's'}")
-            found, speed = await _listen(stage, worker, port, clients, options, number)
-            if number >= 0:
-                lags[clients].append(found)
-                speeds[clients].append(speed)
-    claims: list[Claim] = []
-    for clients in options.clients:
-        p50, p99 = [found[0] for found in lags[clients]], [found[1] for found in lags[clients]]
-        at = f"feed at {options.rate:,} changes/s, {clients} client{'' if clients == 1 else 's'}"
-        claims += [
-            held_to(f"{at}, p50", "ms", _P50_MS, p50, at_most=True),
-            held_to(f"{at}, p99", "ms", _P99_MS, p99, at_most=True),
-            note(f"{at}: what came about", "changes/s", speeds[clients]),
-        ]
-    return claims
-
-
-async def _listen(
-    stage: Stage, worker: Process, port: int, clients: int, options: Options, number: int
-) -> tuple[tuple[float, float], float]:
-    """p50 and p99 in ms over all changes and all clients, and the changes a second that the load really made."""
-    before: int = await stage.db.value(statement("bench.read_feed_position"))
-    load = Load(
-        scripts=SINGLE,
-        transactions=int(options.rate * options.feed_seconds / SINGLE_ROWS),
-        clients=8,
-        rate=options.rate / SINGLE_ROWS,
-        seed=options.seed + 1 + number,  # pgbench takes none below zero
-    )
-    async with _listening(port, clients) as listeners:
-        tps = (await stage.work(load)).tps
-        await stage.caught_up(await read_wal_position(stage.db), worker)
-        batches = await stage.db.rows(_Commits, statement("bench.read_commits"), after_position=before)
-        deadline = time.monotonic() + _ARRIVE_SECONDS
-        while not all(batch.position in each.moments for each in listeners for batch in batches):
-            if time.monotonic() > deadline:
-                raise AfterwriteError("a client of the feed did not get all", remedy="this is a defect: report it")
-            await asyncio.sleep(0.05)
-    found = [
-        (each.moments[batch.position] - moment) * 1000
-        for each in listeners
-        for batch in batches
-        for moment in batch.moments
-    ]
-    return (percentile(found, 0.5), percentile(found, 0.99)), tps * SINGLE_ROWS
-
-
-def _settings(options: Options) -> dict[str, str | int | float]:
-    return {
-        "rows": options.rows,
-        "days": options.days,
-        "rounds": options.rounds,
-        "requests": options.requests,
-        "behind": options.behind,
-        "looked_at": options.looked_at,
-        "rate": options.rate,
-        "clients": ", ".join(map(str, options.clients)),
-        "feed_seconds": options.feed_seconds,
-        "seed": options.seed,
-    }

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
+from typing import assert_never
 
 import msgspec
 from psycopg import sql
@@ -59,12 +60,22 @@ class Moved(StrEnum):
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
-    """What the same work cost: CPU seconds of the whole cluster and of the worker, WAL bytes, rows written."""
+    """What the same work cost, until all of it was stored.
+
+    CPU seconds of the whole cluster, of its kinds of processes, and of the worker; bytes of WAL, and bytes written to
+    data files; rows that the application wrote; and how many bytes an activity takes that is kept in this database.
+    """
 
     cluster_cpu: float
+    backends_cpu: float
+    walsender_cpu: float
+    sink_cpu: float
+    server_cpu: float
     worker_cpu: float
     wal: int
+    written: int
     writes: int
+    kept_bytes: float
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,39 +130,96 @@ class Stage:
         await self.work(load)
         if worker:
             await self.caught_up(await read_wal_position(self.db), worker)
-        # Statistics of a session that ended are there at once; those of others within a second.
         last = await self._read(worker)
+        # What was made dirty is written now, as part of this bill and not of the next.
+        await self.db.run(statement("bench.checkpoint"))
+        written = await self._read_written()
+        kinds = {kind: seconds - first.kinds.get(kind, 0.0) for kind, seconds in last.kinds.items()}
+        cluster = last.cluster_cpu - first.cluster_cpu
+        walsender, sink, server = (kinds.get(kind, 0.0) for kind in ("walsender", "sink", "server"))
         return Bill(
-            cluster_cpu=last.cluster_cpu - first.cluster_cpu,
+            cluster_cpu=cluster,
+            # The application's sessions have ended: they are what is in the whole and in none of the others.
+            backends_cpu=cluster - walsender - sink - server,
+            walsender_cpu=walsender,
+            sink_cpu=sink,
+            server_cpu=server,
             worker_cpu=last.worker_cpu - first.worker_cpu,
             wal=last.wal - first.wal,
+            written=written - first.written,
             writes=last.writes - first.writes,
+            kept_bytes=await self._read_kept(),
         )
 
     async def parts(self, worker: Process) -> Parts:
         """CPU of the walsender, the sink's session and the worker."""
-        found: dict[str, float] = {}
-        for helper in await self.db.rows(_Helper, statement("bench.read_helpers")):
-            found[helper.part] = found.get(helper.part, 0.0) + (cpu_seconds(helper.pid) or 0.0)
+        found = await self._read_kinds()
         return Parts(
             walsender=found.get("walsender", 0.0), sink=found.get("sink", 0.0), worker=cpu_seconds(worker.pid) or 0.0
+        )
+
+    async def _read_kinds(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for process in await self.db.rows(_ServerProcess, statement("bench.read_processes")):
+            found[process.kind] = found.get(process.kind, 0.0) + (cpu_seconds(process.pid) or 0.0)
+        return found
+
+    async def _read_kept(self) -> float:
+        match self.variant:
+            case Variant.TRIGGERS:
+                kept = await self.db.one(_Kept, statement("bench.read_kept_by_triggers"))
+            case Variant.AFTERWRITE:
+                kept = await self.db.one(_Kept, statement("bench.read_kept_by_us"))
+            case Variant.NOBODY | Variant.APART:
+                return 0.0
+            case _:
+                assert_never(self.variant)
+        return kept.bytes / kept.rows
+
+    async def _read_written(self) -> int:
+        """Bytes written to data files so far, by whomever."""
+        await self.db.values(statement("bench.flush_statistics"))
+        modern = self.server.version >= _FIRST_WITH_IO
+        return int(
+            await self.db.value(statement("bench.read_written") if modern else statement("bench.read_written_15"))
         )
 
     async def caught_up(self, lsn: Lsn, worker: Process) -> None:
         """Wait until everything that was committed up to here is stored and acknowledged."""
         await await_caught_up(self.db, self.settings, lsn, worker)
 
-    async def _read(self, worker: Process | None) -> Bill:
+    async def _read(self, worker: Process | None) -> _Reading:
+        # Statistics of a session that ended are there at once; those of others within a second.
         await asyncio.sleep(1.0)
         cluster = cluster_cpu_seconds(self.server.pid)
         if cluster is None:
             raise AfterwriteError("CPU time cannot be read here", remedy="run the benchmark on Linux")
-        return Bill(
+        return _Reading(
             cluster_cpu=cluster,
+            kinds=await self._read_kinds(),
             worker_cpu=(cpu_seconds(worker.pid) or 0.0) if worker else 0.0,
             wal=await self.db.value(statement("bench.read_wal")),
+            written=await self._read_written(),
             writes=await self.db.value(statement("bench.read_writes")),
         )
+
+
+# pg_stat_io.
+_FIRST_WITH_IO = 16
+
+
+class _Reading(msgspec.Struct, frozen=True, kw_only=True):
+    cluster_cpu: float
+    kinds: dict[str, float]
+    worker_cpu: float
+    wal: int
+    written: int
+    writes: int
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    rows: int
+    bytes: int
 
 
 async def await_caught_up(db: Database, settings: Settings, lsn: Lsn, worker: Process) -> None:
@@ -169,9 +237,9 @@ async def await_caught_up(db: Database, settings: Settings, lsn: Lsn, worker: Pr
         await asyncio.sleep(0.05)
 
 
-class _Helper(msgspec.Struct, frozen=True):
+class _ServerProcess(msgspec.Struct, frozen=True):
     pid: int
-    part: str
+    kind: str
 
 
 @asynccontextmanager
@@ -190,6 +258,7 @@ async def staged(
     async with connect(server.dsn(DATABASE)) as db:
         await create_legacy_application(db, seed=seed)
         await db.script(script("bench/prepare"))
+        await db.run(b"create extension if not exists pg_stat_statements with schema public")
         stage = Stage(server, variant, db, await read_sizes(db), folder, settings)
         if variant is not Variant.TRIGGERS:
             found = await survey(db)

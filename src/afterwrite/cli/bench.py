@@ -1,109 +1,156 @@
-"""``afterwrite bench``: the claims, measured on servers of its own, in one run."""
+"""``afterwrite bench``: the promises, measured on servers of its own, in one run; and what was measured, shown."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, assert_never
+from typing import Annotated
 
+import msgspec
 import typer
-from msgspec.structs import replace
 from rich.live import Live
 from rich.spinner import Spinner
 
-from afterwrite.bench.capture import Options, Tell, bench_capture
+from afterwrite.bench import words
 from afterwrite.bench.claims import Claim, Report
-from afterwrite.bench.queries import Options as QueryOptions
-from afterwrite.bench.queries import bench_queries
-from afterwrite.bench.recorder import Options as RecorderOptions
-from afterwrite.bench.recorder import bench_recorder
-from afterwrite.bench.serve import Options as ServeOptions
-from afterwrite.bench.serve import bench_serve
-from afterwrite.bench.users import Options as UserOptions
-from afterwrite.bench.users import bench_users
-from afterwrite.bench.writes import Options as WriteOptions
-from afterwrite.bench.writes import bench_writes
-from afterwrite.cli.face import Json, emit, fill, out, run, say, table, talk
-from afterwrite.errors import ExitCode
+from afterwrite.bench.compared import Comparison, Trend, compare_runs
+from afterwrite.bench.grounds import Tell
+from afterwrite.bench.page import to_html
+from afterwrite.bench.suite import FULL, QUICK, Part, run_parts, sized
+from afterwrite.cli.face import FLAG, Json, emit, fill, out, plain, prose, run, say, table, talk
+from afterwrite.errors import ExitCode, UsageError
 
+_PARTS = ", ".join(Part)
 
-class What(StrEnum):
-    """The benchmarks there are."""
+app = typer.Typer(rich_markup_mode="rich")
 
-    CAPTURE = "capture"
-    RECORDER = "recorder"
-    WRITES = "writes"
-    USERS = "users"
-    QUERIES = "queries"
-    SERVE = "serve"
-
-
-_QUICK_RECORDER = RecorderOptions(rounds=2, events=20_000, stored=8_000, inserts=1_000)
-_QUICK_WRITES = WriteOptions(rounds=2, transactions=300, peer_transactions=300)
-_QUICK_SERVE = ServeOptions(rows=30_000, days=7, rounds=2, requests=10, feed_seconds=4.0)
-_QUICK = Options(rounds=2, changes=40_000, lag_seconds=3.0, bill_seconds=3.0)
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Also write it as a page that needs nothing else.", show_default=False),
+]
+Markdown = Annotated[
+    Path | None,
+    typer.Option(
+        "--markdown", metavar="FILE", help="Also write the figures into a document's places.", show_default=False
+    ),
+]
 
 
 def bench(
-    what: Annotated[What, typer.Argument(help="What to measure.")] = What.CAPTURE,
-    rounds: Annotated[int | None, typer.Option("--rounds", min=1, max=50, help="Turns of each variant.")] = None,
+    context: typer.Context,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="PART,…", help=f"Only these: {_PARTS}.", show_default=False)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", metavar=FLAG, help="Two minutes: few, short rounds. Wide doubts.")
+    ] = False,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, max=50, help="Turns of each variant.", show_default=False)
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=2_000, help="Activities that are looked at.", show_default=False)
+    ] = None,
     changes: Annotated[
-        int | None, typer.Option("--changes", min=20_000, help="Changes in the stretch that is drained.")
+        int | None,
+        typer.Option("--changes", min=10_000, help="Changes in the stretch that is captured.", show_default=False),
     ] = None,
-    rows: Annotated[int | None, typer.Option("--rows", min=2_000, help="Activities that are searched.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the application's data and choices.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Two short rounds: to see that it runs.")] = False,
     pg_bin: Annotated[
-        Path | None, typer.Option("--pg-bin", help="Folder of other PostgreSQL binaries than the bundled ones.")
+        Path | None,
+        typer.Option("--pg-bin", help="Folder of other PostgreSQL binaries than the bundled ones.", show_default=False),
     ] = None,
+    html: Html = None,
+    markdown: Markdown = None,
     json: Json = False,
 ) -> int:
     """Measure what afterwrite promises, on PostgreSQL servers of its own; never on yours.
 
-    Variants take turns in one run, so that a slow machine is slow for all of them; figures are geometric means over
-    the rounds, with 95 % intervals of their ratio. Exit 3 if a target is not met.
+    Variants take turns in one run, so that a slow machine is slow for all of them. Figures are geometric means over the
+    rounds, with 95 % intervals; a ratio is told only where its interval has no 1 in it. About ten minutes on two cores.
+    Exit 3 if a promise is missed; a quick run tells it and exits 0.
     """
-    match what:
-        case What.CAPTURE:
-            base = _QUICK if quick else Options()
-            options = Options(
-                rounds=rounds or base.rounds,
-                changes=changes or base.changes,
-                lag_seconds=base.lag_seconds,
-                bill_seconds=base.bill_seconds,
-                seed=seed,
-                pg_bin=pg_bin,
-            )
-            report = run(_watched(lambda tell: bench_capture(options, tell)))
-        case What.RECORDER:
-            small = _QUICK_RECORDER if quick else RecorderOptions()
-            sized = replace(small, rounds=rounds or small.rounds, pg_bin=pg_bin)
-            report = run(_watched(lambda tell: bench_recorder(sized, tell)))
-        case What.WRITES:
-            scaled = _QUICK_WRITES if quick else WriteOptions()
-            scaled = replace(scaled, rounds=rounds or scaled.rounds, seed=seed, pg_bin=pg_bin)
-            report = run(_watched(lambda tell: bench_writes(scaled, tell)))
-        case What.USERS:
-            served = UserOptions(rounds=2, seconds=2) if quick else UserOptions()
-            served = replace(served, rounds=rounds or served.rounds, seed=seed, pg_bin=pg_bin)
-            report = run(_watched(lambda tell: bench_users(served, tell)))
-        case What.QUERIES:
-            asked = QueryOptions(rows=60_000, rounds=2, questions=4) if quick else QueryOptions()
-            asked = replace(asked, rounds=rounds or asked.rounds, rows=rows or asked.rows, seed=seed, pg_bin=pg_bin)
-            report = run(_watched(lambda tell: bench_queries(asked, tell)))
-        case What.SERVE:
-            looked = _QUICK_SERVE if quick else ServeOptions()
-            looked = replace(looked, rounds=rounds or looked.rounds, rows=rows or looked.rows, seed=seed, pg_bin=pg_bin)
-            report = run(_watched(lambda tell: bench_serve(looked, tell)))
-        case _:
-            assert_never(what)
+    if context.invoked_subcommand is not None:
+        return ExitCode.OK
+    parts = _read_parts(only)
+    scale = sized(QUICK if quick else FULL, rounds=rounds, rows=rows, changes=changes)
+    report = run(_watched(lambda tell: run_parts(parts, scale, quick=quick, tell=tell, seed=seed, pg_bin=pg_bin)))
+    _give(report, json=json, html=html, markdown=markdown)
+    missed = any(claim.met is False for claim in report.claims)
+    return ExitCode.GATE if missed and not quick else ExitCode.OK
+
+
+app.callback(invoke_without_command=True, help=prose(bench.__doc__ or ""))(bench)
+
+
+@app.command("show")
+def show(
+    file: Annotated[Path, typer.Argument(metavar="RUN.json", help="What `afterwrite bench --json` printed.")],
+    html: Html = None,
+    markdown: Markdown = None,
+) -> int:
+    """Show a run again that was kept: as tables, as a page, or in a document."""
+    _give(_read_run(file), json=False, html=html, markdown=markdown)
+    return ExitCode.OK
+
+
+@app.command("compare")
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="BEFORE.json")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER.json")],
+    json: Json = False,
+) -> int:
+    """What got faster or slower from one run to another, beyond what the rounds of each differ.
+
+    A claim that has a baseline is compared by its ratio to it, one without by its figure. Exit 3 if anything got worse.
+    """
+    comparison = compare_runs(_read_run(before), _read_run(after))
+    if json:
+        emit(comparison)
+    else:
+        _show_comparison(comparison)
+    return ExitCode.GATE if comparison.worse else ExitCode.OK
+
+
+def _read_parts(only: str | None) -> list[Part]:
+    asked = [word.strip() for word in (only or _PARTS).split(",") if word.strip()]
+    unknown = [word for word in asked if word not in list(Part)]
+    if unknown or not asked:
+        raise UsageError(f"there is no part {unknown[0]!r}" if unknown else "which parts?", remedy=f"name of: {_PARTS}")
+    return [Part(word) for word in asked]
+
+
+def _read_run(file: Path) -> Report:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Report)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{file} is no run of `afterwrite bench --json`: {error}") from error
+
+
+def _give(report: Report, *, json: bool, html: Path | None, markdown: Path | None) -> None:
+    if html:
+        _write(html, to_html(report))
+    if markdown:
+        _write(
+            markdown,
+            words.refill(markdown.read_text(encoding="utf-8"), report)
+            if markdown.exists()
+            else words.to_markdown(report),
+        )
     if json:
         emit(report)
     else:
         _show(report)
-    return ExitCode.GATE if any(claim.met is False for claim in report.claims) else ExitCode.OK
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+    say(f"{plain(str(file))} is written")
 
 
 async def _watched(bench: Callable[[Tell], Awaitable[Report]]) -> Report:
@@ -111,40 +158,44 @@ async def _watched(bench: Callable[[Tell], Awaitable[Report]]) -> Report:
         return await bench(say)
     spinner = Spinner("dots", text="starting")
     with Live(spinner, console=talk, transient=True, refresh_per_second=8):
-        return await asyncio.ensure_future(bench(lambda words: spinner.update(text=words)))
+        return await asyncio.ensure_future(bench(lambda told: spinner.update(text=told)))
 
 
 def _show(report: Report) -> None:
-    made = table("claim", ">against", ">measured", "unit", ">ratio", ">target", "")
-    fill(made, (_row(claim) for claim in report.claims))
-    out.print(made)
-    out.print("against: what stands beside it in the same run, or what was promised; ± half of the 95 % interval")
-    machine = report.machine
-    out.print(
-        f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, PostgreSQL"
-        f" {machine['postgresql']}, Python {machine['python']}; {report.settings['rounds']} rounds"
-        + (f", seed {report.settings['seed']}" if "seed" in report.settings else "")
-    )
-    if "left_out" in report.settings:
-        out.print(report.settings["left_out"])
+    promises = table("promise", ">ratio (95 %)", ">target", "verdict", title="What was promised")
+    for promise, claims in words.promised(report):
+        fill(promises, ((promise.value, words.ratio(claim), words.target(claim), claim.verdict) for claim in claims))
+    if promises.row_count:
+        out.print(promises)
+    for took in report.parts:
+        rows = [_row(claim) for claim in report.claims if claim.part == took.part]
+        if rows:
+            out.print(fill(table("", ">against", ">measured", "unit", ">ratio (95 %)", title=took.part), rows))
+    out.print("against: what stood beside it in the same run, or what was promised")
+    out.print(words.machine(report))
+    for took in report.parts:
+        if took.left_out:
+            out.print(plain(took.left_out))
 
 
 def _row(claim: Claim) -> tuple[str, ...]:
-    return (
-        claim.claim,
-        "" if claim.baseline is None else _figure(claim.baseline),
-        _figure(claim.measured),
-        claim.unit,
-        "" if claim.ratio is None else f"{claim.ratio:.2f}{_doubt(claim)}",
-        "" if claim.target is None else f"{'≤' if claim.at_most else '≥'} {claim.target:.2f}",
-        {True: "met", False: "missed", None: ""}[claim.met],
-    )
+    against = "" if claim.baseline is None else words.figure(claim.baseline)
+    return claim.claim, against, words.figure(claim.measured), claim.unit, words.ratio(claim)
 
 
-def _doubt(claim: Claim) -> str:
-    """Half the width of the ratio's interval."""
-    return "" if claim.low is None or claim.high is None else f" ±{(claim.high - claim.low) / 2:.2f}"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+def _show_comparison(comparison: Comparison) -> None:
+    for warning in comparison.warnings:
+        say(f"[yellow]warning[/] {plain(warning)}")
+    seen = [change for change in comparison.changes if change.trend is not Trend.SAME]
+    if seen:
+        made = table("", ">before", ">after", "", ">change (95 %)", "")
+        for change in seen:
+            doubt = "" if change.low is None or change.high is None else f" ({change.low:.2f} to {change.high:.2f})"
+            of = "ratio" if change.of_ratios else change.unit
+            before, after = words.figure(change.before), words.figure(change.after)
+            fill(made, [(change.claim, before, after, of, f"{change.ratio:.2f}{doubt}", change.trend.value)])
+        out.print(made)
+    out.print(f"{len(comparison.changes) - len(seen)} of {len(comparison.changes)} claims: no difference seen")
+    for name, gone in (("before", comparison.only_before), ("after", comparison.only_after)):
+        if gone:
+            out.print(f"only {name}: {'; '.join(map(plain, gone))}", soft_wrap=True)

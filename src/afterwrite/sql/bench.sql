@@ -18,15 +18,50 @@ select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint
  where schemaname = 'public'
    and relname not in ('audit_logs', 'activity_log', 'platform_statistics');
 
--- name: read_helpers
--- The server processes that work for capture, and which part each one has.
+-- name: read_processes
+-- The server's living processes, and what each does; sessions of the application are not among them.
 select a.pid,
        case when a.backend_type = 'walsender' then 'walsender'
             when a.application_name like 'afterwrite sink%' then 'sink'
-            else 'other' end as part
+            else 'server' end as kind
   from pg_catalog.pg_stat_activity a
- where a.application_name like 'afterwrite%'
-   and a.pid <> pg_catalog.pg_backend_pid();
+ where (a.application_name like 'afterwrite%' or a.backend_type <> 'client backend')
+   and a.backend_type not in ('autovacuum worker', 'parallel worker');
+
+-- name: flush_statistics
+-- Tell what this session has counted, and see what others have told.
+select pg_catalog.pg_stat_force_next_flush()::text, pg_catalog.pg_stat_clear_snapshot()::text;
+
+-- name: read_written
+-- Bytes written to data files by all processes; before PostgreSQL 18 operations had one size.
+select coalesce(sum(
+           coalesce((i.seen ->> 'write_bytes')::numeric, (i.seen ->> 'writes')::numeric * (i.seen ->> 'op_bytes')::numeric, 0)
+           + coalesce(
+               (i.seen ->> 'extend_bytes')::numeric, (i.seen ->> 'extends')::numeric * (i.seen ->> 'op_bytes')::numeric, 0)
+       ), 0)::bigint
+  from (select pg_catalog.to_jsonb(s) as seen from pg_catalog.pg_stat_io s where s.object = 'relation') i;
+
+-- name: read_written_15
+-- Bytes written to data files by all processes, up to PostgreSQL 15.
+select ((buffers_checkpoint + buffers_clean + buffers_backend)
+        * pg_catalog.current_setting('block_size')::bigint)::bigint
+  from pg_catalog.pg_stat_bgwriter;
+
+-- name: read_kept_by_triggers
+-- What the legacy logs hold, and the bytes that they and their indexes take.
+select (select count(*) from public.audit_logs) + (select count(*) from public.activity_log) as rows,
+       pg_catalog.pg_total_relation_size('public.audit_logs') + pg_catalog.pg_total_relation_size('public.activity_log')
+       as bytes;
+
+-- name: read_kept_by_us
+-- What the store of this database holds, and the bytes that it and its indexes take; at least one of each.
+select greatest(1, (select count(*) from afterwrite.activity)) as rows,
+       greatest(1, (
+           select coalesce(sum(pg_catalog.pg_total_relation_size(c.oid)), 0)
+             from pg_catalog.pg_class c
+            where c.relnamespace = (select n.oid from pg_catalog.pg_namespace n where n.nspname = 'afterwrite')
+              and c.relkind = 'r'
+       ))::bigint as bytes;
 
 -- name: checkpoint
 -- Start every round from the same place: dirty pages written, full page images due again.

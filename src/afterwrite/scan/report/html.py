@@ -9,7 +9,7 @@ from importlib import resources
 
 from afterwrite.errors import Finding, Severity
 from afterwrite.scan.report.document import ReasonShown, ScanDocument, TriggerShown
-from afterwrite.scan.report.elements import Markup, element, join
+from afterwrite.scan.report.elements import Markup, element, join, page
 from afterwrite.scan.report.pictures import ORDER, cost_by_table, phase_plan, verdict_bar, verdicts_by_table
 from afterwrite.scan.report.words import MEANING, counted, gravest_first, noticed, percent, saved, server
 from afterwrite.scan.verdicts import Verdict
@@ -24,23 +24,11 @@ _TITLES = {
 _SHARE = "write time"
 _REASONS = 5
 _SEVERITY = {Severity.ERROR: "in the way", Severity.WARNING: "to mend", Severity.INFO: "to know"}
-# Nothing may be loaded or run, whatever the database's names and bodies try.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 def html_report(shown: ScanDocument, at: datetime) -> str:
     """The whole report as one file, made ``at``."""
     title = f"Triggers of {shown.subject.name}"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("title", title),
-        element("style", _style()),
-    )
     tables = len({trigger.relation for trigger in shown.triggers})
     header = element(
         "header",
@@ -58,8 +46,7 @@ def html_report(shown: ScanDocument, at: datetime) -> str:
         "footer",
         element("p", f"Made by afterwrite {shown.afterwrite} scan, which reads the catalog and changes nothing."),
     )
-    body = element("body", header, element("main", *_sections(shown)), footer)
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    return page(title, _style(), header, element("main", *_sections(shown)), footer)
 
 
 def _style() -> Markup:

@@ -1,0 +1,161 @@
+"""A whole run: parts in an order that lets them share servers, none beside another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import assert_never, cast
+
+import msgspec
+
+from afterwrite import __version__
+from afterwrite.bench import bill, capture, feed, peers, queries, recorder, serve, users, writes
+from afterwrite.bench.claims import Claim, Report, Took
+from afterwrite.bench.grounds import Grounds, LeftOutError, Tell, open_grounds, read_machine
+
+
+class Part(StrEnum):
+    """What can be measured by itself."""
+
+    QUERIES = "queries"
+    API = "api"
+    PAGES = "pages"
+    WRITES = "writes"
+    USERS = "users"
+    BILL = "bill"
+    CAPTURE = "capture"
+    FEED = "feed"
+    PEERS = "peers"
+    RECORDER = "recorder"
+
+
+# Parts that share servers; those are gone before the next ones start.
+_HOUSES = (
+    (Part.QUERIES, Part.API, Part.PAGES),
+    (Part.WRITES, Part.USERS, Part.BILL, Part.FEED, Part.CAPTURE),
+    (Part.PEERS,),
+    (Part.RECORDER,),
+)
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of everything, and how often."""
+
+    queries: queries.Options = queries.Options()
+    api: serve.ApiOptions = serve.ApiOptions()
+    pages: serve.PageOptions = serve.PageOptions()
+    writes: writes.Options = writes.Options()
+    users: users.Options = users.Options()
+    bill: bill.Options = bill.Options()
+    capture: capture.Options = capture.Options()
+    feed: feed.Options = feed.Options()
+    peers: peers.Options = peers.Options()
+    recorder: recorder.Options = recorder.Options()
+
+
+FULL = Scale()
+# The least that still gives intervals.
+QUICK = Scale(
+    queries=queries.Options(rows=60_000, days=7, rounds=3, questions=3, seconds=0.3),
+    api=serve.ApiOptions(rows=60_000, days=7, rounds=3, requests=5, seconds=0.3),
+    pages=serve.PageOptions(rows=60_000, days=7, rounds=2, looked_at=2_000),
+    writes=writes.Options(rounds=2, transactions=200, keep=False),
+    users=users.Options(rounds=2, seconds=1, step=2.5),
+    bill=bill.Options(rounds=2, seconds=1.5, apart=False),
+    capture=capture.Options(rounds=2, changes=12_000),
+    feed=feed.Options(rounds=2, seconds=2.0, loads=(feed.Steady(1_000, 1),)),
+    peers=peers.Options(rounds=2, few=True),
+    recorder=recorder.Options(rounds=2, events=15_000, stored=5_000, inserts=500),
+)
+
+
+def sized(scale: Scale, *, rounds: int | None = None, rows: int | None = None, changes: int | None = None) -> Scale:
+    """The scale with what somebody asked for: turns of each variant, activities, changes in the stretch."""
+    asked = {"rounds": rounds, "rows": rows, "changes": changes}
+    parts = {
+        part: msgspec.structs.replace(
+            options, **{name: value for name, value in asked.items() if value is not None and hasattr(options, name)}
+        )
+        for part, options in msgspec.structs.asdict(scale).items()
+    }
+    return Scale(**parts)
+
+
+async def run_parts(
+    parts: Sequence[Part], scale: Scale, *, quick: bool, tell: Tell, seed: int = 1, pg_bin: Path | None = None
+) -> Report:
+    """Measure these parts, and say what came out. Raises AfterwriteError when something cannot be run."""
+    began_at, began = datetime.now(UTC), time.monotonic()
+    took: list[Took] = []
+    claims: list[Claim] = []
+    version = ""
+    for house in _HOUSES:
+        wanted = [part for part in house if part in parts]
+        if not wanted:
+            continue
+        async with open_grounds(tell, seed=seed, pg_bin=pg_bin) as grounds:
+            for part in wanted:
+                done, found = await _run_part(part, grounds, scale)
+                took.append(done)
+                claims += [msgspec.structs.replace(claim, part=part.value) for claim in found]
+            version = version or await grounds.read_version()
+    return Report(
+        version=__version__,
+        began_at=began_at.isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - began, 1),
+        quick=quick,
+        machine=read_machine(version),
+        parts=took,
+        claims=claims,
+    )
+
+
+async def _run_part(part: Part, grounds: Grounds, scale: Scale) -> tuple[Took, list[Claim]]:
+    options, measure = _measure(part, grounds, scale)
+    began = time.monotonic()
+    left_out: str | None = None
+    claims: list[Claim] = []
+    try:
+        claims = await measure()
+    except LeftOutError as error:
+        left_out = f"{part.value} is left out: {error}"
+        grounds.tell(left_out)
+    settings = {"seed": grounds.seed, **_settings(options)}
+    return Took(part=part, seconds=round(time.monotonic() - began, 1), settings=settings, left_out=left_out), claims
+
+
+def _measure(part: Part, grounds: Grounds, scale: Scale) -> tuple[msgspec.Struct, Callable[[], Awaitable[list[Claim]]]]:
+    match part:
+        case Part.QUERIES:
+            return scale.queries, lambda: queries.measure_queries(grounds, scale.queries)
+        case Part.API:
+            return scale.api, lambda: serve.measure_api(grounds, scale.api)
+        case Part.PAGES:
+            return scale.pages, lambda: serve.measure_pages(grounds, scale.pages)
+        case Part.WRITES:
+            return scale.writes, lambda: writes.measure_writes(grounds, scale.writes)
+        case Part.USERS:
+            return scale.users, lambda: users.measure_users(grounds, scale.users)
+        case Part.BILL:
+            return scale.bill, lambda: bill.measure_bill(grounds, scale.bill)
+        case Part.CAPTURE:
+            return scale.capture, lambda: capture.measure_capture(grounds, scale.capture)
+        case Part.FEED:
+            return scale.feed, lambda: feed.measure_feed(grounds, scale.feed)
+        case Part.PEERS:
+            return scale.peers, lambda: peers.measure_peers(grounds, scale.peers)
+        case Part.RECORDER:
+            return scale.recorder, lambda: recorder.measure_recorder(grounds, scale.recorder)
+        case _:
+            assert_never(part)
+
+
+def _settings(options: msgspec.Struct) -> dict[str, str | int | float]:
+    said: dict[str, str | int | float] = {}
+    for name, value in msgspec.structs.asdict(options).items():
+        several = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+        said[name] = value if isinstance(value, int | float) else "; ".join(map(str, several))
+    return said
