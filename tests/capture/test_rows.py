@@ -434,6 +434,24 @@ def test_summaries_say_what_people_read_and_no_secrets(dsn: str) -> None:
     ]
 
 
+def test_a_summary_says_no_value_of_what_the_recorder_would_take_out(dsn: str) -> None:
+    names = ("pin", "card_pin", "cvv", "ssn", "user_ssn", "pwd", "card_number", "security_code", "access_key", "jwt",
+             "refresh_token", "cookie", "seed_phrase", "social_security", "passcode")  # fmt: skip
+    plain = ("spin", "shipping", "cardinality", "token_count", "assn")
+
+    laid(dsn, "".join(f"create table {name}s (id int primary key, {name} text);" for name in (*names, *plain)))
+    tables = tuple(f"{name}s" for name in (*names, *plain))
+
+    def write(connection: psycopg.Connection) -> None:
+        for name in (*names, *plain):
+            connection.execute(f"insert into {name}s values (1, 'before')".encode())
+            connection.execute(f"update {name}s set {name} = 'later'".encode())
+
+    found = activities_of(capture(dsn, setup_of(*tables, full=list(tables)), write))
+    told = {str(each.entity_type).removesuffix("s") for each in found if "before" in str(each.summary)}
+    assert told == set(plain)
+
+
 @pytest.mark.parametrize("name", ["%b%s", 'quo"te', "ünï", "a\\b"])
 def test_awkward_column_names(dsn: str, name: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:

@@ -64,7 +64,11 @@ _ASIDE_BYTES = 1 << 20
 Item = TypeVar("Item")
 # How much of a change is said in its summary, which full text looks at: so many columns, so many characters of a value.
 _SAID_COLUMNS, _SAID_TEXTS, _SAID_LENGTH = 8, 4, 30
-_SECRET = re.compile("pass|secret|token$|hash|salt|credential|private|signature|crypt|api_?key|otp", re.IGNORECASE)
+_SECRET = re.compile(
+    "pass|pwd|secret|token$|hash|salt|credential|private|signature|crypt|(?:api|access|account)_?key|otp|jwt|bearer|cookie"
+    "|(?:^|_)pin(?:_|$)|(?:^|_)ssn(?:_|$)|social_?security|cvv|cvc|card_?n(?:o$|um)|security_?code|mnemonic|seed_?phrase",
+    re.IGNORECASE,
+)
 _BRIEF_UUID = re.compile(r"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 _Read = Callable[["Pile[_Table | None]"], Iterator[Item]]
 
