@@ -200,6 +200,11 @@ def _judge_stream(seen: Seen, config: Mapping[str, Any]) -> list[Finding]:
         say("broker.no_ack", Severity.ERROR, "it acknowledges nothing, so that no spool ever empties", again)
     if config.get("persist_mode") == "async":
         say("broker.persist_mode", Severity.ERROR, "it acknowledges what no disk has", again)
+    if config.get("compression", "none") != "none":
+        say(
+            "broker.compression", Severity.ERROR,
+            f"it is compressed ({config['compression']}): a broker that was killed may not be able to read what it has",
+        )  # fmt: skip
     if int(config.get("max_bytes", -1)) <= 0:
         say("broker.max_bytes", Severity.WARNING, "it has no limit: it fills the disk of its servers")
     elif int(seen.state.get("bytes", 0)) > _FULL_SHARE * int(config["max_bytes"]):

@@ -24,6 +24,7 @@ SCHEMES = ("nats", "tls")
 _INSTALL = "pip install 'afterwrite[nats]'"
 _CONNECT_SECONDS = 3
 _API_SECONDS = 5.0
+_NO_RESPONDERS = "503"
 # What a connection may hold that was written and is not sent.
 _PENDING_BYTES = 32 << 20
 
@@ -84,8 +85,10 @@ class Link:
 
     def __init__(self, client: Any, access: Access) -> None:
         self._client = client
-        self._stream_context = client.jetstream(timeout=_API_SECONDS, publish_async_max_pending=100_000)
         self._access = access
+        self._acks: dict[str, asyncio.Future[None]] = {}
+        self._acks_inbox = ""
+        self._published = 0
         self.lost = asyncio.Event()
 
     @property
@@ -125,14 +128,50 @@ class Link:
         with translated(self._access):
             await self._client.publish(subject, payload, reply=reply, headers=headers)
 
-    async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> asyncio.Future[Any]:
-        """Send a message into a stream; what it gives is done when the stream has it."""
-        with translated(self._access):
-            return await self._stream_context.publish_async(subject, payload, headers=dict(headers))
+    async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> asyncio.Future[None]:
+        """Send a message into a stream; what it gives is done when the stream has it, or raises why it has not."""
+        # nats-py's own way forgets whoever waits where the answer is that the stream is full.
+        if not self._acks_inbox:
+            self._acks_inbox = self.new_inbox()
+            await self.hear(f"{self._acks_inbox}.*", self._hear_ack)
+        self._published += 1
+        reply = f"{self._acks_inbox}.{self._published}"
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._acks[reply] = future
+        future.add_done_callback(lambda _: self._acks.pop(reply, None))
+        await self.tell(subject, payload, reply=reply, headers=headers)
+        return future
+
+    async def _hear_ack(self, message: Any) -> None:
+        future = self._acks.get(str(message.subject))
+        if future is None or future.done():
+            return
+        headers: Mapping[str, str] = message.headers or {}
+        if headers.get("Status") == _NO_RESPONDERS:
+            future.set_exception(nobody(self._access))
+            return
+        try:
+            answer = msgspec.json.decode(message.data, type=_Ack)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            future.set_exception(ApiError(f"what is no answer: {error}", code=0))
+            return
+        if answer.error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(ApiError(answer.error.description, code=answer.error.err_code))
 
     async def flush(self) -> None:
         with translated(self._access):
             await self._client.flush(timeout=_API_SECONDS)
+
+
+class _Error(msgspec.Struct):
+    description: str = "no reason"
+    err_code: int = 0
+
+
+class _Ack(msgspec.Struct):
+    error: _Error | None = None
 
 
 class ApiError(AfterwriteError):
@@ -188,32 +227,39 @@ async def _open(access: Access, url: str, name: str, lost: asyncio.Event) -> Any
     async def heard_lost(*_: object) -> None:
         lost.set()
 
+    said: list[Exception] = []
+
     async def heard_error(error: Exception) -> None:
         # What matters of it reaches whoever waits; nats-py would print the rest.
-        if not isinstance(error, nats.errors.SlowConsumerError):
-            return
-        lost.set()
+        said[:] = [error]
+        if isinstance(error, nats.errors.SlowConsumerError):
+            lost.set()
 
     with translated(access):
-        return await nats.connect(
-            [url],
-            name=name,
-            allow_reconnect=False,
-            connect_timeout=_CONNECT_SECONDS,
-            pending_size=_PENDING_BYTES,
-            ping_interval=5,
-            max_outstanding_pings=2,
-            error_cb=heard_error,
-            disconnected_cb=heard_lost,
-            closed_cb=heard_lost,
-            **words,
-        )
+        try:
+            return await nats.connect(
+                [url],
+                name=name,
+                allow_reconnect=False,
+                # Without these it tries for two minutes what it cannot reach, also where it is not to reconnect.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=_CONNECT_SECONDS,
+                pending_size=_PENDING_BYTES,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                error_cb=heard_error,
+                disconnected_cb=heard_lost,
+                closed_cb=heard_lost,
+                **words,
+            )
+        except nats.errors.NoServersError as error:
+            raise (said or [error])[0] from error
 
 
 def _import() -> Any:
     try:
         nats = import_module("nats")
-        import_module("nats.js.errors")
     except ImportError as error:
         raise UsageError("a broker needs the library nats-py, which is not installed", remedy=_INSTALL) from error
     return nats
@@ -239,26 +285,29 @@ def _tls(access: Access) -> ssl.SSLContext:
     return context
 
 
+def nobody(access: Access) -> AfterwriteError:
+    """What is said where a subject has no stream."""
+    return AfterwriteError(
+        f"nothing at {access.where} answers for the stream {access.stream}: no JetStream, no such stream, "
+        "or no leader just now",
+        remedy="run `afterwrite broker check`; `afterwrite broker install --apply` makes the stream",
+    )
+
+
 @contextmanager
 def translated(access: Access) -> Generator[None]:
     """Errors of nats-py, in ours."""
     nats = _import()
     try:
         yield
-    except nats.js.errors.APIError as error:
-        raise ApiError(str(error.description or error), code=int(error.err_code or 0)) from error
-    except (nats.errors.NoRespondersError, nats.js.errors.NoStreamResponseError) as error:
-        raise AfterwriteError(
-            f"nothing at {access.where} answers for the stream {access.stream}: no JetStream, no such stream, "
-            "or no leader just now",
-            remedy="run `afterwrite broker check`; `afterwrite broker install --apply` makes the stream",
-        ) from error
+    except nats.errors.NoRespondersError as error:
+        raise nobody(access) from error
     except nats.errors.AuthorizationError as error:
         raise AfterwriteError(
             f"{access.where} does not let us in: {error}",
             remedy="look at nats_user, nats_password, nats_token, nats_credentials and nats_nkey",
         ) from error
-    except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+    except (nats.errors.Error, OSError, TimeoutError) as error:
         words = str(error) or type(error).__name__
         raise ConnectionLost(
             f"{access.where}: {words}", remedy="look at the address, and whether nats-server runs there"

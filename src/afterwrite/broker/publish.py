@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from afterwrite.broker.bundle import MESSAGE_ID, RECEIPT, Bundle, bundle
-from afterwrite.broker.link import Access, Link, connect, translated
+from afterwrite.broker.link import Access, Link, connect
 from afterwrite.broker.topology import subject_of
 from afterwrite.errors import ConnectionLost
 from afterwrite.failpoints import failpoint
@@ -96,11 +96,10 @@ class BrokerSink:
         lost = asyncio.ensure_future(self._link.lost.wait())
         together = asyncio.ensure_future(asyncio.gather(*waited))
         try:
-            with translated(self._access):
-                await asyncio.wait((lost, together), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-                if together.done():
-                    await together
-                    return
+            await asyncio.wait((lost, together), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if together.done():
+                await together
+                return
             if lost.done():
                 raise ConnectionLost(f"the line to {self._access.where} was lost", remedy="what waits is sent again")
             left = sum(not future.done() for future in waited)

@@ -94,7 +94,8 @@ def stream_config(layout: Layout) -> dict[str, Any]:
         "max_msgs": -1,
         "max_msgs_per_subject": -1,
         "duplicate_window": DUPLICATE_SECONDS * _SECOND,
-        "compression": "s2",
+        # Blocks that nats-server 2.15 had compressed could not be read after SIGKILL.
+        "compression": "none",
         "metadata": {PARTITIONS: str(layout.partitions)},
     }
 
@@ -131,7 +132,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return sorted(cast("list[Any]", value), key=repr)
     # The server leaves out what is zero, and says -1 for what has no limit.
-    return None if value in (0, -1, "", False) else value
+    return None if value in (0, -1, "", False, "none") else value
 
 
 def names(consumers: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -1,0 +1,275 @@
+"""Recorders, a cluster of three brokers, writers and a store: what is told to be kept is stored once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import psycopg
+import pytest
+from broker_cluster import Cluster
+from fan_in_run import FanIn, Orders
+
+from afterwrite.broker import check
+from afterwrite.broker.bundle import unbundle
+from afterwrite.broker.link import Access, Link, connect, read_access
+from afterwrite.broker.publish import broker_sink
+from afterwrite.broker.topology import Layout, partition_subjects, refused_subject, slot_of, subject_of
+from afterwrite.broker.write import State, Writer, WriterStatus, run_writers
+from afterwrite.errors import AfterwriteError, ConnectionLost
+from afterwrite.record import Activity, Batch, Kind
+from afterwrite.recorder import Options, Recorder
+from afterwrite.recorder.deliver import NotTaken
+from afterwrite.recorder.ids import Ids, moment_of
+from afterwrite.recorder.spool import without_absent
+from afterwrite.store.writer import open_sink
+
+
+def test_what_recorders_were_told_is_kept_is_stored_once_and_in_order_whoever_dies(
+    tmp_path: Path, cluster: Cluster, installed_dsn: str
+) -> None:
+    orders = Orders(
+        recorders=2,
+        rate=400,
+        faults={"leader": 1, "writer at": 1, "recorder": 1, "all": 1},
+        pause_seconds=0.3,
+        seed=20261123,
+    )
+    outcome = FanIn(tmp_path, cluster, installed_dsn, orders, print).run()
+    assert outcome.differences == []
+    assert outcome.stored >= outcome.ledger > 0
+    assert sum(outcome.struck.values()) == 4
+
+
+def test_a_stand_by_takes_over_and_begins_with_what_was_not_acknowledged(stream: Access, installed_dsn: str) -> None:
+    """The first writer is given what it never stores; the second one stores that before what came later."""
+
+    async def run() -> None:
+        async with connect(stream, name="publisher") as link:
+            await publish(stream, [made(n) for n in range(5)])
+            taken = await pull(link, stream)
+            assert [event.entity_id for event in taken] == ["0", "1", "2", "3", "4"]
+            await publish(stream, [made(n) for n in range(5, 10)])
+            async with writing(stream, installed_dsn) as writer:
+                await come(lambda: writer.status.stored == 10)
+                assert writer.status.takeovers == 1
+
+    asyncio.run(run())
+    assert stored(installed_dsn) == [str(n) for n in range(10)]
+
+
+def test_one_of_two_writers_is_active_and_the_other_follows_when_it_ends(stream: Access, installed_dsn: str) -> None:
+    async def run() -> None:
+        async with writing(stream, installed_dsn) as first:
+            await publish(stream, [made(0)])
+            await come(lambda: first.status.state is State.ACTIVE)
+            async with writing(stream, installed_dsn) as second:
+                await publish(stream, [made(1)])
+                await come(lambda: first.status.stored == 2)
+                assert second.status == WriterStatus(partition=0)
+                first.stop()
+                began = time.monotonic()
+                await publish(stream, [made(2)])
+                await come(lambda: second.status.stored == 1)
+                assert time.monotonic() - began < 3
+
+    asyncio.run(run())
+    assert stored(installed_dsn) == ["0", "1", "2"]
+
+
+def test_what_is_sent_again_is_stored_once_also_when_the_broker_has_forgotten_it(
+    stream: Access, installed_dsn: str
+) -> None:
+    async def run() -> None:
+        async with writing(stream, installed_dsn) as writer:
+            events = [made(n, tenant="acme") for n in range(3)]  # one message
+            await publish(stream, events)
+            await publish(stream, events)
+            await come(lambda: writer.status.stored == 3)
+            assert writer.status.duplicates == 0  # the broker knew them
+            await publish(stream, [*events, made(3, tenant="acme")])
+            await come(lambda: writer.status.stored == 4)
+            assert writer.status.duplicates == 3  # the store knew them
+
+    asyncio.run(run())
+    assert stored(installed_dsn) == ["0", "1", "2", "3"]
+
+
+def test_with_receipts_a_batch_is_taken_when_the_store_has_it(stream: Access, installed_dsn: str) -> None:
+    async def run() -> None:
+        async with broker_sink(stream, receipts=True)() as sink:
+            writing_it = asyncio.create_task(sink.write(batch([made(0), made(1)])))
+            await asyncio.sleep(0.3)
+            assert not writing_it.done()
+            async with writing(stream, installed_dsn):
+                assert (await writing_it).stored == 2
+                assert len(stored(installed_dsn)) == 2
+
+    asyncio.run(run())
+
+
+def test_a_full_stream_leaves_events_in_the_spool_until_there_is_room(
+    tmp_path: Path, access: Access, installed_dsn: str
+) -> None:
+    asyncio.run(install(access, max_bytes=200_000))
+    options = Options(spool_dir=str(tmp_path), batch_events=50, linger_seconds=0.0)
+    recorder = Recorder(source="shop", open_sink=broker_sink(access), options=options, destination="broker")
+    for number in range(300):
+        recorder.record("order.paid", entity=("order", number), metadata={"text": "x" * 2_000})
+    assert not recorder.flush(1.5)
+    stats = recorder.stats()
+    assert stats.spooled > 0
+    assert stats.dropped == {}
+    assert "maximum bytes exceeded" in (stats.delivery_trouble or "")
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        task = asyncio.create_task(run_writers(access, partial(open_sink, installed_dsn), stop=stop))
+        assert await asyncio.to_thread(recorder.flush, 20)
+        await come(lambda: len(stored(installed_dsn)) == 300)
+        stop.set()
+        await task
+
+    asyncio.run(run())
+    assert recorder.close()
+
+
+def test_what_the_store_does_not_take_is_set_aside_and_the_others_are_stored(
+    stream: Access, installed_dsn: str
+) -> None:
+    async def run() -> None:
+        async with writing(stream, installed_dsn) as writer, connect(stream, name="publisher") as link:
+            bad = without_absent(msgspec.structs.replace(made(1), id="no uuid"))
+            for body in (msgspec.json.encode([bad]), b"no json"):
+                await (await link.publish(subject_of(stream.stream, 0), body, {}))
+            await publish(stream, [made(0)])
+            await come(lambda: writer.status.refused == 2 and writer.status.stored == 1)
+            told = await link.ask(f"STREAM.INFO.{stream.stream}", {"subjects_filter": refused_subject(stream.stream)})
+            assert told["state"]["subjects"] == {refused_subject(stream.stream): 2}
+            assert told["state"]["messages"] == 2
+
+    asyncio.run(run())
+    assert stored(installed_dsn) == ["0"]
+
+
+def test_an_activity_that_is_longer_than_any_message_is_refused_and_the_others_go(stream: Access) -> None:
+    async def run() -> None:
+        async with broker_sink(stream)() as sink:
+            long = made(1, metadata=b'"' + b"x" * 2_000_000 + b'"')
+            with pytest.raises(NotTaken) as refused:
+                await sink.write(batch([made(0), long]))
+            assert list(refused.value.reasons) == [long.id]
+        assert (await check.look(stream)).state["messages"] == 1
+
+    asyncio.run(run())
+
+
+def test_without_a_stream_or_a_broker_a_sentence_says_so(access: Access) -> None:
+    async def run() -> None:
+        async with broker_sink(access)() as sink:
+            with pytest.raises(AfterwriteError, match="answers for the stream") as missing:
+                await sink.write(batch([made(0)]))
+            assert "broker install" in str(missing.value.remedy)
+        with pytest.raises(ConnectionLost, match=r"no broker of 127\.0\.0\.1:9 can be reached"):
+            async with broker_sink(read_access("nats://me:hidden@127.0.0.1:9"))():
+                pass
+
+    asyncio.run(run())
+
+
+def test_slots_are_shared_among_partitions_whatever_their_number() -> None:
+    for partitions in (1, 3, 4, 64):
+        shared = [subject for n in range(partitions) for subject in partition_subjects("S", n, partitions)]
+        assert sorted(shared) == [subject_of("S", slot) for slot in range(64)]
+    same = {slot_of(made(n, tenant="acme")) for n in range(50)}
+    assert len(same) == 1
+    assert len({slot_of(made(n)) for n in range(500)}) == 64
+
+
+# ----- what the tests above are made of -----
+
+_ids = Ids()
+
+
+def made(number: int, *, tenant: str | None = None, metadata: bytes = b"{}") -> Activity:
+    id = _ids.make()
+    occurred_at = moment_of(id)
+    assert occurred_at is not None
+    return Activity(
+        id=id,
+        occurred_at=occurred_at,
+        source="shop",
+        kind=Kind.EVENT,
+        category="data",
+        action="order.paid",
+        entity_type="order",
+        entity_id=str(number),
+        tenant_id=tenant,
+        metadata=msgspec.Raw(metadata),
+    )
+
+
+def batch(activities: list[Activity]) -> Batch:
+    return Batch(source="shop", activities=activities, transactions=0)
+
+
+async def publish(access: Access, activities: list[Activity]) -> None:
+    async with broker_sink(access)() as sink:
+        await sink.write(batch(activities))
+
+
+async def pull(link: Link, access: Access) -> list[Activity]:
+    """Take what is there as a writer does that dies before it stores anything."""
+    inbox = link.new_inbox()
+    found: list[Activity] = []
+
+    async def hear(message: object) -> None:
+        found.extend(unbundle(message.data) if message.reply else [])  # type: ignore[attr-defined]
+
+    await link.hear(inbox, hear)
+    question = b'{"batch": 10, "expires": 300000000, "group": "writers"}'
+    await link.tell(f"$JS.API.CONSUMER.MSG.NEXT.{access.stream}.writer-0", question, reply=inbox)
+    await asyncio.sleep(0.4)
+    return sorted(found, key=lambda event: event.id)
+
+
+class writing:
+    """A writer of partition 0 beside a test."""
+
+    def __init__(self, access: Access, dsn: str) -> None:
+        self._writer = Writer(access, partial(open_sink, dsn), 0)
+
+    async def __aenter__(self) -> Writer:
+        self._task = asyncio.create_task(self._writer.run())
+        return self._writer
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.stop()
+        await self._task
+
+
+async def come(condition: object, seconds: float = 15.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until, "it did not come about"
+        await asyncio.sleep(0.02)
+
+
+def stored(dsn: str) -> list[str]:
+    """What the store has, in the order of the feed."""
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute("""
+            select a.entity_id
+              from afterwrite.activity a
+              join afterwrite.batch b on b.id = a.batch_id
+             order by b.position, a.occurred_at, a.id
+        """).fetchall()
+    return [row[0] for row in rows]
+
+
+async def install(access: Access, *, max_bytes: int = 64 << 20, partitions: int = 1) -> None:
+    layout = Layout(stream=access.stream, partitions=partitions, max_bytes=max_bytes)
+    await check.carry_out(access, check.plan(await check.look(access), layout))
