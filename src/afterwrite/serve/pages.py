@@ -413,7 +413,9 @@ def _facts(it: StoredActivity) -> list[_Fact]:
             yield _Fact(name, value, mono=mono)
 
     reason = _metadata(it).get("reason")
-    place = f"xid {it.xid}, commit {it.commit_lsn}, {it.ordinal}" if it.xid is not None and it.commit_lsn else None
+    place = None
+    if it.xid is not None and it.commit_lsn:
+        place = f"xid {it.xid}, commit {it.commit_lsn}" + (f", no. {it.ordinal + 1}" if it.ordinal is not None else "")
     entity = shown.entity_name(it.entity_type, it.entity_id)
     return [
         *found("actor", "actor", it.actor_id),
