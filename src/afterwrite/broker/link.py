@@ -302,13 +302,13 @@ def translated(access: Access) -> Generator[None]:
         yield
     except nats.errors.NoRespondersError as error:
         raise nobody(access) from error
-    except nats.errors.AuthorizationError as error:
-        raise AfterwriteError(
-            f"{access.where} does not let us in: {error}",
-            remedy="look at nats_user, nats_password, nats_token, nats_credentials and nats_nkey",
-        ) from error
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        words = str(error) or type(error).__name__
+        words = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+        if "authorization" in words.lower() or "authentication" in words.lower():
+            raise AfterwriteError(
+                f"{access.where} does not let us in: {words}",
+                remedy="look at nats_user, nats_password, nats_token, nats_credentials and nats_nkey",
+            ) from error
         raise ConnectionLost(
             f"{access.where}: {words}", remedy="look at the address, and whether nats-server runs there"
         ) from error

@@ -200,8 +200,10 @@ async def _write(given: Settings, partitions: list[int], *, json: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     told: dict[int, tuple[float, WriterStatus]] = {}
+    latest: dict[int, WriterStatus] = {}
 
     def hear(status: WriterStatus) -> None:
+        latest[status.partition] = status
         before_at, before = told.get(status.partition, (0.0, None))
         turned = before is None or (status.state, status.trouble) != (before.state, before.trouble)
         now = time.monotonic()
@@ -221,8 +223,8 @@ async def _write(given: Settings, partitions: list[int], *, json: bool) -> None:
         pace=Pace(batch_rows=given.batch_rows, linger_seconds=given.linger_ms / 1000),
         on_status=hear,
     )
-    if json:
-        for _, status in told.values():
+    for number, status in sorted(latest.items()):
+        if json and told[number][1] != status:
             emit(status)
 
 
