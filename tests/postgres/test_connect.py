@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
-from afterwrite.postgres import LockTimeout, connect, describe_dsn, parse_dsn, quoted
+from afterwrite.postgres import LockTimeout, connect, describe_dsn, parse_dsn, quoted, translate
 from afterwrite.postgres.embedded import Server
 from afterwrite.scan.catalog import read_inventory
 
@@ -283,6 +283,12 @@ def test_a_backend_that_is_ended_is_a_lost_connection_and_stays_one(dsn: str) ->
         assert db.where.startswith(parse_dsn(dsn)["dbname"])
 
     asyncio.run(scenario())
+
+
+def test_a_login_that_the_server_breaks_off_is_a_lost_connection() -> None:
+    # The moment is too short to be met on purpose: these are the words that tests/store/test_writer.py met by chance.
+    said = 'connection failed: connection to server on socket "/s" failed: FATAL:  terminating connection due to administrator command'  # noqa: E501
+    assert isinstance(translate(psycopg.OperationalError(said), "db@local"), ConnectionLost)
 
 
 def test_the_servers_own_hint_is_the_remedy_where_there_is_no_better_one(dsn: str) -> None:

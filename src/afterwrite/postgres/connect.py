@@ -352,7 +352,9 @@ def _no_connection(where: str, said: str, state: str | None) -> AfterwriteError:
         return _not_allowed(where, said, "have its owner run GRANT CONNECT ON DATABASE … TO the role of the DSN")
     if answered and re.search("too many (clients|connections)|connection slots are reserved", said):
         return _full(where, said, state)
-    if answered and re.search("not (yet )?accepting connections|is (starting up|shutting down|in recovery)", said):
+    if answered and re.search(
+        "not (yet )?accepting connections|is (starting up|shutting down|in recovery)|^terminating connection", said
+    ):
         return ConnectionLost(f"{where} takes no connections now: {said}", remedy="try again when it is back")
     if answered or re.search(r"fe_sendauth|no password supplied|authentication|\bSSL\b", said):
         return _login_refused(where, said, state)
