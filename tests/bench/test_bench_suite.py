@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from afterwrite.bench import bill, capture, feed, peers, queries, recorder, serve, users, writes
+from afterwrite.bench import bill, capture, defer, feed, peers, queries, recorder, serve, users, writes
 from afterwrite.bench.claims import NEED_A_BROWSER, Promise, Report
 from afterwrite.bench.suite import Part, Scale, run_parts
 
@@ -20,6 +20,7 @@ _SMALL = Scale(
     bill=bill.Options(rounds=1, rates=(150,), seconds=1.0, apart=False),
     capture=capture.Options(rounds=1, changes=8_000),
     feed=feed.Options(rounds=1, seconds=1.0, loads=(feed.Steady(1_000, 1),)),
+    defer=defer.Options(rounds=1, seconds=0.5, backlog=100),
     peers=peers.Options(rounds=1, few=True),
     recorder=recorder.Options(rounds=1, events=3_000, stored=1_000, inserts=50),
 )

@@ -143,7 +143,7 @@ def _promises(report: Report) -> Markup:
         for claim in claims:
             verdict = element("span", claim.verdict, class_=_class(standing(claim)))
             measured = f"{words.figure(claim.measured)} {claim.unit}"
-            rows.append(_tr(promise.value, claim.claim, measured, words.ratio(claim), words.target(claim), verdict))
+            rows.append(_tr(promise.value, claim.claim, measured, _ratio(claim), words.target(claim), verdict))
     return _table(("promise", "measured as", ">measured", ">ratio (95 %)", ">target", "verdict"), rows)
 
 
@@ -156,7 +156,7 @@ def _part(took: Took, claims: Sequence[Claim]) -> Markup:
             "" if claim.baseline is None else words.figure(claim.baseline),
             words.figure(claim.measured),
             claim.unit,
-            words.ratio(claim),
+            _ratio(claim),
             element("span", claim.verdict, class_=_class(standing(claim)) if claim.target is not None else "quiet"),
             _rounds(claim),
         )
@@ -190,6 +190,10 @@ def _part(took: Took, claims: Sequence[Claim]) -> Markup:
             _table(("", "figure", "against", "measured", "above"), raw, numbers=False),
         ),
     )
+
+
+def _ratio(claim: Claim) -> Markup:
+    return element("span", words.ratio(claim), class_="number")
 
 
 def _listed(values: Sequence[float]) -> Markup:

@@ -136,7 +136,8 @@ class Stage:
         written = await self._read_written()
         kinds = {kind: seconds - first.kinds.get(kind, 0.0) for kind, seconds in last.kinds.items()}
         cluster = last.cluster_cpu - first.cluster_cpu
-        walsender, sink, server = (kinds.get(kind, 0.0) for kind in ("walsender", "sink", "server"))
+        walsender, sink = kinds.pop("walsender", 0.0), kinds.pop("sink", 0.0)
+        server = sum(kinds.values())
         return Bill(
             cluster_cpu=cluster,
             # The application's sessions have ended: they are what is in the whole and in none of the others.
@@ -157,6 +158,10 @@ class Stage:
         return Parts(
             walsender=found.get("walsender", 0.0), sink=found.get("sink", 0.0), worker=cpu_seconds(worker.pid) or 0.0
         )
+
+    async def deferral_cpu(self) -> float:
+        """CPU of the session that runs deferred bodies."""
+        return (await self._read_kinds()).get("deferral", 0.0)
 
     async def _read_kinds(self) -> dict[str, float]:
         found: dict[str, float] = {}

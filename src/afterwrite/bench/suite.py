@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import assert_never, cast
 import msgspec
 
 from afterwrite import __version__
-from afterwrite.bench import bill, capture, feed, peers, queries, recorder, serve, users, writes
+from afterwrite.bench import bill, capture, defer, feed, peers, queries, recorder, serve, users, writes
 from afterwrite.bench.claims import Claim, Report, Took
 from afterwrite.bench.grounds import Grounds, LeftOutError, Tell, open_grounds, read_machine
 
@@ -25,9 +26,10 @@ class Part(StrEnum):
     PAGES = "pages"
     WRITES = "writes"
     USERS = "users"
+    DEFER = "defer"
     BILL = "bill"
-    CAPTURE = "capture"
     FEED = "feed"
+    CAPTURE = "capture"
     PEERS = "peers"
     RECORDER = "recorder"
 
@@ -35,7 +37,7 @@ class Part(StrEnum):
 # Parts that share servers; those are gone before the next ones start.
 _HOUSES = (
     (Part.QUERIES, Part.API, Part.PAGES),
-    (Part.WRITES, Part.USERS, Part.BILL, Part.FEED, Part.CAPTURE),
+    (Part.WRITES, Part.USERS, Part.DEFER, Part.BILL, Part.FEED, Part.CAPTURE),
     (Part.PEERS,),
     (Part.RECORDER,),
 )
@@ -52,6 +54,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     bill: bill.Options = bill.Options()
     capture: capture.Options = capture.Options()
     feed: feed.Options = feed.Options()
+    defer: defer.Options = defer.Options()
     peers: peers.Options = peers.Options()
     recorder: recorder.Options = recorder.Options()
 
@@ -67,6 +70,7 @@ QUICK = Scale(
     bill=bill.Options(rounds=2, seconds=1.5, apart=False),
     capture=capture.Options(rounds=2, changes=12_000),
     feed=feed.Options(rounds=2, seconds=2.0, loads=(feed.Steady(1_000, 1),)),
+    defer=defer.Options(rounds=2, seconds=1.0, backlog=300),
     peers=peers.Options(rounds=2, few=True),
     recorder=recorder.Options(rounds=2, events=15_000, stored=5_000, inserts=500),
 )
@@ -102,6 +106,12 @@ async def run_parts(
                 took.append(done)
                 claims += [msgspec.structs.replace(claim, part=part.value) for claim in found]
             version = version or await grounds.read_version()
+    return _report(began_at, began, quick, version, took, claims)
+
+
+def _report(
+    began_at: datetime, began: float, quick: bool, version: str, took: list[Took], claims: list[Claim]
+) -> Report:
     return Report(
         version=__version__,
         began_at=began_at.isoformat(timespec="seconds"),
@@ -111,6 +121,31 @@ async def run_parts(
         parts=took,
         claims=claims,
     )
+
+
+async def run_growth(
+    several: Sequence[int], options: queries.Options, *, tell: Tell, seed: int = 1, pg_bin: Path | None = None
+) -> Report:
+    """How looking at activity grows with what there is: the queries, once for each of so many activities."""
+    began_at, began = datetime.now(UTC), time.monotonic()
+    took: list[Took] = []
+    found_at: dict[int, list[Claim]] = {}
+    version = ""
+    for rows in sorted(several):
+        scale = Scale(queries=msgspec.structs.replace(options, rows=rows))
+        async with open_grounds(tell, seed=seed, pg_bin=pg_bin) as grounds:
+            done, found = await _run_part(Part.QUERIES, grounds, scale)
+            version = version or await grounds.read_version()
+        took.append(msgspec.structs.replace(done, part=f"queries at {rows:,}"))
+        found_at[rows] = [msgspec.structs.replace(claim, part=f"queries at {rows:,}") for claim in found]
+    claims = [claim for found in found_at.values() for claim in found]
+    claims += [
+        msgspec.structs.replace(claim, part="growth")
+        for less, more in itertools.pairwise(found_at)
+        for claim in queries.grown(less, found_at[less], more, found_at[more])
+    ]
+    took.append(Took(part="growth", seconds=0.0, settings={"rows": ", ".join(f"{rows:,}" for rows in found_at)}))
+    return _report(began_at, began, False, version, took, claims)
 
 
 async def _run_part(part: Part, grounds: Grounds, scale: Scale) -> tuple[Took, list[Claim]]:
@@ -145,6 +180,8 @@ def _measure(part: Part, grounds: Grounds, scale: Scale) -> tuple[msgspec.Struct
             return scale.capture, lambda: capture.measure_capture(grounds, scale.capture)
         case Part.FEED:
             return scale.feed, lambda: feed.measure_feed(grounds, scale.feed)
+        case Part.DEFER:
+            return scale.defer, lambda: defer.measure_defer(grounds, scale.defer)
         case Part.PEERS:
             return scale.peers, lambda: peers.measure_peers(grounds, scale.peers)
         case Part.RECORDER:
@@ -156,6 +193,11 @@ def _measure(part: Part, grounds: Grounds, scale: Scale) -> tuple[msgspec.Struct
 def _settings(options: msgspec.Struct) -> dict[str, str | int | float]:
     said: dict[str, str | int | float] = {}
     for name, value in msgspec.structs.asdict(options).items():
-        several = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
-        said[name] = value if isinstance(value, int | float) else "; ".join(map(str, several))
+        if isinstance(value, bool):
+            said[name] = "yes" if value else "no"
+        elif isinstance(value, int | float):
+            said[name] = value
+        else:
+            several = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+            said[name] = "; ".join(map(str, several))
     return said

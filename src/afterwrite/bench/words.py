@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from afterwrite.bench.claims import Claim, Promise, Report, Took
 from afterwrite.errors import UsageError
 
-_PLACE = re.compile(r"(<!-- measured: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- measured: ([a-z0-9, ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 RUN, PROMISES = "run", "promises"
 
 

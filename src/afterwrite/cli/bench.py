@@ -17,11 +17,13 @@ from afterwrite.bench.claims import Claim, Report
 from afterwrite.bench.compared import Comparison, Trend, compare_runs
 from afterwrite.bench.grounds import Tell
 from afterwrite.bench.page import to_html
-from afterwrite.bench.suite import FULL, QUICK, Part, run_parts, sized
+from afterwrite.bench.suite import FULL, QUICK, Part, run_growth, run_parts, sized
 from afterwrite.cli.face import FLAG, Json, emit, fill, out, plain, prose, run, say, table, talk
 from afterwrite.errors import ExitCode, UsageError
 
 _PARTS = ", ".join(Part)
+# The deep page is a full one.
+_FEWEST_ROWS = 6_000
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -49,7 +51,7 @@ def bench(
         int | None, typer.Option("--rounds", min=1, max=50, help="Turns of each variant.", show_default=False)
     ] = None,
     rows: Annotated[
-        int | None, typer.Option("--rows", min=2_000, help="Activities that are looked at.", show_default=False)
+        int | None, typer.Option("--rows", min=_FEWEST_ROWS, help="Activities that are looked at.", show_default=False)
     ] = None,
     changes: Annotated[
         int | None,
@@ -91,6 +93,34 @@ def show(
 ) -> int:
     """Show a run again that was kept: as tables, as a page, or in a document."""
     _give(_read_run(file), json=False, html=html, markdown=markdown)
+    return ExitCode.OK
+
+
+@app.command("growth")
+def growth(
+    rows: Annotated[
+        str, typer.Option("--rows", metavar="N,…", help="How many activities, one after the other.")
+    ] = "300000,3000000,10000000",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=50, help="Turns of each side.")] = FULL.queries.rounds,
+    seed: Annotated[int, typer.Option("--seed", help="Of the activity and of what is asked.")] = 1,
+    pg_bin: Annotated[
+        Path | None,
+        typer.Option("--pg-bin", help="Folder of other PostgreSQL binaries than the bundled ones.", show_default=False),
+    ] = None,
+    html: Html = None,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> int:
+    """How looking at activity grows with how much there is: an audit table beside the store. Half an hour or more."""
+    try:
+        several = [int(word) for word in rows.replace("_", "").split(",")]
+    except ValueError:
+        raise UsageError(f"{rows!r} are no numbers", remedy="such as --rows 300000,3000000") from None
+    if min(several) < _FEWEST_ROWS:
+        raise UsageError(f"{min(several)} activities are too few", remedy=f"at least {_FEWEST_ROWS:,}")
+    options = msgspec.structs.replace(FULL.queries, rounds=rounds)
+    report = run(_watched(lambda tell: run_growth(several, options, tell=tell, seed=seed, pg_bin=pg_bin)))
+    _give(report, json=json, html=html, markdown=markdown)
     return ExitCode.OK
 
 

@@ -23,6 +23,7 @@ select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint
 select a.pid,
        case when a.backend_type = 'walsender' then 'walsender'
             when a.application_name like 'afterwrite sink%' then 'sink'
+            when a.application_name like 'afterwrite defer%' then 'deferral'
             else 'server' end as kind
   from pg_catalog.pg_stat_activity a
  where (a.application_name like 'afterwrite%' or a.backend_type <> 'client backend')
