@@ -96,6 +96,32 @@ def read_members(text: bytes) -> dict[str, msgspec.Raw]:
         return _read_deep(text) if text.lstrip().startswith(b"{") else {}
 
 
+def read_elements(text: bytes) -> list[msgspec.Raw] | None:
+    """The elements of a JSON array, each as its JSON, however deep it is nested; None of what is no array."""
+    if not text.lstrip().startswith(b"["):
+        return None
+    try:
+        return msgspec.json.decode(text, type=list[msgspec.Raw])
+    except RecursionError:
+        return _split_deep(text)
+
+
+def _split_deep(text: bytes) -> list[msgspec.Raw]:
+    found: list[msgspec.Raw] = []
+    depth = begins = 0
+    for token in _MARK.finditer(text):
+        mark = token[0]
+        if (depth, mark) == (1, b",") or (depth == 1 and mark in b"]}"):
+            found.append(msgspec.Raw(text[begins : token.start()].strip()))
+        if mark in b"[{":
+            depth += 1
+        elif mark in b"]}":
+            depth -= 1
+        if depth == 1 and (mark == b"," or not begins):
+            begins = token.end()
+    return found
+
+
 def _read_deep(text: bytes) -> dict[str, msgspec.Raw]:
     found: dict[str, msgspec.Raw] = {}
     depth = begins = 0

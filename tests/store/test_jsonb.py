@@ -14,6 +14,7 @@ from afterwrite.jsonb import (
     fits_jsonb,
     may_hold_large_numbers,
     measure_depth,
+    read_elements,
     read_members,
     with_jsonb_characters,
 )
@@ -98,6 +99,9 @@ def test_members_are_read_however_deep_an_object_is(depth: int) -> None:
     text = b' {"x" :1 , "y\\"{":%s, "z": "a,\\"b:", "x": null,"e": {} }' % deep
     found = {name: bytes(raw) for name, raw in read_members(text).items()}
     assert found == {"x": b"null", 'y"{': deep, "z": b'"a,\\"b:"', "e": b"{}"}
+    elements = read_elements(b'[1 , %s,"],", {"a": [2, 3]}, [ ] ] ' % deep) or []
+    assert [bytes(raw) for raw in elements] == [b"1", deep, b'"],"', b'{"a": [2, 3]}', b"[ ]"]
+    assert read_elements(b'{"a": %s}' % deep) is None
     assert read_members(b"[%s]" % deep) == read_members(b"7") == read_members(b" {}") == read_members(b"{") == {}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from afterwrite.jsonb import read_members
 from afterwrite.postgres import Database, connect
 from afterwrite.scan.catalog import read_inventory
 from afterwrite.scan.survey import Survey
@@ -112,7 +113,7 @@ async def read_everything(store: Database) -> list[StoredActivity]:
 
 
 def provenance(activity: StoredActivity) -> dict[str, object]:
-    return msgspec.json.decode(activity.metadata or "{}")["legacy"]
+    return msgspec.json.decode(read_members((activity.metadata or "{}").encode())["legacy"])
 
 
 async def log_rows(db: Database, relation: str) -> list[dict[str, object]]:

@@ -203,7 +203,9 @@ def test_an_export_comes_back_the_same_once(installed_dsn: str, dsn: str, tmp_pa
     file = tmp_path / "all.jsonl"
 
     async def main() -> None:
-        await store(installed_dsn, activities(60))
+        deep = msgspec.Raw(b'{"a":' * 3_000 + b"1" + b"}" * 3_000)
+        *most, last = activities(60)
+        await store(installed_dsn, [*most, msgspec.structs.replace(last, after=deep)])
         async with connect(installed_dsn, guarded=True) as db:
             await export_file(db, parse(""), Format.JSONL, file)
             before = await read_everything(db)

@@ -15,6 +15,7 @@ import msgspec
 
 from afterwrite.errors import Refused, UsageError
 from afterwrite.failpoints import failpoint
+from afterwrite.jsonb import read_members
 from afterwrite.postgres import Database
 from afterwrite.record import Activity, Batch, Kind, Level, Lsn, Operation, Outcome
 from afterwrite.store.writer import PostgresSink
@@ -171,13 +172,23 @@ def _chunks(path: Path) -> Iterator[list[Activity]]:
         yield chunk
 
 
+def _read_line(line: bytes) -> _Line:
+    try:
+        return _decode(line)
+    except RecursionError:
+        members = read_members(line)
+        deep = {name: members.pop(name) for name in ("before", "after", "metadata") if name in members}
+        told = _decode(msgspec.json.encode({**members, **dict.fromkeys(deep)}))
+        return msgspec.structs.replace(told, **deep)
+
+
 def _read(line: bytes, path: Path, number: int) -> Activity:
     try:
-        told = _decode(line)
+        told = _read_line(line)
         lsn = None if told.commit_lsn is None else Lsn.parse(told.commit_lsn)
         if told.occurred_at.tzinfo is None:
             raise ValueError("occurred_at has no time zone")
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"line {number} of {path} is no activity of an export: {error}",
             remedy="give a file of `afterwrite export --format jsonl`; what stands before that line is stored",

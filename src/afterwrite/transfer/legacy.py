@@ -24,6 +24,7 @@ from psycopg import sql
 
 from afterwrite.errors import AfterwriteError, DatabaseError, Finding, Refused, Severity, UsageError
 from afterwrite.failpoints import failpoint
+from afterwrite.jsonb import read_members
 from afterwrite.postgres import Database, LockTimeout, connect, identifier, quoted, statement
 from afterwrite.prove.legacy import infer
 from afterwrite.prove.watch import routines, shapes
@@ -258,7 +259,7 @@ async def _read_samples(source: Database, table: Table) -> dict[str, tuple[str |
     query = sql.SQL("select pg_catalog.to_jsonb(legacy.*)::text from {} as legacy limit {}").format(
         identifier(table.schema, table.name), sql.Literal(_SAMPLE_ROWS)
     )
-    rows = [msgspec.json.decode(text, type=dict[str, msgspec.Raw]) for text in await source.values(query)]
+    rows = [read_members(text.encode()) for text in await source.values(query)]
     return {
         column.name: tuple(
             msgspec.json.decode(raw) if bytes(raw)[:1] == b'"' else None

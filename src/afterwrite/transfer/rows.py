@@ -21,6 +21,7 @@ import msgspec
 from psycopg import sql
 
 from afterwrite.errors import DatabaseError, UsageError
+from afterwrite.jsonb import read_elements, read_members
 from afterwrite.postgres import Database, identifier, quoted
 from afterwrite.record import Activity, Kind, Level, Operation, Outcome
 from afterwrite.transfer.infer import OPERATIONS
@@ -350,14 +351,11 @@ def _json(text: str | None) -> msgspec.Raw | None:
     return None if text is None else msgspec.Raw(text.encode())
 
 
-_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
 def _object(text: str | None) -> dict[str, msgspec.Raw] | None:
     """The members of a JSON object, as they stand; None for anything else."""
     if text is None or not text.startswith("{"):
         return None
-    return _decode_object(text)
+    return read_members(text.encode())
 
 
 def _key(columns: Sequence[str], image: Mapping[str, msgspec.Raw] | None) -> str | None:
@@ -386,15 +384,14 @@ def _from_diff(text: str) -> tuple[str | None, str | None]:
     before: dict[str, msgspec.Raw] = {}
     after: dict[str, msgspec.Raw] = {}
     for name, raw in members.items():
-        value = msgspec.json.decode(raw)
-        if isinstance(value, list) and len(cast("list[object]", value)) == 2:
-            before[name], after[name] = msgspec.json.decode(raw, type=list[msgspec.Raw])
+        if (pair := read_elements(bytes(raw))) is not None and len(pair) == 2:
+            before[name], after[name] = pair
             continue
         inner = _object(bytes(raw).decode()) or {}
-        pair = next(((old, new) for old, new in _PAIRS if inner and set(inner) <= {old, new}), None)
-        if pair is None:
+        words = next(((old, new) for old, new in _PAIRS if inner and set(inner) <= {old, new}), None)
+        if words is None:
             return None, None
-        before[name], after[name] = (inner.get(word, msgspec.Raw(b"null")) for word in pair)
+        before[name], after[name] = (inner.get(word, msgspec.Raw(b"null")) for word in words)
     return msgspec.json.encode(before).decode(), msgspec.json.encode(after).decode()
 
 
