@@ -87,10 +87,11 @@ def test_the_page_names_every_extra_with_what_it_brings_and_the_tested_versions(
     for extra, packages in _extras().items():
         if extra in {"demo", "dev"}:
             continue
-        names = {re.match(r"[\w-]+(\[binary\])?", package)[0] for package in packages}  # type: ignore[index]
-        brought = {"psycopg[binary]": "binary", "afterwrite": "tools"}
+        names = {re.match(r"[\w-]+(\[\w+\])?", package)[0] for package in packages}  # type: ignore[index]
         for name in names:
-            word = "psycopg" if extra == "binary" else brought.get(name, name)
+            # Of an extra that brings another one it is said which; of a package with an extra, which package.
+            base, _, of = name.removesuffix("]").partition("[")
+            word = of if base == "afterwrite" or (of == "binary" and extra != "binary") else base
             assert word in told[extra], (extra, name)
     versions = dict(re.match(r"([\w-]+)[^>=]*>=([\d.]+)", each).groups() for each in _extras()["dev"] if ">=" in each)  # type: ignore[union-attr, misc]
     tested = re.findall(r"([A-Za-z]+) (\d+(?:\.\d+)+)[,.]", text.partition("and later ones: ")[2].partition("\n\n")[0])

@@ -149,11 +149,13 @@ def test_what_cannot_change_is_not_sent_again(client: Client) -> None:
 
 
 def test_answers_are_packed_as_the_client_likes(client: Client) -> None:
-    plain = client.get("/v1/activities?limit=50")
+    # Without the looks, which are recorded meanwhile.
+    path = "/v1/activities?limit=50&q=-category:security"
+    plain = client.get(path)
     assert "content-encoding" not in plain.headers
     assert plain.headers["vary"] == "Accept-Encoding"
     for accepted, way, unpack in (("gzip", "gzip", gzip.decompress), ("gzip, br", "br", brotli.decompress)):
-        packed = client.get("/v1/activities?limit=50", Accept_Encoding=accepted)
+        packed = client.get(path, Accept_Encoding=accepted)
         assert packed.headers["content-encoding"] == way
         assert unpack(packed.body) == plain.body
         assert len(packed.body) < len(plain.body) / 3
