@@ -42,6 +42,8 @@ def test_the_store_alone_is_laid_once(shop: str) -> None:
     assert "All is in place" in install(shop, "--store-only", "--apply").stdout
     with psycopg.connect(shop) as connection:
         assert connection.execute("select count(*) from pg_publication").fetchone() == (0,)
+    examined = typed("doctor", "--dsn", shop, "--json")
+    assert (examined.returncode, "store-only" in examined.stdout) == (0, True)
     assert install(shop, "--store-only", "--table", "orders").returncode == 2
 
 

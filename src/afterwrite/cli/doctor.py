@@ -49,7 +49,7 @@ async def _examine(given: Settings) -> list[Finding]:
         if seen.checkpoint is None and await is_laid(source) and not await runtime.missing_upgrades(store):
             # Events go by the outbox alone: what capture would need is not missing, it is off.
             return [*_off(lacks, source.where), *await examine_outbox(source), *await _examine_store(store)]
-        if seen.checkpoint is None and not seen.setup.tables and not await runtime.missing_upgrades(store):
+        if seen.checkpoint is None and not seen.setup.tables and given.one_database and not seen.schema:
             return [*_store_only(lacks, store.where), *await _examine_store(store)]
         findings = [*lacks, *await examine_outbox(source)]
         if seen.schema:
@@ -94,11 +94,7 @@ async def _examine_store(store: Database) -> list[Finding]:
 
 def _off(lacks: Sequence[Finding], where: str) -> list[Finding]:
     """What is off where capture was never set up and an outbox is there, and what it would take to turn it on."""
-    wanted = [
-        msgspec.structs.replace(finding, severity=Severity.INFO, text=f"row changes would need this: {finding.text}")
-        for finding in lacks
-        if finding.severity is Severity.ERROR and finding.rule != "nothing-to-capture"
-    ]
+    wanted = _wanted(lacks)
     text = "row changes are not captured, for capture was never set up; events in transactions go by the outbox"
     if not wanted:
         text += ", though nothing stands in the way of capture"
@@ -107,11 +103,20 @@ def _off(lacks: Sequence[Finding], where: str) -> list[Finding]:
 
 
 def _store_only(lacks: Sequence[Finding], where: str) -> list[Finding]:
-    """What is to be said where the store alone is laid, and nothing asks for capture."""
+    """What is to be said where the store alone is laid, and no trigger asks for capture."""
     text = "what applications record is stored here; no trigger of this database asks for row changes to be captured"
     remedy = "run `afterwrite install --table TABLE` if they are to be; else nothing is missing"
     note = Finding(rule="store-only", severity=Severity.INFO, where=where, text=text, remedy=remedy)
-    return [note, *(finding for finding in lacks if finding.severity is not Severity.ERROR)]
+    return [note, *_wanted(lacks)]
+
+
+def _wanted(lacks: Sequence[Finding]) -> list[Finding]:
+    """What capture would need and has not, where it is off."""
+    return [
+        msgspec.structs.replace(finding, severity=Severity.INFO, text=f"row changes would need this: {finding.text}")
+        for finding in lacks
+        if finding.severity is Severity.ERROR and finding.rule != "nothing-to-capture"
+    ]
 
 
 def _note(rule: str, where: str, text: str, command: str) -> Finding:
