@@ -24,6 +24,7 @@ SCHEMES = ("nats", "tls")
 _INSTALL = "pip install 'afterwrite[nats]'"
 _CONNECT_SECONDS = 3
 _API_SECONDS = 5.0
+_CLOSE_SECONDS = 1.0
 _NO_RESPONDERS = "503"
 # What a connection may hold that was written and is not sent.
 _PENDING_BYTES = 32 << 20
@@ -205,7 +206,13 @@ async def connect(access: Access, *, name: str) -> AsyncGenerator[Link]:
     try:
         yield link
     finally:
-        with contextlib.suppress(Exception):
+        await _close(client)
+
+
+async def _close(client: Any) -> None:
+    """End the connection; a server that stands still is not waited for."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_CLOSE_SECONDS):
             await client.close()
 
 
@@ -235,9 +242,10 @@ async def _open(access: Access, url: str, name: str, lost: asyncio.Event) -> Any
         if isinstance(error, nats.errors.SlowConsumerError):
             lost.set()
 
+    client: Any = nats.NATS()
     with translated(access):
         try:
-            return await nats.connect(
+            await client.connect(
                 [url],
                 name=name,
                 allow_reconnect=False,
@@ -253,8 +261,13 @@ async def _open(access: Access, url: str, name: str, lost: asyncio.Event) -> Any
                 closed_cb=heard_lost,
                 **words,
             )
-        except nats.errors.NoServersError as error:
-            raise (said or [error])[0] from error
+        except BaseException as error:
+            # It leaves open what it could not come in by.
+            await _close(client)
+            if isinstance(error, nats.errors.NoServersError) and said:
+                raise said[0] from error
+            raise
+    return client
 
 
 def _import() -> Any:
