@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,7 @@ from psycopg import sql
 
 from afterwrite.bench.claims import Claim, Promise, compare, held_to, in_turn, note
 from afterwrite.bench.grounds import Grounds, told_round
+from afterwrite.bench.limits import prepare_replica, read_nowhere, replicate_natively
 from afterwrite.bench.load import MIX, Load
 from afterwrite.bench.stage import Moved, Parts, Stage, Variant
 from afterwrite.capture.slot import read_wal_position
@@ -27,6 +28,8 @@ from afterwrite.store.lines import COLUMNS
 from afterwrite.store.writer import read_checkpoint
 
 _PLACE = "afterwrite_bench"
+_COPY, _CAPTURE = "a bare COPY", "capture"
+_READ, _NATIVE = "pg_recvlogical into nowhere", "native logical replication"
 _CHUNK = 1 << 20
 _POLL_SECONDS = 0.02
 # Of the mix, about; a part of the stretch ends to see how far it is.
@@ -37,10 +40,11 @@ _STATISTICS_SECONDS = 0.2
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """``changes`` is the stretch that is captured."""
+    """``changes`` is the stretch that is captured; ``limits``: also read into nowhere, and replicated natively."""
 
     rounds: int = 5
     changes: int = 100_000
+    limits: bool = True
 
 
 class _Drained(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +71,8 @@ async def measure_capture(grounds: Grounds, options: Options) -> list[Claim]:
     async with stage.capturing() as worker:
         await stage.caught_up(await read_wal_position(stage.db), worker)
     place = await _remember_place(stage)
+    if options.limits:
+        await prepare_replica(stage)
     grounds.tell(f"capture: writing {options.changes:,} changes")
     before = int(await stage.db.value(statement("bench.read_writes")))
     written = part = 0
@@ -80,24 +86,38 @@ async def measure_capture(grounds: Grounds, options: Options) -> list[Claim]:
     rows_file = stage.folder / "rows.copy"
     drained: list[_Drained] = []
     copied: list[_Copied] = []
+    limits: dict[str, list[float]] = {}
     # The first time is a warm-up, and gives the rows to copy.
     grounds.tell("capture: warming up")
     await _drain(stage, place, end)
     await _save_rows(stage, rows_file)
+    last, rows = await _read_end(stage)
+    turns = (_COPY, _CAPTURE, *((_READ, _NATIVE) if options.limits else ()))
     for number in range(options.rounds):
-        for turn in in_turn(("copy", "capture"), number):
+        for turn in in_turn(turns, number):
             grounds.tell(f"capture, {told_round(number, options.rounds)}: {turn}")
-            if turn == "capture":
+            if turn == _CAPTURE:
                 drained.append(await _drain(stage, place, end))
-            else:
+            elif turn == _COPY:
                 copied.append(await _bare_copy(stage, rows_file))
+            else:
+                measure = read_nowhere(stage, _PLACE, end) if turn == _READ else replicate_natively(stage, _PLACE, last)
+                limits.setdefault(turn, []).append(rows / await measure)
     # Who captures here next finds a store that knows where it stands.
     await _go_back(stage, place)
     await stage.db.run(statement("bench.drop_place"), slot=_PLACE)
-    return _claims(drained, copied)
+    return _claims(drained, copied, limits)
 
 
-def _claims(drained: Sequence[_Drained], copied: Sequence[_Copied]) -> list[Claim]:
+async def _read_end(stage: Stage) -> tuple[Lsn, int]:
+    """Where the last transaction of the stretch committed, and how many changes there are."""
+    last = await stage.db.value(statement("bench.read_last_commit"))
+    return Lsn.parse(last), int(await stage.db.value(statement("bench.count_rows")))
+
+
+def _claims(
+    drained: Sequence[_Drained], copied: Sequence[_Copied], limits: Mapping[str, Sequence[float]]
+) -> list[Claim]:
     speed = [run.rows / run.seconds for run in drained]
     bare = [run.rows / run.seconds for run in copied]
     copy_cpu = [run.cpu * 1e6 / run.rows for run in copied]
@@ -135,6 +155,7 @@ def _claims(drained: Sequence[_Drained], copied: Sequence[_Copied]) -> list[Clai
             [run.parts.walsender * 1e6 / run.parts_rows for run in drained],
         ),
         note("CPU of the worker", "µs/change", [run.parts.worker * 1e6 / run.parts_rows for run in drained]),
+        *(compare(f"capture, beside {turn}", "changes/s", found, speed) for turn, found in limits.items()),
         note("changes in a batch", "changes", [run.rows / run.batches for run in drained]),
     ]
 

@@ -68,7 +68,7 @@ QUICK = Scale(
     writes=writes.Options(rounds=2, transactions=200, keep=False),
     users=users.Options(rounds=2, seconds=1, step=2.5),
     bill=bill.Options(rounds=2, seconds=1.5, apart=False),
-    capture=capture.Options(rounds=2, changes=12_000),
+    capture=capture.Options(rounds=2, changes=12_000, limits=False),
     feed=feed.Options(rounds=2, seconds=2.0, loads=(feed.Steady(1_000, 1),)),
     defer=defer.Options(rounds=2, seconds=1.0, backlog=300),
     peers=peers.Options(rounds=2, few=True),

@@ -124,6 +124,19 @@ select position from afterwrite.feed;
 -- How many rows the store holds.
 select count(*) from afterwrite.activity;
 
+-- name: read_last_commit
+-- Where the last stored change committed.
+select max(commit_lsn)::text from afterwrite.activity;
+
+-- name: has_applied
+-- Whether this database's subscription has applied what committed here.
+select coalesce(
+           (select bool_or(o.remote_lsn >= :lsn::pg_lsn)
+              from pg_catalog.pg_replication_origin_status o
+              join pg_catalog.pg_subscription s on o.external_id = 'pg_' || s.oid
+             where s.subname = 'bench'),
+           false);
+
 -- name: read_version
 -- Which PostgreSQL this is.
 select pg_catalog.current_setting('server_version');
