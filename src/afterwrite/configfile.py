@@ -57,6 +57,14 @@ def parse_words(value: object) -> object:
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
+def parse_pairs(value: object) -> object:
+    """A table from the file, or ``NAME=VALUE`` with line's ends between them, or commas, from the environment."""
+    if not isinstance(value, str):
+        return value
+    pairs = value.splitlines() if "\n" in value else value.split(",")
+    return dict(pair.strip().split("=", 1) for pair in pairs if "=" in pair)
+
+
 def _parse(path: Path) -> dict[str, Any]:
     import tomllib
 

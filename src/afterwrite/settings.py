@@ -17,10 +17,10 @@ import pydantic
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from afterwrite.configfile import PREFIX, RECORDER, parse_size, parse_words, read_file, read_secret
+from afterwrite.configfile import PREFIX, RECORDER, parse_pairs, parse_size, parse_words, read_file, read_secret
 from afterwrite.errors import UsageError
 
-_SECRETS = ("dsn", "store_dsn", "stamp_key", "serve_jwt_secret", "nats_password", "nats_token")
+_SECRETS = ("dsn", "store_dsn", "stamp_key", "serve_jwt_secret", "nats_password", "nats_token", "lake_options")
 
 
 # What a value has to be, where pydantic's words are not an operator's.
@@ -71,6 +71,13 @@ class Settings(BaseSettings):
     ahead_days: Annotated[int, Field(ge=1, le=92)] = 7
     retention_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
     maintain_seconds: Annotated[float, Field(ge=1)] = 600.0
+    # Where days go that leave the store: a folder, s3://, az:// or gs://, and what its object store is opened with, a
+    # table in the file, or NAME=VALUE with commas or line's ends between them. How many full days before today stay,
+    # and for how long files are kept that newer versions of the table have no more.
+    lake_url: str | None = None
+    lake_options: Annotated[dict[str, str], BeforeValidator(parse_pairs)] = {}
+    lake_after_days: Annotated[int, Field(ge=1, le=36_500)] = 90
+    lake_vacuum_hours: Annotated[int, Field(ge=1)] = 168
     # How much WAL the slot may keep on the source's disk ("8GB", in PostgreSQL's units), from which share of it on that
     # is told, and whether the slot is given up at the end of it. How far behind the store may be before that is told.
     wal_budget: Annotated[int, BeforeValidator(parse_size), Field(ge=1 << 20)] = 8 << 30
@@ -139,6 +146,14 @@ class Settings(BaseSettings):
         if share < told.data.get("wal_warn_share", 0):
             raise ValueError("it should not be less than wal_warn_share")
         return share
+
+    @pydantic.field_validator("lake_url")
+    @classmethod
+    def _leave_by_the_lake(cls, url: str | None, told: pydantic.ValidationInfo) -> str | None:
+        if url is not None and told.data.get("retention_days") is not None:
+            # Retention would drop days that the lake has not got yet.
+            raise ValueError("it should not be set beside retention_days: days leave by `afterwrite lake archive`")
+        return url
 
     @classmethod
     def settings_customise_sources(

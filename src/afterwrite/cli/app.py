@@ -79,6 +79,7 @@ _VERBS = (
     "import",
     "export",
     "maintain",
+    "lake",
     "bench",
 )
 _added: set[str] = set()

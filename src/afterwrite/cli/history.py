@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from afterwrite.cli.face import Json, StoreDsn, emit, hang, out, plain, run, settings
+from afterwrite.cli.search import lake_as_json, tell_lake
 from afterwrite.cli.show import about, draw_diff, headline, read_moment, tell_value
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
@@ -20,6 +21,9 @@ from afterwrite.search.find import Page, Place
 from afterwrite.search.timeline import RowAt, entity_timeline, read_activity, row_at
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
+
+if TYPE_CHECKING:
+    from afterwrite.lake.tiers import Told
 
 EXAMPLES = "afterwrite history users/42  ·  afterwrite history users/42 --at 2026-11-23T10:15:00+01:00"
 
@@ -61,18 +65,30 @@ def history(
 
 async def _timeline(given: Settings, kind: str, number: str, count: int, before: str | None, *, json: bool) -> None:
     async with connect(given.store, application_name="afterwrite history", guarded=True) as store:
+        from afterwrite.lake import tiers
+        from afterwrite.lake.table import Lake
+
+        lake = None if given.lake_url is None else Lake(given.lake_url, given.lake_options)
         place: Place | None = None
         if before is not None:
-            last = await read_activity(store, before)
+            last = await (read_activity(store, before) if lake is None else tiers.read_activity(store, lake, before))
             if last is None:
                 raise UsageError(f"no activity {before} is stored", remedy="give an id that history showed")
             place = Place(last.occurred_at, last.id)
-        page = await entity_timeline(store, kind, number, limit=count, older_than=place)
+        told: Told | None = None
+        if lake is None:
+            page = await entity_timeline(store, kind, number, limit=count, older_than=place)
+        else:
+            told = await tiers.entity_timeline(store, lake, kind, number, limit=count, older_than=place)
+            page = told.page
         now = await row_at(store, kind, number, datetime.now(UTC)) if place is None and page.items else None
     if json:
-        emit({"items": [as_json(each) | {"diff": diff(each)} for each in page.items], "older": page.older})
+        answer = {"items": [as_json(each) | {"diff": diff(each)} for each in page.items], "older": page.older}
+        emit(answer if told is None else answer | {"lake": lake_as_json(told)})
         return
     _draw(page, f"{kind}/{number}", now)
+    if told is not None:
+        tell_lake(told)
 
 
 def _draw(page: Page, name: str, now: RowAt | None) -> None:

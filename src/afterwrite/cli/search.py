@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
@@ -16,6 +16,9 @@ from afterwrite.search.find import MOST, Page, Place, find
 from afterwrite.search.query import Query, QueryError, parse
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
+
+if TYPE_CHECKING:
+    from afterwrite.lake.tiers import Told
 
 EXAMPLES = (
     "afterwrite search 'actor:user:42 after:7d'   "
@@ -57,26 +60,51 @@ def search(
         say(f"  {' ' * error.column}[red]{'^' * error.length}[/]")
         raise
     older, newer = (None if text is None else _read_place(text) for text in (older_than, newer_than))
-    page = run(_search(settings(dsn, store_dsn), query, limit, older, newer, seconds))
+    page, told = run(_search(settings(dsn, store_dsn), query, limit, older, newer, seconds))
     if json:
-        emit(
-            {
-                "items": [as_json(each) for each in page.items],
-                "older": write_place(page.older),
-                "newer": write_place(page.newer),
-                "looked": page.looked,
-            }
-        )
+        answer = {
+            "items": [as_json(each) for each in page.items],
+            "older": write_place(page.older),
+            "newer": write_place(page.newer),
+            "looked": page.looked,
+        }
+        emit(answer if told is None else answer | {"lake": lake_as_json(told)})
     else:
         _show(page, back=newer is not None)
+        if told is not None:
+            tell_lake(told)
     return ExitCode.OK
 
 
 async def _search(
     given: Settings, query: Query, limit: int, older: Place | None, newer: Place | None, seconds: float
-) -> Page:
+) -> tuple[Page, Told | None]:
     async with connect(given.store, application_name="afterwrite search", guarded=True) as store:
-        return await find(store, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
+        if given.lake_url is None:
+            page = await find(store, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
+            return page, None
+        from afterwrite.lake.table import Lake
+        from afterwrite.lake.tiers import search as search_both
+
+        lake = Lake(given.lake_url, given.lake_options)
+        told = await search_both(store, lake, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
+        return told.page, told
+
+
+def lake_as_json(told: Told) -> dict[str, object]:
+    """Which of the items came from the lake, and which of its days were asked."""
+    from_lake = [each.id for each in told.page.items if each.id in told.lake]
+    days = {"first": told.days[0], "last": told.days[-1], "days": len(told.days)} if told.days else None
+    return {"items": from_lake, "asked": days, "walled": told.walled}
+
+
+def tell_lake(told: Told) -> None:
+    """Say what came from the lake."""
+    if told.walled:
+        say("[dim]The lake was not asked: who sees one tenant alone in the store sees nothing of it.[/]")
+    elif told.days:
+        span = f"{told.days[0]}" if len(told.days) == 1 else f"{told.days[0]} to {told.days[-1]}"
+        say(f"[dim]{len(told.lake)} of these {len(told.page.items)} from the lake, where {span} was asked.[/]")
 
 
 def write_place(place: Place | None) -> str | None:

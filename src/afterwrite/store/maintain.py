@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
 from typing import Any, assert_never
@@ -406,6 +406,13 @@ async def maintain(
     if reader:
         # Also where another maintainer is at work: it may be waiting for this word.
         await db.run(statement("maintain.tell_reader"), **_words(reader))
+    async with alone(db, wait_seconds):
+        return await _maintain(db, policy, on_step, locks or _PATIENT)
+
+
+@contextlib.asynccontextmanager
+async def alone(db: Database, wait_seconds: float = 0.0) -> AsyncGenerator[None]:
+    """Be the only one that maintains the store. Raises AnotherMaintainer when one is at work for longer than that."""
     deadline = asyncio.get_running_loop().time() + wait_seconds
     while not await db.value(statement("maintain.lock_maintainer")):
         if asyncio.get_running_loop().time() >= deadline:
@@ -416,7 +423,7 @@ async def maintain(
             )
         await asyncio.sleep(0.2)
     try:
-        return await _maintain(db, policy, on_step, locks or _PATIENT)
+        yield
     finally:
         # Where the connection is gone, so is the lock.
         with contextlib.suppress(AfterwriteError):
@@ -477,7 +484,7 @@ async def _perform(db: Database, step: Step, locks: LockPolicy) -> None:
         case StepKind.DISCARD:
             await discard_making(db, step.table)
         case StepKind.DROP:
-            await _drop_expired(db, step.table, step.days[0])
+            await drop_detached(db, step.table, step.days[0])
         case StepKind.RECAST:
             await recast_default(db, step.days, policy=locks)
         case StepKind.MAKE:
@@ -498,8 +505,8 @@ async def _perform(db: Database, step: Step, locks: LockPolicy) -> None:
         case StepKind.EXPIRE:
             # What goes is counted first: nothing else will remember it.
             await roll_up(db)
-            name = await _detach(db, step.table, step.days[0], locks)
-            await _drop_expired(db, name, step.days[0])
+            name = await detach_day(db, step.table, step.days[0], locks)
+            await drop_detached(db, name, step.days[0])
         case StepKind.EXPIRE_ROWS:
             await roll_up(db)
             await _expire_rows(db, step.days[0])
@@ -510,13 +517,22 @@ async def _perform(db: Database, step: Step, locks: LockPolicy) -> None:
             assert_never(step.kind)
 
 
-async def _detach(db: Database, table: str, day: date, locks: LockPolicy) -> str:
-    """Take a day out of activity; from here on nobody sees it.
+async def detach_day(
+    db: Database,
+    table: str,
+    day: date,
+    locks: LockPolicy | None = None,
+    *,
+    to: str = EXPIRED,
+    along: Callable[[Database], Awaitable[None]] | None = None,
+) -> str:
+    """Take a day out of activity; from here on nobody sees it. Says what its table is called now: ``to`` and the day.
 
     PostgreSQL has no DETACH … CONCURRENTLY beside a default partition, so this waits for readers and writers of
-    activity as a whole, for a moment at a time; the change itself takes a few milliseconds.
+    activity as a whole, for a moment at a time; the change itself takes a few milliseconds. ``along`` is written in the
+    same transaction. What is called as expired days are, the next maintenance drops.
     """
-    name = f"{EXPIRED}{day:%Y_%m_%d}"
+    name = f"{to}{day:%Y_%m_%d}"
 
     async def detach(db: Database) -> None:
         await db.run(statement("store.lock_partitions"))
@@ -529,15 +545,17 @@ async def _detach(db: Database, table: str, day: date, locks: LockPolicy) -> str
         source = identifier(SCHEMA, table)
         await db.run(sql.SQL("alter table afterwrite.activity detach partition {}").format(source))
         await db.run(sql.SQL("alter table {} rename to {}").format(source, sql.Identifier(name)))
+        if along:
+            await along(db)
         failpoint("maintain.before_detach_commit")
 
     failpoint("maintain.before_detach")
-    await with_short_locks(db, [quoted(SCHEMA, PARENT), quoted(SCHEMA, table)], detach, policy=locks)
+    await with_short_locks(db, [quoted(SCHEMA, PARENT), quoted(SCHEMA, table)], detach, policy=locks or _PATIENT)
     failpoint("maintain.after_detach")
     return name
 
 
-async def _drop_expired(db: Database, name: str, day: date) -> None:
+async def drop_detached(db: Database, name: str, day: date) -> None:
     """Drop a detached day, and remember in the same transaction what it held."""
     failpoint("maintain.before_drop")
     table = identifier(SCHEMA, name)

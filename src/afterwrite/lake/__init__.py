@@ -1,0 +1,1 @@
+"""Days that are over, in an open Delta table on object storage or in a folder, and questions that reach into it."""

@@ -1,0 +1,253 @@
+"""From a Query to DuckDB's SQL: conditions with parameters only, with the meaning that PostgreSQL gives them.
+
+What query.py says in Python and search/compile.py in PostgreSQL's words is said here once more, and a test asks all
+three of random activities. Words are made as ``search/words.py`` makes them. Two things DuckDB cannot say: what a JSON
+value is to ``jsonb`` (an exponent written out, a key that stands twice), and whether an IPv6 address lies in a network.
+There the condition lets through more, ``exact`` is False, and ``Query.matches`` has the last word.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import LiteralString, assert_never
+
+import msgspec
+
+from afterwrite.lake.rows import microseconds
+from afterwrite.search import words
+from afterwrite.search.query import (
+    COLUMNS,
+    JSON_COLUMNS,
+    Exact,
+    Key,
+    Network,
+    Prefix,
+    Query,
+    Span,
+    Term,
+    Thing,
+    Value,
+    Words,
+    entity_type_of,
+)
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A condition on a row ``a``, its parameters, and whether it lets through nothing that does not fit.
+
+    ``equal`` are columns that must have one of these values: files without them need not be opened.
+    """
+
+    where: str
+    params: dict[str, object]
+    exact: bool
+    equal: dict[str, tuple[str, ...]]
+
+
+def compile_query(query: Query) -> Asked:
+    """What DuckDB is asked for this query."""
+    made = _Made()
+    where = [made.term(term) for term in query.terms]
+    return Asked(
+        where=" and ".join(where) if where else "true", params=made.params, exact=made.exact, equal=_equal(query)
+    )
+
+
+def _equal(query: Query) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for term in query.terms:
+        if term.negated:
+            continue
+        if term.key is Key.ENTITY:
+            if all(isinstance(value, Thing) for value in term.values):
+                things = [value for value in term.values if isinstance(value, Thing)]
+                found["entity_type"] = tuple(thing.type for thing in things)
+                if all(thing.id is not None and not thing.prefix for thing in things):
+                    found["entity_id"] = tuple(thing.id for thing in things if thing.id is not None)
+        elif (column := COLUMNS.get(term.key)) and all(isinstance(value, Exact) for value in term.values):
+            found[column] = tuple(value.text for value in term.values if isinstance(value, Exact))
+    return found
+
+
+_SIGNS = words.SIGNS + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_BLANKS = " " * len(words.SIGNS) + "abcdefghijklmnopqrstuvwxyz"
+_NAMES: LiteralString = (
+    "a.action || ' ' || coalesce(a.entity_type, '') || ' ' || coalesce(split_part(a.entity_id, '-', 1), '') || ' '"
+    " || coalesce(a.actor_id, '') || ' '"
+)
+_TEXT: LiteralString = "(" + _NAMES + " || coalesce(a.summary, ''))"
+_DOTTED = re.compile(r"[0-9.]+")
+
+
+class _Made:
+    """Conditions as they are made, each value a parameter."""
+
+    def __init__(self) -> None:
+        self.params: dict[str, object] = {}
+        self.exact = True
+
+    def _param(self, value: object) -> str:
+        name = f"q{len(self.params)}"
+        self.params[name] = value
+        return f"${name}"
+
+    def term(self, term: Term) -> str:
+        """Whether a row fits the term; what is not known does not fit, and fits its negation."""
+        before, self.exact = self.exact, True
+        params = dict(self.params)
+        holds = [self._value(term, value) for value in term.values]
+        inexact, self.exact = not self.exact, self.exact and before
+        either = " or ".join(f"({each})" for each in holds) or "false"
+        if not term.negated:
+            return f"coalesce({either}, false)"
+        if inexact:
+            # More than fits is let through, so of its contrary everything has to be.
+            self.params = params
+            return "true"
+        return f"not coalesce({either}, false)"
+
+    def _value(self, term: Term, value: Value) -> str:
+        key = term.key
+        match value:
+            case Span(since=since, until=until):
+                return self._span(key, since, until)
+            case Words():
+                return self._words(value)
+            case Network(text=text):
+                return self._network(text)
+            case Thing(type=kind, id=None):
+                return f"a.entity_type = {self._param(kind)}"
+            case Thing(type=kind, id=str(number), prefix=False):
+                return f"a.entity_type = {self._param(kind)} and a.entity_id = {self._param(number)}"
+            case Thing(type=kind, id=number):
+                return f"a.entity_type = {self._param(kind)} and starts_with(a.entity_id, {self._param(number)})"
+            case Exact(text=text):
+                return self._exact(term, text)
+            case Prefix(text=text):
+                return self._prefix(term, text)
+            case _:
+                assert_never(value)
+
+    def _span(self, key: Key, since: datetime, until: datetime) -> str:
+        low = f"a.occurred_at >= make_timestamptz({self._moment(since)})" if key is not Key.BEFORE else ""
+        high = f"a.occurred_at < make_timestamptz({self._moment(until)})" if key is not Key.AFTER else ""
+        return " and ".join(filter(None, (low, high)))
+
+    def _moment(self, moment: datetime) -> str:
+        return self._param(microseconds(moment)) + "::bigint"
+
+    def _exact(self, term: Term, text: str) -> str:
+        match term.key:
+            case Key.CHANGED:
+                return f"list_contains(a.changed, {self._param(text)})"
+            case Key.METADATA | Key.WAS | Key.BECAME:
+                return self._json(JSON_COLUMNS[term.key], term.path, text)
+            case Key.TABLE:
+                return f"a.relation = {self._param(text)} and a.entity_type = {self._param(entity_type_of(text))}"
+            case Key.ENTITY:
+                return "false"
+            case _:
+                return f"a.{COLUMNS[term.key]} = {self._param(text)}"
+
+    def _prefix(self, term: Term, text: str) -> str:
+        match term.key:
+            case Key.CHANGED:
+                return f"len(list_filter(a.changed, lambda name: starts_with(name, {self._param(text)}))) > 0"
+            case Key.METADATA | Key.WAS | Key.BECAME:
+                return self._json(JSON_COLUMNS[term.key], term.path, text)
+            case Key.ENTITY:
+                column = "entity_type"
+            case Key.IP:
+                column = "ip"
+            case _:
+                column = COLUMNS[term.key]
+        return f"starts_with(a.{column}, {self._param(text)})" if text else f"a.{column} is not null"
+
+    def _json(self, column: str, path: Sequence[str], text: str) -> str:
+        """What the text of the JSON must hold: its names and the value, where no backslash hides them."""
+        self.exact = False
+        name = f"a.{column}"
+        held = [f"contains({name}, {self._param(part)})" for part in path if not _may_count(part)]
+        if text:
+            written = f"contains({name}, {self._param(text)})"
+            if _DOTTED.search(text):
+                # 1e2 is 100.
+                written = f"({written} or regexp_matches({name}, '[0-9][eE]'))"
+            held.append(written)
+        if not held:
+            return f"{name} is not null"
+        return f"({' and '.join(held)}) or contains({name}, '\\')"
+
+    def _network(self, text: str) -> str:
+        network = ipaddress.ip_network(text)
+        if isinstance(network, ipaddress.IPv6Network):
+            self.exact = False
+            return "contains(a.ip, ':')"
+        address = "split_part(a.ip, '/', 1)"
+        number = " + ".join(
+            f"try_cast(split_part({address}, '.', {place}) as bigint) * {factor}"
+            for place, factor in ((1, 1 << 24), (2, 1 << 16), (3, 1 << 8), (4, 1))
+        )
+        bits = "coalesce(try_cast(nullif(split_part(a.ip, '/', 2), '') as integer), 32)"
+        first, last = int(network.network_address), int(network.broadcast_address)
+        return (
+            f"not contains(a.ip, ':') and {bits} >= {network.prefixlen}"
+            f" and {number} between {self._param(first)}::bigint and {self._param(last)}::bigint"
+        )
+
+    def _words(self, value: Words) -> str:
+        ways = [words.variants(word) for word in value.words]
+        if any(not each for each in ways):
+            return "false"
+        end = "" if value.prefix else " "
+        held = self._prefilter(value)
+        # Blanks stand around each word and never two together; no word has a sign that means something in a pattern.
+        spelled = _spelled(self._param(words.TYPOGRAPHY), self._param(_SIGNS), self._param(_BLANKS))
+        if len(ways) == 1:
+            said = " or ".join(f"contains({spelled}, {self._param(f' {way}{end}')})" for way in ways[0])
+            names = " or ".join(self._named(way, prefix=value.prefix) for way in ways[0])
+            return f"({held}({said})) or {names}"
+        pattern = " " + " ".join("(?:" + "|".join(map(re.escape, each)) + ")" for each in ways) + end
+        return f"{held}regexp_matches({spelled}, {self._param(pattern)})"
+
+    def _prefilter(self, value: Words) -> str:
+        """What is cheap to see: that an ASCII word stands somewhere in it, whatever is around."""
+        plain = [word for word in value.words if word.isascii()]
+        if not plain:
+            return ""
+        longest = max(plain, key=len)
+        return f"contains(lower({_TEXT}), {self._param(longest)}) and "
+
+    def _named(self, way: str, *, prefix: bool) -> str:
+        """What stands in the index as it is: requests, sessions, traces, changed columns, and what is rare."""
+        param = self._param(way)
+        fits = "starts_with({}, {})" if prefix else "{} = {}"
+        columns = [f"coalesce({fits.format(f'a.{name}', param)}, false)" for name in _AS_THEY_ARE]
+        # A name that is nothing is no word.
+        changed = (
+            f"coalesce(len(list_filter(a.changed, lambda name: starts_with(name, {param}))) > 0, false)"
+            if prefix
+            else f"coalesce(list_contains(a.changed, {param}), false)"
+        )
+        return " or ".join((*columns, changed))
+
+
+_AS_THEY_ARE = ("request_id", "session_id", "trace_id")
+
+
+def _spelled(typography: str, signs: str, blanks: str) -> str:
+    """The words of a row with a blank between them, and around."""
+    summary = f"translate(left(coalesce(a.summary, ''), {words.LONGEST_SUMMARY}), {typography}, {_TYPOGRAPHY_BLANKS})"
+    text = f"{_NAMES} || {summary}"
+    return f"(' ' || regexp_replace(translate({text}, {signs}, {blanks}), ' +', ' ', 'g') || ' ')"
+
+
+_TYPOGRAPHY_BLANKS = "'" + " " * len(words.TYPOGRAPHY) + "'"
+
+
+def _may_count(name: str) -> bool:
+    """Whether a name may be the number of an element, which stands nowhere in the JSON."""
+    return re.fullmatch(r"[ \t\n\v\f\r]*[+-]?[0-9]+", name) is not None or not name
