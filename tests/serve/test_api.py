@@ -208,6 +208,20 @@ def test_who_does_not_say_what_he_wants_is_cut_off(client: Client, monkeypatch: 
         assert b"408 Request Timeout" in body.recv(10_000)
 
 
+@pytest.mark.parametrize(
+    "moment",
+    ["0001-01-01T00:00:00%2B14:00", "9999-12-31T23:59:59-14:00", "9999-12-31T23:59:59.999999Z", "253402300800"],
+)
+def test_no_time_is_beyond_what_is_answered(client: Client, moment: str) -> None:
+    for path in (
+        f"/v1/analytics/activity?after={moment}", f"/v1/analytics/week?before={moment}",
+        f"/search?older={moment}~{an_id(1, NOW)}",
+        f"/v1/activities/{an_id(1, NOW)}?occurred_at={moment}", f"/v1/entities/orders/7/at?time={moment}",
+        f"/entity/orders/7?at={moment}", f"/v1/activities?q=after:{moment}",
+    ):  # fmt: skip
+        assert client.get(path).status < 500, path
+
+
 def test_a_form_is_a_form_or_nothing(client: Client) -> None:
     odd = b'--x\r\nContent-Disposition: form-data; name="key"\r\nContent-Type: text/x; charset=odd\r\n\r\nk\r\n--x--'
     assert client.ask("POST", "/login", odd, Content_Type="multipart/form-data; boundary=x").status == 401

@@ -257,6 +257,21 @@ def test_what_cannot_be_stored_in_time_is_turned_away_and_not_collected() -> Non
     asyncio.run(scenario())
 
 
+def test_bodies_that_are_on_their_way_take_room_until_they_are_there() -> None:
+    given = Settings(dsn="host=/nowhere")
+    ingest = Ingest(given, Readers(given), Metrics())
+    with ingest.holding() as hold:
+        for _ in range(127):
+            hold(1 << 20)
+        with ingest.holding() as also:
+            also(1 << 20)
+            with pytest.raises(ProblemError, match="more is handed in"):
+                also(1)
+        hold(1 << 20)
+    with ingest.holding() as hold:
+        hold(128 << 20)
+
+
 def test_who_hands_in_much_leaves_others_their_turn_and_half_of_the_room() -> None:
     async def scenario() -> None:
         given = Settings(dsn="host=/nowhere")

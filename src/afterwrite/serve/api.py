@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, cast
 
@@ -497,7 +497,9 @@ async def hand_in(request: Ask, caller: Caller) -> Response[Ingested]:
             415, "media-type", f"{kind or 'a body without a type'} is not read here",
             remedy=f"send {JSON}, {EVENT} or {EVENTS}", headers={"Accept-Post": f"{JSON}, {EVENT}, {EVENTS}"},
         )  # fmt: skip
-    body = await _read_body(request, settings.serve_body_bytes)
+    ingest: Ingest = request.app.state.ingest
+    with ingest.holding() as hold:
+        body = await _read_body(request, settings.serve_body_bytes, hold)
     try:
         found = read_posted(kind, body, caller, _ids)
     except UnusableError as error:
@@ -507,7 +509,7 @@ async def hand_in(request: Ask, caller: Caller) -> Response[Ingested]:
             413, "size", f"more than {MOST_POSTED:,} were handed in", remedy="send them in parts"
         ) from None
     metrics: Metrics = request.app.state.metrics
-    results = await _store(request.app.state.ingest, found, caller)
+    results = await _store(ingest, found, caller)
     counts = {status: sum(each.status == status for each in results) for status in ("stored", "duplicate", "refused")}
     for status, count in counts.items():
         metrics.ingested.labels(status).inc(count)
@@ -535,7 +537,7 @@ async def _store(ingest: Ingest, found: list[Any], caller: Caller) -> list[Resul
     return [each for each in results if each is not None]
 
 
-async def _read_body(request: Ask, most: int) -> bytes:
+async def _read_body(request: Ask, most: int, hold: Callable[[int], None]) -> bytes:
     """The body as it was before it was compressed. Raises ProblemError for one that is too long, or takes too long."""
     way = request.headers.get("content-encoding", "identity").strip().lower()
     if way not in {"identity", "gzip", ""}:
@@ -552,6 +554,7 @@ async def _read_body(request: Ask, most: int) -> bytes:
                 size += len(part)
                 if size > most:
                     raise too_long
+                hold(len(part))
                 parts.append(part)
     except TimeoutError:
         raise ProblemError(408, "", "the body took too long to come") from None

@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 
 import msgspec
@@ -58,11 +59,31 @@ class Ingest:
         self._readers = readers
         self._metrics = metrics
         self._waiting: dict[tuple[str, datetime], deque[_Put]] = {}
-        self._rows = self._bytes = 0
+        self._rows = self._bytes = self._held = 0
         self._rows_of: Counter[Hashable] = Counter()
         self._served: Hashable = None
         self._news = asyncio.Event()
         self._stopping = False
+
+    @contextmanager
+    def holding(self) -> Generator[Callable[[int], None]]:
+        """Bodies take room, too, while they come: what this gives is told of each part how long it is.
+
+        It raises ProblemError (503) when bodies and what waits are more together than may be held.
+        """
+        mine = 0
+
+        def hold(size: int) -> None:
+            nonlocal mine
+            if self._held + self._bytes + size > _MOST_BYTES:
+                raise _later("more is handed in than can be stored")
+            mine += size
+            self._held += size
+
+        try:
+            yield hold
+        finally:
+            self._held -= mine
 
     async def put(self, source: str, activities: Sequence[Activity], *, who: Hashable = None) -> frozenset[Key]:
         """Store these of somebody's; says which were new, by ``(occurred_at, id)``. When it returns they are flushed.

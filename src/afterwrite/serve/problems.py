@@ -106,6 +106,10 @@ def explain(error: Exception) -> ProblemError:
             return _unavailable("the store does not answer as it should; the server's log says why")
         case TimeoutError():
             return _unavailable("there is too much to do at the moment")
+        case OverflowError() | ValueError() if "out of range" in str(error):
+            # Of a time by its zone, or by a number of seconds: whoever calculates with it first says so.
+            log.info("a time beyond the calendar", exc_info=error)
+            return ProblemError(400, "value", "there is no such time", remedy="write it as 2026-11-01T14:05:00Z")
         case _:
             log.error("an unexpected error", exc_info=error)
             return ProblemError(500, "unexpected", "something went wrong here; the server's log says what")
