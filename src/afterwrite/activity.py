@@ -182,8 +182,7 @@ def _make(options: Options, dsn: str | None) -> Recorder:
             cert=options.nats_cert,
             key=options.nats_key,
         )
-        open_sink = broker_sink(access, receipts=options.nats_receipts)
-        destination = f"{access.where}/{access.stream}"
+        open_sink, destination = broker_sink(access), f"{access.where}/{access.stream}"
     elif options.record_url is not None:
         from afterwrite.recorder.http import http_sink
 

@@ -28,7 +28,7 @@ def main() -> int:
         record_url=url,
         service=f"service-{int(name.partition('.')[0]) % 3}",
         spool_dir=f"{folder}/spool",
-        nats_receipts=bool(int(receipts)),
+        durability="stored" if int(receipts) else "spool",
         batch_events=500,
         overflow="block",
         block_seconds=120.0,

@@ -21,7 +21,7 @@ from afterwrite.broker.topology import Layout, partition_subjects, refused_subje
 from afterwrite.broker.write import State, Writer, WriterStatus, run_writers
 from afterwrite.errors import AfterwriteError, ConnectionLost
 from afterwrite.record import Activity, Batch, Kind
-from afterwrite.recorder import Options, Recorder
+from afterwrite.recorder import Durability, Options, Recorder
 from afterwrite.recorder.deliver import NotTaken
 from afterwrite.recorder.ids import Ids, moment_of
 from afterwrite.recorder.spool import without_absent
@@ -98,17 +98,44 @@ def test_what_is_sent_again_is_stored_once_also_when_the_broker_has_forgotten_it
     assert stored(installed_dsn) == ["0", "1", "2", "3"]
 
 
-def test_with_receipts_a_batch_is_taken_when_the_store_has_it(stream: Access, installed_dsn: str) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["one event", "all events"])
+def test_an_event_that_is_to_be_stored_leaves_the_spool_when_the_store_has_it(
+    tmp_path: Path, stream: Access, installed_dsn: str, *, whole: bool
+) -> None:
+    options = Options(spool_dir=str(tmp_path), **({"durability": Durability.STORED} if whole else {}))
+    recorder = Recorder(source="shop", open_sink=broker_sink(stream), options=options, destination="broker")
+    recorder.record("order.paid", entity=("order", 0), durability=None if whole else "stored")
+
     async def run() -> None:
-        async with broker_sink(stream, receipts=True)() as sink:
-            writing_it = asyncio.create_task(sink.write(batch([made(0), made(1)])))
-            await asyncio.sleep(0.3)
-            assert not writing_it.done()
-            async with writing(stream, installed_dsn):
-                assert (await writing_it).stored == 2
-                assert len(stored(installed_dsn)) == 2
+        await arrive(stream)
+        assert not await asyncio.to_thread(recorder.flush, 0.5)
+        assert recorder.stats().spooled == 1
+        async with writing(stream, installed_dsn):
+            assert await asyncio.to_thread(recorder.flush, 10)
+            assert stored(installed_dsn) == ["0"]
 
     asyncio.run(run())
+    assert recorder.close()
+
+
+def test_what_the_broker_has_lost_after_it_acknowledged_is_sent_again(
+    tmp_path: Path, stream: Access, installed_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afterwrite.broker.publish.RECEIPT_SECONDS", 1.0)
+    options = Options(spool_dir=str(tmp_path), durability=Durability.STORED)
+    recorder = Recorder(source="shop", open_sink=broker_sink(stream), options=options, destination="broker")
+    recorder.record("order.paid", entity=("order", 0))
+
+    async def run() -> None:
+        await arrive(stream)
+        async with connect(stream, name="test") as link:
+            await link.ask(f"STREAM.PURGE.{stream.stream}")
+        async with writing(stream, installed_dsn):
+            assert await asyncio.to_thread(recorder.flush, 20)
+
+    asyncio.run(run())
+    assert recorder.close()
+    assert stored(installed_dsn) == ["0"]
 
 
 def test_a_full_stream_leaves_events_in_the_spool_until_there_is_room(
@@ -249,6 +276,15 @@ class writing:
     async def __aexit__(self, *_: object) -> None:
         self._writer.stop()
         await self._task
+
+
+async def arrive(access: Access) -> None:
+    """Wait until the broker has something."""
+    for _ in range(500):
+        if (await check.look(access)).state["messages"]:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("nothing came")
 
 
 async def come(condition: object, seconds: float = 15.0) -> None:

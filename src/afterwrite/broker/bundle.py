@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -27,12 +28,19 @@ _decoder = msgspec.json.Decoder(list[Event])
 
 
 class Bundle(msgspec.Struct, frozen=True, gc=False):
-    """What goes as one message."""
+    """What goes as one message; its id is that of the one activity in it, of several one that only they give."""
 
     slot: int
     id: str
-    ids: tuple[str, ...]
     body: bytes
+    # Whether somebody waits until the store has all of it.
+    receipt: bool
+
+
+class _Part(NamedTuple):
+    id: str
+    body: bytes
+    stored: bool
 
 
 def bundle(activities: Iterable[Activity], *, longest: int) -> tuple[list[list[Bundle]], dict[str, str]]:
@@ -43,25 +51,27 @@ def bundle(activities: Iterable[Activity], *, longest: int) -> tuple[list[list[B
     longest -= OVERHEAD_BYTES
     most = min(_MOST_BYTES, longest)
     refused: dict[str, str] = {}
-    waiting: dict[int, list[tuple[str, bytes]]] = {}
+    waiting: dict[int, list[_Part]] = {}
     for activity in activities:
         body = _encode(without_absent(activity))
         if len(body) + 2 > longest:
             refused[activity.id] = f"it is {len(body):,} bytes long, and the broker takes {longest:,}"
             continue
-        waiting.setdefault(slot_of(activity), []).append((activity.id, body))
+        waiting.setdefault(slot_of(activity), []).append(
+            _Part(activity.id, body, isinstance(activity, Event) and activity.stored)
+        )
     rounds: list[list[Bundle]] = []
     for slot, parts in waiting.items():
         for number, some in enumerate(_split(parts, most)):
             if number == len(rounds):
                 rounds.append([])
-            ids = tuple(id for id, _ in some)
-            rounds[number].append(Bundle(slot, name(ids), ids, b"[" + b",".join(body for _, body in some) + b"]"))
+            body = b"[" + b",".join(part.body for part in some) + b"]"
+            receipt = any(part.stored for part in some)
+            rounds[number].append(Bundle(slot, _name([part.id for part in some]), body, receipt))
     return rounds, refused
 
 
-def name(ids: Sequence[str]) -> str:
-    """The message's id: of one activity its own, of several one that only they give."""
+def _name(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()[:40]
 
 
@@ -74,14 +84,14 @@ def unbundle(body: bytes) -> list[Event]:
     return events
 
 
-def _split(parts: Sequence[tuple[str, bytes]], most: int) -> Iterable[list[tuple[str, bytes]]]:
-    some: list[tuple[str, bytes]] = []
+def _split(parts: Sequence[_Part], most: int) -> Iterable[list[_Part]]:
+    some: list[_Part] = []
     size = 2
     for part in parts:
-        if some and (len(some) == _MOST_ACTIVITIES or size + len(part[1]) + 1 > most):
+        if some and (len(some) == _MOST_ACTIVITIES or size + len(part.body) + 1 > most):
             yield some
             some, size = [], 2
         some.append(part)
-        size += len(part[1]) + 1
+        size += len(part.body) + 1
     if some:
         yield some

@@ -1,7 +1,7 @@
 """The recorder's sink that is a broker: what is published counts as taken when the broker has acknowledged it.
 
-With receipts it counts when a writer says that the store has it: then the spool covers a broker that loses what it
-acknowledged.
+Of events that are to be stored (``durability="stored"``) it counts when a writer says that the store has it: then the
+spool covers a broker that loses what it acknowledged.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ from afterwrite.record import Batch, Receipt
 from afterwrite.recorder.deliver import NotTaken, OpenSink
 
 _ACK_SECONDS = 10.0
-_RECEIPT_SECONDS = 30.0
+RECEIPT_SECONDS = 30.0
 
 
-def broker_sink(access: Access, *, receipts: bool = False) -> OpenSink:
+def broker_sink(access: Access) -> OpenSink:
     """What opens a sink that publishes into the broker's stream."""
 
     @asynccontextmanager
     async def open_sink() -> AsyncGenerator[BrokerSink]:
         async with connect(access, name="afterwrite recorder") as link:
-            sink = BrokerSink(link, access, receipts=receipts)
-            await sink.open()
-            yield sink
+            yield BrokerSink(link, access)
 
     def opened() -> AbstractAsyncContextManager[BrokerSink]:
         return open_sink()
@@ -43,19 +41,12 @@ def broker_sink(access: Access, *, receipts: bool = False) -> OpenSink:
 class BrokerSink:
     """Publishes batches over one connection, each activity to the slot that its tenant has."""
 
-    def __init__(self, link: Link, access: Access, *, receipts: bool) -> None:
+    def __init__(self, link: Link, access: Access) -> None:
         self._link = link
         self._access = access
-        self._receipts = receipts
         self._inbox = ""
-        self._round = 0
+        self._sent = 0
         self._waited_for: dict[str, asyncio.Future[None]] = {}
-
-    async def open(self) -> None:
-        """Listen for receipts, where they are wanted."""
-        if self._receipts:
-            self._inbox = self._link.new_inbox()
-            await self._link.hear(self._inbox, self._hear_receipt)
 
     async def write(self, batch: Batch) -> Receipt:
         """Publish the batch, and wait until the broker, or the store, has all of it. Raises NotTaken for what is too
@@ -75,21 +66,28 @@ class BrokerSink:
         try:
             for each in bundles:
                 headers = {MESSAGE_ID: each.id}
-                if self._receipts:
-                    # A name of its own each time: the broker may have lost what it remembers as a duplicate.
-                    self._round += 1
-                    headers = {MESSAGE_ID: f"{each.id}/{self._inbox[-22:]}{self._round}", RECEIPT: self._inbox}
-                    receipt = self._waited_for[headers[MESSAGE_ID]] = asyncio.get_running_loop().create_future()
+                if each.receipt:
+                    id = await self._new_name(each)
+                    headers = {MESSAGE_ID: id, RECEIPT: self._inbox}
+                    receipt = self._waited_for[id] = asyncio.get_running_loop().create_future()
                     receipts.append(receipt)
                 waited.append(await self._link.publish(subject_of(self._access.stream, each.slot), each.body, headers))
             await self._all(waited, _ACK_SECONDS, "acknowledged by the broker")
             if receipts:
-                await self._all(receipts, _RECEIPT_SECONDS, "stored by a writer")
+                await self._all(receipts, RECEIPT_SECONDS, "stored by a writer")
         finally:
             for future in (*waited, *receipts):
                 if not future.done():
                     future.cancel()
             self._waited_for.clear()
+
+    async def _new_name(self, bundle: Bundle) -> str:
+        """A name that this message never had: the broker may know one again that it has lost."""
+        if not self._inbox:
+            self._inbox = self._link.new_inbox()
+            await self._link.hear(self._inbox, self._hear_receipt)
+        self._sent += 1
+        return f"{bundle.id}/{self._inbox.rpartition('.')[2]}{self._sent}"
 
     async def _all(self, waited: Sequence[asyncio.Future[Any]], seconds: float, done: str) -> None:
         """Wait for all of these, or until the line is lost."""

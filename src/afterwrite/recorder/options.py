@@ -31,11 +31,13 @@ _CALL = "the call"
 
 
 class Durability(StrEnum):
-    """What an event survives: nothing, its process's death, its machine's crash."""
+    """What an event survives: nothing, its process's death, its machine's crash; or, where a broker stands between, its
+    process's death and a broker that loses what it has acknowledged: the spool keeps it until the store has it."""
 
     MEMORY = "memory"
     SPOOL = "spool"
     SYNC = "sync"
+    STORED = "stored"
 
 
 class Overflow(StrEnum):
@@ -93,8 +95,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     # Deliver by HTTP, or by a broker (nats://…): where to, and as whom.
     record_url: str | None = None
     record_key: str | None = None
-    # The broker's stream, who we are there, and the files (authority, certificate, its key) of a line under TLS. Whether
-    # an event stays in the spool until a writer says that the store has it.
+    # The broker's stream, who we are there, and the files (authority, certificate, its key) of a line under TLS.
     nats_stream: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,32}$")] = "AFTERWRITE"
     nats_user: str | None = None
     nats_password: str | None = None
@@ -104,7 +105,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     nats_ca: str | None = None
     nats_cert: str | None = None
     nats_key: str | None = None
-    nats_receipts: bool = False
     # What stamps and events in transactions are signed with; from a file, what that says by then (see signing_key).
     stamp_key: str | None = None
     stamp_key_file: str | None = None

@@ -47,6 +47,7 @@ from afterwrite.recorder.spool import NO_METADATA, Made
 log = logging.getLogger(__name__)
 
 _EVENT = Kind.EVENT
+_STORED = Durability.STORED
 _SHORT = 200
 _IN_FAILED_TRANSACTION = "25P02"
 _TOLD_SECONDS = 60.0
@@ -160,7 +161,8 @@ class Recorder:
         that commits; on an asynchronous one the result must be awaited. Otherwise it goes to the queue, and is spooled
         within milliseconds. An ``id`` of the caller's is stored once, at ``occurred_at`` or when the id, a UUIDv7, says
         that it was made. ``durability="sync"`` waits until the disk has it (in a running event loop, only awaiting
-        does). Raises nothing but what ``conn`` raises, unless the options say ``strict``.
+        does); ``"stored"`` keeps it in the spool until the store has it, also where a broker takes it first. Raises
+        nothing but what ``conn`` raises, unless the options say ``strict``.
         """
         committer = self._committer or self._start()
         options = self.options
@@ -220,6 +222,8 @@ class Recorder:
             if options.strict:
                 self._check(event, metadata)
             wanted = options.durability if durability is None else Durability(durability)
+            if wanted is _STORED:
+                event.stored, wanted = True, Durability.SPOOL
         except Exception as error:
             if options.strict:
                 raise (
@@ -406,7 +410,10 @@ class Recorder:
                 self._emitted += 1
             return Recorded(event.id, _done=True)
         committer = self._committer or self._start()
-        place = committer.put(event, EVENT_BYTES + len(bytes(event.metadata)), self.options.durability)
+        wanted = self.options.durability
+        if wanted is _STORED:
+            event.stored, wanted = True, Durability.SPOOL
+        place = committer.put(event, EVENT_BYTES + len(bytes(event.metadata)), wanted)
         return Recorded(event.id, committer, place)
 
     def _own_id(self, id: str | uuid.UUID) -> str:

@@ -66,9 +66,13 @@ create table if not exists dropped (reason text primary key, events integer not 
 
 
 class Event(Activity, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """An activity as it is spooled: JSON without what it does not have. Without metadata, that is empty."""
+    """An activity as it is spooled: JSON without what it does not have. Without metadata, that is empty.
+
+    ``stored``: what it is given to is to say that the store has it.
+    """
 
     metadata: msgspec.Raw = NO_METADATA
+    stored: bool = False
 
 
 class Made(msgspec.Struct, gc=False, omit_defaults=True):
@@ -99,6 +103,7 @@ class Made(msgspec.Struct, gc=False, omit_defaults=True):
     summary: str | None = None
     caused_by: str | None = None
     metadata: msgspec.Raw = NO_METADATA
+    stored: bool = False
 
 
 class SpoolError(AfterwriteError):
@@ -144,10 +149,11 @@ def decode_chunk(chunk: Chunk) -> list[Event]:
 
 
 def without_absent(activity: Activity) -> Event:
-    """An activity as it is spooled and sent."""
+    """An activity as it is sent."""
     if isinstance(activity, Event):
-        if activity.metadata is None:  # pyright: ignore[reportUnnecessaryComparison] - as sinks know it
-            return msgspec.structs.replace(activity, metadata=NO_METADATA)
+        bare = activity.metadata is None  # pyright: ignore[reportUnnecessaryComparison] - as sinks know it
+        if bare or activity.stored:
+            return msgspec.structs.replace(activity, metadata=NO_METADATA if bare else activity.metadata, stored=False)
         return activity
     fields = {name: getattr(activity, name) for name in Activity.__struct_fields__}
     if fields["metadata"] is None:
