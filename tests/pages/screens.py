@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -29,6 +29,7 @@ from afterwrite.demo.story import DATABASE, Chapter, Script, tell_story
 from afterwrite.errors import GateNotMet
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import Server, embedded_server
+from afterwrite.record import Activity
 from afterwrite.settings import Settings
 from afterwrite.store.rollup import roll_up
 
@@ -86,11 +87,21 @@ async def _tell_activity(server: Server) -> Settings:
     async with connect(server.dsn()) as admin:
         await admin.run(f"create database {_ACTIVITY}".encode())
     dsn = server.dsn(_ACTIVITY)
-    await telling.fill(dsn, telling.tell(24_000), at_once=400)
+    told = list(telling.tell(24_000))
+    hour = datetime.now(UTC) - timedelta(hours=1)
+    recent = next(place for place, each in enumerate(told) if each[0].occurred_at >= hour)
+    await telling.fill(dsn, told[:recent], at_once=400)
+    await telling.fill(dsn, sorted(told[recent:], key=_place_in_the_wal), at_once=1)
     async with connect(dsn) as db:
+        # Stored when it happened, as by a worker that was there.
+        await db.run(b"update afterwrite.batch set written_at = last_at where last_at < written_at")
         while (await roll_up(db)).rows:
             pass
     return Settings(dsn=dsn)
+
+
+def _place_in_the_wal(together: list[Activity]) -> int:
+    return next((each.commit_lsn for each in together if each.commit_lsn is not None), 0)
 
 
 async def _migrate(server: Server) -> Settings:
