@@ -102,7 +102,8 @@ class _Made:
         inexact, self.exact = not self.exact, self.exact and before
         either = " or ".join(f"({each})" for each in holds) or "false"
         if not term.negated:
-            return f"coalesce({either}, false)"
+            # As a bare condition: within a function DuckDB would look at every part of it for every row.
+            return f"({either})"
         if inexact:
             # More than fits is let through, so of its contrary everything has to be.
             self.params = params
@@ -225,12 +226,12 @@ class _Made:
         """What stands in the index as it is: requests, sessions, traces, changed columns, and what is rare."""
         param = self._param(way)
         fits = "starts_with({}, {})" if prefix else "{} = {}"
-        columns = [f"coalesce({fits.format(f'a.{name}', param)}, false)" for name in _AS_THEY_ARE]
+        columns = [fits.format(f"a.{name}", param) for name in _AS_THEY_ARE]
         # A name that is nothing is no word.
         changed = (
-            f"coalesce(len(list_filter(a.changed, lambda name: starts_with(name, {param}))) > 0, false)"
+            f"len(list_filter(a.changed, lambda name: starts_with(name, {param}))) > 0"
             if prefix
-            else f"coalesce(list_contains(a.changed, {param}), false)"
+            else f"list_contains(a.changed, {param})"
         )
         return " or ".join((*columns, changed))
 

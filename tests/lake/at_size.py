@@ -1,0 +1,209 @@
+"""Many activities into the lake, and ten searches on both sides: `./run python -m tests.lake.at_size --rows 20000000`.
+
+A store of twenty days with all their indexes, on a server of its own; each search is asked of PostgreSQL, then all days
+leave for the lake (copied, read back, compared, dropped), and each is asked of DuckDB. Exit code 1 when an answer
+differs. Needs about 1 kB of room on disk an activity, in --folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tests.search.plans import fill
+
+from afterwrite.lake import tiers
+from afterwrite.lake.archive import SESSION, ArchivePolicy, archive
+from afterwrite.lake.read import Engine
+from afterwrite.lake.table import Lake
+from afterwrite.postgres import Database, connect
+from afterwrite.postgres.embedded import embedded_server
+from afterwrite.search.find import Page, find
+from afterwrite.search.query import parse
+
+DAYS = 20
+TODAY = datetime.now(UTC).date()
+SEARCHES = {
+    "newest": "",
+    "actor": "actor:user:1500",
+    "entity": "entity:orders/42*",
+    "tenant, category": "tenant:tenant-7 category:financial",
+    "action, rare": "action:key.revoke",
+    "failures": "outcome:failure severity:error",
+    "word, rare": "quixotic",
+    "phrase, a day": f'"gold token" at:{TODAY - timedelta(days=15)}',
+    "metadata, rare": "metadata.plan:enterprise",
+    "changed, rare": "changed:iban -actor:system",
+}
+_SIZES = """
+    select sum(pg_total_relation_size(inhrelid))::bigint from pg_inherits
+     where inhparent = 'afterwrite.activity'::regclass and inhrelid <> 'afterwrite.activity_default'::regclass
+"""
+_COUNTS = "select action, outcome, count(*) as rows from {} a group by 1, 2 order by 1, 2"
+PAGE = 50
+
+
+class Search(msgspec.Struct, kw_only=True):
+    """One search on both sides, in milliseconds: the best of a few."""
+
+    name: str
+    line: str
+    rows: int
+    hot_ms: float
+    lake_ms: float = 0.0
+    same: bool = False
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """What came of it."""
+
+    rows: int
+    days: int
+    hot_bytes: int
+    lake_bytes: int
+    files: int
+    archive_seconds: float
+    peak_bytes: int
+    counts_same: bool
+    counts_lake_ms: float
+    counts_hot_ms: float
+    searches: list[Search]
+    server: str
+    machine: str
+
+
+async def timed(ask: Callable[[], Awaitable[Page]], times: int) -> tuple[Page, float]:
+    best = float("inf")
+    while True:
+        began = time.perf_counter()
+        page = await ask()
+        best = min(best, (time.perf_counter() - began) * 1000)
+        times -= 1
+        if times <= 0:
+            return page, best
+
+
+async def measure(dsn: str, folder: Path, rows: int, times: int) -> Result:
+    def say(text: str) -> None:
+        print(f"{datetime.now(UTC):%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+    async with connect(dsn) as db:
+        say(f"laying {rows:,} activities of {DAYS} days")
+        await fill(db, rows, days=DAYS, hot_days=DAYS)
+        laid = int(await db.value(b"select count(*) from afterwrite.activity"))
+        hot_bytes = int(await db.value(_SIZES.encode()))
+        say("asking PostgreSQL")
+        pages: dict[str, Page] = {}
+        searches: list[Search] = []
+        for name, line in SEARCHES.items():
+            page, took = await timed(lambda line=line: find(db, parse(line), limit=PAGE, seconds=600), times)
+            pages[name] = page
+            searches.append(Search(name=name, line=line, rows=len(page.items), hot_ms=took))
+        began = time.perf_counter()
+        hot_counts = await db.rows(dict, _COUNTS.format("afterwrite.activity").encode())
+        counts_hot_ms = (time.perf_counter() - began) * 1000
+    lake = Lake(str(folder / "lake"))
+    say("archiving")
+    began = time.perf_counter()
+    async with connect(dsn, options=SESSION) as db:
+        done = await archive(
+            db, lake, ArchivePolicy(after_days=0), on_deed=lambda deed: say(f"{deed.kind} {deed.day}: {deed.rows:,}")
+        )
+    archive_seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if done.survey.findings or done.survey.due:
+        raise SystemExit(f"days are left: {done.survey}")
+    say("asking DuckDB")
+    async with connect(dsn) as db:
+        for search in searches:
+            told, took = await timed_both(db, lake, search.line, times)
+            search.lake_ms, search.same = took, told == pages[search.name].items
+    files = lake.files()
+    with Engine(lake) as engine:
+        began = time.perf_counter()
+        params: dict[str, Any] = {}
+        with engine.source(sorted({file.day for file in files}), files, params) as source:
+            counts = engine.rows(_COUNTS.format(source), params)
+        counts_ms = (time.perf_counter() - began) * 1000
+    return Result(
+        rows=laid,
+        days=DAYS,
+        hot_bytes=hot_bytes,
+        lake_bytes=sum(file.bytes for file in files),
+        files=len(files),
+        archive_seconds=archive_seconds,
+        peak_bytes=peak,
+        counts_same=sorted(map(repr, counts)) == sorted(map(repr, hot_counts)),
+        counts_lake_ms=counts_ms,
+        counts_hot_ms=counts_hot_ms,
+        searches=searches,
+        server="",
+        machine=f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, {platform.machine()}",
+    )
+
+
+async def timed_both(db: Database, lake: Lake, line: str, times: int) -> tuple[tuple[object, ...], float]:
+    async def ask() -> Page:
+        return (await tiers.search(db, lake, parse(line), limit=PAGE, seconds=600)).page
+
+    page, took = await timed(ask, times)
+    return page.items, took
+
+
+def show(result: Result) -> None:
+    rows = result.rows
+    print(f"{rows:,} activities of {result.days} days; {result.server}; {result.machine}; {TODAY}\n")
+    print(f"{'':26}{'store':>14}{'lake':>14}{'ratio':>9}")
+    print(
+        f"{'bytes an activity':26}{result.hot_bytes / rows:14,.1f}{result.lake_bytes / rows:14,.1f}"
+        f"{result.hot_bytes / result.lake_bytes:9.1f}"
+    )
+    print(f"{'size, MiB':26}{result.hot_bytes / 2**20:14,.0f}{result.lake_bytes / 2**20:14,.0f}")
+    print(
+        f"archived in {result.archive_seconds:,.0f} s, {rows / result.archive_seconds:,.0f} a second, read back and"
+        f" compared included; {result.files} files;\nthe archiver's memory at its peak"
+        f" {result.peak_bytes / 2**20:,.0f} MiB\n"
+    )
+    print(f"{'search (best of a few)':26}{'PostgreSQL, ms':>14}{'DuckDB, ms':>14}{'rows':>9}  same")
+    for each in result.searches:
+        print(f"{each.name:26}{each.hot_ms:14.1f}{each.lake_ms:14.1f}{each.rows:9}  {'yes' if each.same else 'NO'}")
+    same = "yes" if result.counts_same else "NO"
+    print(f"{'counts of all, by action':26}{result.counts_hot_ms:14.1f}{result.counts_lake_ms:14.1f}{'':9}  {same}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the lake lies meanwhile; else the system's for such")
+    parser.add_argument("--json", action="store_true")
+    told = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="afterwrite-lake-", dir=told.folder))
+    try:
+        with embedded_server(settings={"fsync": "off", "shared_buffers": "512MB", "max_wal_size": "4GB"}) as server:
+            result = asyncio.run(measure(server.dsn(), folder, told.rows, told.times))
+            result.server = f"PostgreSQL {server.version}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if told.json:
+        print(json.dumps(msgspec.to_builtins(result)))
+    else:
+        show(result)
+    return 0 if result.counts_same and all(each.same for each in result.searches) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
