@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from legacy_scene import read_everything
 
-from afterwrite.errors import Refused, UsageError
+from afterwrite.cli import export as export_command
+from afterwrite.errors import AfterwriteError, Refused, UsageError
 from afterwrite.failpoints import VARIABLE
 from afterwrite.postgres import connect
 from afterwrite.record import Activity, Batch, Kind, Lsn, Operation, Outcome
@@ -224,6 +226,34 @@ def test_an_export_comes_back_the_same_once(installed_dsn: str, dsn: str, tmp_pa
                 await load_jsonl(db, sink, file, policy=Policy())
 
     asyncio.run(main())
+
+
+def test_what_is_no_file_is_left_where_it_is(installed_dsn: str, tmp_path: Path) -> None:
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.write_text("before")
+    link.symlink_to(file)
+
+    async def main() -> None:
+        async with connect(installed_dsn, guarded=True) as db:
+            for each in (pipe, tmp_path):
+                with pytest.raises(UsageError, match="is no file"):
+                    await export_file(db, parse(""), Format.JSONL, each)
+            await export_file(db, parse(""), Format.JSONL, link)
+
+    asyncio.run(main())
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert file.read_text() == ""
+
+
+def test_where_stdout_leads_to_may_be_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - what it holds cannot be flushed by closing it, either
+    monkeypatch.setattr(sys, "stdout", full)
+    with pytest.raises(AfterwriteError, match="stdout cannot be written: No space left"):
+        asyncio.run(export_command._to_stdout(b"a line\n"))
+    with suppress(OSError):
+        full.close()
 
 
 def _on_one_line(activity: StoredActivity) -> StoredActivity:

@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress, TextColumn
 
 from afterwrite.cli.face import FLAG, Json, StoreDsn, counted, emit, plain, run, say, settings, talk
-from afterwrite.errors import ExitCode, UsageError
+from afterwrite.errors import AfterwriteError, ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.search.query import parse
 from afterwrite.settings import Settings
@@ -107,8 +107,15 @@ async def _export(
 
 
 async def _to_stdout(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise AfterwriteError(
+            f"stdout cannot be written: {error.strerror or error}", remedy="make room where it leads to, and begin anew"
+        ) from error
 
 
 def _quoted(moment: str) -> str:

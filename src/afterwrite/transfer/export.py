@@ -147,10 +147,15 @@ async def export_file(
     raw_cells: bool = False,
     on_page: OnPage = _no_page,
 ) -> Exported:
-    """The same into a file, which is whole or not there, with its manifest (``FILE.manifest.json``) beside it."""
+    """The same into a file, which is whole or not there, with its manifest (``FILE.manifest.json``) beside it.
+
+    Raises UsageError for what is there and no file: a device or a pipe would be put out of the way.
+    """
+    path = _file_at(path)
     part = path.with_name(path.name + _PART)
     try:
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)  # whoever else may write into the folder has laid none of his own there
+        with part.open("xb") as file:
 
             async def write(data: bytes) -> None:
                 file.write(data)
@@ -176,6 +181,13 @@ async def export_file(
         part.unlink(missing_ok=True)
         raise
     return exported
+
+
+def _file_at(path: Path) -> Path:
+    """The file that is written under this name, behind a link too."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file", remedy="name one; without one it goes to stdout")
+    return path.resolve() if path.is_symlink() else path
 
 
 def _write_whole(path: Path, data: bytes) -> None:
