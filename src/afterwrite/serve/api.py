@@ -19,6 +19,7 @@ from litestar.datastructures import State
 from litestar.params import Parameter
 from litestar.types import ControllerRouterHandler
 
+from afterwrite.migrate.ledger import Pause
 from afterwrite.postgres import statement
 from afterwrite.prove.report import to_json as proof_as_json
 from afterwrite.recorder.ids import Ids
@@ -109,11 +110,15 @@ class ActivityDoc(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActivityPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Activities, newest first. ``older`` and ``newer`` are cursors; null: there is nothing."""
+    """Activities, newest first. ``older`` and ``newer`` are cursors; null: there is nothing.
+
+    ``looked`` is how far was looked, where the time was up before everything was: the cursor goes on from there.
+    """
 
     items: list[ActivityDoc]
     older: str | None
     newer: str | None
+    looked: datetime | None
 
 
 class FieldDoc(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +236,7 @@ class MigrationDoc(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime
     migration: int | None
+    paused: Pause | None
     next: str
     phases: list[Any]
     checklist: list[Any]
@@ -458,6 +464,7 @@ async def get_migration(request: Ask, operator: Caller) -> Response[MigrationDoc
         {
             "at": progress.at,
             "migration": status.migration.id if status.migration else None,
+            "paused": status.pause,
             "next": status.next,
             "phases": status.phases,
             "checklist": status.checklist,
@@ -626,7 +633,8 @@ async def _find(request: Ask, caller: Caller, id: str, occurred_at: datetime | N
 
 async def _page(request: Ask, of: str, page: Page) -> Response[Any]:
     older, newer = seal_page(await _auth(request).find_signer(), of, page)
-    return _json({"items": [as_json(each) for each in page.items], "older": older, "newer": newer})
+    items = [as_json(each) for each in page.items]
+    return _json({"items": items, "older": older, "newer": newer, "looked": page.looked})
 
 
 def _auth(request: Ask) -> Auth:

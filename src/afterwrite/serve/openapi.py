@@ -84,7 +84,7 @@ CLOUD_EVENT: dict[str, Any] = {
 }
 _ANSWERS: dict[str, Any] = {
     "ActivityDoc": EXAMPLE,
-    "ActivityPage": {"items": [EXAMPLE], "older": "k8SPAAAAA…", "newer": None},
+    "ActivityPage": {"items": [EXAMPLE], "older": "k8SPAAAAA…", "newer": None, "looked": None},
     "Ingested": {
         "stored": 1,
         "duplicate": 0,
