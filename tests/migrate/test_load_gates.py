@@ -128,6 +128,15 @@ def test_a_worker_that_ends_is_not_taken_for_rollbacks_of_the_application(instal
     asyncio.run(main())
 
 
+def test_rollbacks_that_are_taken_out_before_the_server_counted_them_are_no_reset() -> None:
+    load = between([pulse(0), pulse(20), pulse(40, rollbacks=5), pulse(60)])
+    assert load is not None
+    assert (load.seconds, load.rollbacks) == (60.0, 60)
+    later = between([pulse(0), pulse(20, rollbacks=-5)])
+    assert later is not None
+    assert (later.seconds, later.rollbacks) == (20.0, 0)
+
+
 def test_where_cpu_or_statements_are_not_to_be_had_sessions_time_stands_in() -> None:
     blind = [pulse(at, cpu_seconds=None, statements=None, statement_ms=None) for at in (0, 60)]
     load = between(blind)

@@ -182,7 +182,7 @@ def between(pulses: Sequence[Pulse]) -> Load | None:
         return None
     first, last = steady[0], steady[-1]
     alone = [(earlier, later) for earlier, later in pairwise(steady) if not _ended_decoding(earlier, later)]
-    rollbacks = sum(later.rollbacks - earlier.rollbacks for earlier, later in alone)
+    rollbacks = max(0, sum(later.rollbacks - earlier.rollbacks for earlier, later in alone))
     told_apart = rollbacks + sum(later.commits - earlier.commits for earlier, later in alone)
     transactions = last.commits - first.commits + rollbacks
     told = [each for each in steady if each.statements is not None and each.statement_ms is not None]
@@ -217,9 +217,10 @@ def _ended_decoding(earlier: Pulse, later: Pulse) -> bool:
     return not set(earlier.decoders) <= set(later.decoders)
 
 
+# Not the rollbacks, which a reset takes along with the commits: those of a rehearsal are taken out of them at once, and
+# the server adds them a moment later.
 _COUNTERS = (
     "commits",
-    "rollbacks",
     "deadlocks",
     "failed_sessions",
     "active_ms",
