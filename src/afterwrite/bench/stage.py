@@ -37,6 +37,7 @@ from afterwrite.settings import Settings
 DATABASE = "legacy"
 _MIGRATION = 1
 _CATCH_UP_SECONDS = 300.0
+_STATISTICS_SECONDS = 1.0
 
 
 class Variant(StrEnum):
@@ -195,7 +196,7 @@ class Stage:
 
     async def _read(self, worker: Process | None) -> _Reading:
         # Statistics of a session that ended are there at once; those of others within a second.
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(_STATISTICS_SECONDS)
         cluster = cluster_cpu_seconds(self.server.pid)
         if cluster is None:
             raise AfterwriteError("CPU time cannot be read here", remedy="run the benchmark on Linux")

@@ -13,9 +13,10 @@ from typing import assert_never, cast
 import msgspec
 
 from afterwrite import __version__
-from afterwrite.bench import bill, capture, defer, feed, peers, queries, recorder, serve, users, writes
+from afterwrite.bench import bill, capture, defer, feed, peers, queries, recorder, serve, staging, users, writes
 from afterwrite.bench.claims import Claim, Report, Took
 from afterwrite.bench.grounds import Grounds, LeftOutError, Tell, open_grounds, read_machine
+from afterwrite.postgres import connect, statement
 
 
 class Part(StrEnum):
@@ -66,11 +67,11 @@ QUICK = Scale(
     api=serve.ApiOptions(rows=60_000, days=7, rounds=3, requests=5, seconds=0.3),
     pages=serve.PageOptions(rows=60_000, days=7, rounds=2, looked_at=2_000),
     writes=writes.Options(rounds=2, transactions=200, keep=False),
-    users=users.Options(rounds=2, seconds=1, step=2.5),
+    users=users.Options(rounds=2, seconds=1, step=3.0),
     bill=bill.Options(rounds=2, seconds=1.5, apart=False),
     capture=capture.Options(rounds=2, changes=12_000, limits=False),
     feed=feed.Options(rounds=2, seconds=2.0, loads=(feed.Steady(1_000, 1),)),
-    defer=defer.Options(rounds=2, seconds=1.0, backlog=300),
+    defer=defer.Options(rounds=1, seconds=1.0, backlog=300),
     peers=peers.Options(rounds=2, few=True),
     recorder=recorder.Options(rounds=2, events=15_000, stored=5_000, inserts=500),
 )
@@ -146,6 +147,18 @@ async def run_growth(
     ]
     took.append(Took(part="growth", seconds=0.0, settings={"rows": ", ".join(f"{rows:,}" for rows in found_at)}))
     return _report(began_at, began, False, version, took, claims)
+
+
+async def run_staging(dsn: str | None, mix: staging.Mix, options: staging.Options, *, tell: Tell) -> Report:
+    """Writes on scratch copies beside somebody's database, on his own server."""
+    began_at, began = datetime.now(UTC), time.monotonic()
+    found = await staging.measure_staging(dsn, mix, options, tell)
+    async with connect(dsn) as db:
+        version = str(await db.value(statement("bench.read_version")))
+    settings = {**_settings(options), "mix": ", ".join(f"{each.relation} {each.writes}" for each in mix.tables)}
+    took = Took(part="staging", seconds=round(time.monotonic() - began, 1), settings=settings)
+    claims = [msgspec.structs.replace(claim, part="staging") for claim in found]
+    return _report(began_at, began, False, version, [took], claims)
 
 
 async def _run_part(part: Part, grounds: Grounds, scale: Scale) -> tuple[Took, list[Claim]]:

@@ -12,14 +12,16 @@ import typer
 from rich.live import Live
 from rich.spinner import Spinner
 
-from afterwrite.bench import words
+from afterwrite.bench import staging, suite, words
 from afterwrite.bench.claims import Claim, Report
 from afterwrite.bench.compared import Comparison, Trend, compare_runs
 from afterwrite.bench.grounds import Tell
 from afterwrite.bench.page import to_html
 from afterwrite.bench.suite import FULL, QUICK, Part, run_growth, run_parts, sized
 from afterwrite.cli.face import FLAG, Json, emit, fill, out, plain, prose, run, say, table, talk
-from afterwrite.errors import ExitCode, UsageError
+from afterwrite.errors import ExitCode, Refused, UsageError
+from afterwrite.postgres import connect
+from afterwrite.scan.catalog import read_inventory
 
 _PARTS = ", ".join(Part)
 # The deep page is a full one.
@@ -62,18 +64,35 @@ def bench(
         Path | None,
         typer.Option("--pg-bin", help="Folder of other PostgreSQL binaries than the bundled ones.", show_default=False),
     ] = None,
+    dsn: Annotated[
+        str | None,
+        typer.Option(
+            "--dsn", metavar="DSN", help="Writes on copies beside this staging database instead.", show_default=False
+        ),
+    ] = None,
+    consent: Annotated[
+        bool,
+        typer.Option("--staging", metavar=FLAG, help="Yes, that --dsn is a staging copy, and may be worked beside."),
+    ] = False,
     html: Html = None,
     markdown: Markdown = None,
     json: Json = False,
 ) -> int:
-    """Measure what afterwrite promises, on PostgreSQL servers of its own; never on yours.
+    """Measure what afterwrite promises, on PostgreSQL servers of its own.
 
     Variants take turns in one run, so that a slow machine is slow for all of them. Figures are geometric means over the
     rounds, with 95 % intervals; a ratio is told only where its interval has no 1 in it. About ten minutes on two cores.
     Exit 3 if a promise is missed; a quick run tells it and exits 0.
+
+    With --dsn the write mix of a staging copy is read, and tried on scratch databases on its server, which are dropped
+    at the end. Without --staging it only says what it would do.
     """
     if context.invoked_subcommand is not None:
         return ExitCode.OK
+    if dsn is not None:
+        return _bench_staging(dsn, consent, rounds, json=json, html=html, markdown=markdown)
+    if consent:
+        raise UsageError("--staging says that --dsn may be worked beside, and there is no --dsn")
     parts = _read_parts(only)
     scale = sized(QUICK if quick else FULL, rounds=rounds, rows=rows, changes=changes)
     report = run(_watched(lambda tell: run_parts(parts, scale, quick=quick, tell=tell, seed=seed, pg_bin=pg_bin)))
@@ -83,6 +102,28 @@ def bench(
 
 
 app.callback(invoke_without_command=True, help=prose(bench.__doc__ or ""))(bench)
+
+
+def _bench_staging(
+    dsn: str, consent: bool, rounds: int | None, *, json: bool, html: Path | None, markdown: Path | None
+) -> int:
+    options = staging.Options(rounds=rounds or staging.Options().rounds)
+    mix = run(_look_at_staging(dsn, options))
+    for sentence in staging.said(dsn, mix, options):
+        say(plain(sentence))
+    if not mix.tables:
+        raise Refused("nothing was ever written there: there is no mix to measure", remedy="let it work for a while")
+    if not consent:
+        raise Refused("nothing was done", remedy="if this is a staging copy, and it may: --staging")
+    report = run(_watched(lambda tell: suite.run_staging(dsn, mix, options, tell=tell)))
+    _give(report, json=json, html=html, markdown=markdown)
+    return ExitCode.GATE if any(claim.met is False for claim in report.claims) else ExitCode.OK
+
+
+async def _look_at_staging(dsn: str, options: staging.Options) -> staging.Mix:
+    async with connect(dsn, application_name="afterwrite bench", guarded=True) as db:
+        await staging.refuse_unless_quiet(db)
+        return await staging.read_mix(db, await read_inventory(db), options.tables)
 
 
 @app.command("show")

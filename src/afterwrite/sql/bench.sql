@@ -210,3 +210,47 @@ select date_trunc('hour', created_at) as hour, operation, count(*)
  where created_at >= :since and created_at < :until
  group by 1, 2
  order by 1, 2;
+
+-- name: find_statements
+-- Where pg_stat_statements is.
+select n.nspname::text
+  from pg_catalog.pg_extension e
+  join pg_catalog.pg_namespace n on n.oid = e.extnamespace
+ where e.extname = 'pg_stat_statements';
+
+-- name: read_mix
+-- Which tables the application's statements write, how often, and how many rows at once most of the rows come.
+select c.relnamespace::regnamespace::text || '.' || c.relname as relation,
+       sum(t.calls)::bigint as writes,
+       greatest(1, round((array_agg(t.rows / t.calls order by t.rows desc))[1]))::int as bulk
+  from (
+       select s.calls, s.rows::float8 as rows,
+              pg_catalog.to_regclass(pg_catalog.substring(
+                  s.query, '(?i)^\s*(?:insert\s+into|update|delete\s+from)\s+(?:only\s+)?([\w."$]+)')) as relation
+         from "{schema}".pg_stat_statements s
+        where s.toplevel
+          and s.calls > 0
+          and s.dbid = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+          and s.query ~* '^\s*(insert|update|delete)\M'
+       ) t
+  join pg_catalog.pg_class c on c.oid = t.relation
+ where c.relkind in ('r', 'p')
+ group by 1
+ order by 2 desc;
+
+-- name: read_able
+-- Whether this role may make databases, and pass triggers and references over while it copies rows.
+select r.rolsuper or r.rolcreatedb as creates, r.rolsuper as replicates
+  from pg_catalog.pg_roles r
+ where r.rolname = current_user;
+
+-- name: read_busy
+-- How many other sessions of this database have written something that is not committed, and how much was ever written.
+select (select count(*)
+          from pg_catalog.pg_stat_activity a
+         where a.datname = pg_catalog.current_database()
+           and a.pid <> pg_catalog.pg_backend_pid()
+           and a.backend_xid is not null) as writing,
+       (select d.tup_inserted + d.tup_updated + d.tup_deleted
+          from pg_catalog.pg_stat_database d
+         where d.datname = pg_catalog.current_database())::bigint as written;

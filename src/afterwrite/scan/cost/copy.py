@@ -45,7 +45,7 @@ async def rehearse_live(
     with tempfile.TemporaryDirectory(prefix="afterwrite-") as folder:
         file = Path(folder, "schema.sql")
         try:
-            await _dump_schema(dsn, survey.inventory.server_version // 10_000, file)
+            await dump_schema(dsn, survey.inventory.server_version // 10_000, file)
         except AfterwriteError as error:
             return _without_copy(survey, error)
         async with loaded_dump(str(file)) as dump:
@@ -74,13 +74,14 @@ def _without_copy(survey: Survey, error: AfterwriteError) -> Measured:
     return Measured(origin=Origin.REHEARSE, findings=(note,))
 
 
-async def _dump_schema(dsn: str | None, version: int, file: Path) -> None:
+async def dump_schema(dsn: str | None, version: int, file: Path) -> None:
+    """Write the schema of a live database into a file, with the pg_dump that fits a server of this version."""
     words = {name: str(value) for name, value in parse_dsn(dsn).items()}
     # A password on the command line could be read by everybody on this machine.
     password = words.pop("password", None)
     environment = {**os.environ, **({"PGPASSWORD": password} if password else {})}
     child = await asyncio.create_subprocess_exec(
-        _find_pg_dump(version),
+        find_pg_dump(version),
         *("--schema-only", "--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions"),
         *("--lock-wait-timeout=2s", f"--file={file}", f"--dbname={make_conninfo('', **words)}"),
         stdin=subprocess.DEVNULL,
@@ -105,7 +106,7 @@ async def _dump_schema(dsn: str | None, version: int, file: Path) -> None:
         )
 
 
-def _find_pg_dump(version: int) -> str:
+def find_pg_dump(version: int) -> str:
     """The oldest pg_dump on this machine that knows so new a server."""
     found = sorted((number, path) for path in _candidates() if (number := _version(path)) >= version)
     if not found:

@@ -50,7 +50,9 @@ def itself(table: Table, place: Place) -> Deed | None:
 
 def changed(table: Table, place: Place, columns: Sequence[Column]) -> Deed:
     """An UPDATE that gives these columns other values."""
-    return _changed(table, place, [(each.name, change) for each in columns if (change := _change(each)) is not None])
+    return _changed(
+        table, place, [(each.name, change) for each in columns if (change := another_value(each)) is not None]
+    )
 
 
 def set_to(table: Table, place: Place, column: str, value: str | None) -> Deed:
@@ -103,7 +105,7 @@ def alterable(table: Table) -> Iterator[Column]:
     bound |= {name for key in table.foreign_keys for name in key.columns}
     bound |= {name for key in table.referenced_by for name in key.referenced_columns}
     for column in table.columns:
-        if column.name not in bound and _may_be_set(column) and _change(column) is not None:
+        if column.name not in bound and _may_be_set(column) and another_value(column) is not None:
             yield column
 
 
@@ -111,7 +113,8 @@ def _may_be_set(column: Column) -> bool:
     return not column.generated and not column.identity
 
 
-def _change(column: Column) -> sql.Composed | None:
+def another_value(column: Column) -> sql.Composed | None:
+    """SQL for another value of the same kind than the one that a column has; None for kinds that are not known."""
     for pattern, change in _CHANGES:
         if re.fullmatch(pattern, column.type):
             return sql.SQL(change).format(sql.Identifier(column.name))  # pyright: ignore[reportArgumentType]
