@@ -277,6 +277,10 @@ def test_the_commands_say_what_they_do(dsn: str, tmp_path: Path) -> None:
     assert (len(found["items"]), len(found["lake"]["items"])) == (150, 90)
     shown = typed("search", "actor:user:1", "-n", "1000", env=env)
     assert "from the lake" in shown.stderr
+    apart = typed("search", "before:50d", env=env | {"AFTERWRITE_LAKE_URL": ""})
+    assert "3 days left the store for a lake" in apart.stderr
+    one = found["lake"]["items"][0]
+    assert json.loads(typed("show", one, "--json", env=env).stdout)["activity"]["id"] == one
     history = json.loads(typed("history", "users/3", "--json", env=env).stdout)
     assert history["lake"]["items"]
     handed = typed("lake", "export", "--tenant", "a", "-o", tmp_path / "out", env=env)

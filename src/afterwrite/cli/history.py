@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
@@ -14,6 +14,9 @@ from afterwrite.cli.face import Json, StoreDsn, emit, hang, out, plain, run, set
 from afterwrite.cli.search import lake_as_json, tell_lake
 from afterwrite.cli.show import about, draw_diff, headline, read_moment, tell_value
 from afterwrite.errors import ExitCode, UsageError
+from afterwrite.lake import tiers
+from afterwrite.lake.table import Lake
+from afterwrite.lake.tiers import Told
 from afterwrite.postgres import connect
 from afterwrite.record import Kind, Operation
 from afterwrite.search.diff import diff
@@ -21,9 +24,6 @@ from afterwrite.search.find import Page, Place
 from afterwrite.search.timeline import RowAt, entity_timeline, read_activity, row_at
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
-
-if TYPE_CHECKING:
-    from afterwrite.lake.tiers import Told
 
 EXAMPLES = "afterwrite history users/42  ·  afterwrite history users/42 --at 2026-11-23T10:15:00+01:00"
 
@@ -65,9 +65,6 @@ def history(
 
 async def _timeline(given: Settings, kind: str, number: str, count: int, before: str | None, *, json: bool) -> None:
     async with connect(given.store, application_name="afterwrite history", guarded=True) as store:
-        from afterwrite.lake import tiers
-        from afterwrite.lake.table import Lake
-
         lake = None if given.lake_url is None else Lake(given.lake_url, given.lake_options)
         place: Place | None = None
         if before is not None:

@@ -124,7 +124,7 @@ def _words(deed: Deed) -> str:
         case DeedKind.FOUND:
             return f"{deed.day}: {_rows(deed.rows)} were in the lake already, the same"
         case DeedKind.DROPPED:
-            return f"{deed.day}: dropped from the store, {_rows(deed.rows)}, {_mib(deed.hot_bytes)}"
+            return f"{deed.day}: dropped from the store, {_rows(deed.rows)}, {_size(deed.hot_bytes)}"
         case DeedKind.COMPACTED:
             return f"{deed.day}: {counted(deed.files, 'file')} made few"
 
@@ -133,8 +133,11 @@ def _rows(rows: int) -> str:
     return counted(rows, "row")
 
 
-def _mib(size: int) -> str:
-    return f"{size / 1024**3:,.1f} GiB" if size >= 1024**3 else f"{size / 1024**2:,.1f} MiB"
+def _size(size: int) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1024:,.1f} KiB"
 
 
 def _show_survey(seen: Survey, given: Settings) -> None:
@@ -145,7 +148,7 @@ def _show_survey(seen: Survey, given: Settings) -> None:
         return
     out.print("Due:")
     for due in seen.due[:_SHOWN_DAYS]:
-        rest = ", taken out already" if due.detached else f", about {_rows(due.rows)}, {_mib(due.bytes)}"
+        rest = ", taken out already" if due.detached else f", about {_rows(due.rows)}, {_size(due.bytes)}"
         out.print(f"  {due.day}{rest}")
     if (more := len(seen.due) - _SHOWN_DAYS) > 0:
         out.print(f"  and {counted(more, 'day')} more [dim](--json has all)[/]")
@@ -174,10 +177,10 @@ def _show_lake(seen: Survey) -> None:
             count = sum(part.rows for part in seen.parts if part.day in set(which))
             held = sum(days[day].bytes for day in which)
             lines.append(
-                (name, len(which), which[0], which[-1], f"{count:,}", _mib(held), f"{held / max(1, count):.0f}")
+                (name, len(which), which[0], which[-1], f"{count:,}", _size(held), f"{held / max(1, count):.0f}")
             )
     if len(lines) > 1:
-        lines.append(("all", len(days), min(days), max(days), f"{rows:,}", _mib(size), f"{size / max(1, rows):.0f}"))
+        lines.append(("all", len(days), min(days), max(days), f"{rows:,}", _size(size), f"{size / max(1, rows):.0f}"))
     out.print(fill(made, lines))
 
 
@@ -250,7 +253,7 @@ def export_command(
         out.print(
             fill(
                 made,
-                [(each.file, f"{each.rows:,}", _mib(each.bytes), _day(each.first_at), _day(each.last_at))
+                [(each.file, f"{each.rows:,}", _size(each.bytes), _day(each.first_at), _day(each.last_at))
                  for each in handed.files],
             )
         )  # fmt: skip

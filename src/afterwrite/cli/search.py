@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from afterwrite.cli.face import Json, StoreDsn, emit, fill, out, plain, run, say, settings, table
+from afterwrite.cli.face import Json, StoreDsn, counted, emit, fill, out, plain, run, say, settings, table
 from afterwrite.errors import ExitCode, UsageError
+from afterwrite.lake.table import Lake
+from afterwrite.lake.tiers import Told, count_left_days
+from afterwrite.lake.tiers import search as search_both
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Outcome
 from afterwrite.search.find import MOST, Page, Place, find
 from afterwrite.search.query import Query, QueryError, parse
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
-
-if TYPE_CHECKING:
-    from afterwrite.lake.tiers import Told
 
 EXAMPLES = (
     "afterwrite search 'actor:user:42 after:7d'   "
@@ -82,9 +82,12 @@ async def _search(
     async with connect(given.store, application_name="afterwrite search", guarded=True) as store:
         if given.lake_url is None:
             page = await find(store, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
+            if page.older is None and newer is None and (days := await count_left_days(store)):
+                left = counted(days, "day")
+                say(
+                    f"[yellow]{left} left the store for a lake[/], and are not looked at: set lake_url to where they are."
+                )
             return page, None
-        from afterwrite.lake.table import Lake
-        from afterwrite.lake.tiers import search as search_both
 
         lake = Lake(given.lake_url, given.lake_options)
         told = await search_both(store, lake, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)

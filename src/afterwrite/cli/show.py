@@ -13,6 +13,8 @@ from rich.table import Table
 
 from afterwrite.cli.face import Json, StoreDsn, emit, out, plain, run, settings
 from afterwrite.errors import AfterwriteError, ExitCode, UsageError
+from afterwrite.lake import tiers
+from afterwrite.lake.table import Lake
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Operation, Outcome
 from afterwrite.search.diff import FieldChange, FieldKind, diff, read_told
@@ -66,6 +68,8 @@ def read_moment(text: str) -> datetime:
 async def _show(given: Settings, id: str, at: datetime | None, *, json: bool) -> None:
     async with connect(given.store, application_name="afterwrite show", guarded=True) as store:
         activity = await read_activity(store, id, occurred_at=at)
+        if activity is None and at is None and given.lake_url is not None:
+            activity = await tiers.read_activity(store, Lake(given.lake_url, given.lake_options), id)
         if activity is None:
             raise AfterwriteError(
                 f"no activity {id} is stored in {store.where} at the time that its id tells",

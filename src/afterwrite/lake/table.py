@@ -11,6 +11,7 @@ files themselves where they lie in a folder, and an Arrow data set over that obj
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ _BLOOMED = ("id", "entity_id", "actor_id", "request_id", "caused_by")
 _ROW_GROUP = 100_000
 _FILE_BYTES = 128 << 20
 _APPLICATION = "afterwrite"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +143,7 @@ class Lake:
 
     def trouble(self, error: Exception) -> AfterwriteError:
         """What the object store or the log said, as one of ours."""
-        said = " ".join(str(error).split())
+        said = " ".join(_COLOURS.sub("", str(error)).replace("↳", ":").split())
         return AfterwriteError(
             f"the lake at {self.url} cannot be used: {said[:500]}",
             remedy="see that lake_url and lake_options name it, and that it may be read and written",

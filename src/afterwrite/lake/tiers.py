@@ -18,7 +18,7 @@ from uuid import UUID
 
 import msgspec
 
-from afterwrite.errors import Refused
+from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.lake.compile import Asked
 from afterwrite.lake.read import Between, Engine
 from afterwrite.lake.table import Lake
@@ -150,6 +150,15 @@ async def left_days(db: Database, lake: Lake) -> tuple[date, ...]:
             remedy="set lake_url to where those days are",
         )
     return tuple(sorted({each.day for each in left}))
+
+
+async def count_left_days(db: Database) -> int:
+    """Of how many days a lake alone has something; 0 also where the store knows nothing of lakes, or does not say."""
+    try:
+        left = await db.rows(_LeftDay, statement("lake.read_left_days"))
+    except AfterwriteError:
+        return 0
+    return len({each.day for each in left})
 
 
 async def _sees_all(db: Database) -> bool:
