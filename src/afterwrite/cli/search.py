@@ -84,7 +84,7 @@ async def _search(
             page = await find(store, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
             if page.older is None and newer is None and (days := await count_left_days(store)):
                 left = counted(days, "day")
-                say(f"[yellow]{left} left the store for a lake[/] that is not looked into: set lake_url to where it is.")
+                say(f"[yellow]{left} left the store for a lake[/], and lake_url does not say where that is.")
             return page, None
 
         lake = Lake(given.lake_url, given.lake_options)
