@@ -155,6 +155,18 @@ def test_the_pages_show_a_tenant_its_own_alone(tenant: Client, operator: Client)
         assert operator.get(path, Accept="text/html").status == 200, path
 
 
+def test_nobody_puts_a_row_before_anothers_of_the_same_id(tenant: Client, operator: Client, dsn: str) -> None:
+    for it in (SHARED_THEIRS, THEIRS[1]):
+        for beside in (-1, 1, 400):
+            fake = {"id": it.id, "occurred_at": it.occurred_at + timedelta(microseconds=beside), "action": "fake.act"}
+            assert tenant.post("/v1/activities", {"activities": [fake]}).json["stored"] == 1
+        assert operator.get(f"/v1/activities/{it.id}").json["action"] == it.action
+        assert "fake.act" not in operator.get(f"/activity/{it.id}", Accept="text/html").body.decode()
+        assert tenant.get(f"/v1/activities/{it.id}").json["action"] == "fake.act"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("delete from afterwrite.activity where action = 'fake.act'")
+
+
 def test_a_cursor_of_the_operators_shows_a_tenant_its_own_alone(tenant: Client, operator: Client) -> None:
     page = operator.get("/v1/activities?limit=3").json
     cursor = page["older"]

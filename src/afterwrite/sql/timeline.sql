@@ -1,10 +1,10 @@
 -- name: read_by_id
--- The activity of an id within the stretch of time in which the id says that it was.
+-- The activity of an id within the stretch of time in which the id says that it was: of several, whose ids somebody gave them, a change, which nobody hands in, else what was stored first.
 select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
   from afterwrite.activity a
  where a.id = :id::uuid
    and a.occurred_at >= :since::timestamptz and a.occurred_at < :until::timestamptz
- order by a.occurred_at desc
+ order by a.kind, a.batch_id, a.occurred_at
  limit 1;
 
 -- name: read_changes
