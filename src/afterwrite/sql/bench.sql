@@ -219,10 +219,10 @@ select n.nspname::text
  where e.extname = 'pg_stat_statements';
 
 -- name: read_mix
--- Which tables the application's statements write, how often, and how many rows at once most of the rows come.
+-- Which tables the application's statements write, how often, and how many rows a statement writes on the average.
 select c.relnamespace::regnamespace::text || '.' || c.relname as relation,
        sum(t.calls)::bigint as writes,
-       greatest(1, round((array_agg(t.rows / t.calls order by t.rows desc))[1]))::int as bulk
+       greatest(1, round(sum(t.rows) / sum(t.calls)))::int as bulk
   from (
        select s.calls, s.rows::float8 as rows,
               pg_catalog.to_regclass(pg_catalog.substring(
