@@ -182,7 +182,8 @@ def _make(options: Options, dsn: str | None) -> Recorder:
             cert=options.nats_cert,
             key=options.nats_key,
         )
-        open_sink, destination = broker_sink(access), f"{access.where}/{access.stream}"
+        # The stream alone: with one broker more it is still the same place.
+        open_sink, destination = broker_sink(access), f"nats/{access.stream}"
     elif options.record_url is not None:
         from afterwrite.recorder.http import http_sink
 

@@ -113,7 +113,7 @@ class Cluster:
             if time.monotonic() > until:
                 logs = "\n".join((node.folder / f"{node.name}.log").read_text()[-2_000:] for node in self.nodes)
                 raise AssertionError(f"the brokers did not come up:\n{logs}")
-            time.sleep(0.05)
+            time.sleep(0.15)
 
     def stop(self) -> None:
         for node in self.nodes:

@@ -220,7 +220,7 @@ class FanIn:
             for name, process in (*self._recorders.items(), *self._writers.items()):
                 if process.poll() is not None and process.returncode:
                     raise AssertionError(f"process {name} has ended with {process.returncode}")
-            time.sleep(0.1)
+            time.sleep(0.25)
 
     def _count(self) -> int:
         with psycopg.connect(self._dsn) as connection:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,10 +22,14 @@ from typed import typed
 from afterwrite.broker import check
 from afterwrite.broker.check import Monitored, Seen, judge
 from afterwrite.broker.link import Access, connect, read_access
+from afterwrite.broker.publish import broker_sink
 from afterwrite.broker.topology import Layout, consumer_config, stream_config
+from afterwrite.broker.write import Writer
 from afterwrite.cli.face import sentence
 from afterwrite.errors import AfterwriteError, Severity, UsageError
+from afterwrite.recorder import Durability, Options, Recorder
 from afterwrite.recorder.options import read_options
+from afterwrite.store.writer import open_sink
 
 LAYOUT = Layout(stream="S", partitions=2)
 
@@ -173,6 +178,36 @@ def test_only_who_knows_the_password_comes_in_and_under_tls_when_asked(tmp_path:
             asyncio.run(come(**{**given, "password": "wrong"}))
         with pytest.raises(AfterwriteError, match=r"(?i)certificate"):
             asyncio.run(come(user="shop", password="right"))
+
+
+def test_recorders_and_writers_need_no_more_than_the_documentation_gives_them(
+    tmp_path: Path, installed_dsn: str
+) -> None:
+    users = """authorization { users = [
+        { user: admin, password: a }
+        { user: shop, password: s, permissions { publish: ["afterwrite.*"], subscribe: ["_INBOX.>"] } }
+        { user: writer, password: w, permissions {
+            publish: ["$JS.API.>", "$JS.ACK.>", "_INBOX.>", "afterwrite.refused"], subscribe: ["_INBOX.>"] } }
+    ] }"""
+
+    async def run(url: str) -> None:
+        admin = read_access(url, user="admin", password="a")
+        layout = Layout(stream="AFTERWRITE", partitions=1, replicas=1, max_bytes=1 << 20)
+        await check.carry_out(admin, check.plan(await check.look(admin), layout))
+        writer = Writer(read_access(url, user="writer", password="w"), partial(open_sink, installed_dsn), 0)
+        running = asyncio.create_task(writer.run())
+        sink = broker_sink(read_access(url, user="shop", password="s"))
+        options = Options(spool_dir=str(tmp_path / "spool"), durability=Durability.STORED)
+        recorder = Recorder(source="shop", open_sink=sink, options=options, destination="broker")
+        recorder.record("order.paid")
+        assert await asyncio.to_thread(recorder.flush, 10), recorder.stats()
+        await asyncio.to_thread(recorder.close)
+        writer.stop()
+        await running
+        assert writer.status.stored == 1
+
+    with broker_cluster(tmp_path, size=1, more=users) as cluster:
+        asyncio.run(run(cluster.url))
 
 
 def test_settings_name_who_comes_and_never_print_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

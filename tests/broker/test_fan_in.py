@@ -17,7 +17,7 @@ from afterwrite.broker import check
 from afterwrite.broker.bundle import unbundle
 from afterwrite.broker.link import Access, Link, connect, read_access
 from afterwrite.broker.publish import broker_sink
-from afterwrite.broker.topology import Layout, partition_subjects, refused_subject, slot_of, subject_of
+from afterwrite.broker.topology import Layout, lane_of, partition_subjects, refused_subject, subject_of
 from afterwrite.broker.write import State, Writer, WriterStatus, run_writers
 from afterwrite.errors import AfterwriteError, ConnectionLost
 from afterwrite.record import Activity, Batch, Kind
@@ -33,7 +33,8 @@ def test_what_recorders_were_told_is_kept_is_stored_once_and_in_order_whoever_di
 ) -> None:
     orders = Orders(
         recorders=2,
-        rate=400,
+        partitions=2,
+        rate=250,
         faults={"leader": 1, "writer at": 1, "recorder": 1, "all": 1},
         pause_seconds=0.3,
         seed=20261123,
@@ -207,13 +208,13 @@ def test_without_a_stream_or_a_broker_a_sentence_says_so(access: Access) -> None
     asyncio.run(run())
 
 
-def test_slots_are_shared_among_partitions_whatever_their_number() -> None:
+def test_lanes_are_shared_among_partitions_whatever_their_number() -> None:
     for partitions in (1, 3, 4, 64):
         shared = [subject for n in range(partitions) for subject in partition_subjects("S", n, partitions)]
-        assert sorted(shared) == [subject_of("S", slot) for slot in range(64)]
-    same = {slot_of(made(n, tenant="acme")) for n in range(50)}
+        assert sorted(shared) == [subject_of("S", lane) for lane in range(64)]
+    same = {lane_of(made(n, tenant="acme")) for n in range(50)}
     assert len(same) == 1
-    assert len({slot_of(made(n)) for n in range(500)}) == 64
+    assert len({lane_of(made(n)) for n in range(500)}) == 64
 
 
 # ----- what the tests above are made of -----

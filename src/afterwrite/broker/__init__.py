@@ -2,7 +2,7 @@
 
 ::
 
-    recorder ─▶ spool ─▶ publish ══▶ stream, 64 slots ══▶ consumer of a partition ─▶ write ─▶ store
+    recorder ─▶ spool ─▶ publish ══▶ stream, 64 lanes ══▶ consumer of a partition ─▶ write ─▶ store
                   ▲         │ acknowledged                   one writer is pinned       │ committed
                   └─ settle ┘                                ▲                          │
                                                              └────── acknowledged ──────┘

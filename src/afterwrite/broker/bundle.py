@@ -1,4 +1,4 @@
-"""Activities of one slot in one message: the JSON array that a spool holds, too.
+"""Activities of one lane in one message: the JSON array that a spool holds, too.
 
 A message costs the brokers the same whether it holds one activity or hundreds: an entry in three logs, flushed. Its id
 says exactly what is in it, so that the brokers' own de-duplication never takes a longer one for a shorter.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from afterwrite.broker.topology import slot_of
+from afterwrite.broker.topology import lane_of
 from afterwrite.record import Activity
 from afterwrite.recorder.spool import Event, without_absent
 
@@ -30,7 +30,7 @@ _decoder = msgspec.json.Decoder(list[Event])
 class Bundle(msgspec.Struct, frozen=True, gc=False):
     """What goes as one message; its id is that of the one activity in it, of several one that only they give."""
 
-    slot: int
+    lane: int
     id: str
     body: bytes
     # Whether somebody waits until the store has all of it.
@@ -44,9 +44,9 @@ class _Part(NamedTuple):
 
 
 def bundle(activities: Iterable[Activity], *, longest: int) -> tuple[list[list[Bundle]], dict[str, str]]:
-    """Rounds of messages, in a round at most one for each slot; and what is too long for any, with the reason, by id.
+    """Rounds of messages, in a round at most one for each lane; and what is too long for any, with the reason, by id.
 
-    Of a slot the next message is to be sent when the one before is acknowledged: so none overtakes another.
+    Of a lane the next message is to be sent when the one before is acknowledged: so none overtakes another.
     """
     longest -= OVERHEAD_BYTES
     most = min(_MOST_BYTES, longest)
@@ -57,17 +57,17 @@ def bundle(activities: Iterable[Activity], *, longest: int) -> tuple[list[list[B
         if len(body) + 2 > longest:
             refused[activity.id] = f"it is {len(body):,} bytes long, and the broker takes {longest:,}"
             continue
-        waiting.setdefault(slot_of(activity), []).append(
+        waiting.setdefault(lane_of(activity), []).append(
             _Part(activity.id, body, isinstance(activity, Event) and activity.stored)
         )
     rounds: list[list[Bundle]] = []
-    for slot, parts in waiting.items():
+    for lane, parts in waiting.items():
         for number, some in enumerate(_split(parts, most)):
             if number == len(rounds):
                 rounds.append([])
             body = b"[" + b",".join(part.body for part in some) + b"]"
             receipt = any(part.stored for part in some)
-            rounds[number].append(Bundle(slot, _name([part.id for part in some]), body, receipt))
+            rounds[number].append(Bundle(lane, _name([part.id for part in some]), body, receipt))
     return rounds, refused
 
 

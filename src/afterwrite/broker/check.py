@@ -195,7 +195,7 @@ def _judge_stream(seen: Seen, config: Mapping[str, Any]) -> list[Finding]:
             f"what no writer has stored after {config['max_age'] / _SECOND:,.0f} s is dropped",
         )  # fmt: skip
     if int(config.get("max_msgs_per_subject", -1)) > 0:
-        say("broker.max_msgs_per_subject", Severity.ERROR, "of a slot only so many are kept")
+        say("broker.max_msgs_per_subject", Severity.ERROR, "of a lane only so many are kept")
     if config.get("no_ack"):
         say("broker.no_ack", Severity.ERROR, "it acknowledges nothing, so that no spool ever empties", again)
     if config.get("persist_mode") == "async":
@@ -362,10 +362,10 @@ def plan(seen: Seen, layout: Layout) -> list[Step]:
     ]  # fmt: skip
     gone = {name for name in by_name if name.startswith("writer-")} - {str(config["name"]) for config in configs}
     gone |= {str(config["name"]) for config in due} & names(seen.consumers)
-    # First all that goes: two consumers of one slot cannot be.
+    # First all that goes: two consumers of one lane cannot be.
     steps += [
         Step(
-            text=f"delete the consumer {name}, which is for other slots",
+            text=f"delete the consumer {name}, which is for other lanes",
             subject=f"CONSUMER.DELETE.{layout.stream}.{name}",
             question={},
         )

@@ -39,7 +39,7 @@ def broker_sink(access: Access) -> OpenSink:
 
 
 class BrokerSink:
-    """Publishes batches over one connection, each activity to the slot that its tenant has."""
+    """Publishes batches over one connection, each activity to the lane that its tenant has."""
 
     def __init__(self, link: Link, access: Access) -> None:
         self._link = link
@@ -71,7 +71,7 @@ class BrokerSink:
                     headers = {MESSAGE_ID: id, RECEIPT: self._inbox}
                     receipt = self._waited_for[id] = asyncio.get_running_loop().create_future()
                     receipts.append(receipt)
-                waited.append(await self._link.publish(subject_of(self._access.stream, each.slot), each.body, headers))
+                waited.append(await self._link.publish(subject_of(self._access.stream, each.lane), each.body, headers))
             await self._all(waited, _ACK_SECONDS, "acknowledged by the broker")
             if receipts:
                 await self._all(receipts, RECEIPT_SECONDS, "stored by a writer")

@@ -1,7 +1,7 @@
-"""What belongs together: which slot an activity goes to, which slots a partition is, and how stream and consumers are.
+"""What belongs together: which lane an activity goes to, which lanes a partition is, and how stream and consumers are.
 
-Slots are fixed, 64 subjects; partitions are as many as the stream's metadata says, and each is some of the slots. What
-has one tenant has one slot, so that the broker's order of a slot is its order. How many partitions there are may
+Lanes are fixed, 64 subjects; partitions are as many as the stream's metadata says, and each is some of the lanes. What
+has one tenant has one lane, so that the broker's order of a lane is its order. How many partitions there are may
 change: the subjects, and what lies there, stay. Nothing here talks to anybody.
 """
 
@@ -17,7 +17,7 @@ import msgspec
 from afterwrite.errors import UsageError
 from afterwrite.record import Activity
 
-SLOTS = 64
+LANES = 64
 PARTITIONS = "afterwrite.partitions"
 GROUP = "writers"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -41,12 +41,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.stream):
             raise UsageError(f"{self.stream!r} is no name of a stream", remedy="letters, digits, - and _, 32 at most")
-        if not 1 <= self.partitions <= SLOTS:
-            raise UsageError(f"{self.partitions} partitions cannot be", remedy=f"1 to {SLOTS}")
+        if not 1 <= self.partitions <= LANES:
+            raise UsageError(f"{self.partitions} partitions cannot be", remedy=f"1 to {LANES}")
 
 
-def slot_of(activity: Activity) -> int:
-    """The slot: by the tenant, without one by what it is about, by who did it, or by itself."""
+def lane_of(activity: Activity) -> int:
+    """The lane: by the tenant, without one by what it is about, by who did it, or by itself."""
     if activity.tenant_id is not None:
         key = f"t\0{activity.tenant_id}"
     elif activity.entity_id is not None:
@@ -55,11 +55,11 @@ def slot_of(activity: Activity) -> int:
         key = f"a\0{activity.actor_id}"
     else:
         key = activity.id
-    return zlib.crc32(key.encode(errors="surrogatepass")) % SLOTS
+    return zlib.crc32(key.encode(errors="surrogatepass")) % LANES
 
 
-def subject_of(stream: str, slot: int) -> str:
-    return f"{stream.lower()}.{slot:02x}"
+def subject_of(stream: str, lane: int) -> str:
+    return f"{stream.lower()}.{lane:02x}"
 
 
 def refused_subject(stream: str) -> str:
@@ -68,11 +68,11 @@ def refused_subject(stream: str) -> str:
 
 
 def subjects(stream: str) -> list[str]:
-    return [*(subject_of(stream, slot) for slot in range(SLOTS)), refused_subject(stream)]
+    return [*(subject_of(stream, lane) for lane in range(LANES)), refused_subject(stream)]
 
 
 def partition_subjects(stream: str, partition: int, partitions: int) -> list[str]:
-    return [subject_of(stream, slot) for slot in range(partition, SLOTS, partitions)]
+    return [subject_of(stream, lane) for lane in range(partition, LANES, partitions)]
 
 
 def consumer_name(partition: int) -> str:
@@ -120,7 +120,7 @@ def consumer_config(stream: str, partition: int, partitions: int) -> dict[str, A
 def partitions_of(config: Mapping[str, Any]) -> int | None:
     """How many partitions a stream says that it has; None where it is no stream of ours."""
     told = cast("dict[str, str]", config.get("metadata") or {}).get(PARTITIONS, "")
-    return int(told) if told.isdecimal() and 1 <= int(told) <= SLOTS else None
+    return int(told) if told.isdecimal() and 1 <= int(told) <= LANES else None
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

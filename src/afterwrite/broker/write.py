@@ -1,4 +1,4 @@
-"""A partition's writer: pulls what its slots hold, in the broker's order, stores it, and acknowledges after the commit.
+"""A partition's writer: pulls what its lanes hold, in the broker's order, stores it, and acknowledges after the commit.
 
 ::
 

@@ -13,7 +13,7 @@ import typer
 
 from afterwrite.broker import check as checking
 from afterwrite.broker.link import Access, read_access
-from afterwrite.broker.topology import SLOTS
+from afterwrite.broker.topology import LANES
 from afterwrite.broker.write import Pace, State, WriterStatus, run_writers
 from afterwrite.capture.governor import human_bytes
 from afterwrite.cli.face import (
@@ -70,7 +70,7 @@ def install(
     partitions: Annotated[
         int | None,
         typer.Option(
-            "--partitions", min=1, max=SLOTS, help="So many writers may be active at once (4).", show_default=False
+            "--partitions", min=1, max=LANES, help="So many writers may be active at once (4).", show_default=False
         ),
     ] = None,
     replicas: Annotated[
