@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from afterwrite.search import timeline
 from afterwrite.search.analytics import ReportName, report
 from afterwrite.search.find import Place, find
 from afterwrite.search.query import parse
-from afterwrite.settings import load_settings
+from afterwrite.settings import Settings, load_settings
 from afterwrite.store.partitions import make_partitions
 from afterwrite.store.reader import StoredActivity, verify_feed
 from afterwrite.store.rollup import roll_up
@@ -301,3 +302,10 @@ def test_days_leave_by_one_way_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert given.lake_options == {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b,c=d"}
     with pytest.raises(UsageError, match="retention_days"):
         load_settings(folder=tmp_path, retention_days=40)
+
+
+def test_the_page_names_every_setting_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lake.md").read_text()
+    told = dict(re.findall(r"^\| `(lake_\w+)` \| (\w+) \|", page, re.MULTILINE))
+    fields = {name: field.default for name, field in Settings.model_fields.items() if name.startswith("lake_")}
+    assert told == {name: str(default or "none") for name, default in fields.items()}

@@ -62,7 +62,7 @@ def as_arrow(engine: Engine, stored: StoredActivity) -> object:
 
 
 @settings(
-    max_examples=int(os.environ.get("AFTERWRITE_EXAMPLES", "100")),
+    max_examples=int(os.environ.get("AFTERWRITE_EXAMPLES", "40")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -105,7 +105,7 @@ of_a_day = st.lists(
 )
 
 
-@settings(max_examples=3, deadline=None, database=None, phases=[Phase.generate],
+@settings(max_examples=2, deadline=None, database=None, phases=[Phase.generate],
           suppress_health_check=list(HealthCheck))  # fmt: skip
 @given(of_a_day)
 def test_what_went_into_the_lake_comes_out_the_same(

@@ -78,7 +78,7 @@ _NAMES: LiteralString = (
     "a.action || ' ' || coalesce(a.entity_type, '') || ' ' || coalesce(split_part(a.entity_id, '-', 1), '') || ' '"
     " || coalesce(a.actor_id, '') || ' '"
 )
-_TEXT: LiteralString = "(" + _NAMES + " || coalesce(a.summary, ''))"
+_LOOKED_AT = ("action", "entity_type", "entity_id", "actor_id", "summary")
 _DOTTED = re.compile(r"[0-9.]+")
 
 
@@ -220,7 +220,9 @@ class _Made:
         if not plain:
             return ""
         longest = max(plain, key=len)
-        return f"contains(lower({_TEXT}), {self._param(longest)}) and "
+        param = self._param(longest)
+        # Column by column: what a file holds once for many rows is looked at once.
+        return "(" + " or ".join(f"contains(lower(a.{name}), {param})" for name in _LOOKED_AT) + ") and "
 
     def _named(self, way: str, *, prefix: bool) -> str:
         """What stands in the index as it is: requests, sessions, traces, changed columns, and what is rare."""

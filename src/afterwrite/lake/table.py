@@ -252,11 +252,12 @@ class Lake:
             raise self.trouble(error) from error
         return int(told["numFilesRemoved"])
 
-    def vacuum(self, hours: int, *, enforce: bool = True) -> int:
+    def vacuum(self, hours: int) -> int:
         """Delete files that no version younger than so many hours has; how many went."""
         try:
+            # "full": also what a run that was killed has written, and no version ever had.
             gone = self._table.vacuum(
-                retention_hours=hours, dry_run=False, enforce_retention_duration=enforce and hours >= 168
+                retention_hours=hours, dry_run=False, enforce_retention_duration=hours >= 168, full=True
             )
         except self._delta.exceptions.DeltaError as error:
             raise self.trouble(error) from error
