@@ -427,6 +427,30 @@ def test_a_slow_client_is_dropped_while_the_others_hear_on_and_resumes_without_l
     asyncio.run(scenario())
 
 
+def test_those_who_do_not_take_it_wait_with_the_same_bytes(installed_dsn: str) -> None:
+    async def scenario() -> None:
+        taken: list[bytes] = []
+
+        async def take_nothing(data: bytes) -> None:
+            taken.append(data)
+            if data.startswith(b"id: "):
+                await asyncio.Event().wait()
+
+        pace = msgspec.structs.replace(QUICK, stall_seconds=60.0, heartbeat_seconds=60.0)
+        listeners = [Listener(installed_dsn, f"-actor:nobody{number}") for number in range(8)]
+        async with Feed(installed_dsn, encode=encode, pace=pace) as feed:
+            tasks = [asyncio.create_task(each.once(feed, take_nothing)) for each in listeners]
+            await until(lambda: feed.status().live == len(listeners))
+            await fill(installed_dsn, some(0, 20), some(100, 20))
+            await until(lambda: feed.status().sent == 8 * 40)
+            waiting = [{id(piece) for piece in client._pieces} for client in feed._clients]
+            assert len(set.union(*waiting)) <= 40
+            for task in tasks:
+                task.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_a_client_that_takes_nothing_is_dropped_after_a_while(installed_dsn: str) -> None:
     async def scenario() -> None:
         await fill(installed_dsn, some(0, 20))

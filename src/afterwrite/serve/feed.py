@@ -58,6 +58,7 @@ Encode = Callable[[StoredActivity], bytes]
 _HEARTBEAT = b": heartbeat\n\n"
 _PIECE_BYTES = 1 << 16
 _BATCHES = 100
+_FEW_CLIENTS = 50
 # Rows are found by their time: batches that lie further apart are read by themselves.
 _TOGETHER_SECONDS = 60.0
 _BEATS = 16
@@ -544,7 +545,8 @@ class Feed:
                     self._leave(client)
                 continue
             if last is not None:
-                self._give(group, list(_pieces(frames)))
+                # What waits for many is put together once; of few, all groups' clients wait with the same bytes.
+                self._give(group, list(_pieces(frames)) if len(group.clients) > _FEW_CLIENTS else frames)
                 self._sent += len(frames) * len(group.clients)
                 group.through = Place(last.position, last.id)
 
