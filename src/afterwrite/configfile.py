@@ -61,8 +61,10 @@ def parse_pairs(value: object) -> object:
     """A table from the file, or ``NAME=VALUE`` with line's ends between them, or commas, from the environment."""
     if not isinstance(value, str):
         return value
-    pairs = value.splitlines() if "\n" in value else value.split(",")
-    return dict(pair.strip().split("=", 1) for pair in pairs if "=" in pair)
+    pairs = [pair.strip() for pair in (value.splitlines() if "\n" in value else value.split(",")) if pair.strip()]
+    if any("=" not in pair for pair in pairs):
+        raise ValueError("it should be NAME=VALUE, with commas or line's ends between them")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _parse(path: Path) -> dict[str, Any]:

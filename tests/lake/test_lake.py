@@ -300,6 +300,10 @@ def test_days_leave_by_one_way_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("AFTERWRITE_LAKE_OPTIONS_FILE", str(secret))
     given = load_settings(folder=tmp_path)
     assert given.lake_options == {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b,c=d"}
+    monkeypatch.setenv("AFTERWRITE_LAKE_OPTIONS", "AWS_REGION")
+    with pytest.raises(UsageError, match="lake_options in AFTERWRITE_LAKE_OPTIONS cannot be: it should be name=value"):
+        load_settings(folder=tmp_path)
+    monkeypatch.delenv("AFTERWRITE_LAKE_OPTIONS")
     with pytest.raises(UsageError, match="retention_days"):
         load_settings(folder=tmp_path, retention_days=40)
 
