@@ -15,7 +15,7 @@ from fan_in_run import FanIn, Orders
 
 from afterwrite.broker import check
 from afterwrite.broker.bundle import unbundle
-from afterwrite.broker.link import Access, Link, connect, read_access
+from afterwrite.broker.link import Access, ApiError, Link, connect, read_access
 from afterwrite.broker.publish import broker_sink
 from afterwrite.broker.topology import Layout, lane_of, partition_subjects, refused_subject, subject_of
 from afterwrite.broker.write import State, Writer, WriterStatus, run_writers
@@ -45,7 +45,10 @@ def test_what_recorders_were_told_is_kept_is_stored_once_and_in_order_whoever_di
     assert sum(outcome.struck.values()) == 4
 
 
-def test_a_stand_by_takes_over_and_begins_with_what_was_not_acknowledged(stream: Access, installed_dsn: str) -> None:
+@pytest.mark.parametrize("later", [5, 0], ids=["something comes later", "nothing comes later"])
+def test_a_stand_by_takes_over_and_begins_with_what_was_not_acknowledged(
+    stream: Access, installed_dsn: str, later: int
+) -> None:
     """The first writer is given what it never stores; the second one stores that before what came later."""
 
     async def run() -> None:
@@ -53,13 +56,14 @@ def test_a_stand_by_takes_over_and_begins_with_what_was_not_acknowledged(stream:
             await publish(stream, [made(n) for n in range(5)])
             taken = await pull(link, stream)
             assert [event.entity_id for event in taken] == ["0", "1", "2", "3", "4"]
-            await publish(stream, [made(n) for n in range(5, 10)])
+            if later:
+                await publish(stream, [made(n) for n in range(5, 5 + later)])
             async with writing(stream, installed_dsn) as writer:
-                await come(lambda: writer.status.stored == 10)
+                await come(lambda: writer.status.stored == 5 + later)
                 assert writer.status.takeovers == 1
 
     asyncio.run(run())
-    assert stored(installed_dsn) == [str(n) for n in range(10)]
+    assert stored(installed_dsn) == [str(n) for n in range(5 + later)]
 
 
 def test_one_of_two_writers_is_active_and_the_other_follows_when_it_ends(stream: Access, installed_dsn: str) -> None:
@@ -181,6 +185,30 @@ def test_what_the_store_does_not_take_is_set_aside_and_the_others_are_stored(
 
     asyncio.run(run())
     assert stored(installed_dsn) == ["0"]
+
+
+def test_what_is_set_aside_finds_room_in_a_full_stream(access: Access, installed_dsn: str) -> None:
+    """What is refused comes last, when all else is stored already: what is stored makes room for it."""
+
+    async def run() -> None:
+        await install(access, max_bytes=20_000)
+        async with connect(access, name="publisher") as link:
+            bad = msgspec.json.encode([without_absent(msgspec.structs.replace(made(99), id="no uuid"))])
+            fine = [
+                msgspec.json.encode([without_absent(made(n, metadata=b'"' + b"x" * 700 + b'"'))]) for n in range(99)
+            ]
+            taken = 0
+            for body in (bad, *fine):
+                try:
+                    await (await link.publish(subject_of(access.stream, 0), body, {}))
+                except ApiError:
+                    break
+                taken += 1
+        assert 1 < taken < 99
+        async with writing(access, installed_dsn) as writer:
+            await come(lambda: writer.status.refused == 1 and writer.status.stored == taken - 1)
+
+    asyncio.run(run())
 
 
 def test_an_activity_that_is_longer_than_any_message_is_refused_and_the_others_go(stream: Access) -> None:

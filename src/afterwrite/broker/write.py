@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -169,13 +169,15 @@ class Writer:
         pause, anew = _FIRST_PAUSE, False
         while not self._stop.is_set():
             done = self.status.batches
+            session: _Session | None = None
             try:
                 async with self._session() as session:
                     await session.run(anew=anew)
                 anew = False
             except _OverError as over:
                 log.debug("partition %d: %s", self._partition, over)
-                anew, pause = over.anew, _FIRST_PAUSE
+                # What we had in hand would come again after a minute.
+                anew, pause = over.anew or (session is not None and session.pinned), _FIRST_PAUSE
                 self.tell(state=State.STANDING_BY)
                 # Another one may be at it: the one that makes the consumer anew goes first.
                 await self.rest(0.0 if anew else random.uniform(0.1, 0.3))
@@ -185,7 +187,7 @@ class Writer:
                     log.exception("a defect of the writer of partition %d; it is tried again", self._partition)
                 elif trouble != self.status.trouble:
                     log.warning("partition %d cannot be written now: %s", self._partition, error)
-                anew = False
+                anew = session is not None and session.pinned
                 self.tell(state=State.HINDERED, trouble=trouble)
                 if self.status.batches > done:
                     pause = _FIRST_PAUSE
@@ -269,6 +271,11 @@ class _Session:
         self._until = 0.0
         self._over: _OverError | None = None
 
+    @property
+    def pinned(self) -> bool:
+        """Whether the partition is ours, as far as we have heard."""
+        return self._pin is not None
+
     async def run(self, *, anew: bool) -> None:
         """Pull, store, acknowledge, until stopped. Raises _OverError for another session."""
         await self._link.hear(f"{self._inbox}.*", self._hear)
@@ -305,11 +312,21 @@ class _Session:
             now = time.monotonic()
             if (self._left <= 0 or now > self._until) and self._rows < 2 * self._writer.pace.batch_rows:
                 try:
+                    if self._pull and self._pin is None:
+                        await self._look()
                     await self._ask()
                 except Exception as error:
                     self._end(_OverError(str(error)))
                     return
             await asyncio.sleep(0.02 if self._left <= 0 else min(0.2, max(0.02, self._until - now)))
+
+    async def _look(self) -> None:
+        """Standing by: whether somebody was given messages and is gone, where no newer one would tell us."""
+        told = await self._link.ask(f"CONSUMER.INFO.{self._stream}.{self._consumer}")
+        groups = cast("list[dict[str, Any]]", told.get("priority_groups") or [])
+        if told.get("num_ack_pending") and not any(group.get("pinned_client_id") for group in groups):
+            self._writer.tell(takeovers=self._writer.status.takeovers + 1)
+            self._end(_OverError("nobody has what was delivered", anew=True))
 
     async def _ask(self) -> None:
         self._pull += 1
@@ -352,9 +369,8 @@ class _Session:
     def _hear_status(self, subject: str, status: str, words: str) -> None:
         if status == "100":
             return
-        if status == "423":
-            self._pin = None  # it is somebody else's
         if status == "423" or (status == "409" and "deleted" in words.lower()):
+            self._pin = None  # it is somebody else's
             self._end(_OverError(f"{status} {words}"))
         elif subject.endswith(f".{self._pull}"):
             self._left = 0
@@ -435,8 +451,28 @@ class _Session:
             stored, refused = await self._send(self._sink, _once(events))
             writer.suspect(len(events), refused)
         failpoint("broker.after_store")
-        unread = [delivery for delivery in deliveries if delivery.events is None]
-        await self._set_aside(unread, refused)
+        status = writer.status
+        writer.tell(
+            stored=status.stored + stored,
+            duplicates=status.duplicates + len(events) - len(refused) - stored,
+            batches=status.batches + 1,
+            waiting=deliveries[-1].waiting,
+            trouble=None,
+        )
+        # What is stored makes room first: a full stream takes nothing that is to be set aside.
+        odd = {event.id for event, _ in refused}
+        await self._acknowledge([delivery for delivery in deliveries if not _is_odd(delivery, odd)])
+        others = [delivery for delivery in deliveries if _is_odd(delivery, odd)]
+        if others:
+            await self._link.flush()
+            unread = [delivery for delivery in others if delivery.events is None]
+            await self._set_aside(unread, refused)
+            await self._acknowledge(others)
+            writer.tell(refused=writer.status.refused + len(refused) + len(unread))
+        failpoint("broker.after_acknowledge")
+
+    async def _acknowledge(self, deliveries: Sequence[_Delivery]) -> None:
+        """Tell the broker, and the recorders that wait for it, that these are done."""
         receipts: dict[str, list[str]] = {}
         for delivery in deliveries:
             headers: dict[str, str] = delivery.message.headers or {}
@@ -445,16 +481,6 @@ class _Session:
             await self._link.tell(str(delivery.message.reply), _ACK)
         for inbox, ids in receipts.items():
             await self._link.tell(inbox, "\n".join(ids).encode())
-        failpoint("broker.after_acknowledge")
-        status = writer.status
-        writer.tell(
-            stored=status.stored + stored,
-            duplicates=status.duplicates + len(events) - len(refused) - stored,
-            refused=status.refused + len(refused) + len(unread),
-            batches=status.batches + 1,
-            waiting=deliveries[-1].waiting,
-            trouble=None,
-        )
 
     async def _send(self, sink: Sink, events: Sequence[Event]) -> tuple[int, list[tuple[Event, str]]]:
         """How many were stored, and what the store does not take. Raises what may be over at another time."""
@@ -483,6 +509,11 @@ class _Session:
                 await kept
         if parts:
             log.warning("of partition %d %d messages are set aside: %s", self._partition, len(parts), parts[0][1])
+
+
+def _is_odd(delivery: _Delivery, refused: set[str]) -> bool:
+    """Whether something of this message is not stored."""
+    return delivery.events is None or any(event.id in refused for event in delivery.events)
 
 
 def _once(events: Sequence[Event]) -> list[Event]:
