@@ -19,7 +19,7 @@ from test_query_answers import NOW, activities, answer, lines, put
 from afterwrite.lake.archive import SESSION, ArchivePolicy, archive
 from afterwrite.lake.compile import compile_query
 from afterwrite.lake.read import Between, Engine
-from afterwrite.lake.table import Lake
+from afterwrite.lake.table import COLUMNS, Lake
 from afterwrite.postgres import connect
 from afterwrite.record import Activity, Batch
 from afterwrite.search.query import QueryError, parse
@@ -140,3 +140,22 @@ async def _there_and_back(
     with Engine(lake, threads=1) as engine:
         after = engine.find(parse(""), [DAY.date()], Between(), 1_000)
     return before, after
+
+
+def test_no_file_is_skipped_that_holds_the_value(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    lake = Lake(str(tmp_path / "lake"))
+    lake.open(make=True)
+    names = ("\U0010ffff" * 50, "z" * 290, "z" * 31 + "é" * 100, "a" * 32 + "b", "\uffff" * 70, "")
+    fixed = {"position": 0, "batch_id": 1, "kind": "event", "outcome": "success", "severity": "info", "source": "main",
+             "category": "data", "action": "x", "entity_type": "t", "occurred_at": DAY, "day": DAY.date()}  # fmt: skip
+    for number, name in enumerate(names):
+        row = dict.fromkeys(COLUMNS) | fixed
+        row |= {"id": f"0195a000-0000-7000-8000-{number:012x}", "part": number + 1, "actor_id": name, "entity_id": name}
+        lake.append("store", DAY.date(), number + 1, [pa.RecordBatch.from_pylist([row], schema=lake.schema())])
+    with Engine(lake, threads=1) as engine:
+        for name in filter(None, names):
+            for line in (f'actor:"{name}"', f'entity:"t/{name}"'):
+                (found,) = engine.find(parse(line), [DAY.date()], Between(), 9)
+                assert found.actor_id == name
