@@ -125,3 +125,15 @@ def test_a_small_transaction_beside_it_is_compared_as_ever(store: Scene) -> None
     proof = store.prove([without_a_row(large), small])
     insert = operations(proof, "item_audit")[Operation.INSERT]
     assert (insert.matched, dict(insert.explained), proof.transactions) == (1, {Reason.TOO_LARGE: 101}, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+def test_json_that_is_nested_too_deeply_to_be_compared_proves_nothing_and_stops_nobody(store: Scene, rows: int) -> None:
+    store.ddl("alter table tag add deep jsonb")
+    nested = "[" * 3_000 + "]" * 3_000
+    store.run(f"insert into tag (label, deep) select 'deep', '{nested}' from generate_series(1, {rows}) g")
+    store.run("insert into tag (label) values ('after it')")
+    proof = store.prove(store.read())
+    (insert,) = operations(proof, "tag_audit").values()
+    assert (insert.seen, insert.matched, dict(insert.explained)) == (rows + 1, 1, {Reason.TOO_LARGE: rows})
+    assert (proof.unexplained, proof.transactions) == (0, 1)

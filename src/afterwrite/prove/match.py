@@ -52,7 +52,7 @@ class Reason(StrEnum):
     EMPTY_STATEMENT = "empty-statement"  # a statement trigger fired although no row was touched
     LEGACY_FOREIGN = "legacy-foreign"  # no trigger of the plan can have written it: the application did, or another
     DEFERRED = "deferred"  # a deferred body's row, written after commit
-    TOO_LARGE = "too-large"  # not compared: the transaction was too big for memory, and its parts did not come out even
+    TOO_LARGE = "too-large"  # not compared: too big for memory and uneven in parts, or JSON nested too deeply
     SILENCED_YET_WRITTEN = "silenced-yet-written"  # a silenced trigger's row: it is still on somewhere
 
     @property

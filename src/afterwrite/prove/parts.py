@@ -59,17 +59,38 @@ def match_large(
     """
     found, abandoned = Account(), abandoned or Event()
     with contextlib.closing(Spill(folder)) as spill:
-        parts = _split(matcher, transaction, silenced, spill, abandoned)
-        for part in parts or ():
-            if found.total() or abandoned.is_set():
-                break
-            matcher.match(part, found, silenced=silenced, steady=steady)
+        try:
+            parts = _split(matcher, transaction, silenced, spill, abandoned)
+            for part in parts or ():
+                if found.total() or abandoned.is_set():
+                    break
+                matcher.match(part, found, silenced=silenced, steady=steady)
+        except RecursionError:
+            parts = None
     if abandoned.is_set():
         return
     if parts is None or found.total():
         _pass_over(matcher, transaction, account, silenced)
         return
     found.transactions = min(found.transactions, 1)
+    account.take(found)
+
+
+def match_deep(
+    matcher: Matcher,
+    transaction: Transaction,
+    account: Account,
+    *,
+    silenced: Mapping[str, str | None],
+    steady: Collection[tuple[str, Operation]],
+) -> None:
+    """Add what a transaction comes to, or, where its JSON is nested too deeply to be compared, that it was not."""
+    found = Account()
+    try:
+        matcher.match(transaction, found, silenced=silenced, steady=steady)
+    except RecursionError:
+        _pass_over(matcher, transaction, account, silenced)
+        return
     account.take(found)
 
 

@@ -30,7 +30,7 @@ from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database, connect, statement
 from afterwrite.prove.legacy import LegacyMapping
 from afterwrite.prove.match import EXAMPLES, Account, Matcher, Reason
-from afterwrite.prove.parts import is_large, match_large
+from afterwrite.prove.parts import is_large, match_deep, match_large
 from afterwrite.prove.plan import read_planned
 from afterwrite.prove.watch import Mode, Planned, Watch, WatchedRow, WindowRow, expected_operations, watch
 from afterwrite.record import Emitted, Lsn, Operation
@@ -222,10 +222,10 @@ class Prover:
         said_marks = [mark for each in fresh for mark in await _find_marks(each) if mark.trigger in state.watched]
         marks = await _told(database, said_marks)
         filled = await _find_fillings(database, fresh)
-        account = await self._match(matcher, state, fresh, marks, filled)
+        account = await self._match_all(matcher, state, fresh, marks, filled)
         if account.total(Reason.REPLICA_ROLE) and await self._reread_versions(database, state):
             # Somebody altered a trigger: whether it was on when these were written is not known after all.
-            account = await self._match(matcher, state, fresh, marks, filled)
+            account = await self._match_all(matcher, state, fresh, marks, filled)
         for mark in marks:
             state.watched[mark.trigger].obey(mark)
         if marks:  # they come with ALTER TABLE: what is there now is what counts from here on
@@ -318,7 +318,7 @@ class Prover:
 
     # --- matching -----------------------------------------------------------------------------------------------------
 
-    async def _match(
+    async def _match_all(
         self,
         matcher: Matcher,
         state: _State,
@@ -326,11 +326,28 @@ class Prover:
         marks: Sequence[_Mark],
         filled: Mapping[Lsn, tuple[str, ...]],
     ) -> Account:
+        try:
+            return await self._match(matcher, state, transactions, marks, filled)
+        except RecursionError:
+            # One of them holds JSON that is nested beyond comparing. It must not keep the others from being stored.
+            return await self._match(matcher, state, transactions, marks, filled, deep=True)
+
+    async def _match(
+        self,
+        matcher: Matcher,
+        state: _State,
+        transactions: Sequence[Transaction],
+        marks: Sequence[_Mark],
+        filled: Mapping[Lsn, tuple[str, ...]],
+        *,
+        deep: bool = False,
+    ) -> Account:
         """What the transactions come to. A mark (of those that the ledger tells of) holds from the next one on.
 
         A transaction that ``filled`` the log of triggers afterwards writes their rows as deferred bodies do.
         """
         account = Account()
+        match = partial(match_deep, matcher) if deep else matcher.match
         silenced = {name: each.silenced_mode for name, each in state.watched.items() if each.silenced}
         while_filling: dict[tuple[str, ...], Mapping[str, str | None]] = {}
         steady = _steady(state, transactions[0].commit_lsn)
@@ -346,9 +363,9 @@ class Prover:
                 if is_large(transaction):
                     await self._match_large(matcher, transaction, account, known)
                 elif size > _CHANGES_AT_A_STRETCH:
-                    await asyncio.to_thread(partial(matcher.match, transaction, account, **known))
+                    await asyncio.to_thread(partial(match, transaction, account, **known))
                 else:
-                    matcher.match(transaction, account, **known)
+                    match(transaction, account, **known)
             for mark in marks:
                 if mark.lsn == transaction.commit_lsn:
                     silenced = {name: mode for name, mode in silenced.items() if name != mark.trigger}

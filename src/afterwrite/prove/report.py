@@ -30,7 +30,7 @@ MEANING: Mapping[Reason, str] = {
     Reason.EMPTY_STATEMENT: "a statement trigger's row for a statement that touched nothing",
     Reason.LEGACY_FOREIGN: "rows that the application, or a trigger that stays, wrote to the log",
     Reason.DEFERRED: "rows of deferred bodies, and of fillings, written after commit",
-    Reason.TOO_LARGE: "transactions too large to be compared",
+    Reason.TOO_LARGE: "transactions too large, or nested too deeply, to be compared",
     Reason.SILENCED_YET_WRITTEN: "a silenced trigger wrote: it is still on somewhere",
 }
 

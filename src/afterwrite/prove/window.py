@@ -23,7 +23,7 @@ from afterwrite.context import Context
 from afterwrite.errors import Refused
 from afterwrite.postgres import Database, quoted, statement
 from afterwrite.prove.match import EXAMPLES, Account, Matcher, Reason, Residual
-from afterwrite.prove.parts import is_large, match_large
+from afterwrite.prove.parts import is_large, match_deep, match_large
 from afterwrite.prove.plan import read_planned
 from afterwrite.prove.watch import Watch, watch
 from afterwrite.record import Lsn, Operation
@@ -341,7 +341,7 @@ def _matched(matcher: Matcher, transaction: Transaction) -> Account:
     if is_large(transaction):
         match_large(matcher, transaction, found, silenced={}, steady=())
     else:
-        matcher.match(transaction, found)
+        match_deep(matcher, transaction, found, silenced={}, steady=())
     return found
 
 
