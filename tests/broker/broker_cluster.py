@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_STARTS_SECONDS = 30.0
+_STARTS_SECONDS = 60.0
 
 
 def find_server() -> str | None:

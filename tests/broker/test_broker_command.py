@@ -252,3 +252,15 @@ def test_without_the_library_for_nkeys_a_sentence_names_it(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="nkeys") as refused:
         asyncio.run(come())
     assert "pip install" in str(refused.value.remedy)
+
+
+def test_without_the_library_for_brokers_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nats", None)
+
+    async def come() -> None:
+        async with connect(read_access("nats://127.0.0.1:9"), name="test"):
+            pass
+
+    with pytest.raises(UsageError, match="nats-py") as refused:
+        asyncio.run(come())
+    assert refused.value.remedy == "pip install 'afterwrite[nats]'"
