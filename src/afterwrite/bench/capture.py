@@ -43,7 +43,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """``changes`` is the stretch that is captured; ``limits``: also read into nowhere, and replicated natively."""
 
     rounds: int = 5
-    changes: int = 100_000
+    changes: int = 40_000
     limits: bool = True
 
 

@@ -31,10 +31,10 @@ _MOST_SECONDS = 300.0
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """For how long at which rate (transactions a second), and how many transactions wait in a backlog."""
 
-    rounds: int = 5
+    rounds: int = 3
     rate: float = 200.0
-    seconds: float = 3.0
-    backlog: int = 2_000
+    seconds: float = 2.0
+    backlog: int = 1_000
 
 
 class _Ran(msgspec.Struct, frozen=True):

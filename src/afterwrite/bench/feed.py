@@ -43,8 +43,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """For how long, and under what."""
 
     rounds: int = 5
-    seconds: float = 4.0
-    loads: tuple[Steady, ...] = (Steady(1_000, 1), Steady(1_000, 50), Steady(4_000, 1))
+    seconds: float = 2.5
+    loads: tuple[Steady, ...] = (Steady(1_000, 1), Steady(1_000, 50))
 
 
 async def measure_feed(grounds: Grounds, options: Options) -> list[Claim]:

@@ -31,11 +31,11 @@ _DEEP_PAGES = 100
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How much is laid, and how often each question is asked in a round: ``questions`` times, or for ``seconds``."""
 
-    rows: int = 1_000_000
+    rows: int = 500_000
     days: int = 30
     rounds: int = 5
-    questions: int = 8
-    seconds: float = 1.5
+    questions: int = 5
+    seconds: float = 1.0
 
 
 Ask = Callable[[random.Random], Awaitable[object]]

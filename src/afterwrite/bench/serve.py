@@ -49,18 +49,18 @@ class ApiOptions(msgspec.Struct, frozen=True, kw_only=True):
     ``behind`` is how many pages lie before the deep one.
     """
 
-    rows: int = 1_000_000
+    rows: int = 500_000
     days: int = 30
     rounds: int = 5
     requests: int = 20
-    seconds: float = 2.0
+    seconds: float = 1.5
     behind: int = 100
 
 
 class PageOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How much is laid, and how many rows are looked at."""
 
-    rows: int = 1_000_000
+    rows: int = 500_000
     days: int = 30
     rounds: int = 5
     looked_at: int = 10_000

@@ -37,7 +37,7 @@ from afterwrite.settings import Settings
 DATABASE = "legacy"
 _MIGRATION = 1
 _CATCH_UP_SECONDS = 300.0
-_STATISTICS_SECONDS = 1.0
+_STATISTICS_SECONDS = 0.3
 
 
 class Variant(StrEnum):
@@ -195,7 +195,7 @@ class Stage:
         await await_caught_up(self.db, self.settings, lsn, worker)
 
     async def _read(self, worker: Process | None) -> _Reading:
-        # Statistics of a session that ended are there at once; those of others within a second.
+        # Statistics of a session that ended are there at once, or nearly so.
         await asyncio.sleep(_STATISTICS_SECONDS)
         cluster = cluster_cpu_seconds(self.server.pid)
         if cluster is None:

@@ -66,7 +66,7 @@ QUICK = Scale(
     queries=queries.Options(rows=60_000, days=7, rounds=3, questions=3, seconds=0.3),
     api=serve.ApiOptions(rows=60_000, days=7, rounds=3, requests=5, seconds=0.3),
     pages=serve.PageOptions(rows=60_000, days=7, rounds=2, looked_at=2_000),
-    writes=writes.Options(rounds=2, transactions=200, keep=False),
+    writes=writes.Options(rounds=2, transactions=200),
     users=users.Options(rounds=2, seconds=1, step=3.0),
     bill=bill.Options(rounds=2, seconds=1.5, apart=False),
     capture=capture.Options(rounds=2, changes=12_000, limits=False),

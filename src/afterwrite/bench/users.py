@@ -33,8 +33,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     rounds: int = 5
-    seconds: int = 2
-    step: float = 1.6
+    seconds: int = 1
+    step: float = 2.0
     limit_ms: float = 50.0
     away_ms: int = 1
     think_ms: int = 250

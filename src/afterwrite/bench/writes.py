@@ -30,14 +30,14 @@ from afterwrite.postgres import statement
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How much, how often. ``transactions`` of the application a turn, ``rate`` of them a second where time counts.
 
-    Without ``keep`` nobody keeps the old logs filled.
+    ``keep``: also with the old logs kept filled.
     """
 
     rounds: int = 5
-    transactions: int = 800
+    transactions: int = 600
     rate: float = 200.0
     clients: int = 4
-    keep: bool = True
+    keep: bool = False
 
 
 class Way(StrEnum):
