@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import nkeys
 import psycopg
 import pytest
 from broker_cluster import Cluster, broker_cluster
@@ -225,7 +225,6 @@ def test_settings_name_who_comes_and_never_print_a_password(tmp_path: Path, monk
 
 
 def test_an_nkey_and_its_seed_in_a_file_come_in(tmp_path: Path) -> None:
-    nkeys = pytest.importorskip("nkeys", reason="signing needs the library nkeys")
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
     (tmp_path / "seed").write_bytes(seed)
     public = nkeys.from_seed(seed).public_key.decode()
@@ -238,20 +237,6 @@ def test_an_nkey_and_its_seed_in_a_file_come_in(tmp_path: Path) -> None:
         asyncio.run(come(nkey=str(tmp_path / "seed")))
         with pytest.raises(AfterwriteError, match="does not let us in"):
             asyncio.run(come())
-
-
-def test_without_the_library_for_nkeys_a_sentence_names_it(tmp_path: Path) -> None:
-    if importlib.util.find_spec("nkeys") is not None:
-        pytest.skip("it is installed")
-    (tmp_path / "seed").write_text("SU")
-
-    async def come() -> None:
-        async with connect(read_access("nats://127.0.0.1:9", nkey=str(tmp_path / "seed")), name="test"):
-            pass
-
-    with pytest.raises(UsageError, match="nkeys") as refused:
-        asyncio.run(come())
-    assert "pip install" in str(refused.value.remedy)
 
 
 def test_without_the_library_for_brokers_a_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,8 +219,6 @@ async def _close(client: Any) -> None:
 async def _open(access: Access, url: str, name: str, lost: asyncio.Event) -> Any:
     nats = _import()
     words: dict[str, Any] = {}
-    if access.credentials or access.nkey:
-        _require_nkeys()
     if access.credentials:
         words["user_credentials"] = access.credentials
     if access.nkey:
@@ -276,16 +274,6 @@ def _import() -> Any:
     except ImportError as error:
         raise UsageError("a broker needs the library nats-py, which is not installed", remedy=_INSTALL) from error
     return nats
-
-
-def _require_nkeys() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("nkeys") is None:
-        raise UsageError(
-            "credentials and nkeys are signed with the library nkeys, which is not installed",
-            remedy="pip install 'nats-py[nkeys]'",
-        )
 
 
 def _tls(access: Access) -> ssl.SSLContext:
