@@ -15,8 +15,8 @@ from afterwrite.bench.suite import Part, Scale, run_parts
 _SMALL = Scale(
     queries=queries.Options(rows=6_000, days=2, rounds=1, questions=1),
     api=serve.ApiOptions(rows=6_000, days=2, rounds=1, requests=2),
-    writes=writes.Options(rounds=1, transactions=40),
-    users=users.Options(rounds=1, seconds=1, step=50.0),
+    writes=writes.Options(rounds=1, transactions=40, keep=False),
+    users=users.Options(rounds=1, seconds=1, first=1, limit_ms=1e-3),
     bill=bill.Options(rounds=1, rates=(150,), seconds=1.0, apart=False),
     capture=capture.Options(rounds=1, changes=8_000),
     feed=feed.Options(rounds=1, seconds=1.0, loads=(feed.Steady(1_000, 1),)),

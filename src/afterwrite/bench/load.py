@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     With ``seconds`` it goes on for so long instead. ``away_ms`` is the network between two statements, as if the
     application were so far away, ``think_ms`` what a client waits after each transaction, which is no part of it.
+    What ended in the ``warm_seconds`` before is not counted: sessions are new, and their functions not yet compiled.
     """
 
     scripts: Mapping[str, int]
@@ -58,6 +60,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     stamped: bool = True
     away_ms: int = 0
     think_ms: int = 0
+    warm_seconds: float = 0.0
     seed: int = 1
 
 
@@ -86,7 +89,7 @@ async def run_load(server: Server, database: str, load: Load, sizes: Sizes, fold
         path = folder / f"{name}.pgbench"
         path.write_text(_paced(_script(name).replace("{stamp}", _script("stamp")), load), encoding="utf-8")
         scripts[path] = weight
-    variables = {**msgspec.structs.asdict(sizes), "stamp": int(load.stamped)}
+    variables = {**msgspec.structs.asdict(sizes), "stamp": int(load.stamped), "begun": 0}
     return await run_pgbench(server, server.dsn(database, ROLE), load, scripts, variables, folder)
 
 
@@ -102,7 +105,11 @@ async def run_pgbench(
     if load.rate is not None:
         words += ["-R", f"{load.rate:g}"]
     clients = load.clients if load.seconds else max(1, min(load.clients, load.transactions))
-    extent = ("-T", load.seconds) if load.seconds else ("-t", max(1, load.transactions // clients))
+    extent = (
+        ("-T", load.seconds + math.ceil(load.warm_seconds))
+        if load.seconds
+        else ("-t", max(1, load.transactions // clients))
+    )
     with tempfile.TemporaryDirectory(dir=folder, prefix="log") as logs:
         child = await asyncio.create_subprocess_exec(
             server.bin_dir / "pgbench",
@@ -124,21 +131,38 @@ async def run_pgbench(
         if child.returncode or (speed is None and not none) or re.search(rb"failed transactions: [1-9]", said):
             words_said = (complaint or said).decode(errors="replace").strip()[-800:]
             raise AfterwriteError(f"the load could not be run: {words_said}", remedy="look at the server's log")
-        latencies = _read_latencies(Path(logs), load.think_ms)
+        latencies = _read_latencies(Path(logs), load)
     return Ran(tps=float(speed[1]) if speed else 0.0, latencies=latencies)
 
 
+# Clients that begin together would go on together, and wait for each other as no people do.
+_PHASE = """\\if :begun
+\\else
+\\set begun 1
+\\set phase random(1, {think})
+\\sleep :phase ms
+\\endif
+"""
+
+
 def _paced(script: str, load: Load) -> str:
-    """The script with the network between its statements, and the pause after them."""
+    """The script with the network between its statements, and the pause after them; before the first a part of it."""
     if load.away_ms:
         script = script.replace(";\n", f";\n\\sleep {load.away_ms} ms\n")
-    return script + (f"\\sleep {load.think_ms} ms\n" if load.think_ms else "")
+    if load.think_ms:
+        script = f"{_PHASE.format(think=load.think_ms)}{script}\\sleep {load.think_ms} ms\n"
+    return script
 
 
-def _read_latencies(folder: Path, think_ms: int) -> list[float]:
-    """What pgbench logged: a transaction a line, its microseconds the third word."""
+def _read_latencies(folder: Path, load: Load) -> list[float]:
+    """What pgbench logged: a transaction a line; the third word its microseconds, the fifth and sixth its end."""
     lines = (line for path in sorted(folder.iterdir()) for line in path.read_text(encoding="ascii").splitlines())
-    return [int(line.split(maxsplit=3)[2]) / 1000 - think_ms for line in lines]
+    ended: list[tuple[float, float]] = []
+    for line in lines:
+        words = line.split()
+        ended.append((int(words[4]) + int(words[5]) / 1e6, int(words[2]) / 1000 - load.think_ms))
+    since = min((end for end, _ in ended), default=0.0) + load.warm_seconds
+    return [taken for end, taken in ended if not load.warm_seconds or end >= since]
 
 
 def _script(name: str) -> str:

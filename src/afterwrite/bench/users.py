@@ -23,17 +23,19 @@ from afterwrite.demo.processes import Process
 
 # Whose triggers add to the one row of platform statistics, or to a project's totals.
 _HOT = frozenset({"investor", "operation"})
-_FIRST_CLIENTS = 6
+# A session is started and has compiled what it runs within so long; a pool's have.
+_WARM_SECONDS = 0.01
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How long each step of the ladder is and how high, what the limit is, how far away the application, its people.
+    """How long each step of the ladder is, where it begins and how high it is; the limit, the network, the people.
 
     ``nobody``: also how many are served when nobody keeps activity.
     """
 
     rounds: int = 5
-    seconds: int = 1
+    seconds: int = 2
+    first: int = 100
     step: float = 2.0
     limit_ms: float = 50.0
     away_ms: int = 1
@@ -104,29 +106,35 @@ async def most_clients(
 ) -> float:
     """How many clients are served within the limit; between two steps of the ladder by their latencies.
 
-    ``near`` is what an earlier round found: this one begins a step and a half below.
+    ``near`` is what an earlier round found: this one begins there. It goes up until the limit is passed, or down until
+    it is kept.
     """
-    clients = _FIRST_CLIENTS if near is None else max(_FIRST_CLIENTS, near / options.step**1.5)
+    clients = max(1, round(near or options.first))
     below: tuple[float, float] | None = None
+    above: tuple[float, float] | None = None
     while True:
         if worker:
             await stage.caught_up(await read_wal_position(stage.db), worker)
         load = Load(
             scripts=scripts,
             seconds=options.seconds,
-            clients=int(clients),
+            clients=clients,
             away_ms=options.away_ms,
             think_ms=options.think_ms,
+            warm_seconds=1.0 + clients * _WARM_SECONDS,
             seed=seed,
         )
         latencies = (await stage.work(load)).latencies
         p95 = percentile(latencies, 0.95) if latencies else math.inf  # none ended in time
         if p95 > options.limit_ms:
-            return clients if below is None else _between(below, (clients, p95), options.limit_ms)
-        if clients * options.step > MOST_CLIENTS:
+            above = clients, p95
+        else:
+            below = clients, p95
+        if below and above:
+            return _between(below, above, options.limit_ms)
+        if clients == (MOST_CLIENTS if below else 1):
             return clients
-        below = clients, p95
-        clients *= options.step
+        clients = max(1, min(MOST_CLIENTS, round(clients * options.step if below else clients / options.step)))
 
 
 def _between(below: tuple[float, float], above: tuple[float, float], limit: float) -> float:

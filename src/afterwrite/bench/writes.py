@@ -30,14 +30,14 @@ from afterwrite.postgres import statement
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How much, how often. ``transactions`` of the application a turn, ``rate`` of them a second where time counts.
 
-    ``keep``: also with the old logs kept filled.
+    Without ``keep`` nobody keeps the old logs filled.
     """
 
     rounds: int = 5
-    transactions: int = 600
+    transactions: int = 500
     rate: float = 200.0
     clients: int = 4
-    keep: bool = False
+    keep: bool = True
 
 
 class Way(StrEnum):
