@@ -67,7 +67,7 @@ QUICK = Scale(
     api=serve.ApiOptions(rows=60_000, days=7, rounds=3, requests=5, seconds=0.3),
     pages=serve.PageOptions(rows=60_000, days=7, rounds=2, looked_at=2_000),
     writes=writes.Options(rounds=2, transactions=200, keep=False),
-    users=users.Options(rounds=2, seconds=1, step=2.5),
+    users=users.Options(rounds=2, seconds=1, first=24, step=2.5, think_ms=25, hot_only=True),
     bill=bill.Options(rounds=2, seconds=1.5, apart=False),
     capture=capture.Options(rounds=2, changes=12_000, limits=False),
     feed=feed.Options(rounds=2, seconds=2.0, loads=(feed.Steady(1_000, 1),)),

@@ -30,7 +30,7 @@ _WARM_SECONDS = 0.01
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How long each step of the ladder is, where it begins and how high it is; the limit, the network, the people.
 
-    ``nobody``: also how many are served when nobody keeps activity.
+    ``nobody``: also how many are served when nobody keeps activity. ``hot_only``: only with the hot counter.
     """
 
     rounds: int = 5
@@ -41,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     away_ms: int = 1
     think_ms: int = 250
     nobody: bool = False
+    hot_only: bool = False
 
 
 _MIXES: Mapping[str, Mapping[str, int]] = {
@@ -54,14 +55,15 @@ async def measure_users(grounds: Grounds, options: Options) -> list[Claim]:
     """How many clients each variant serves, by turns."""
     variants = [each for each in _VARIANTS if options.nobody or each is not Variant.NOBODY]
     stages = dict(zip(variants, await grounds.stages([(each, Moved.ALL) for each in variants]), strict=True))
-    served: dict[tuple[str, Variant], list[float]] = {(mix, each): [] for mix in _MIXES for each in variants}
+    mixes = dict(list(_MIXES.items())[:1]) if options.hot_only else _MIXES
+    served: dict[tuple[str, Variant], list[float]] = {(mix, each): [] for mix in mixes for each in variants}
     async with AsyncExitStack() as stack:
         workers: dict[Variant, Process] = {}
         for variant, stage in stages.items():
             if stage.captured:
                 workers[variant] = await stack.enter_async_context(stage.capturing())
         for number in range(options.rounds):
-            for mix, scripts in _MIXES.items():
+            for mix, scripts in mixes.items():
                 for variant in in_turn(variants, number):
                     grounds.tell(f"users {mix}, {told_round(number, options.rounds)}: {variant.value}")
                     found = served[mix, variant]
