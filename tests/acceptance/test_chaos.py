@@ -23,9 +23,9 @@ from afterwrite.scan.survey import survey
 from afterwrite.settings import Settings
 from afterwrite.store.reader import verify_feed
 
-KILLS = 22
-CRASHES = {6, 17}
-MIGRATE_AT = 11
+KILLS = 14
+CRASHES = {4, 10}
+MIGRATE_AT = 7
 SEED = 20261122
 
 pytestmark = pytest.mark.acceptance

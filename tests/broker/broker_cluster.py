@@ -70,8 +70,9 @@ class Node:
         except OSError:
             return False
 
-    def varz(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/varz", timeout=2) as answer:
+    def ask(self, what: str) -> dict[str, Any]:
+        """What its monitoring says: of ``varz``, ``jsz``, …"""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/{what}", timeout=2) as answer:
             return json.load(answer)
 
     def _end(self, number: int) -> None:
@@ -107,13 +108,24 @@ class Cluster:
         self.wait()
 
     def wait(self) -> None:
-        """Until every server says that it and its JetStream are well."""
+        """Until each server says that it and its JetStream are well, and the leader has heard of all others."""
         until = time.monotonic() + _STARTS_SECONDS
-        while not all(node.is_healthy() for node in self.nodes):
+        while not (all(node.is_healthy() for node in self.nodes) and self._is_whole()):
             if time.monotonic() > until:
                 logs = "\n".join((node.folder / f"{node.name}.log").read_text()[-2_000:] for node in self.nodes)
                 raise AssertionError(f"the brokers did not come up:\n{logs}")
             time.sleep(0.15)
+
+    def _is_whole(self) -> bool:
+        if len(self.nodes) == 1:
+            return True
+        for node in self.nodes:
+            seen = node.ask("jsz").get("meta_cluster") or {}
+            if seen.get("leader") == node.name:
+                others = seen.get("replicas") or []
+                heard = [each for each in others if each.get("current") and not each.get("offline")]
+                return len(heard) == len(self.nodes) - 1
+        return False
 
     def stop(self) -> None:
         for node in self.nodes:
