@@ -19,7 +19,7 @@ import msgspec
 from afterwrite.postgres import connect, script, statement
 from afterwrite.record import Activity, Batch, Kind, Level, Lsn, Operation, Outcome, change_id
 from afterwrite.store.partitions import make_partitions
-from afterwrite.store.rollup import SESSION, roll_up
+from afterwrite.store.rollup import SESSION, refresh_analytics, roll_up
 from afterwrite.store.schema import install_store
 from afterwrite.store.writer import open_sink
 
@@ -108,6 +108,7 @@ async def _count(dsn: str) -> None:
     # As counting is done beside maintenance; compiling its many short queries would cost more than running them.
     async with connect(dsn, options=SESSION) as db:
         await roll_up(db)
+        await refresh_analytics(db)
         await db.run(b"vacuum (analyze) afterwrite.rollup_hour, afterwrite.rollup_top, afterwrite.batch")
 
 

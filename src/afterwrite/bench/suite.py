@@ -60,7 +60,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     recorder: recorder.Options = recorder.Options()
 
 
-FULL = Scale()
+# A turn of users is long: three of them, so that all of it is over in some ten minutes.
+FULL = Scale(users=users.Options(rounds=3))
 # The least that still gives intervals.
 QUICK = Scale(
     queries=queries.Options(rows=60_000, days=7, rounds=3, questions=3, seconds=0.3),

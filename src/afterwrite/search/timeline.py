@@ -119,10 +119,11 @@ async def entity_timeline(
     async def fetch(window: Window) -> list[StoredActivity]:
         found = await db.rows(
             stored_activity,
-            statement("timeline.read_entity", **window.words),
+            statement("timeline.read_entity", activity=ACTIVITY),
             entity_type=entity_type,
             entity_id=entity_id,
-            **window.bounds,
+            newer=window.newer,
+            **window.one_sided,
         )
         return window.nearest(sorted((*found, *filter(window.holds, left)), key=_order, reverse=True))
 

@@ -2,7 +2,7 @@
 
 ::
 
-    older ◀── all else ── 80 days ── 14 days ── 2 days ──┤ place ├── 2 days ── 14 days ── 80 days ── all else ──▶ newer
+    older ◀── all else ── 40 days ── 2 days ──┤ place ├── 2 days ── 40 days ── all else ──▶ newer
 
 To plan a query over a year's partitions takes longer than to run it over the last two, and most that people look for
 is near.
@@ -25,7 +25,7 @@ END = datetime.max.replace(tzinfo=UTC)
 FIRST_ID = "00000000-0000-0000-0000-000000000000"
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 TICK = timedelta(microseconds=1)
-_GROWING = (timedelta(days=2), timedelta(days=14), timedelta(days=80))
+_GROWING = (timedelta(days=2), timedelta(days=40))
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -60,6 +60,14 @@ class Window(msgspec.Struct, frozen=True):
     def bounds(self) -> dict[str, object]:
         """For the same statement: its parameters."""
         return {"since": self.since, "until": self.until, "at": self.at, "id": self.id, "count": self.count}
+
+    @property
+    def one_sided(self) -> dict[str, object]:
+        """The same where the place alone is the bound on its side: it is moved to the edge that lies nearer."""
+        place = (self.at, self.id)
+        edge = (later(self.since, -TICK), LAST_ID) if self.newer else (self.until, FIRST_ID)
+        at, id = max(place, edge) if self.newer else min(place, edge)
+        return self.bounds | {"at": at, "id": id}
 
 
 Fetch = Callable[[Window], Awaitable[Sequence[StoredActivity]]]

@@ -108,6 +108,8 @@ class Readers:
                     "statement_timeout": f"{self._settings.serve_statement_ms}ms",
                     "idle_in_transaction_session_timeout": "30s",
                     "jit": "off",
+                    # Who is asked for decides how: a plan for anybody reads all days for who is rare.
+                    "plan_cache_mode": "force_custom_plan",
                 },
             )
         )

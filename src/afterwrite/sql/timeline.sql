@@ -24,13 +24,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
 -- name: read_entity
 -- What happened to one thing on one side of a place in time.
 select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
-  from (select *
-          from afterwrite.activity
-         where entity_type = :entity_type and entity_id = :entity_id
-           and occurred_at >= :since::timestamptz and occurred_at < :until::timestamptz
-           and (occurred_at, id) :beyond (:at::timestamptz, :id::uuid)
-         order by occurred_at :order, id :order
-         limit :count::bigint) a
+  from afterwrite.of_entity(
+           :entity_type::text, :entity_id::text, :since::timestamptz, :until::timestamptz, :at::timestamptz, :id::uuid, :newer::boolean, :count::bigint) a
  order by a.occurred_at desc, a.id desc;
 
 -- name: read_actor

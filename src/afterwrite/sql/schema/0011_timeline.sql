@@ -47,3 +47,32 @@ end
 $$;
 comment on function afterwrite.gone(text, text, text, text, timestamptz, uuid, timestamptz, boolean, bigint) is
     'The ways in which a row went without a word under its id: its key became another, or its table was truncated. Planned once a session, for all days and however little of them is filled, since planning takes longer than running.';
+
+create function afterwrite.of_entity(
+    of_type text, of_id text, since timestamptz, until timestamptz, at timestamptz, at_id uuid, newer boolean, most bigint
+) returns setof afterwrite.activity language plpgsql stable
+set search_path = pg_catalog set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+begin
+    -- One bound of time on each side: of two that it does not know the planner thinks that next to nothing lies between
+    -- them, and would read all of it along the primary key.
+    if newer then
+        return query
+        select a.*
+          from afterwrite.activity a
+         where a.entity_type = of_type and a.entity_id = of_id
+           and a.occurred_at < until and (a.occurred_at, a.id) > (at, at_id)
+         order by a.occurred_at, a.id
+         limit most;
+    else
+        return query
+        select a.*
+          from afterwrite.activity a
+         where a.entity_type = of_type and a.entity_id = of_id
+           and a.occurred_at >= since and (a.occurred_at, a.id) < (at, at_id)
+         order by a.occurred_at desc, a.id desc
+         limit most;
+    end if;
+end
+$$;
+comment on function afterwrite.of_entity(text, text, timestamptz, timestamptz, timestamptz, uuid, boolean, bigint) is
+    'The next activities of one thing: the older of a place, since a time, or the newer, until a time. Planned once a session: that takes ten times as long as running.';
