@@ -2,7 +2,7 @@
 
 ::
 
-    older ◀── all else ── 40 days ── 2 days ──┤ place ├── 2 days ── 40 days ── all else ──▶ newer
+    older ◀── all else ── 80 days ── 14 days ── 2 days ──┤ place ├── 2 days ── 14 days ── 80 days ── all else ──▶ newer
 
 To plan a query over a year's partitions takes longer than to run it over the last two, and most that people look for
 is near.
@@ -25,7 +25,7 @@ END = datetime.max.replace(tzinfo=UTC)
 FIRST_ID = "00000000-0000-0000-0000-000000000000"
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 TICK = timedelta(microseconds=1)
-_GROWING = (timedelta(days=2), timedelta(days=40))
+_GROWING = (timedelta(days=2), timedelta(days=14), timedelta(days=80))
 
 
 class Window(msgspec.Struct, frozen=True):
