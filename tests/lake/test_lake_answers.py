@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
-from test_query_answers import NOW, activities, answer, lines, put
+from test_query_answers import NOW, activities, answer, lines, own_store, put
 
 from afterwrite.lake.archive import SESSION, ArchivePolicy, archive
 from afterwrite.lake.compile import compile_query
@@ -31,20 +31,8 @@ from afterwrite.store.writer import open_sink
 
 @pytest.fixture(scope="module")
 def connection(server: object) -> Iterator[psycopg.Connection]:
-    name = "afterwrite_lake_answers"
-    with psycopg.connect(server.dsn(), autocommit=True) as admin:  # type: ignore[attr-defined]
-        admin.execute(f"drop database if exists {name}")
-        admin.execute(f"create database {name}")
-        dsn = server.dsn(name)  # type: ignore[attr-defined]
-
-        async def lay() -> None:
-            async with connect(dsn) as db:
-                await install_store(db)
-
-        asyncio.run(lay())
-        with psycopg.connect(dsn) as connection:
-            yield connection
-        admin.execute(f"drop database {name} with (force)")
+    with own_store(server, "afterwrite_lake_answers") as connection:
+        yield connection
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -171,7 +172,13 @@ def lines(draw: st.DrawFn, activity: Activity) -> str:
 @pytest.fixture(scope="module")
 def connection(server: object) -> Iterator[psycopg.Connection]:
     """One transaction in a store of its own: what is put in is taken out again."""
-    name = "afterwrite_answers"
+    with own_store(server, "afterwrite_answers") as connection:
+        yield connection
+
+
+@contextmanager
+def own_store(server: object, name: str) -> Iterator[psycopg.Connection]:
+    """A store in a database that nobody else works on."""
     with psycopg.connect(server.dsn(), autocommit=True) as admin:  # type: ignore[attr-defined]
         admin.execute(f"drop database if exists {name}")
         admin.execute(f"create database {name}")
