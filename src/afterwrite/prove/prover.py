@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import partial
@@ -222,10 +222,11 @@ class Prover:
         said_marks = [mark for each in fresh for mark in await _find_marks(each) if mark.trigger in state.watched]
         marks = await _told(database, said_marks)
         filled = await _find_fillings(database, fresh)
-        account = await self._match_all(matcher, state, fresh, marks, filled)
+        match = partial(self._match, matcher, state, fresh, marks, filled)
+        account = await _match_or_pass_over(match)
         if account.total(Reason.REPLICA_ROLE) and await self._reread_versions(database, state):
             # Somebody altered a trigger: whether it was on when these were written is not known after all.
-            account = await self._match_all(matcher, state, fresh, marks, filled)
+            account = await _match_or_pass_over(match)
         for mark in marks:
             state.watched[mark.trigger].obey(mark)
         if marks:  # they come with ALTER TABLE: what is there now is what counts from here on
@@ -317,20 +318,6 @@ class Prover:
         return altered
 
     # --- matching -----------------------------------------------------------------------------------------------------
-
-    async def _match_all(
-        self,
-        matcher: Matcher,
-        state: _State,
-        transactions: Sequence[Transaction],
-        marks: Sequence[_Mark],
-        filled: Mapping[Lsn, tuple[str, ...]],
-    ) -> Account:
-        try:
-            return await self._match(matcher, state, transactions, marks, filled)
-        except RecursionError:
-            # One of them holds JSON that is nested beyond comparing. It must not keep the others from being stored.
-            return await self._match(matcher, state, transactions, marks, filled, deep=True)
 
     async def _match(
         self,
@@ -499,6 +486,14 @@ async def _forget_other_history(database: Database) -> bool:
         await _forget_counts(database)
     log.warning("the proof in %s spoke of another history of this cluster: it begins anew", database.where)
     return True
+
+
+async def _match_or_pass_over(match: Callable[..., Awaitable[Account]]) -> Account:
+    try:
+        return await match()
+    except RecursionError:
+        # One of them holds JSON that is nested beyond comparing. It must not keep the others from being stored.
+        return await match(deep=True)
 
 
 def _steady(state: _State, first: Lsn) -> frozenset[tuple[str, Operation]]:
