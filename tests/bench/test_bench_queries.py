@@ -13,8 +13,9 @@ from afterwrite.bench.claims import Claim
 from afterwrite.bench.corpus import lay_corpus
 from afterwrite.bench.grounds import open_grounds
 from afterwrite.postgres import Database
-from afterwrite.search.find import Page, find
+from afterwrite.search.find import find
 from afterwrite.search.query import Query, parse
+from afterwrite.search.windows import Page
 
 _SLEEP_SECONDS = 0.3
 

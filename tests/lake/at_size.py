@@ -31,8 +31,9 @@ from afterwrite.lake.read import Engine
 from afterwrite.lake.table import Lake
 from afterwrite.postgres import Database, connect
 from afterwrite.postgres.embedded import embedded_server
-from afterwrite.search.find import Page, find
+from afterwrite.search.find import find
 from afterwrite.search.query import parse
+from afterwrite.search.windows import Page
 
 DAYS = 20
 TODAY = datetime.now(UTC).date()

@@ -22,8 +22,9 @@ from afterwrite.lake.verify import verify
 from afterwrite.postgres import connect
 from afterwrite.search import timeline
 from afterwrite.search.analytics import ReportName, report
-from afterwrite.search.find import Place, find
+from afterwrite.search.find import find
 from afterwrite.search.query import parse
+from afterwrite.search.windows import Place
 from afterwrite.settings import Settings, load_settings
 from afterwrite.store.partitions import make_partitions
 from afterwrite.store.reader import StoredActivity, verify_feed

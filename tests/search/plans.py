@@ -25,8 +25,9 @@ import psycopg
 
 from afterwrite.postgres import Database, connect
 from afterwrite.postgres.embedded import embedded_server
-from afterwrite.search.find import Page, Place, find
+from afterwrite.search.find import find
 from afterwrite.search.query import parse
+from afterwrite.search.windows import Page, Place
 from afterwrite.store.partitions import Temperature, create_index, make_partition, partition_name, wanted_indexes
 from afterwrite.store.schema import install_store
 
@@ -188,7 +189,7 @@ async def read_plans(
         told.append(notice.message_primary or "")
 
     db.connection.add_notice_handler(take)
-    for setting in ("log_min_duration = 0", "log_format = json", "log_level = notice"):
+    for setting in ("log_min_duration = 0", "log_nested_statements = on", "log_format = json", "log_level = notice"):
         await db.run(f"set auto_explain.{setting}".encode())
     await find(db, parse(shape.line(random.Random(2))), older_than=older, seconds=seconds)
     await db.run(b"set auto_explain.log_min_duration = -1")

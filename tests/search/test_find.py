@@ -15,9 +15,10 @@ from psycopg.pq import TransactionStatus
 from afterwrite.errors import DatabaseError, UsageError
 from afterwrite.postgres import Database, connect
 from afterwrite.search import find as finding
-from afterwrite.search.find import Page, Place, find
+from afterwrite.search.find import find
 from afterwrite.search.query import parse
 from afterwrite.search.suggest import suggest
+from afterwrite.search.windows import Page, Place
 
 DAYS, HOT = 8, 4
 ROWS = 8_000

@@ -13,7 +13,6 @@ from timeline_rig import NOON, a_change, an_event, at, event_id, place_at, store
 from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, connect, statement
 from afterwrite.record import Activity
-from afterwrite.search.find import Page, Place
 from afterwrite.search.timeline import (
     actor_timeline,
     around,
@@ -24,7 +23,7 @@ from afterwrite.search.timeline import (
     row_at,
     same_transaction,
 )
-from afterwrite.search.windows import Window
+from afterwrite.search.windows import Page, Place, Window
 from afterwrite.store.reader import ACTIVITY, StoredActivity
 
 __all__ = ["timeline_dsn"]
@@ -284,7 +283,7 @@ def test_what_functions_read_is_read_along_its_own_index(busy_dsn: str, newer: b
     busy_days = tuple(f"activity_{(NOON - timedelta(days=n)).date():%Y_%m_%d}" for n in range(1, 3))
     questions: list[tuple[bytes, dict[str, Any], str]] = [
         (statement("timeline.read_gone", activity=ACTIVITY), gone, "_gone"),
-        (statement("timeline.read_entity", activity=ACTIVITY), subject | page, "_entity"),
+        (statement("search.read_thing", activity=ACTIVITY), subject | page, "_entity"),
     ]
 
     for query, words, index in questions:

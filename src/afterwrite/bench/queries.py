@@ -21,8 +21,9 @@ from afterwrite.bench.grounds import Grounds, told_round
 from afterwrite.errors import AfterwriteError
 from afterwrite.postgres import Database, connect, statement
 from afterwrite.search.analytics import ReportName, report
-from afterwrite.search.find import Page, find
+from afterwrite.search.find import find
 from afterwrite.search.query import parse
+from afterwrite.search.windows import Page
 
 _PAGE = 50
 _DEEP_PAGES = 100

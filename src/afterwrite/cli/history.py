@@ -20,8 +20,8 @@ from afterwrite.lake.tiers import Told
 from afterwrite.postgres import connect
 from afterwrite.record import Kind, Operation
 from afterwrite.search.diff import diff
-from afterwrite.search.find import Page, Place
 from afterwrite.search.timeline import RowAt, entity_timeline, read_activity, row_at
+from afterwrite.search.windows import Page, Place
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
 

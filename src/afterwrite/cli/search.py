@@ -15,8 +15,9 @@ from afterwrite.lake.tiers import Told, count_left_days
 from afterwrite.lake.tiers import search as search_both
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Outcome
-from afterwrite.search.find import MOST, Page, Place, find
+from afterwrite.search.find import MOST, find
 from afterwrite.search.query import Query, QueryError, parse
+from afterwrite.search.windows import Page, Place
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
 

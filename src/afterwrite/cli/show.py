@@ -18,8 +18,8 @@ from afterwrite.lake.table import Lake
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Operation, Outcome
 from afterwrite.search.diff import FieldChange, FieldKind, diff, read_told
-from afterwrite.search.find import Page
 from afterwrite.search.timeline import effects, read_activity, read_cause, same_transaction
+from afterwrite.search.windows import Page
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
 

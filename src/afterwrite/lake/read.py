@@ -20,8 +20,8 @@ from afterwrite.errors import AfterwriteError
 from afterwrite.lake.compile import Asked, compile_query
 from afterwrite.lake.rows import activity_of, microseconds
 from afterwrite.lake.table import COLUMNS, File, Lake, midnight, missing
-from afterwrite.search.find import Place
 from afterwrite.search.query import Query
+from afterwrite.search.windows import Place
 from afterwrite.store.reader import StoredActivity
 
 Fits = Callable[[StoredActivity], bool]

@@ -25,8 +25,9 @@ from afterwrite.lake.table import Lake
 from afterwrite.postgres import Database, statement
 from afterwrite.search import timeline
 from afterwrite.search.diff import read_told
-from afterwrite.search.find import Page, Place, find
+from afterwrite.search.find import find
 from afterwrite.search.query import Exact, Key, Query, Term
+from afterwrite.search.windows import Page, Place
 from afterwrite.store.reader import StoredActivity
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from typing import LiteralString
 from uuid import UUID
@@ -27,39 +28,14 @@ from psycopg.pq import TransactionStatus
 from afterwrite.errors import ConnectionLost, UsageError
 from afterwrite.postgres import Database, statement
 from afterwrite.search.compile import Compiled, compile_query
-from afterwrite.search.query import Exact, Key, Query
+from afterwrite.search.query import Exact, Key, Query, Term, Thing
+from afterwrite.search.windows import BEGINNING, END, FIRST_ID, LAST_ID, TICK, Page, Place, Window, read_page
 from afterwrite.store.partitions import partition_day
 from afterwrite.store.reader import ACTIVITY, StoredActivity, stored_activity
 
 MOST = 1_000
 """So many activities are on a page at most."""
 
-
-class Place(msgspec.Struct, frozen=True):
-    """Where an activity stands in the order of the store: by time, then by id."""
-
-    occurred_at: datetime
-    id: str
-
-
-class Page(msgspec.Struct, frozen=True):
-    """Some activities, newest first. ``older`` and ``newer`` are the places to go on from; None: nothing is there.
-
-    ``looked`` is how far was looked, where the time was up before everything was: ``older`` (or ``newer``, where that
-    was asked for) goes on from there.
-    """
-
-    items: tuple[StoredActivity, ...]
-    older: Place | None
-    newer: Place | None
-    looked: datetime | None = None
-
-
-_BEGINNING = datetime.min.replace(tzinfo=UTC)
-_END = datetime.max.replace(tzinfo=UTC)
-_TICK = timedelta(microseconds=1)
-_FIRST_ID = "00000000-0000-0000-0000-000000000000"
-_LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 # How many rows are walked in one statement: at first, and at most once it turned out to be quick.
 _FIRST_ROWS, _MOST_ROWS = 200, 100_000
 _QUICK_SECONDS, _SLOW_SECONDS = 0.01, 0.04
@@ -91,6 +67,12 @@ async def find(
         raise UsageError("a page cannot be older than one place and newer than another", remedy="give one of the two")
     if not 1 <= limit <= MOST:
         raise UsageError(f"a page of {limit} activities cannot be had", remedy=f"ask for 1 to {MOST:,}")
+    if (thing := _only_thing(query)) is not None:
+        since, until = query.since or BEGINNING, query.until or END
+        fetch = partial(read_thing, db, *thing)
+        return await read_page(
+            fetch, limit=limit, older_than=older_than, newer_than=newer_than, since=since, until=until
+        )
     deadline = time.monotonic() + seconds
     async with _planned(db) as plans:
         days = await _read_days(db)
@@ -106,6 +88,31 @@ async def find(
     if newer_than is not None:
         return Page(tuple(reversed(found)), older=back, newer=further, looked=told)
     return Page(tuple(found), older=further, newer=back if older_than else None, looked=told)
+
+
+async def read_thing(db: Database, entity_type: str, entity_id: str, window: Window) -> list[StoredActivity]:
+    """The next activities of one thing, newest first, by a function of the store: a session plans it once."""
+    return await db.rows(
+        stored_activity,
+        statement("search.read_thing", activity=ACTIVITY),
+        entity_type=entity_type,
+        entity_id=entity_id,
+        newer=window.newer,
+        **window.one_sided,
+    )
+
+
+def _only_thing(query: Query) -> tuple[str, str] | None:
+    """The type and the id, where a query asks for one thing and, but for its time, nothing else."""
+    match _but_time(query):
+        case [Term(key=Key.ENTITY, negated=False, values=(Thing(type=kind, id=str(number), prefix=False),))]:
+            return kind, number
+        case _:
+            return None
+
+
+def _but_time(query: Query) -> list[Term]:
+    return [term for term in query.terms if term.key not in (Key.AFTER, Key.BEFORE)]
 
 
 class Day(msgspec.Struct, frozen=True):
@@ -175,11 +182,12 @@ _IN_ORDER: LiteralString = (
     "{columns} from (select a.* from afterwrite.activity a where {stretch} and ({where})"
     " order by a.occurred_at {order}, a.id {order} limit %(wanted)s) a order by a.occurred_at {order}, a.id {order}"
 )
-# The other way round: whatever an index gathers, and then the first of it.
+# The other way round: whatever an index gathers, and of that the first that fits. What is left to be asked stands
+# outside, where no index is looked for that answers it, in each partition.
 _GATHERED: LiteralString = (
-    "{columns} from (select a.* from (select a.* from afterwrite.activity a"
-    " where {stretch} and ({narrow}) and ({rest}) offset 0) a"
-    " order by a.occurred_at {order}, a.id {order} limit %(wanted)s) a order by a.occurred_at {order}, a.id {order}"
+    "{columns} from (select a.* from (select a.* from afterwrite.activity a where {stretch} and ({narrow}) offset 0) a"
+    " where {rest} order by a.occurred_at {order}, a.id {order} limit %(wanted)s) a"
+    " order by a.occurred_at {order}, a.id {order}"
 )
 _CUT: LiteralString = (
     "select a.occurred_at, a.id::text as id from afterwrite.activity a where {stretch}"
@@ -218,14 +226,14 @@ class _Search:
             "order": sql.SQL("asc" if newer else "desc"),
             "within": sql.SQL("<=" if newer else ">="),
         }
-        about = [term for term in query.terms if term.key not in (Key.AFTER, Key.BEFORE)]
+        about = _but_time(query)
         self._everything = not about
         self._one_term = len([term for term in about if not term.negated]) == 1
 
     async def run(self, place: Place | None, deadline: float) -> Place | None:
         """Look until enough is found or nothing is left: None; else where the time was up."""
-        at = place or (Place(_BEGINNING, _FIRST_ID) if self._newer else Place(_END, _LAST_ID))
-        since, until = self._query.since or _BEGINNING, self._query.until or _END
+        at = place or (Place(BEGINNING, FIRST_ID) if self._newer else Place(END, LAST_ID))
+        since, until = self._query.since or BEGINNING, self._query.until or END
         if await self._by_id(since, until, at):
             return None
         remaining = list(self._days(since, until, at))
@@ -233,6 +241,7 @@ class _Search:
         many = 1 + next((number for number, day in enumerate(remaining) if day.rows > 0), 0)
         if remaining and not self._everything:
             remaining = await self._peek(remaining, at)
+        all_days = len(remaining)
         while remaining and len(self.found) < self._wanted:
             hot = remaining[0].hot
             cut: Place | None = None
@@ -252,6 +261,10 @@ class _Search:
             if remaining and len(self.found) < self._wanted and time.monotonic() > deadline:
                 return cut or self._edge(stretch)
             many = min(_MOST_DAYS, max(1, many * 6))
+            if self.found:
+                # By what was found so far, these days hold twice what is missing.
+                share = (self._wanted - len(self.found)) / len(self.found)
+                many = min(many, 1 + int(2 * share * (all_days - len(remaining))))
         return None
 
     async def leave(self) -> None:
@@ -276,8 +289,8 @@ class _Search:
     def _edge(self, stretch: _Stretch) -> Place:
         """Where everything of a stretch has been looked at."""
         if self._newer:
-            return Place(stretch.until - _TICK, _LAST_ID)
-        return Place(stretch.since, _FIRST_ID)
+            return Place(stretch.until - TICK, LAST_ID)
+        return Place(stretch.since, FIRST_ID)
 
     def _is_rare(self, stretch: _Stretch) -> bool:
         """Whether to gather what fits of a day is less work than to walk to as many as are wanted, as far as known."""
@@ -289,9 +302,9 @@ class _Search:
 
     def _days(self, since: datetime, until: datetime, at: Place) -> Iterator[_Stretch]:
         """The days that are to be looked at, in the direction, each as a stretch; they cover all time between them."""
-        own = sorted((day for day in self._known if day.since is not None), key=lambda day: day.since or _BEGINNING)
-        starts = [day.since or _BEGINNING for day in own]
-        edges = [_BEGINNING, *starts[1:], _END] if own else [_BEGINNING, _END]
+        own = sorted((day for day in self._known if day.since is not None), key=lambda day: day.since or BEGINNING)
+        starts = [day.since or BEGINNING for day in own]
+        edges = [BEGINNING, *starts[1:], END] if own else [BEGINNING, END]
         stretches = [
             _Stretch(
                 since=max(low, since),
@@ -307,8 +320,8 @@ class _Search:
     def _is_beyond(self, stretch: _Stretch, at: Place) -> bool:
         """Whether something of the stretch can lie beyond the place."""
         if self._newer:
-            return (stretch.until - _TICK, _LAST_ID) > (at.occurred_at, at.id)
-        return (stretch.since, _FIRST_ID) < (at.occurred_at, at.id)
+            return (stretch.until - TICK, LAST_ID) > (at.occurred_at, at.id)
+        return (stretch.since, FIRST_ID) < (at.occurred_at, at.id)
 
     async def _by_id(self, since: datetime, until: datetime, at: Place) -> bool:
         """Look where an id says that it was; whether that was all."""

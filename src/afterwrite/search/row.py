@@ -22,12 +22,12 @@ import msgspec
 from afterwrite.postgres import Database, statement
 from afterwrite.record import Lsn, Operation
 from afterwrite.search.diff import read_fields, read_told
-from afterwrite.search.find import Place
 from afterwrite.search.windows import (
     END,
     FIRST_ID,
     LAST_ID,
     TICK,
+    Place,
     Window,
     aware,
     later,

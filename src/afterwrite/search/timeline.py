@@ -14,7 +14,7 @@ import msgspec
 from afterwrite.errors import UsageError
 from afterwrite.postgres import Database, statement
 from afterwrite.record import Kind
-from afterwrite.search.find import Page, Place
+from afterwrite.search.find import read_thing
 from afterwrite.search.row import RowAt, row_at
 from afterwrite.search.windows import (
     BEGINNING,
@@ -22,6 +22,8 @@ from afterwrite.search.windows import (
     FIRST_ID,
     LAST_ID,
     TICK,
+    Page,
+    Place,
     Window,
     aware,
     later,
@@ -117,14 +119,7 @@ async def entity_timeline(
     )
 
     async def fetch(window: Window) -> list[StoredActivity]:
-        found = await db.rows(
-            stored_activity,
-            statement("timeline.read_entity", activity=ACTIVITY),
-            entity_type=entity_type,
-            entity_id=entity_id,
-            newer=window.newer,
-            **window.one_sided,
-        )
+        found = await read_thing(db, entity_type, entity_id, window)
         return window.nearest(sorted((*found, *filter(window.holds, left)), key=_order, reverse=True))
 
     return await read_page(fetch, limit=limit, older_than=older_than, newer_than=newer_than)

@@ -17,7 +17,6 @@ from typing import LiteralString
 import msgspec
 
 from afterwrite.errors import UsageError
-from afterwrite.search.find import Page, Place
 from afterwrite.store.reader import ACTIVITY, StoredActivity
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
@@ -26,6 +25,26 @@ FIRST_ID = "00000000-0000-0000-0000-000000000000"
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 TICK = timedelta(microseconds=1)
 _GROWING = (timedelta(days=2), timedelta(days=14), timedelta(days=80))
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where an activity stands in the order of the store: by time, then by id."""
+
+    occurred_at: datetime
+    id: str
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some activities, newest first. ``older`` and ``newer`` are the places to go on from; None: nothing is there.
+
+    ``looked`` is how far was looked, where the time was up before everything was: ``older`` (or ``newer``, where that
+    was asked for) goes on from there.
+    """
+
+    items: tuple[StoredActivity, ...]
+    older: Place | None
+    newer: Place | None
+    looked: datetime | None = None
 
 
 class Window(msgspec.Struct, frozen=True):

@@ -26,9 +26,10 @@ from afterwrite.recorder.ids import Ids
 from afterwrite.search import diff as differences
 from afterwrite.search import timeline
 from afterwrite.search.analytics import Bucket, ReportName, report
-from afterwrite.search.find import Page, find
+from afterwrite.search.find import find
 from afterwrite.search.query import parse
 from afterwrite.search.suggest import Suggestion, suggest
+from afterwrite.search.windows import Page
 from afterwrite.serve.auth import Auth, Caller, Scope
 from afterwrite.serve.cursors import open_start, seal_page
 from afterwrite.serve.door import SLASH

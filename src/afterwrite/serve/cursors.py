@@ -8,7 +8,7 @@ from typing import cast
 
 import msgspec
 
-from afterwrite.search.find import Page, Place
+from afterwrite.search.windows import Page, Place
 from afterwrite.serve.problems import ProblemError
 from afterwrite.serve.signing import ForgedError, Signer
 

@@ -29,9 +29,10 @@ from afterwrite.postgres import Database, statement
 from afterwrite.record import Kind, Operation
 from afterwrite.scan.report.visible import visible
 from afterwrite.search.diff import FieldChange, FieldKind, diff, read_fields
-from afterwrite.search.find import Page, Place, find
+from afterwrite.search.find import find
 from afterwrite.search.query import LONGEST_LINE, Query, QueryError, parse
 from afterwrite.search.timeline import effects, entity_timeline, read_activity, read_cause, row_at, same_transaction
+from afterwrite.search.windows import Page, Place
 from afterwrite.serve import boards, shown
 from afterwrite.serve.auth import SESSION_COOKIE, Auth
 from afterwrite.serve.callers import Caller, Scope

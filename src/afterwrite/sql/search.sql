@@ -28,3 +28,10 @@ select pg_catalog.row_security_active('afterwrite.activity'::regclass) as walled
 -- name: plan_by_bitmap
 -- Whether rows may be read along an index, or only gathered by one.
 select pg_catalog.set_config('enable_indexscan', :indexscan, true);
+
+-- name: read_thing
+-- What happened to one thing on one side of a place in time.
+select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
+  from afterwrite.of_entity(
+           :entity_type::text, :entity_id::text, :since::timestamptz, :until::timestamptz, :at::timestamptz, :id::uuid, :newer::boolean, :count::bigint) a
+ order by a.occurred_at desc, a.id desc;

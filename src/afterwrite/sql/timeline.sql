@@ -21,13 +21,6 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
          limit :count::bigint) a
  order by a.occurred_at desc, a.id desc;
 
--- name: read_entity
--- What happened to one thing on one side of a place in time.
-select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity
-  from afterwrite.of_entity(
-           :entity_type::text, :entity_id::text, :since::timestamptz, :until::timestamptz, :at::timestamptz, :id::uuid, :newer::boolean, :count::bigint) a
- order by a.occurred_at desc, a.id desc;
-
 -- name: read_actor
 -- What somebody did on one side of a place in time.
 select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_id), 0) as position, :activity

@@ -26,8 +26,9 @@ from afterwrite import __version__
 from afterwrite.errors import AfterwriteError, UsageError
 from afterwrite.failpoints import failpoint
 from afterwrite.postgres import Database
-from afterwrite.search.find import Place, find
+from afterwrite.search.find import find
 from afterwrite.search.query import Query
+from afterwrite.search.windows import Place
 from afterwrite.store.reader import StoredActivity, as_json, read_position
 from afterwrite.store.writer import read_identity
 
