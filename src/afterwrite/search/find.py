@@ -182,10 +182,11 @@ _IN_ORDER: LiteralString = (
     "{columns} from (select a.* from afterwrite.activity a where {stretch} and ({where})"
     " order by a.occurred_at {order}, a.id {order} limit %(wanted)s) a order by a.occurred_at {order}, a.id {order}"
 )
-# The other way round: whatever an index gathers, and of that the first that fits. What is left to be asked stands
-# outside, where no index is looked for that answers it, in each partition.
+# The other way round: whatever an index gathers, in order, and of that the first that fits. What is left to be asked
+# stands outside: it is asked of no more rows than it takes, and no index is looked for that answers it as well.
 _GATHERED: LiteralString = (
-    "{columns} from (select a.* from (select a.* from afterwrite.activity a where {stretch} and ({narrow}) offset 0) a"
+    "{columns} from (select a.* from (select a.* from afterwrite.activity a where {stretch} and ({narrow})"
+    " order by a.occurred_at {order}, a.id {order} offset 0) a"
     " where {rest} order by a.occurred_at {order}, a.id {order} limit %(wanted)s) a"
     " order by a.occurred_at {order}, a.id {order}"
 )
