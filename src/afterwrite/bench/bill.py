@@ -28,7 +28,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     rounds: int = 5
     rates: tuple[int, ...] = (300,)
-    seconds: float = 2.0
+    seconds: float = 1.5
     apart: bool = True
 
 

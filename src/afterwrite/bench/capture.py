@@ -36,14 +36,14 @@ _POLL_SECONDS = 0.02
 _CHANGES_A_TRANSACTION = 2
 _TRANSACTIONS = 20_000
 # Within which a session that ended has said what it wrote.
-_STATISTICS_SECONDS = 0.2
+_STATISTICS_SECONDS = 0.1
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """``changes`` is the stretch that is captured; ``limits``: also read into nowhere, and replicated natively."""
 
     rounds: int = 5
-    changes: int = 40_000
+    changes: int = 30_000
     limits: bool = True
 
 

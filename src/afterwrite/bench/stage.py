@@ -37,7 +37,7 @@ from afterwrite.settings import Settings
 DATABASE = "legacy"
 _MIGRATION = 1
 _CATCH_UP_SECONDS = 300.0
-_STATISTICS_SECONDS = 0.3
+_STATISTICS_SECONDS = 0.1
 
 
 class Variant(StrEnum):

@@ -60,21 +60,20 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     recorder: recorder.Options = recorder.Options()
 
 
-# A turn of users is long: three of them, so that all of it is over in some ten minutes.
-FULL = Scale(users=users.Options(rounds=3))
+FULL = Scale()
 # The least that still gives intervals.
 QUICK = Scale(
-    queries=queries.Options(rows=60_000, days=7, rounds=3, questions=3, seconds=0.3),
-    api=serve.ApiOptions(rows=60_000, days=7, rounds=3, requests=5, seconds=0.3),
-    pages=serve.PageOptions(rows=60_000, days=7, rounds=2, looked_at=2_000),
-    writes=writes.Options(rounds=2, transactions=200, keep=False),
-    users=users.Options(rounds=2, seconds=1, first=24, step=2.5, think_ms=25, hot_only=True),
-    bill=bill.Options(rounds=2, seconds=1.5, apart=False),
-    capture=capture.Options(rounds=2, changes=12_000, limits=False),
-    feed=feed.Options(rounds=2, seconds=2.0, loads=(feed.Steady(1_000, 1),)),
-    defer=defer.Options(rounds=1, seconds=1.0, backlog=300),
-    peers=peers.Options(rounds=2, few=True),
-    recorder=recorder.Options(rounds=2, events=15_000, stored=5_000, inserts=500),
+    queries=queries.Options(rows=40_000, days=7, rounds=2, questions=4, seconds=0.3),
+    api=serve.ApiOptions(rows=40_000, days=7, rounds=2, requests=7, seconds=0.3),
+    pages=serve.PageOptions(rows=40_000, days=7, rounds=2, looked_at=800),
+    writes=writes.Options(rounds=2, transactions=120, keep=False),
+    users=users.Options(rounds=2, seconds=1, warm_seconds=0.3, first=20, step=2.5, think_ms=12, hot_only=True),
+    bill=bill.Options(rounds=2, seconds=1.0, apart=False),
+    capture=capture.Options(rounds=2, changes=8_000, limits=False),
+    feed=feed.Options(rounds=2, seconds=1.0, loads=(feed.Steady(1_000, 1),)),
+    defer=defer.Options(rounds=1, seconds=1.0, backlog=200),
+    peers=peers.Options(rounds=2, transactions=250, few=True),
+    recorder=recorder.Options(rounds=2, events=9_000, stored=3_000, inserts=400),
 )
 
 

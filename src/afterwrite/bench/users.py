@@ -23,8 +23,8 @@ from afterwrite.demo.processes import Process
 
 # Whose triggers add to the one row of platform statistics, or to a project's totals.
 _HOT = frozenset({"investor", "operation"})
-# A session is started and has compiled what it runs within so long; a pool's have.
-_WARM_SECONDS = 0.01
+# Each session is started and has compiled what it runs within so long; a pool's have.
+_SESSION_SECONDS = 0.007
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,12 +34,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     rounds: int = 5
-    seconds: int = 2
-    first: int = 100
+    seconds: int = 1
+    warm_seconds: float = 0.5
+    first: int = 40
     step: float = 2.0
     limit_ms: float = 50.0
     away_ms: int = 1
-    think_ms: int = 250
+    think_ms: int = 100
     nobody: bool = False
     hot_only: bool = False
 
@@ -112,6 +113,8 @@ async def most_clients(
     it is kept.
     """
     clients = max(1, round(near or options.first))
+    # A round that begins where the one before ended is near the limit.
+    step = options.step if near is None else math.sqrt(options.step)
     below: tuple[float, float] | None = None
     above: tuple[float, float] | None = None
     while True:
@@ -123,7 +126,7 @@ async def most_clients(
             clients=clients,
             away_ms=options.away_ms,
             think_ms=options.think_ms,
-            warm_seconds=1.0 + clients * _WARM_SECONDS,
+            warm_seconds=options.warm_seconds + clients * _SESSION_SECONDS,
             seed=seed,
         )
         latencies = (await stage.work(load)).latencies
@@ -136,7 +139,7 @@ async def most_clients(
             return _between(below, above, options.limit_ms)
         if clients == (MOST_CLIENTS if below else 1):
             return clients
-        clients = max(1, min(MOST_CLIENTS, round(clients * options.step if below else clients / options.step)))
+        clients = max(1, min(MOST_CLIENTS, round(clients * step if below else clients / step)))
 
 
 def _between(below: tuple[float, float], above: tuple[float, float], limit: float) -> float:
