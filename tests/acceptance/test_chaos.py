@@ -45,7 +45,7 @@ async def _chaos(server: Server, folder: Path) -> None:
         await create_legacy_application(database, seed=1)
     ledger = folder / "workload.jsonl"
     async with application(
-        server.dsn("legacy", ROLE), ledger, clients=6, seed=SEED, rate=60, log=folder / "workload.log"
+        server.dsn("legacy", ROLE), ledger, clients=6, seed=SEED, rate=40, log=folder / "workload.log"
     ) as app:
         async with connect(given.dsn) as database:
             found = await survey(database)

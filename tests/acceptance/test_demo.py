@@ -13,7 +13,7 @@ from afterwrite.postgres.embedded import embedded_server
 
 pytestmark = pytest.mark.acceptance
 
-SHORT = Script(warm_seconds=0.5, measure_seconds=3.0, shadow_seconds=11.0, soak_seconds=1.0)
+SHORT = Script(rate=60.0, warm_seconds=0.5, measure_seconds=3.0, shadow_seconds=11.0, soak_seconds=1.0)
 
 
 def test_the_demo_silences_64_triggers_under_load_and_accounts_for_every_write(

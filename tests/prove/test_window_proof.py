@@ -12,7 +12,7 @@ from afterwrite.errors import Refused
 from afterwrite.postgres import connect
 from afterwrite.prove import window
 from afterwrite.prove.match import Reason
-from afterwrite.prove.window import WindowProof, prove_window
+from afterwrite.prove.window import WindowProof, prove_window, read_watch
 from afterwrite.record import Lsn
 
 # The second body writes under a transaction id of its own, since it has an exception handler.
@@ -68,7 +68,9 @@ async def _fill(on: Stage) -> tuple[Lsn, Lsn]:
 
 async def _prove(on: Stage, after: Lsn, until: Lsn, *triggers: str) -> WindowProof:
     names = triggers or ("public.items.audit", "public.items.note")
-    return await prove_window(on.db, on.store, source=SOURCE, triggers=names, after=after, until=until)
+    return await prove_window(
+        on.db, on.store, await read_watch(on.db), source=SOURCE, triggers=names, after=after, until=until
+    )
 
 
 def test_a_filled_window_is_whole_and_rows_of_before_and_after_are_no_part_of_it(dsn: str) -> None:
@@ -87,7 +89,13 @@ def test_a_filled_window_is_whole_and_rows_of_before_and_after_are_no_part_of_it
         # Over one connection that is source and store at once.
         async with connect(dsn) as one:
             again = await prove_window(
-                one, one, source=SOURCE, triggers=("public.items.audit",), after=after, until=until
+                one,
+                one,
+                await read_watch(one),
+                source=SOURCE,
+                triggers=("public.items.audit",),
+                after=after,
+                until=until,
             )
             assert again.matched == 8
 

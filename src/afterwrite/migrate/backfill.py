@@ -26,7 +26,8 @@ from afterwrite.migrate.deeds import EventKind, MigrationEvent, OnEvent
 from afterwrite.migrate.gates import Place
 from afterwrite.migrate.ledger import Action, moment, write_entry
 from afterwrite.postgres import Database, quoted, statement
-from afterwrite.prove.window import WindowProof, prove_window
+from afterwrite.prove.watch import Watch
+from afterwrite.prove.window import WindowProof, prove_window, read_watch
 from afterwrite.record import Lsn
 from afterwrite.scan.catalog import Trigger
 from afterwrite.store.writer import read_checkpoint
@@ -36,6 +37,9 @@ _PROOF_SECONDS = 3.0
 _POLL_SECONDS = 0.2
 _TELL_SECONDS = 5.0
 _SHOWN = 5
+
+# What the triggers write, or why that cannot be told.
+_Watched = Watch | AfterwriteError
 
 
 class Silence(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,8 +131,12 @@ async def fill_windows(
             done.append(Backfill(phase=hole.phase, triggers=(hole.identity,), findings=(_disturbed(hole),)))
         else:
             together.setdefault((hole.phase, window.after, window.until), []).append(hole)
+    if not together:
+        return tuple(done)
+    # Read once: to scan the source takes longer than to fill a short window.
+    watched = await _try_to_watch(db)
     for (number, after, until), holes in together.items():
-        one = await _fill(db, store, place, number, Window(after=after, until=until), holes, on_event, replay)
+        one = await _fill(db, store, place, number, Window(after=after, until=until), holes, watched, on_event, replay)
         done.append(one)
         if on_event:
             text = f"{', '.join(one.triggers)}: {one.rows:,} legacy rows filled, {one.matched:,} proven"
@@ -243,6 +251,7 @@ async def _fill(
     phase: int,
     window: Window,
     holes: Sequence[Silence],
+    watched: _Watched,
     on_event: OnEvent | None,
     replay: ReplayPolicy | None,
 ) -> Backfill:
@@ -285,7 +294,7 @@ async def _fill(
     proofs, findings = (
         ([], [*_uncompared(renamed, _RENAMED), *_uncompared(altered, _ALTERED)])
         if renamed or altered
-        else await _prove(db, store, place, window, names)
+        else await _prove(db, store, watched, place, window, names)
     )
     findings += _judge(names, holes, filled)
     findings += await _read_losses(store, place, window, holes)
@@ -318,13 +327,23 @@ async def _fill(
     )
 
 
+async def _try_to_watch(db: Database) -> _Watched:
+    """What the triggers write; or why that cannot be told, which hinders no filling."""
+    try:
+        return await read_watch(db)
+    except AfterwriteError as error:
+        return error
+
+
 async def _prove(
-    db: Database, store: Database, place: Place, window: Window, names: Sequence[str]
+    db: Database, store: Database, watched: _Watched, place: Place, window: Window, names: Sequence[str]
 ) -> tuple[list[WindowProof], list[Finding]]:
     """Compare what was filled: all triggers together, or, where one of them cannot be compared, each by itself."""
     after, until = window.after, window.until
     try:
-        together = await prove_window(db, store, source=place.source, triggers=names, after=after, until=until)
+        if not isinstance(watched, Watch):
+            raise watched
+        together = await prove_window(db, store, watched, source=place.source, triggers=names, after=after, until=until)
     except AfterwriteError as error:
         if len(names) == 1:
             return [], [
@@ -336,7 +355,7 @@ async def _prove(
                     remedy=error.remedy,
                 )
             ]
-        each = [await _prove(db, store, place, window, [name]) for name in names]
+        each = [await _prove(db, store, watched, place, window, [name]) for name in names]
         return [proof for proofs, _ in each for proof in proofs], [found for _, said in each for found in said]
     if together.whole:
         return [together], []

@@ -59,16 +59,20 @@ class WindowProof(msgspec.Struct, frozen=True, kw_only=True):
         return not self.unexplained
 
 
+async def read_watch(db: Database) -> Watch:
+    """What the triggers of a source write, as their bodies are now: to prove any number of windows with."""
+    found = await survey(db)
+    return watch(found.inventory, found.judgements, found.bodies, await read_planned(db))
+
+
 async def prove_window(
-    db: Database, store: Database, *, source: str, triggers: Sequence[str], after: Lsn, until: Lsn
+    db: Database, store: Database, watched: Watch, *, source: str, triggers: Sequence[str], after: Lsn, until: Lsn
 ) -> WindowProof:
     """Compare what was captured strictly between two commits with what was filled for these triggers since.
 
-    It expects what their bodies write as they are now. Reads each of their legacy logs once, and needs a temporary
-    table in the source. Raises Refused when one of the triggers is not compared at all.
+    It expects what ``watched`` says of their bodies. Reads each of their legacy logs once, and needs a temporary table
+    in the source. Raises Refused when one of the triggers is not compared at all.
     """
-    found = await survey(db)
-    watched = watch(found.inventory, found.judgements, found.bodies, await read_planned(db))
     wanted = [mapping for mapping, _ in watched.watched if mapping.identity in triggers and mapping.operations]
     if lacking := sorted(set(triggers) - {mapping.identity for mapping in wanted}):
         raise Refused(
