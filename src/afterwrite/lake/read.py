@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -21,13 +22,14 @@ from afterwrite.lake.compile import Asked, compile_query
 from afterwrite.lake.rows import activity_of, microseconds
 from afterwrite.lake.table import COLUMNS, File, Lake, midnight, missing
 from afterwrite.search.query import Query
-from afterwrite.search.windows import Place
+from afterwrite.search.windows import FIRST_ID, LAST_ID, TICK, Place
 from afterwrite.store.reader import StoredActivity
 
 Fits = Callable[[StoredActivity], bool]
 # So many rows' days are asked at once, at first and at most.
 _FIRST_ROWS, _MOST_ROWS = 2_000_000, 64_000_000
-_FEWEST = 64
+# Where DuckDB cannot say for certain, so many rows are read to be looked at, at first and at most.
+_FEWEST, _MOST_READ = 64, 20_000
 
 
 class Between(msgspec.Struct, frozen=True):
@@ -37,8 +39,27 @@ class Between(msgspec.Struct, frozen=True):
     high: Place | None = None
 
 
+class TimeUpError(AfterwriteError):
+    """Asking was interrupted. ``found`` is all that fits up to the place ``looked``; None: nothing was looked through."""
+
+    def __init__(self, found: list[StoredActivity], looked: Place | None) -> None:
+        super().__init__("the lake was not looked through before the time was up", remedy="ask for a shorter time")
+        self.found, self.looked = found, looked
+
+
+class _Stopped(Exception):  # noqa: N818 - it ends no one's work but our own
+    """Somebody said stop."""
+
+
+class _Progress(msgspec.Struct):
+    """What was found so far, and where all of it was looked at."""
+
+    found: list[StoredActivity]
+    looked: Place | None = None
+
+
 class Engine:
-    """DuckDB over a lake. Close it, or use it in a ``with``."""
+    """DuckDB over a lake. Close it, or use it in a ``with``; another thread may ``interrupt`` it."""
 
     def __init__(self, lake: Lake, *, memory: str = "1GB", threads: int | None = None) -> None:
         try:
@@ -58,6 +79,7 @@ class Engine:
             config["threads"] = threads
         self._connection: Any = cast("Any", duckdb).connect(":memory:", config=config)
         self._connection.execute("set TimeZone = 'UTC'")
+        self._stop = threading.Event()
 
     def __enter__(self) -> Engine:
         return self
@@ -68,6 +90,15 @@ class Engine:
     def close(self) -> None:
         """Let go of its memory."""
         self._connection.close()
+
+    def interrupt(self) -> None:
+        """End what it is asked just now, as soon as it may be: TimeUpError there, with what was found."""
+        self._stop.set()
+        self._connection.interrupt()
+
+    def resume(self) -> None:
+        """Let it be asked again."""
+        self._stop.clear()
 
     def find(
         self, query: Query, days: Sequence[date], between: Between, count: int, *, newer: bool = False
@@ -85,13 +116,17 @@ class Engine:
     def ask(
         self, asked: Asked, fits: Fits, days: Sequence[date], between: Between, count: int, *, newer: bool = False
     ) -> list[StoredActivity]:
-        """The same for a condition; ``fits`` is asked where that is not exact."""
-        found: list[StoredActivity] = []
-        for group, files in self._groups(days, asked, between, newer=newer):
-            found += self._walk(asked, fits, group, files, between, count - len(found), newer=newer)
-            if len(found) >= count:
-                break
-        return found
+        """The same for a condition; ``fits`` is asked where that is not exact. Raises TimeUpError when interrupted."""
+        done = _Progress([])
+        try:
+            for group, files in self._groups(days, asked, between, newer=newer):
+                self._walk(asked, fits, group, files, between, count, done, newer=newer)
+                if len(done.found) >= count:
+                    break
+                done.looked = _edge(group[-1], newer=newer)
+        except _Stopped:
+            raise TimeUpError(done.found, done.looked) from None
+        return done.found
 
     def _groups(
         self, days: Sequence[date], asked: Asked, between: Between, *, newer: bool
@@ -129,22 +164,23 @@ class Engine:
         files: Sequence[File],
         between: Between,
         count: int,
+        done: _Progress,
         *,
         newer: bool,
-    ) -> list[StoredActivity]:
+    ) -> None:
         """Of one group. What DuckDB cannot say for certain is read on until enough of it fits."""
         if asked.exact:
-            return self._read(asked, days, files, between, count, newer=newer)
-        found: list[StoredActivity] = []
+            done.found += self._read(asked, days, files, between, count - len(done.found), newer=newer)
+            return
         many = max(_FEWEST, 2 * count)
         while True:
             read = self._read(asked, days, files, between, many, newer=newer)
-            found += filter(fits, read)
-            if len(found) >= count or len(read) < many:
-                return found[:count]
-            last = Place(read[-1].occurred_at, read[-1].id)
+            done.found = [*done.found, *filter(fits, read)][:count]
+            if len(done.found) >= count or len(read) < many:
+                return
+            last = done.looked = Place(read[-1].occurred_at, read[-1].id)
             between = Between(last, between.high) if newer else Between(between.low, last)
-            many *= 4
+            many = min(_MOST_READ, many * 4)
 
     def _read(
         self,
@@ -182,11 +218,15 @@ class Engine:
 
     def rows(self, query: str, params: dict[str, object]) -> list[dict[str, Any]]:
         """What a query gives, by column."""
+        if self._stop.is_set():
+            raise _Stopped
         try:
             cursor = self._connection.execute(query, params)
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
         except self._duckdb.Error as error:
+            if self._stop.is_set():
+                raise _Stopped from error
             raise AfterwriteError(
                 f"DuckDB could not read the lake at {self.lake.url}: {' '.join(str(error).split())[:500]}",
                 remedy="run it again; where a file is gone, see what was vacuumed or deleted there",
@@ -229,6 +269,11 @@ class _Source:
 _SELECTED = ", ".join(
     "epoch_us(a.occurred_at) as occurred_at" if name == "occurred_at" else f'a."{name}"' for name in COLUMNS
 )
+
+
+def _edge(day: date, *, newer: bool) -> Place:
+    """Where all of a day, and of those before it on the way, was looked at."""
+    return Place(midnight(day + timedelta(days=1)) - TICK, LAST_ID) if newer else Place(midnight(day), FIRST_ID)
 
 
 def _touches(day: date, between: Between) -> bool:
