@@ -40,7 +40,7 @@ class Between(msgspec.Struct, frozen=True):
 
 
 class TimeUpError(AfterwriteError):
-    """Asking was interrupted. ``found`` is all that fits up to the place ``looked``; None: nothing was looked through."""
+    """Asking was interrupted. ``found`` is all that fits up to the place ``looked``; None: nothing was looked at."""
 
     def __init__(self, found: list[StoredActivity], looked: Place | None) -> None:
         super().__init__("the lake was not looked through before the time was up", remedy="ask for a shorter time")

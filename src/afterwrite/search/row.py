@@ -232,9 +232,9 @@ async def row_at(
     """The row of this id as it was at a moment, changes of that very moment included.
 
     ``db`` is the store, or whoever tells what is recorded. ``source`` chooses between databases that have such a row
-    each; without it that one is taken which wrote it last before the moment (or first after it). Raises UsageError for a
-    moment without a zone. The row is what capture saw: columns that a STORED expression generates are not in the WAL, nor
-    is what DDL does to a row.
+    each; without it that one is taken which wrote it last before the moment (or first after it). Raises UsageError for
+    a moment without a zone. The row is what capture saw: columns that a STORED expression generates are not in the WAL,
+    nor is what DDL does to a row.
     """
     told = db if isinstance(db, Changes) else Changes(db)
     row = _Row(told, Whose(entity_type, entity_id, source), aware(moment))

@@ -48,7 +48,7 @@ _NEAR = (
 _DIGITS, _AT_ONCE = 10, timedelta(milliseconds=256)
 # Clocks differ, and a block is recorded when it ends: what it led to may be before it.
 _BEFORE = timedelta(hours=1)
-_TRANSACTIONS, _CHANGES, _MOST_MOVES = 200, 10_000, 1_000
+MOST_TRANSACTIONS, MOST_CAUSED, _MOST_MOVES = 200, 10_000, 1_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -317,8 +317,8 @@ async def _read_transactions(db: Database, activity: StoredActivity, since: date
         from_time=cause.since,
         to_time=cause.until,
         since=since,
-        limit=_CHANGES,
-        transactions=_TRANSACTIONS,
+        limit=MOST_CAUSED,
+        transactions=MOST_TRANSACTIONS,
     )
 
 
