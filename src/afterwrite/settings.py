@@ -106,10 +106,12 @@ class Settings(BaseSettings):
     nats_cert: str | None = None
     nats_key: str | None = None
     nats_monitor: Annotated[tuple[str, ...], BeforeValidator(parse_words)] = ()
-    # Where `serve` listens, over how many connections it reads the store, and how long a query may take.
+    # Where `serve` listens, over how many connections it reads the store, how many may ask the lake at a time, and how
+    # long a query may take.
     serve_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     serve_port: Annotated[int, Field(ge=0, le=65_535)] = 8787
     serve_readers: Annotated[int, Field(gt=0, le=1_000)] = 8
+    serve_lake_queries: Annotated[int, Field(gt=0, le=100)] = 2
     serve_statement_ms: Annotated[int, Field(gt=0)] = 10_000
     # Whether callers must say who they are: "auto" asks everywhere but on loopback, "off" is refused elsewhere.
     serve_auth: Literal["auto", "required", "off"] = "auto"

@@ -120,6 +120,7 @@ export function makeRow(it) {
   else if (said.entityHref) meta.append(part("entity", "history", said.entityHref));
   if (said.action) meta.append(part("action", said.action));
   if (said.detail) meta.append(part("detail", said.detail));
+  if (it.from_lake) meta.append(part("from-lake", "from the lake"));
   if (said.actor) {
     const actor = document.getElementById("blank-actor").content.firstElementChild.cloneNode(true);
     actor.setAttribute("href", said.actorHref);
@@ -129,4 +130,14 @@ export function makeRow(it) {
     row.querySelector(".who").append(actor);
   }
   return row;
+}
+
+/** What may be missing behind a page's rows, and why. */
+export function makeGap(text) {
+  const gap = document.createElement("li");
+  gap.className = "gap";
+  const said = document.createElement("span");
+  said.textContent = visible(text);
+  gap.append(icon("note"), said);
+  return gap;
 }
