@@ -222,7 +222,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if path.startswith(("/v1/activities/{id}", "/v1/batches/{position}", "/openapi.json")):
         responses["304"] = {"description": "It is what the ETag in If-None-Match says."}
     if path in ("/v1/activities/{id}", "/v1/activities/{id}/diff"):
-        responses["200"]["headers"] = _TIER
+        responses["200"] = {**responses["200"], "headers": _TIER}
     for status in sorted(statuses):
         responses[str(status)] = {
             "description": _WORDS[status],

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, cast
 from urllib.parse import urlencode
 from uuid import UUID
@@ -153,7 +153,7 @@ async def search(
         looked=page.looked,
         looked_up=bool(newer),
         lake_looked=told.lake_looked,
-        looked_where=f", in the store and in the lake ({_span(told.days)})" if told.days else "",
+        looked_where=f", the store and the lake back to {told.days[0]}" if told.days else "",
         where=where(told),
         gap=gap(told),
         beyond=bool(older or newer),
@@ -199,11 +199,7 @@ def where(told: Told) -> str:
         return "This is all that the store has."
     if not told.days:
         return "This is all of it."
-    return f"This is all of it, in the store and in the lake ({_span(told.days)})."
-
-
-def _span(days: Sequence[date]) -> str:
-    return f"{days[0]}" if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"This is all of it, in the store and in the lake, which goes back to {told.days[0]} here."
 
 
 def gap(told: Told) -> str | None:

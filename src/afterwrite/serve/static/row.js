@@ -115,12 +115,12 @@ export function makeRow(it) {
   title.setAttribute("href", said.href);
   title.textContent = visible(said.title);
   const meta = row.querySelector(".meta");
+  if (it.from_lake) meta.append(part("from-lake", "from the lake"));
   if (said.failed) meta.append(part("failed", "failed"));
   if (said.entity) meta.append(part("entity", said.entity, said.entityHref));
   else if (said.entityHref) meta.append(part("entity", "history", said.entityHref));
   if (said.action) meta.append(part("action", said.action));
   if (said.detail) meta.append(part("detail", said.detail));
-  if (it.from_lake) meta.append(part("from-lake", "from the lake"));
   if (said.actor) {
     const actor = document.getElementById("blank-actor").content.firstElementChild.cloneNode(true);
     actor.setAttribute("href", said.actorHref);
