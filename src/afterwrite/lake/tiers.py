@@ -285,11 +285,18 @@ class Tiers:
 
         async def hot(db: Database) -> Page:
             return await timeline.effects(
-                db, activity, limit=limit, older_than=older_than, newer_than=newer_than, causes=causes
+                db,
+                activity,
+                limit=limit,
+                older_than=older_than,
+                newer_than=newer_than,
+                causes=causes,
+                besides=events,
             )
 
         async with self.store() as db:
             causes = await timeline.find_causes(db, activity)
+            events: frozenset[str] = frozenset()
             border = await self.find_border(db, _within(Between(), since, END), ended=True)
             if not border.days:
                 return Told(page=await hot(db), walled=border.walled, why=border.why)
@@ -311,7 +318,6 @@ class Tiers:
             older_than=older_than,
             newer_than=newer_than,
             since=since,
-            fits=is_led,
         )
         return told if why is None or told.why else msgspec.structs.replace(told, why=why)
 
@@ -416,7 +422,6 @@ class Tiers:
         newer_than: Place | None,
         since: datetime = BEGINNING,
         until: datetime = END,
-        fits: Fits | None = None,
     ) -> Told:
         """The hot page with what the lake has between its place and how far it looked, within [since, until)."""
         newer = newer_than is not None
@@ -426,8 +431,6 @@ class Tiers:
             stretch = Between(newer_than, reached) if newer else Between(reached, older_than)
             between = _within(stretch, since, until)
             border = await self.find_border(db, between, ended=reached is None)
-        if fits is not None:
-            page = msgspec.structs.replace(page, items=tuple(filter(fits, page.items)))
         if not border.days:
             return Told(page=page, walled=border.walled, why=border.why)
         looked: Place | None = None
@@ -436,7 +439,8 @@ class Tiers:
         except LakeAwayError as error:
             return Told(page=page, why=str(error))
         except TimeUpError as error:
-            if error.looked is None:
+            if error.looked is None or error.looked in (older_than, newer_than):
+                # Who goes on from there would come no further.
                 return Told(page=page, why=_SLOW)
             rows, looked = error.found, error.looked
         return _merge(page, rows, border.days, limit, older_than, newer_than, looked)
@@ -841,4 +845,5 @@ def _lies(day: date, between: Between) -> bool:
     """Whether something of a day can lie between two places, neither of them in it."""
     low, high = between.low, between.high
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return (low is None or low.occurred_at < start + timedelta(days=1)) and (high is None or high.occurred_at >= start)
+    first, last = (start, FIRST_ID), (start + timedelta(days=1) - TICK, LAST_ID)
+    return (low is None or (low.occurred_at, low.id) < last) and (high is None or (high.occurred_at, high.id) > first)

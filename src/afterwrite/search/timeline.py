@@ -6,7 +6,7 @@ by its id, and everything here names the stretch of time that it looks at: only 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -235,12 +235,14 @@ async def effects(
     older_than: Place | None = None,
     newer_than: Place | None = None,
     causes: Sequence[Cause] | None = None,
+    besides: Iterable[str] = (),
 ) -> Page:
     """What this activity led to: what names it as its cause, at once or any time later.
 
     What deferred triggers wrote afterwards counts, too. They name the first change of the transaction that fired them,
     so it is found from each change of that transaction and from each event that explains it; of an event that explains
-    many transactions, from the first 200. ``causes`` are its own, where ``find_causes`` was asked already.
+    many transactions, from the first 200. ``causes`` are its own, where ``find_causes`` was asked already; ``besides``
+    are events that the store has no more, which explain what a transaction's changes do not.
     """
     since = led_since(activity)
     if causes is None:
@@ -261,6 +263,7 @@ async def effects(
             from_times=[each.since for each in causes],
             to_times=[each.until for each in causes],
             commit_times=[each.commit_time for each in causes],
+            besides=list(besides),
             **window.bounds,
         )
 

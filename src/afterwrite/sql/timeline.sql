@@ -73,7 +73,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                ) e
          where (e.occurred_at, e.id) :beyond (:at::timestamptz, :id::uuid)
            and (c.commit_time is null
-                or not exists (
+                or e.caused_by <> all (:besides::uuid[])
+               and not exists (
                        select
                          from afterwrite.activity x
                         where x.occurred_at = c.commit_time and x.id = e.caused_by and x.kind = 'event'
