@@ -277,6 +277,9 @@ def led_since(activity: StoredActivity) -> datetime:
 
 async def find_causes(db: Database, activity: StoredActivity) -> tuple[Cause, ...]:
     """What stands as their cause in what this activity led to: its own id, and those of the changes it explains."""
+    if activity.kind is Kind.CHANGE:
+        # Its own id is among those of its transaction's changes.
+        return (transaction_cause(activity),)
     return (_cause(activity.id, activity.id), *await _read_transactions(db, activity, led_since(activity)))
 
 
@@ -310,8 +313,6 @@ def _cause(first_id: str, last_id: str, commit_time: datetime | None = None) -> 
 
 async def _read_transactions(db: Database, activity: StoredActivity, since: datetime) -> list[Cause]:
     """The changes of those transactions that may have set off deferred triggers."""
-    if activity.kind is Kind.CHANGE:
-        return [transaction_cause(activity)]
     cause = _cause(activity.id, activity.id)
     return await db.rows(
         _of_transaction,
