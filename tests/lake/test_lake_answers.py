@@ -18,7 +18,8 @@ from test_query_answers import NOW, activities, answer, lines, own_store, put
 
 from afterwrite.lake.archive import SESSION, ArchivePolicy, archive
 from afterwrite.lake.compile import compile_query
-from afterwrite.lake.read import Between, Engine
+from afterwrite.lake.duck import DuckEngine as Engine
+from afterwrite.lake.read import Between
 from afterwrite.lake.table import COLUMNS, Lake
 from afterwrite.postgres import connect
 from afterwrite.record import Activity, Batch

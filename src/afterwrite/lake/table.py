@@ -65,11 +65,11 @@ def need() -> tuple[Any, Any]:
     return cast("Any", deltalake), cast("Any", pa)
 
 
-def missing(error: ImportError) -> NoReturn:
+def missing(error: ImportError, extra: str = "lake") -> NoReturn:
     """Say what to install."""
     raise UsageError(
         f"{error.name or 'a library'}, which the lake needs, is not installed here",
-        remedy="pip install 'afterwrite[lake]'",
+        remedy=f"pip install 'afterwrite[{extra}]'",
     ) from error
 
 

@@ -19,8 +19,9 @@ from uuid import UUID
 import msgspec
 
 from afterwrite.errors import AfterwriteError, Refused
-from afterwrite.lake.compile import Asked
-from afterwrite.lake.read import Between, Engine
+from afterwrite.lake.compile import compile_thing
+from afterwrite.lake.duck import DuckEngine
+from afterwrite.lake.read import Between, Engine, Open
 from afterwrite.lake.table import Lake
 from afterwrite.postgres import Database, statement
 from afterwrite.search import timeline
@@ -61,14 +62,15 @@ async def search(
     older_than: Place | None = None,
     newer_than: Place | None = None,
     seconds: float = 1.0,
+    engine: Open = DuckEngine,
 ) -> Told:
     """A page of what fits, as ``search.find`` gives it, and on into the lake where the store has no more."""
     hot = await find(db, query, limit=limit, older_than=older_than, newer_than=newer_than, seconds=seconds)
 
-    def cold(engine: Engine, days: Sequence[date], between: Between, count: int, newer: bool) -> list[StoredActivity]:
-        return engine.find(query, days, between, count, newer=newer)
+    def cold(opened: Engine, days: Sequence[date], between: Between, count: int, newer: bool) -> list[StoredActivity]:
+        return opened.find(query, days, between, count, newer=newer)
 
-    return await _both(db, lake, hot, cold, limit=limit, older_than=older_than, newer_than=newer_than)
+    return await _both(db, lake, engine, hot, cold, limit=limit, older_than=older_than, newer_than=newer_than)
 
 
 async def entity_timeline(
@@ -80,26 +82,21 @@ async def entity_timeline(
     limit: int = 50,
     older_than: Place | None = None,
     newer_than: Place | None = None,
+    engine: Open = DuckEngine,
 ) -> Told:
     """What happened to one thing, as ``search.timeline`` gives it, in both tiers."""
     hot = await timeline.entity_timeline(
         db, entity_type, entity_id, limit=limit, older_than=older_than, newer_than=newer_than
     )
-    asked = Asked(
-        where="a.entity_type = $type and (a.entity_id = $id"
-        " or (a.operation = 'update' and contains(a.metadata, 'entity_was')))",
-        params={"type": entity_type, "id": entity_id},
-        exact=False,
-        equal={"entity_type": (entity_type,)},
-    )
 
     def fits(activity: StoredActivity) -> bool:
         return activity.entity_id == entity_id or read_told(activity).entity_was == entity_id
 
-    def cold(engine: Engine, days: Sequence[date], between: Between, count: int, newer: bool) -> list[StoredActivity]:
-        return engine.ask(asked, fits, days, between, count, newer=newer)
+    def cold(opened: Engine, days: Sequence[date], between: Between, count: int, newer: bool) -> list[StoredActivity]:
+        asked = compile_thing(entity_type, entity_id, opened.dialect)
+        return opened.ask(asked, fits, days, between, count, newer=newer)
 
-    return await _both(db, lake, hot, cold, limit=limit, older_than=older_than, newer_than=newer_than)
+    return await _both(db, lake, engine, hot, cold, limit=limit, older_than=older_than, newer_than=newer_than)
 
 
 async def actor_timeline(
@@ -110,18 +107,19 @@ async def actor_timeline(
     limit: int = 50,
     older_than: Place | None = None,
     newer_than: Place | None = None,
+    engine: Open = DuckEngine,
 ) -> Told:
     """What somebody did, as ``search.timeline`` gives it, in both tiers."""
     hot = await timeline.actor_timeline(db, actor_id, limit=limit, older_than=older_than, newer_than=newer_than)
     query = Query((Term(Key.ACTOR, (Exact(actor_id),)),))
 
-    def cold(engine: Engine, days: Sequence[date], between: Between, count: int, newer: bool) -> list[StoredActivity]:
-        return engine.find(query, days, between, count, newer=newer)
+    def cold(opened: Engine, days: Sequence[date], between: Between, count: int, newer: bool) -> list[StoredActivity]:
+        return opened.find(query, days, between, count, newer=newer)
 
-    return await _both(db, lake, hot, cold, limit=limit, older_than=older_than, newer_than=newer_than)
+    return await _both(db, lake, engine, hot, cold, limit=limit, older_than=older_than, newer_than=newer_than)
 
 
-async def read_activity(db: Database, lake: Lake, id: str) -> StoredActivity | None:
+async def read_activity(db: Database, lake: Lake, id: str, *, engine: Open = DuckEngine) -> StoredActivity | None:
     """The activity of this id, wherever it is; None: in neither tier."""
     found = await timeline.read_activity(db, id)
     if found is not None:
@@ -130,8 +128,12 @@ async def read_activity(db: Database, lake: Lake, id: str) -> StoredActivity | N
     if not days or not await _sees_all(db):
         return None
     query = Query((Term(Key.ID, (Exact(str(UUID(id))),)),))
-    with Engine(lake) as engine:
-        rows = await asyncio.to_thread(engine.find, query, days, Between(), 1)
+
+    def cold() -> list[StoredActivity]:
+        with engine(lake) as opened:
+            return opened.find(query, days, Between(), 1)
+
+    rows = await asyncio.to_thread(cold)
     return rows[0] if rows else None
 
 
@@ -170,6 +172,7 @@ async def _sees_all(db: Database) -> bool:
 async def _both(
     db: Database,
     lake: Lake,
+    engine: Open,
     hot: Page,
     cold: Cold,
     *,
@@ -187,8 +190,12 @@ async def _both(
     wanted = [day for day in days if _lies(day, between)]
     if not wanted:
         return Told(page=hot)
-    with Engine(lake) as engine:
-        rows = await asyncio.to_thread(cold, engine, wanted, between, limit + 1, newer)
+
+    def asked() -> list[StoredActivity]:
+        with engine(lake) as opened:
+            return cold(opened, wanted, between, limit + 1, newer)
+
+    rows = await asyncio.to_thread(asked)
     known = {(each.occurred_at, each.id) for each in hot.items}
     fresh = [each for each in rows if (each.occurred_at, each.id) not in known]
     merged = sorted((*hot.items, *fresh), key=_place, reverse=not newer)
