@@ -13,9 +13,9 @@ from rich.table import Table
 from afterwrite.cli.face import Json, StoreDsn, emit, hang, out, plain, run, settings
 from afterwrite.cli.search import lake_as_json, tell_lake
 from afterwrite.cli.show import about, draw_diff, headline, read_moment, tell_value
+from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.lake import tiers
-from afterwrite.lake.table import Lake
 from afterwrite.lake.tiers import Told
 from afterwrite.postgres import connect
 from afterwrite.record import Kind, Operation
@@ -65,10 +65,15 @@ def history(
 
 async def _timeline(given: Settings, kind: str, number: str, count: int, before: str | None, *, json: bool) -> None:
     async with connect(given.store, application_name="afterwrite history", guarded=True) as store:
-        lake = None if given.lake_url is None else Lake(given.lake_url, given.lake_options)
+        lake = None if given.lake_url is None else lake_of(given)
+        engine = engine_of(given)
         place: Place | None = None
         if before is not None:
-            last = await (read_activity(store, before) if lake is None else tiers.read_activity(store, lake, before))
+            last = await (
+                read_activity(store, before)
+                if lake is None
+                else tiers.read_activity(store, lake, before, engine=engine)
+            )
             if last is None:
                 raise UsageError(f"no activity {before} is stored", remedy="give an id that history showed")
             place = Place(last.occurred_at, last.id)
@@ -76,7 +81,7 @@ async def _timeline(given: Settings, kind: str, number: str, count: int, before:
         if lake is None:
             page = await entity_timeline(store, kind, number, limit=count, older_than=place)
         else:
-            told = await tiers.entity_timeline(store, lake, kind, number, limit=count, older_than=place)
+            told = await tiers.entity_timeline(store, lake, kind, number, limit=count, older_than=place, engine=engine)
             page = told.page
         now = await row_at(store, kind, number, datetime.now(UTC)) if place is None and page.items else None
     if json:

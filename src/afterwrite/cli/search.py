@@ -9,8 +9,8 @@ from uuid import UUID
 import typer
 
 from afterwrite.cli.face import Json, StoreDsn, counted, emit, fill, out, plain, run, say, settings, table
+from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import ExitCode, UsageError
-from afterwrite.lake.table import Lake
 from afterwrite.lake.tiers import Told, count_left_days
 from afterwrite.lake.tiers import search as search_both
 from afterwrite.postgres import connect
@@ -88,8 +88,16 @@ async def _search(
                 say(f"[yellow]{left} left the store for a lake[/], and lake_url does not say where that is.")
             return page, None
 
-        lake = Lake(given.lake_url, given.lake_options)
-        told = await search_both(store, lake, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
+        told = await search_both(
+            store,
+            lake_of(given),
+            query,
+            limit=limit,
+            older_than=older,
+            newer_than=newer,
+            seconds=seconds,
+            engine=engine_of(given),
+        )
         return told.page, told
 
 

@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 
 from afterwrite.cli.face import Json, StoreDsn, emit, out, plain, run, settings
+from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import AfterwriteError, ExitCode, UsageError
 from afterwrite.lake import tiers
-from afterwrite.lake.table import Lake
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Operation, Outcome
 from afterwrite.search.diff import FieldChange, FieldKind, diff, read_told
@@ -69,7 +69,7 @@ async def _show(given: Settings, id: str, at: datetime | None, *, json: bool) ->
     async with connect(given.store, application_name="afterwrite show", guarded=True) as store:
         activity = await read_activity(store, id, occurred_at=at)
         if activity is None and at is None and given.lake_url is not None:
-            activity = await tiers.read_activity(store, Lake(given.lake_url, given.lake_options), id)
+            activity = await tiers.read_activity(store, lake_of(given), id, engine=engine_of(given))
         if activity is None:
             raise AfterwriteError(
                 f"no activity {id} is stored in {store.where} at the time that its id tells",
