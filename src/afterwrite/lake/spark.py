@@ -51,7 +51,7 @@ _SETTINGS = {
     # The writer of these files knows one calendar.
     "spark.sql.parquet.datetimeRebaseModeInRead": "CORRECTED",
 }
-_MASTER = re.compile(r"(local)(?:\[[^\]]+\])?|(spark)://(.+)|yarn|k8s://.+")
+_MASTER = re.compile(r"(local)(?:\[(?:\*|\d+)\])?|(spark)://(.+)|yarn|k8s://.+")
 # How the same place is called there.
 _SCHEMES = {"s3": "s3a", "s3a": "s3a", "gs": "gs", "abfss": "abfss", "abfs": "abfs"}
 _NUMBERS = numbers()
@@ -70,6 +70,11 @@ class SparkEngine(Engine):
     def close(self) -> None:
         """Nothing: the process keeps its session."""
 
+    @property
+    def version(self) -> str:
+        """Which Spark it is."""
+        return str(self._session.spark.version)
+
     def read(
         self,
         days: Sequence[date],
@@ -82,7 +87,7 @@ class SparkEngine(Engine):
     ) -> list[StoredActivity]:
         """The first ``count`` rows ``a`` of these files, all that these days have, for which the condition holds."""
         order = "asc" if newer else "desc"
-        with self.source([_place(self.lake, file) for file in files]) as name:
+        with self.source(files) as name:
             rows = self.rows(
                 f"select {_SELECTED} from {name} a where {where}"  # noqa: S608 - parameters only
                 f" order by a.occurred_at {order}, a.id {order} limit :most",
@@ -91,9 +96,10 @@ class SparkEngine(Engine):
         return [activity_of(row) for row in rows]
 
     @contextmanager
-    def source(self, paths: Sequence[str]) -> Generator[str]:
-        """What to select from: these files, as Spark calls them."""
+    def source(self, files: Sequence[File]) -> Generator[str]:
+        """What to select from: these files."""
         spark = self._session.spark
+        paths = [_place(self.lake, file) for file in files]
         name = f"afterwrite_{next(_NUMBERS)}"
         with self._translated():
             spark.read.schema(self._types).parquet(*paths).createOrReplaceTempView(name)
@@ -200,22 +206,12 @@ class _Session:
         # Of one machine nobody else has to reach it.
         alone = {f"spark.driver.{name}": "127.0.0.1" for name in ("host", "bindAddress")} if self.local else {}
         conf.setAll(list((_SETTINGS | alone).items()))
-        self._log: Any = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process, like what writes into it
-        try:
-            self._context: Any = _start(pyspark, conf, self._log)
-            self.spark: Any = sql.SparkSession.builder.getOrCreate()
-        except (*self.errors, OSError, ValueError) as error:
-            self._refuse(master, error)
-
-    def _refuse(self, master: str, error: Exception) -> NoReturn:
-        logged = os.pread(self._log.fileno(), 1 << 16, 0).decode(errors="replace")
-        grave = [line for line in logged.splitlines() if re.search(r"error|exception|unable|refused", line, re.I)]
-        said = " ".join(grave[0].split())[:500] if grave else _first_lines(error)
-        raise AfterwriteError(
-            f"Spark does not start with the master {master}: {said}",
-            remedy="see that java -version says 17 or later, and that this machine and the master reach each other;"
-            " lake_spark_master = local[*] needs no other machine",
-        ) from error
+        with tempfile.TemporaryFile() as log:
+            try:
+                self._context: Any = _start(pyspark, conf, log)
+                self.spark: Any = sql.SparkSession.builder.getOrCreate()
+            except (*self.errors, OSError, ValueError) as error:
+                _refuse(master, error, os.pread(log.fileno(), 1 << 16, 0).decode(errors="replace"))
 
     @property
     def stopped(self) -> bool:
@@ -280,6 +276,19 @@ def _start(pyspark: Any, conf: Any, log: Any) -> Any:
     return pyspark.SparkContext(conf=conf, gateway=gateway)
 
 
+def _refuse(master: str, error: Exception, logged: str) -> NoReturn:
+    """Say why it did not start: what came to us, or what Java wrote where it went before it could tell us."""
+    said = _first_lines(error)
+    lines = [line.strip() for line in logged.splitlines() if line.strip() and not line.startswith(("WARNING", "\tat "))]
+    if "JAVA_GATEWAY_EXITED" in said and lines:
+        said = " ".join(lines)[:500]
+    raise AfterwriteError(
+        f"Spark does not start with the master {master}: {said}",
+        remedy="see that java -version says 17 or later, and that this machine and the master reach each other;"
+        " with local[*] Spark runs on this machine alone",
+    ) from error
+
+
 def _need_java() -> None:
     home = os.environ.get("JAVA_HOME")
     if shutil.which("java", path=str(Path(home) / "bin")) if home else shutil.which("java"):
@@ -308,4 +317,5 @@ def _knock(masters: str) -> None:
 
 def _first_lines(error: Exception) -> str:
     """What Java says, without its way there."""
-    return " ".join(str(error).split("\n\tat ", maxsplit=1)[0].split())[:500]
+    said = re.sub(r"^An error occurred while calling \S+\s+: ", "", str(error))
+    return " ".join(said.split("\n\tat ", maxsplit=1)[0].split())[:500]

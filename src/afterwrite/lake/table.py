@@ -148,7 +148,7 @@ class Lake:
     def _need_plain(self) -> None:
         """Refuse a table whose files do not say by themselves what is in it: the engines read nothing else."""
         protocol = self._table.protocol()
-        asked = set(protocol.reader_features or ())
+        asked: set[str] = set(protocol.reader_features or ())
         if self._table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
             asked.add("columnMapping")
         if strange := asked - _HARMLESS_FEATURES:
