@@ -50,23 +50,8 @@ def spark_cluster(folder: Path, *, workers: int = WORKERS, memory: str = "2g") -
         _wait(started, folder, lambda: _alive(page) is not None)
         for number in range(workers):
             name = f"worker-{number}"
-            started.append(
-                start(
-                    name,
-                    "worker.Worker",
-                    "--host",
-                    _HOST,
-                    "--webui-port",
-                    "0",
-                    "--cores",
-                    "1",
-                    "--memory",
-                    memory,
-                    "--work-dir",
-                    str(folder / name),
-                    master,
-                )  # fmt: skip
-            )
+            words = ["worker.Worker", "--host", _HOST, "--webui-port", "0", "--cores", "1", "--memory", memory]
+            started.append(start(name, *words, "--work-dir", str(folder / name), master))
         _wait(started, folder, lambda: _alive(page) == workers)
         yield master
 

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from importlib import import_module
 from itertools import count as numbers
@@ -101,7 +101,8 @@ class SparkEngine(Engine):
         spark = self._session.spark
         paths = [_place(self.lake, file) for file in files]
         name = f"afterwrite_{next(_NUMBERS)}"
-        with self._translated():
+        # Of many files the workers are asked even where they lie.
+        with self._translated(), self._session.watched():
             spark.read.schema(self._types).parquet(*paths).createOrReplaceTempView(name)
         try:
             yield name
@@ -189,7 +190,8 @@ class _Session:
             )
         except ImportError as error:
             missing(error, extra="spark")
-        self.errors: tuple[type[Exception], ...] = (errors.PySparkException, py4j.Py4JError)
+        # The last two are what a process of Spark's leaves behind that died.
+        self.errors: tuple[type[Exception], ...] = (errors.PySparkException, py4j.Py4JError, OSError, EOFError)
         kind = _MASTER.fullmatch(master)
         if kind is None:
             raise UsageError(
@@ -210,7 +212,7 @@ class _Session:
             try:
                 self._context: Any = _start(pyspark, conf, log)
                 self.spark: Any = sql.SparkSession.builder.getOrCreate()
-            except (*self.errors, OSError, ValueError) as error:
+            except (*self.errors, ValueError) as error:
                 _refuse(master, error, os.pread(log.fileno(), 1 << 16, 0).decode(errors="replace"))
 
     @property
@@ -223,7 +225,8 @@ class _Session:
 
     def stop(self) -> None:
         """End it, so that another can be started."""
-        self._context.stop()
+        with suppress(*self.errors):
+            self._context.stop()
 
     @contextmanager
     def watched(self) -> Generator[None]:
@@ -252,13 +255,15 @@ class _Session:
 
     def _watch(self, group: str, over: threading.Event, given_up: threading.Event) -> None:
         began = time.monotonic()
-        while not over.wait(1.0):
-            if self._at_work(group):
-                return
-            if time.monotonic() - began > _PATIENCE_SECONDS:
-                given_up.set()
-                self._context.cancelJobGroup(group)
-                return
+        # Who asked hears of trouble by himself.
+        with suppress(*self.errors):
+            while not over.wait(1.0):
+                if self._at_work(group):
+                    return
+                if time.monotonic() - began > _PATIENCE_SECONDS:
+                    given_up.set()
+                    self._context.cancelJobGroup(group)
+                    return
 
     def _at_work(self, group: str) -> bool:
         tracker = self._context.statusTracker()
