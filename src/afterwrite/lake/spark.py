@@ -204,13 +204,12 @@ class _Session:
             _knock(kind[3])
         if told:
             told(f"Starting Spark ({master}), which takes some seconds.")
-        conf: Any = pyspark.SparkConf(loadDefaults=False).setMaster(master)
         # Of one machine nobody else has to reach it.
         alone = {f"spark.driver.{name}": "127.0.0.1" for name in ("host", "bindAddress")} if self.local else {}
-        conf.setAll(list((_SETTINGS | alone).items()))
+        asked = {"spark.master": master, **_SETTINGS, **alone}
         with tempfile.TemporaryFile() as log:
             try:
-                self._context: Any = _start(pyspark, conf, log)
+                self._context: Any = _start(pyspark, asked, log)
                 self.spark: Any = sql.SparkSession.builder.getOrCreate()
             except (*self.errors, ValueError) as error:
                 _refuse(master, error, os.pread(log.fileno(), 1 << 16, 0).decode(errors="replace"))
@@ -272,8 +271,9 @@ class _Session:
         return any(stage.numActiveTasks or stage.numCompletedTasks for stage in stages if stage)
 
 
-def _start(pyspark: Any, conf: Any, log: Any) -> Any:
+def _start(pyspark: Any, asked: dict[str, str], log: Any) -> Any:
     """Spark's own process, silent, and the context in it."""
+    conf: Any = pyspark.SparkConf().setAll(list(asked.items()))
     # A process has one of them for its life; a second context finds it.
     there = pyspark.SparkContext._gateway is not None
     launch = import_module("pyspark.java_gateway").launch_gateway
