@@ -126,7 +126,7 @@ def test_spark_agrees(
     said: list[str] = []
     for number, each in enumerate(asked):
         # Each with parameters of its own: one statement asks all of them.
-        own = re.sub(":q(?=[0-9])", f":n{number}_q", each.where)
+        own = re.sub(r"\$q(?=[0-9])", f"$n{number}_q", each.where)
         said.append(f"coalesce({own}, false) as n{number}")
         params |= {f"n{number}_{name}": value for name, value in each.params.items()}
     with engine.source([file]) as name:

@@ -38,7 +38,6 @@ from afterwrite.search.query import (
 class Dialect(msgspec.Struct, frozen=True):
     """What the engines spell differently. Only names of columns, of parameters and SQL of ours stand in the braces."""
 
-    parameter: LiteralString
     moment: LiteralString
     begins: LiteralString
     holds: LiteralString
@@ -48,7 +47,6 @@ class Dialect(msgspec.Struct, frozen=True):
 
 
 DUCKDB = Dialect(
-    parameter="${}",
     moment="make_timestamptz(cast({} as bigint))",
     begins="starts_with({}, {})",
     holds="list_contains({}, {})",
@@ -57,7 +55,6 @@ DUCKDB = Dialect(
     squeezed="regexp_replace({}, ' +', ' ', 'g')",
 )
 SPARK = Dialect(
-    parameter=":{}",
     moment="timestamp_micros(cast({} as bigint))",
     begins="startswith({}, {})",
     holds="array_contains({}, {})",
@@ -70,6 +67,7 @@ SPARK = Dialect(
 class Asked(msgspec.Struct, frozen=True):
     """A condition on a row ``a``, its parameters, and whether it lets through nothing that does not fit.
 
+    A parameter is written ``$name`` for either engine.
     ``equal`` are columns that must have one of these values: files without them need not be opened.
     """
 
@@ -86,16 +84,6 @@ def compile_query(query: Query, dialect: Dialect = DUCKDB) -> Asked:
     return Asked(
         where=" and ".join(where) if where else "true", params=made.params, exact=made.exact, equal=_equal(query)
     )
-
-
-def compile_thing(kind: str, number: str, dialect: Dialect) -> Asked:
-    """What an engine is asked for all that happened to one thing, also while it had another id."""
-    made = _Made(dialect)
-    where = (
-        f"a.entity_type = {made.param(kind)} and (a.entity_id = {made.param(number)}"
-        " or (a.operation = 'update' and contains(a.metadata, 'entity_was')))"
-    )
-    return Asked(where=where, params=made.params, exact=False, equal={"entity_type": (kind,)})
 
 
 def _equal(query: Query) -> dict[str, tuple[str, ...]]:
@@ -133,14 +121,13 @@ class _Made:
         self.exact = True
         self._dialect = dialect
 
-    def param(self, value: object) -> str:
-        """Stands for this value in the condition."""
+    def _param(self, value: object) -> str:
         name = f"q{len(self.params)}"
         self.params[name] = value
-        return self._dialect.parameter.format(name)
+        return f"${name}"
 
     def _begins(self, text: str, beginning: str) -> str:
-        return self._dialect.begins.format(text, self.param(beginning))
+        return self._dialect.begins.format(text, self._param(beginning))
 
     def term(self, term: Term) -> str:
         """Whether a row fits the term; what is not known does not fit, and fits its negation."""
@@ -168,11 +155,11 @@ class _Made:
             case Network(text=text):
                 return self._network(text)
             case Thing(type=kind, id=None):
-                return f"a.entity_type = {self.param(kind)}"
+                return f"a.entity_type = {self._param(kind)}"
             case Thing(type=kind, id=str(number), prefix=False):
-                return f"a.entity_type = {self.param(kind)} and a.entity_id = {self.param(number)}"
+                return f"a.entity_type = {self._param(kind)} and a.entity_id = {self._param(number)}"
             case Thing(type=kind, id=number):
-                return f"a.entity_type = {self.param(kind)} and {self._begins('a.entity_id', number or '')}"
+                return f"a.entity_type = {self._param(kind)} and {self._begins('a.entity_id', number or '')}"
             case Exact(text=text):
                 return self._exact(term, text)
             case Prefix(text=text):
@@ -186,25 +173,25 @@ class _Made:
         return " and ".join(filter(None, (low, high)))
 
     def _moment(self, moment: datetime) -> str:
-        return self._dialect.moment.format(self.param(microseconds(moment)))
+        return self._dialect.moment.format(self._param(microseconds(moment)))
 
     def _exact(self, term: Term, text: str) -> str:
         match term.key:
             case Key.CHANGED:
-                return self._dialect.holds.format("a.changed", self.param(text))
+                return self._dialect.holds.format("a.changed", self._param(text))
             case Key.METADATA | Key.WAS | Key.BECAME:
                 return self._json(JSON_COLUMNS[term.key], term.path, text)
             case Key.TABLE:
-                return f"a.relation = {self.param(text)} and a.entity_type = {self.param(entity_type_of(text))}"
+                return f"a.relation = {self._param(text)} and a.entity_type = {self._param(entity_type_of(text))}"
             case Key.ENTITY:
                 return "false"
             case _:
-                return f"a.{COLUMNS[term.key]} = {self.param(text)}"
+                return f"a.{COLUMNS[term.key]} = {self._param(text)}"
 
     def _prefix(self, term: Term, text: str) -> str:
         match term.key:
             case Key.CHANGED:
-                return self._dialect.some_begin.format("a.changed", self.param(text))
+                return self._dialect.some_begin.format("a.changed", self._param(text))
             case Key.METADATA | Key.WAS | Key.BECAME:
                 return self._json(JSON_COLUMNS[term.key], term.path, text)
             case Key.ENTITY:
@@ -219,16 +206,16 @@ class _Made:
         """What the text of the JSON must hold: its names and the value, where no backslash hides them."""
         self.exact = False
         name = f"a.{column}"
-        held = [f"contains({name}, {self.param(part)})" for part in path if not _may_count(part)]
+        held = [f"contains({name}, {self._param(part)})" for part in path if not _may_count(part)]
         if text:
-            written = f"contains({name}, {self.param(text)})"
+            written = f"contains({name}, {self._param(text)})"
             if _DOTTED.search(text):
                 # 1e2 is 100.
-                written = f"({written} or {self._dialect.like.format(name, self.param('[0-9][eE]'))})"
+                written = f"({written} or {self._dialect.like.format(name, self._param('[0-9][eE]'))})"
             held.append(written)
         if not held:
             return f"{name} is not null"
-        return f"({' and '.join(held)}) or contains({name}, {self.param(_BACKSLASH)})"
+        return f"({' and '.join(held)}) or contains({name}, {self._param(_BACKSLASH)})"
 
     def _network(self, text: str) -> str:
         network = ipaddress.ip_network(text)
@@ -244,7 +231,7 @@ class _Made:
         first, last = int(network.network_address), int(network.broadcast_address)
         return (
             f"not contains(a.ip, ':') and {bits} >= {network.prefixlen}"
-            f" and {number} between cast({self.param(first)} as bigint) and cast({self.param(last)} as bigint)"
+            f" and {number} between cast({self._param(first)} as bigint) and cast({self._param(last)} as bigint)"
         )
 
     def _words(self, value: Words) -> str:
@@ -256,11 +243,11 @@ class _Made:
         # Blanks stand around each word and never two together; no word has a sign that means something in a pattern.
         spelled = self._spelled()
         if len(ways) == 1:
-            said = " or ".join(f"contains({spelled}, {self.param(f' {way}{end}')})" for way in ways[0])
+            said = " or ".join(f"contains({spelled}, {self._param(f' {way}{end}')})" for way in ways[0])
             names = " or ".join(self._named(way, prefix=value.prefix) for way in ways[0])
             return f"({held}({said})) or {names}"
         pattern = " " + " ".join("(?:" + "|".join(map(re.escape, each)) + ")" for each in ways) + end
-        return held + self._dialect.like.format(spelled, self.param(pattern))
+        return held + self._dialect.like.format(spelled, self._param(pattern))
 
     def _prefilter(self, value: Words) -> str:
         """What is cheap to see: that an ASCII word stands somewhere in it, whatever is around."""
@@ -268,13 +255,13 @@ class _Made:
         if not plain:
             return ""
         longest = max(plain, key=len)
-        param = self.param(longest)
+        param = self._param(longest)
         # Column by column: what a file holds once for many rows is looked at once.
         return "(" + " or ".join(f"contains(lower(a.{name}), {param})" for name in _LOOKED_AT) + ") and "
 
     def _named(self, way: str, *, prefix: bool) -> str:
         """What stands in the index as it is: requests, sessions, traces, changed columns, and what is rare."""
-        param = self.param(way)
+        param = self._param(way)
         fits = self._dialect.begins if prefix else "{} = {}"
         columns = [fits.format(f"a.{name}", param) for name in _AS_THEY_ARE]
         # A name that is nothing is no word.
@@ -284,8 +271,8 @@ class _Made:
     def _spelled(self) -> str:
         """The words of a row with a blank between them, and around."""
         told = f"left(coalesce(a.summary, ''), {words.LONGEST_SUMMARY})"
-        summary = f"translate({told}, {self.param(words.TYPOGRAPHY)}, {_TYPOGRAPHY_BLANKS})"
-        text = f"translate({_NAMES} || {summary}, {self.param(_SIGNS)}, {self.param(_BLANKS)})"
+        summary = f"translate({told}, {self._param(words.TYPOGRAPHY)}, {_TYPOGRAPHY_BLANKS})"
+        text = f"translate({_NAMES} || {summary}, {self._param(_SIGNS)}, {self._param(_BLANKS)})"
         return f"(' ' || {self._dialect.squeezed.format(text)} || ' ')"
 
 

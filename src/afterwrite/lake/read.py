@@ -161,9 +161,10 @@ class Engine(ABC):
         for name, sign, place in (("low", ">", between.low), ("high", "<", between.high)):
             if place is not None:
                 params |= {f"{name}_at": microseconds(place.occurred_at), f"{name}_id": place.id}
-                moment = self.dialect.moment.format(self.dialect.parameter.format(f"{name}_at"))
-                id = self.dialect.parameter.format(f"{name}_id")
-                bounds.append(f"a.occurred_at {sign}= {moment} and (a.occurred_at {sign} {moment} or a.id {sign} {id})")
+                moment = self.dialect.moment.format(f"${name}_at")
+                bounds.append(
+                    f"a.occurred_at {sign}= {moment} and (a.occurred_at {sign} {moment} or a.id {sign} ${name}_id)"
+                )
         where = " and ".join((*bounds, f"({asked.where})"))
         return self.read(days, files, where, params, count, newer=newer)
 

@@ -90,7 +90,7 @@ class SparkEngine(Engine):
         with self.source(files) as name:
             rows = self.rows(
                 f"select {_SELECTED} from {name} a where {where}"  # noqa: S608 - parameters only
-                f" order by a.occurred_at {order}, a.id {order} limit :most",
+                f" order by a.occurred_at {order}, a.id {order} limit $most",
                 params | {"most": count},
             )
         return [activity_of(row) for row in rows]
@@ -111,9 +111,10 @@ class SparkEngine(Engine):
                 spark.catalog.dropTempView(name)
 
     def rows(self, query: str, params: dict[str, object]) -> list[dict[str, Any]]:
-        """What a query gives, by column."""
+        """What a query gives, by column; its parameters are written as DuckDB's are."""
+        spelled = re.sub(r"\$(\w+)", r":\1", query)
         with self._translated(), self._session.watched():
-            return [row.asDict() for row in self._session.spark.sql(query, params).collect()]
+            return [row.asDict() for row in self._session.spark.sql(spelled, params).collect()]
 
     @contextmanager
     def _translated(self) -> Generator[None]:

@@ -19,7 +19,7 @@ from uuid import UUID
 import msgspec
 
 from afterwrite.errors import AfterwriteError, Refused
-from afterwrite.lake.compile import compile_thing
+from afterwrite.lake.compile import Asked
 from afterwrite.lake.duck import DuckEngine
 from afterwrite.lake.read import Between, Engine, Open
 from afterwrite.lake.table import Lake
@@ -88,12 +88,18 @@ async def entity_timeline(
     hot = await timeline.entity_timeline(
         db, entity_type, entity_id, limit=limit, older_than=older_than, newer_than=newer_than
     )
+    asked = Asked(
+        where="a.entity_type = $type and (a.entity_id = $id"
+        " or (a.operation = 'update' and contains(a.metadata, 'entity_was')))",
+        params={"type": entity_type, "id": entity_id},
+        exact=False,
+        equal={"entity_type": (entity_type,)},
+    )
 
     def fits(activity: StoredActivity) -> bool:
         return activity.entity_id == entity_id or read_told(activity).entity_was == entity_id
 
     def cold(opened: Engine, days: Sequence[date], between: Between, count: int, newer: bool) -> list[StoredActivity]:
-        asked = compile_thing(entity_type, entity_id, opened.dialect)
         return opened.ask(asked, fits, days, between, count, newer=newer)
 
     return await _both(db, lake, engine, hot, cold, limit=limit, older_than=older_than, newer_than=newer_than)
