@@ -78,6 +78,9 @@ class Settings(BaseSettings):
     lake_options: Annotated[dict[str, str], BeforeValidator(parse_pairs)] = {}
     lake_after_days: Annotated[int, Field(ge=1, le=36_500)] = 90
     lake_vacuum_hours: Annotated[int, Field(ge=1)] = 168
+    # By what the lake is searched: in this process, or on many machines through this master ("spark://HOST:PORT").
+    lake_engine: Literal["duckdb", "spark"] = "duckdb"
+    lake_spark_master: Annotated[str, Field(min_length=1)] = "local[*]"
     # How much WAL the slot may keep on the source's disk ("8GB", in PostgreSQL's units), from which share of it on that
     # is told, and whether the slot is given up at the end of it. How far behind the store may be before that is told.
     wal_budget: Annotated[int, BeforeValidator(parse_size), Field(ge=1 << 20)] = 8 << 30

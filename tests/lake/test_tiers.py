@@ -16,7 +16,8 @@ from lake_scene import TODAY, a_batch
 from afterwrite.lake import read
 from afterwrite.lake.archive import SESSION, ArchivePolicy, archive
 from afterwrite.lake.compile import Asked
-from afterwrite.lake.read import Between, Engine, TimeUpError
+from afterwrite.lake.duck import DuckEngine
+from afterwrite.lake.read import Between, TimeUpError
 from afterwrite.lake.table import Lake
 from afterwrite.lake.tiers import LakeAwayError, Tiers, both
 from afterwrite.postgres import Database, connect
@@ -200,7 +201,7 @@ class Hasty:
         self._folder = folder
 
     async def ask(self, work: Any) -> Any:
-        with Engine(Lake(str(self._folder / "lake"))) as engine:
+        with DuckEngine(Lake(str(self._folder / "lake"))) as engine:
             rows, reads = engine.rows, 0
 
             def hurried(query: str, params: dict[str, object]) -> Any:
@@ -237,7 +238,7 @@ def test_an_interrupted_engine_can_be_asked_again(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(
         Lake, "files", lambda *_: [read.File(path="x", day=OLD.date(), rows=1, bytes=1, least={}, greatest={})]
     )
-    with Engine(Lake(str(tmp_path / "lake"))) as engine:
+    with DuckEngine(Lake(str(tmp_path / "lake"))) as engine:
         engine.interrupt()
         with pytest.raises(TimeUpError):
             engine.ask(Asked(where="true", params={}, exact=True, equal={}), bool, [OLD.date()], Between(), 1)

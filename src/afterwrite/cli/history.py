@@ -15,9 +15,9 @@ from rich.table import Table
 from afterwrite.cli.face import Json, StoreDsn, counted, emit, hang, out, plain, run, say, settings
 from afterwrite.cli.search import days_as_json, lake_as_json, tell_days, tell_lake
 from afterwrite.cli.show import about, draw_diff, headline, read_moment, tell_value
+from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.lake import tiers
-from afterwrite.lake.table import Lake
 from afterwrite.lake.tiers import Tiers, ToldRow
 from afterwrite.postgres import connect
 from afterwrite.record import Kind, Operation
@@ -86,10 +86,10 @@ async def _timeline(given: Settings, kind: str, number: str, count: int, before:
 
 @asynccontextmanager
 async def _opened(given: Settings) -> AsyncGenerator[Tiers]:
-    lake = None if given.lake_url is None else Lake(given.lake_url, given.lake_options)
+    lake = None if given.lake_url is None else lake_of(given)
     async with (
         connect(given.store, application_name="afterwrite history", guarded=True) as store,
-        tiers.both(store, lake) as both,
+        tiers.both(store, lake, engine_of(given)) as both,
     ):
         yield both
 

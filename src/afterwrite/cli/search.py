@@ -10,9 +10,9 @@ from uuid import UUID
 import typer
 
 from afterwrite.cli.face import Json, StoreDsn, emit, fill, out, plain, run, say, settings, table
+from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.lake import tiers
-from afterwrite.lake.table import Lake
 from afterwrite.lake.tiers import Told
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Outcome
@@ -82,10 +82,10 @@ def search(
 async def _search(
     given: Settings, query: Query, limit: int, older: Place | None, newer: Place | None, seconds: float
 ) -> Told:
-    lake = None if given.lake_url is None else Lake(given.lake_url, given.lake_options)
+    lake = None if given.lake_url is None else lake_of(given)
     async with (
         connect(given.store, application_name="afterwrite search", guarded=True) as store,
-        tiers.both(store, lake) as both,
+        tiers.both(store, lake, engine_of(given)) as both,
     ):
         return await both.search(query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
 

@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 
 from afterwrite.cli.face import Json, StoreDsn, emit, out, plain, run, say, settings
+from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import AfterwriteError, ExitCode, UsageError
 from afterwrite.lake import tiers
-from afterwrite.lake.table import Lake
 from afterwrite.lake.tiers import Told
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Operation, Outcome
@@ -65,10 +65,10 @@ def read_moment(text: str) -> datetime:
 
 
 async def _show(given: Settings, id: str, at: datetime | None, *, json: bool) -> None:
-    lake = None if given.lake_url is None else Lake(given.lake_url, given.lake_options)
+    lake = None if given.lake_url is None else lake_of(given)
     async with (
         connect(given.store, application_name="afterwrite show", guarded=True) as store,
-        tiers.both(store, lake) as both,
+        tiers.both(store, lake, engine_of(given)) as both,
     ):
         found = await both.read_activity(id, occurred_at=at)
         activity = found.activity

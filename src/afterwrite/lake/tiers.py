@@ -24,7 +24,8 @@ from psycopg.pq import TransactionStatus
 
 from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.lake.compile import Asked
-from afterwrite.lake.read import Between, Engine, Fits, TimeUpError
+from afterwrite.lake.duck import DuckEngine
+from afterwrite.lake.read import Between, Engine, Fits, Open, TimeUpError
 from afterwrite.lake.rows import microseconds
 from afterwrite.lake.table import Lake
 from afterwrite.postgres import Database, statement
@@ -666,9 +667,8 @@ def _explain(
     params: dict[str, object] = {}
     for number, each in enumerate(times):
         assert each.commit_time is not None
-        words.append(
-            f"(a.occurred_at = make_timestamptz($t{number}::bigint) and a.id between $f{number} and $l{number})"
-        )
+        moment = engine.dialect.moment.format(f"$t{number}")
+        words.append(f"(a.occurred_at = {moment} and a.id between $f{number} and $l{number})")
         params |= {
             f"t{number}": microseconds(each.commit_time),
             f"f{number}": each.first_id,
@@ -694,15 +694,18 @@ def _led_by(causes: Sequence[Cause]) -> Asked:
 class _Own:
     """Asks a lake for one command: its engine is opened by the first question."""
 
-    def __init__(self, lake: Lake) -> None:
-        self._lake = lake
+    def __init__(self, lake: Lake, engine: Open) -> None:
+        self._lake, self._open = lake, engine
         self._engine: Engine | None = None
 
     async def ask(self, work: Callable[[Engine], T]) -> T:
         """What work makes of the engine, in a thread."""
+        return await asyncio.to_thread(self._work, work)
+
+    def _work(self, work: Callable[[Engine], T]) -> T:
         if self._engine is None:
-            self._engine = Engine(self._lake)
-        return await asyncio.to_thread(work, self._engine)
+            self._engine = self._open(self._lake)
+        return work(self._engine)
 
     def close(self) -> None:
         """Let go of the engine's memory."""
@@ -711,7 +714,7 @@ class _Own:
 
 
 @asynccontextmanager
-async def both(db: Database, lake: Lake | None) -> AsyncGenerator[Tiers]:
+async def both(db: Database, lake: Lake | None, engine: Open = DuckEngine) -> AsyncGenerator[Tiers]:
     """Both tiers over a connection of one's own; None: no lake is configured, and that days are in one is told."""
 
     @asynccontextmanager
@@ -721,7 +724,7 @@ async def both(db: Database, lake: Lake | None) -> AsyncGenerator[Tiers]:
     if lake is None:
         yield Tiers(store, None)
         return
-    asker = _Own(lake)
+    asker = _Own(lake, engine)
     try:
         yield Tiers(store, asker)
     finally:
@@ -737,9 +740,10 @@ async def search(
     older_than: Place | None = None,
     newer_than: Place | None = None,
     seconds: float = 1.0,
+    engine: Open = DuckEngine,
 ) -> Told:
     """A page of what fits, of both tiers over one connection."""
-    async with both(db, lake) as tiers:
+    async with both(db, lake, engine) as tiers:
         return await tiers.search(query, limit=limit, older_than=older_than, newer_than=newer_than, seconds=seconds)
 
 
@@ -752,9 +756,10 @@ async def entity_timeline(
     limit: int = 50,
     older_than: Place | None = None,
     newer_than: Place | None = None,
+    engine: Open = DuckEngine,
 ) -> Told:
     """What happened to one thing, of both tiers over one connection."""
-    async with both(db, lake) as tiers:
+    async with both(db, lake, engine) as tiers:
         return await tiers.entity_timeline(
             entity_type, entity_id, limit=limit, older_than=older_than, newer_than=newer_than
         )
@@ -768,15 +773,18 @@ async def actor_timeline(
     limit: int = 50,
     older_than: Place | None = None,
     newer_than: Place | None = None,
+    engine: Open = DuckEngine,
 ) -> Told:
     """What somebody did, of both tiers over one connection."""
-    async with both(db, lake) as tiers:
+    async with both(db, lake, engine) as tiers:
         return await tiers.actor_timeline(actor_id, limit=limit, older_than=older_than, newer_than=newer_than)
 
 
-async def read_activity(db: Database, lake: Lake, id: str) -> StoredActivity | None:
+async def read_activity(
+    db: Database, lake: Lake, id: str, *, engine: Open = DuckEngine
+) -> StoredActivity | None:
     """The activity of this id, wherever it is; None: in neither tier."""
-    async with both(db, lake) as tiers:
+    async with both(db, lake, engine) as tiers:
         return (await tiers.read_activity(id)).activity
 
 

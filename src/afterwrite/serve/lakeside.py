@@ -22,7 +22,9 @@ from typing import TypeVar
 from litestar.datastructures import State
 
 from afterwrite.errors import AfterwriteError
+from afterwrite.lake.duck import DuckEngine
 from afterwrite.lake.read import Engine, TimeUpError
+from afterwrite.lake.spark import SparkEngine
 from afterwrite.lake.table import Lake
 from afterwrite.lake.tiers import LakeAwayError, Tiers
 from afterwrite.serve.callers import Caller
@@ -64,6 +66,7 @@ class Lakeside:
     def __init__(self, settings: Settings) -> None:
         assert settings.lake_url is not None
         self._url, self._options = settings.lake_url, settings.lake_options
+        self._master = settings.lake_spark_master if settings.lake_engine == "spark" else None
         self._seconds = settings.serve_statement_ms / 1000
         self._most = settings.serve_lake_queries
         self._turns = asyncio.Semaphore(self._most)
@@ -134,7 +137,10 @@ class Lakeside:
         options = dict(self._options)
         if "://" in self._url and not self._url.startswith("file://"):
             options = {**_PATIENCE, **options}
-        return Engine(Lake(self._url, options), memory=_MEMORY, threads=_THREADS)
+        lake = Lake(self._url, options)
+        if self._master is not None:
+            return SparkEngine(lake, master=self._master)
+        return DuckEngine(lake, memory=_MEMORY, threads=_THREADS)
 
     def _give_back(self, loan: _Loan, asked: asyncio.Future[T]) -> None:
         """When the thread is done, however late: the engine is kept where it can be asked again."""
