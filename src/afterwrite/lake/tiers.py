@@ -780,9 +780,7 @@ async def actor_timeline(
         return await tiers.actor_timeline(actor_id, limit=limit, older_than=older_than, newer_than=newer_than)
 
 
-async def read_activity(
-    db: Database, lake: Lake, id: str, *, engine: Open = DuckEngine
-) -> StoredActivity | None:
+async def read_activity(db: Database, lake: Lake, id: str, *, engine: Open = DuckEngine) -> StoredActivity | None:
     """The activity of this id, wherever it is; None: in neither tier."""
     async with both(db, lake, engine) as tiers:
         return (await tiers.read_activity(id)).activity
