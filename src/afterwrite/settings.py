@@ -78,6 +78,9 @@ class Settings(BaseSettings):
     lake_options: Annotated[dict[str, str], BeforeValidator(parse_pairs)] = {}
     lake_after_days: Annotated[int, Field(ge=1, le=36_500)] = 90
     lake_vacuum_hours: Annotated[int, Field(ge=1)] = 168
+    # By what the lake is searched: in this process, or on many machines through this master ("spark://HOST:PORT").
+    lake_engine: Literal["duckdb", "spark"] = "duckdb"
+    lake_spark_master: Annotated[str, Field(min_length=1)] = "local[*]"
     # How much WAL the slot may keep on the source's disk ("8GB", in PostgreSQL's units), from which share of it on that
     # is told, and whether the slot is given up at the end of it. How far behind the store may be before that is told.
     wal_budget: Annotated[int, BeforeValidator(parse_size), Field(ge=1 << 20)] = 8 << 30
@@ -106,10 +109,12 @@ class Settings(BaseSettings):
     nats_cert: str | None = None
     nats_key: str | None = None
     nats_monitor: Annotated[tuple[str, ...], BeforeValidator(parse_words)] = ()
-    # Where `serve` listens, over how many connections it reads the store, and how long a query may take.
+    # Where `serve` listens, over how many connections it reads the store, how many may ask the lake at a time, and how
+    # long a query may take.
     serve_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     serve_port: Annotated[int, Field(ge=0, le=65_535)] = 8787
     serve_readers: Annotated[int, Field(gt=0, le=1_000)] = 8
+    serve_lake_queries: Annotated[int, Field(gt=0, le=100)] = 2
     serve_statement_ms: Annotated[int, Field(gt=0)] = 10_000
     # Whether callers must say who they are: "auto" asks everywhere but on loopback, "off" is refused elsewhere.
     serve_auth: Literal["auto", "required", "off"] = "auto"

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 import telling
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from afterwrite.postgres import connect
 from afterwrite.record import Activity
@@ -107,6 +107,31 @@ _RULES = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
     "resultTypes": ["violations"],
 }
+
+
+def test_what_came_from_the_lake_and_what_was_not_looked_at_is_told_in_the_long_list(page: Page, site: Site) -> None:
+    def from_lake(route: Route) -> None:
+        response = route.fetch()
+        told = response.json()
+        told["items"] = [each | {"from_lake": True} for each in told["items"]]
+        told |= {
+            "older": "",
+            "gap": "Not all was looked at here: it is away.",
+            "where": "This is all that the store has.",
+        }
+        route.fulfill(response=response, json=told)
+
+    page.route("**/search/rows*", from_lake)
+    page.goto("/search?q=outcome:success")
+    page.mouse.wheel(0, 20_000)
+    expect(page.locator(".gap")).to_have_text("Not all was looked at here: it is away.")
+    expect(page.locator(".loading")).to_have_text("This is all that the store has.")
+    assert page.locator(".row .from-lake").count() == 100
+    for scheme, width in (("light", 1280), ("dark", 360)):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        assert Axe().run(page, options=_LOOKS).response["violations"] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_page_can_be_used_by_keyboard_alone(page: Page, site: Site) -> None:

@@ -242,7 +242,7 @@ def test_no_question_reads_a_hot_day_from_end_to_end(busy_dsn: str) -> None:
     table = {"source": "busy", "relation": "public.busy"}
     causes = {
         "first_ids": [ORDER.id], "last_ids": [ORDER.id], "from_times": [at(600)], "to_times": [at(600.256)],
-        "commit_times": [at(600)], "first_time": at(600), "last_time": at(601),
+        "commit_times": [at(600)], "first_time": at(600), "last_time": at(601), "besides": [],
     }  # fmt: skip
     behind = {name: page[name] for name in ("since", "until", "at", "id")}
     questions: list[tuple[str, dict[str, object], str]] = [

@@ -11,6 +11,7 @@ import typer
 from afterwrite.cli.face import FLAG, Json, StoreDsn, counted, emit, fill, hang, out, plain, run, say, settings, table
 from afterwrite.cli.show import read_moment
 from afterwrite.errors import ExitCode, UsageError
+from afterwrite.lake.tiers import Left, read_left
 from afterwrite.postgres import connect
 from afterwrite.search.analytics import Bucket, Cell, Report, ReportName, report
 from afterwrite.settings import Settings
@@ -63,11 +64,14 @@ def analytics(
         if json:
             emit({"schema_version": 1, **{key: value for key, value in (counting or {}).items() if key != "text"}})
         return ExitCode.OK
-    found = run(_report(given, name, since, until, bucket, limit, tenant))
+    found, left = run(_report(given, name, since, until, bucket, limit, tenant))
     if json:
-        emit(_as_json(found))
+        emit(_as_json(found) | {"in_lake": left})
     else:
         _show(found)
+        if left is not None:
+            days = f"{left.first}" if left.days == 1 else f"{left.first} to {left.last} ({counted(left.days, 'day')})"
+            hang("[dim]note[/]", f"[dim]{days} left the store for the lake; they were counted before they left[/]")
     return ExitCode.OK
 
 
@@ -102,10 +106,11 @@ async def _report(
     bucket: Bucket,
     limit: int,
     tenant: str | None,
-) -> Report:
+) -> tuple[Report, Left | None]:
     async with connect(given.store, application_name="afterwrite analytics", guarded=True) as store:
         await require_store(store)
-        return await report(store, name, after=after, before=before, bucket=bucket, limit=limit, tenant=tenant)
+        found = await report(store, name, after=after, before=before, bucket=bucket, limit=limit, tenant=tenant)
+        return found, await read_left(store, found.after, found.before)
 
 
 _BAR = 24

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -10,17 +12,17 @@ import typer
 from rich.padding import Padding
 from rich.table import Table
 
-from afterwrite.cli.face import Json, StoreDsn, emit, hang, out, plain, run, settings
-from afterwrite.cli.search import lake_as_json, tell_lake
+from afterwrite.cli.face import Json, StoreDsn, counted, emit, hang, out, plain, run, say, settings
+from afterwrite.cli.search import days_as_json, lake_as_json, tell_days, tell_lake
 from afterwrite.cli.show import about, draw_diff, headline, read_moment, tell_value
+from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.lake import tiers
-from afterwrite.lake.table import Lake
-from afterwrite.lake.tiers import Told
+from afterwrite.lake.tiers import Tiers, ToldRow
 from afterwrite.postgres import connect
 from afterwrite.record import Kind, Operation
 from afterwrite.search.diff import diff
-from afterwrite.search.timeline import RowAt, entity_timeline, read_activity, row_at
+from afterwrite.search.timeline import RowAt
 from afterwrite.search.windows import Page, Place
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
@@ -64,28 +66,32 @@ def history(
 
 
 async def _timeline(given: Settings, kind: str, number: str, count: int, before: str | None, *, json: bool) -> None:
-    async with connect(given.store, application_name="afterwrite history", guarded=True) as store:
-        lake = None if given.lake_url is None else Lake(given.lake_url, given.lake_options)
+    async with _opened(given) as both:
         place: Place | None = None
         if before is not None:
-            last = await (read_activity(store, before) if lake is None else tiers.read_activity(store, lake, before))
+            last = (await both.read_activity(before)).activity
             if last is None:
                 raise UsageError(f"no activity {before} is stored", remedy="give an id that history showed")
             place = Place(last.occurred_at, last.id)
-        told: Told | None = None
-        if lake is None:
-            page = await entity_timeline(store, kind, number, limit=count, older_than=place)
-        else:
-            told = await tiers.entity_timeline(store, lake, kind, number, limit=count, older_than=place)
-            page = told.page
-        now = await row_at(store, kind, number, datetime.now(UTC)) if place is None and page.items else None
+        told = await both.entity_timeline(kind, number, limit=count, older_than=place)
+        page = told.page
+        now = (await both.row_at(kind, number, datetime.now(UTC))).row if place is None and page.items else None
     if json:
         answer = {"items": [as_json(each) | {"diff": diff(each)} for each in page.items], "older": page.older}
-        emit(answer if told is None else answer | {"lake": lake_as_json(told)})
+        emit(answer | ({} if given.lake_url is None and told.why is None else {"lake": lake_as_json(told)}))
         return
     _draw(page, f"{kind}/{number}", now)
-    if told is not None:
-        tell_lake(told)
+    tell_lake(told)
+
+
+@asynccontextmanager
+async def _opened(given: Settings) -> AsyncGenerator[Tiers]:
+    lake = None if given.lake_url is None else lake_of(given)
+    async with (
+        connect(given.store, application_name="afterwrite history", guarded=True) as store,
+        tiers.both(store, lake, engine_of(given)) as both,
+    ):
+        yield both
 
 
 def _draw(page: Page, name: str, now: RowAt | None) -> None:
@@ -113,12 +119,20 @@ def _draw(page: Page, name: str, now: RowAt | None) -> None:
 
 
 async def _row(given: Settings, kind: str, number: str, moment: datetime, source: str | None, *, json: bool) -> None:
-    async with connect(given.store, application_name="afterwrite history", guarded=True) as store:
-        row = await row_at(store, kind, number, moment, source=source)
+    async with _opened(given) as both:
+        told = await both.row_at(kind, number, moment, source=source)
+    row = told.row
     if json:
-        emit(row_as_json(row))
+        emit(row_as_json(row) | ({} if given.lake_url is None else {"lake": _lake_of_row(told)}))
         return
     _draw_row(row, f"{kind}/{number}")
+    if told.lake:
+        named = counted(len(told.lake), "change")
+        say(f"[dim]{named} of these from the lake, where {tell_days(told.days)} was asked.[/]")
+
+
+def _lake_of_row(told: ToldRow) -> dict[str, object]:
+    return {"items": sorted(told.lake), "asked": days_as_json(told.days), "why": told.why}
 
 
 def row_as_json(row: RowAt) -> dict[str, object]:

@@ -23,10 +23,10 @@ from afterwrite.cli.face import (
     show_findings,
     table,
 )
+from afterwrite.cli.tiers import lake_of
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.lake.archive import SESSION, Archived, ArchivePolicy, Deed, DeedKind, Survey, archive, survey
 from afterwrite.lake.export import Handed, hand_over
-from afterwrite.lake.table import Lake
 from afterwrite.lake.verify import DayRead, verify
 from afterwrite.postgres import connect
 from afterwrite.search.query import parse
@@ -43,13 +43,6 @@ Url = Annotated[
     ),
 ]
 _SHOWN_DAYS = 12
-
-
-def lake_of(given: Settings) -> Lake:
-    """The lake that is configured; raises UsageError where none is."""
-    if given.lake_url is None:
-        raise UsageError("no lake is configured", remedy="set lake_url (AFTERWRITE_LAKE_URL), or name one with --url")
-    return Lake(given.lake_url, given.lake_options)
 
 
 @app.command("archive")

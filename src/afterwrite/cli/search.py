@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from afterwrite.cli.face import Json, StoreDsn, counted, emit, fill, out, plain, run, say, settings, table
+from afterwrite.cli.face import Json, StoreDsn, emit, fill, out, plain, run, say, settings, table
+from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import ExitCode, UsageError
-from afterwrite.lake.table import Lake
-from afterwrite.lake.tiers import Told, count_left_days
-from afterwrite.lake.tiers import search as search_both
+from afterwrite.lake import tiers
+from afterwrite.lake.tiers import Told
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Outcome
-from afterwrite.search.find import MOST, find
+from afterwrite.search.find import MOST
 from afterwrite.search.query import Query, QueryError, parse
 from afterwrite.search.windows import Page, Place
 from afterwrite.settings import Settings
@@ -61,7 +62,9 @@ def search(
         say(f"  {' ' * error.column}[red]{'^' * error.length}[/]")
         raise
     older, newer = (None if text is None else _read_place(text) for text in (older_than, newer_than))
-    page, told = run(_search(settings(dsn, store_dsn), query, limit, older, newer, seconds))
+    given = settings(dsn, store_dsn)
+    told = run(_search(given, query, limit, older, newer, seconds))
+    page = told.page
     if json:
         answer = {
             "items": [as_json(each) for each in page.items],
@@ -69,44 +72,50 @@ def search(
             "newer": write_place(page.newer),
             "looked": page.looked,
         }
-        emit(answer if told is None else answer | {"lake": lake_as_json(told)})
+        emit(answer | ({} if given.lake_url is None and told.why is None else {"lake": lake_as_json(told)}))
     else:
         _show(page, back=newer is not None)
-        if told is not None:
-            tell_lake(told)
+        tell_lake(told)
     return ExitCode.OK
 
 
 async def _search(
     given: Settings, query: Query, limit: int, older: Place | None, newer: Place | None, seconds: float
-) -> tuple[Page, Told | None]:
-    async with connect(given.store, application_name="afterwrite search", guarded=True) as store:
-        if given.lake_url is None:
-            page = await find(store, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
-            if page.older is None and newer is None and (days := await count_left_days(store)):
-                left = counted(days, "day")
-                say(f"[yellow]{left} left the store for a lake[/], and lake_url does not say where that is.")
-            return page, None
-
-        lake = Lake(given.lake_url, given.lake_options)
-        told = await search_both(store, lake, query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
-        return told.page, told
+) -> Told:
+    lake = None if given.lake_url is None else lake_of(given)
+    async with (
+        connect(given.store, application_name="afterwrite search", guarded=True) as store,
+        tiers.both(store, lake, engine_of(given)) as both,
+    ):
+        return await both.search(query, limit=limit, older_than=older, newer_than=newer, seconds=seconds)
 
 
 def lake_as_json(told: Told) -> dict[str, object]:
     """Which of the items came from the lake, and which of its days were asked."""
     from_lake = [each.id for each in told.page.items if each.id in told.lake]
-    days = {"first": told.days[0], "last": told.days[-1], "days": len(told.days)} if told.days else None
-    return {"items": from_lake, "asked": days, "walled": told.walled}
+    return {"items": from_lake, "asked": days_as_json(told.days), "walled": told.walled, "why": told.why}
+
+
+def days_as_json(days: Sequence[date]) -> dict[str, object] | None:
+    """Days of the lake that were asked."""
+    return {"first": days[0], "last": days[-1], "days": len(days)} if days else None
+
+
+def tell_days(days: Sequence[date]) -> str:
+    """The same in words."""
+    return f"{days[0]}" if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
 
 def tell_lake(told: Told) -> None:
     """Say what came from the lake."""
     if told.walled:
-        say("[dim]The lake was not asked: who sees one tenant alone in the store sees nothing of it.[/]")
+        if told.why is not None:
+            say("[dim]The lake was not asked: who sees one tenant alone in the store sees nothing of it.[/]")
+    elif told.why is not None:
+        say(f"[yellow]The lake was not asked:[/] {plain(told.why)}.")
     elif told.days:
-        span = f"{told.days[0]}" if len(told.days) == 1 else f"{told.days[0]} to {told.days[-1]}"
-        say(f"[dim]{len(told.lake)} of these {len(told.page.items)} from the lake, where {span} was asked.[/]")
+        asked = tell_days(told.days)
+        say(f"[dim]{len(told.lake)} of these {len(told.page.items)} from the lake, where {asked} was asked.[/]")
 
 
 def write_place(place: Place | None) -> str | None:

@@ -17,6 +17,7 @@ from afterwrite.settings import Settings, load_settings
 from afterwrite.store.schema import require_store
 
 _LIBRARIES = ("litestar", "uvicorn", "jinja2", "brotli", "prometheus_client", "jwt")
+_LAKE_LIBRARIES = ("deltalake", "duckdb", "pyarrow")
 
 EXAMPLES = "A key for other machines' callers: afterwrite key create dashboard --scope read"
 
@@ -43,6 +44,9 @@ def serve(
     for name in _LIBRARIES:  # not by importing them: `afterwrite --help` shall not need them
         if find_spec(name) is None:
             raise UsageError(f"serving needs {name}, which is not installed", remedy="pip install 'afterwrite[serve]'")
+    if given.lake_url is not None and (lacking := [name for name in _LAKE_LIBRARIES if find_spec(name) is None]):
+        said = f"{lacking[0]} is not installed: older days will not be shown, and every answer says so"
+        say(f"[yellow]warning[/] lake_url is set, and {said}; run: pip install 'afterwrite\\[lake]'")
     for warning in run(_check(given)):
         say(f"[yellow]warning[/] {warning}")
     listen(given)

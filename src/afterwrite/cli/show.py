@@ -11,15 +11,14 @@ import typer
 from rich.padding import Padding
 from rich.table import Table
 
-from afterwrite.cli.face import Json, StoreDsn, emit, out, plain, run, settings
+from afterwrite.cli.face import Json, StoreDsn, emit, out, plain, run, say, settings
+from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import AfterwriteError, ExitCode, UsageError
 from afterwrite.lake import tiers
-from afterwrite.lake.table import Lake
+from afterwrite.lake.tiers import Told
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Operation, Outcome
 from afterwrite.search.diff import FieldChange, FieldKind, diff, read_told
-from afterwrite.search.timeline import effects, read_activity, read_cause, same_transaction
-from afterwrite.search.windows import Page
 from afterwrite.settings import Settings
 from afterwrite.store.reader import StoredActivity, as_json
 
@@ -66,36 +65,47 @@ def read_moment(text: str) -> datetime:
 
 
 async def _show(given: Settings, id: str, at: datetime | None, *, json: bool) -> None:
-    async with connect(given.store, application_name="afterwrite show", guarded=True) as store:
-        activity = await read_activity(store, id, occurred_at=at)
-        if activity is None and at is None and given.lake_url is not None:
-            activity = await tiers.read_activity(store, Lake(given.lake_url, given.lake_options), id)
+    lake = None if given.lake_url is None else lake_of(given)
+    async with (
+        connect(given.store, application_name="afterwrite show", guarded=True) as store,
+        tiers.both(store, lake, engine_of(given)) as both,
+    ):
+        found = await both.read_activity(id, occurred_at=at)
+        activity = found.activity
         if activity is None:
             raise AfterwriteError(
-                f"no activity {id} is stored in {store.where} at the time that its id tells",
+                f"no activity {id} is stored in {store.where} at the time that its id tells"
+                + (f"; {found.why}" if found.why else ", nor in the lake" if lake is not None else ""),
                 remedy="if the application gave its time, say it with --at; a day that has expired is gone",
             )
-        cause = await read_cause(store, activity)
-        caused = await effects(store, activity, limit=_SOME)
-        others = await same_transaction(store, activity, limit=_SOME)
+        cause = await both.read_cause(activity)
+        caused = await both.effects(activity, limit=_SOME)
+        others = await both.same_transaction(activity, limit=_SOME)
+    whys = list(dict.fromkeys(told.why for told in (cause, caused, others) if told.why))
     if json:
         document: dict[str, object] = {
             "activity": as_json(activity),
             "diff": diff(activity),
-            "cause": None if cause is None else as_json(cause),
-            "effects": [as_json(each) for each in caused.items],
-            "transaction": [as_json(each) for each in others.items],
+            "cause": None if cause.activity is None else as_json(cause.activity),
+            "effects": [as_json(each) for each in caused.page.items],
+            "transaction": [as_json(each) for each in others.page.items],
         }
-        emit(document)
+        from_lake = [told.activity.id for told in (found, cause) if told.lake and told.activity is not None]
+        from_lake += [each.id for told in (caused, others) for each in told.page.items if each.id in told.lake]
+        emit(document | {"lake": {"items": list(dict.fromkeys(from_lake)), "why": whys}})
         return
     out.print(headline(activity))
-    out.print(Padding(_facts(activity, cause), (1, 0, 0, 2)))
+    out.print(Padding(_facts(activity, cause.activity), (1, 0, 0, 2)))
     draw_diff(activity, whole=True)
     if activity.metadata is not None:
         out.print("\n[bold]metadata[/]")
         out.print(Padding(plain(_pretty(activity.metadata)), (0, 0, 0, 2)))
     _list("led to", caused, activity.occurred_at)
     _list("in the same transaction", others, activity.occurred_at)
+    if found.lake:
+        say("[dim]It is from the lake: its day has left the store.[/]")
+    for why in whys:
+        say(f"[yellow]Not all was looked at:[/] {plain(why)}")
 
 
 def headline(activity: StoredActivity) -> str:
@@ -238,7 +248,8 @@ def _pretty(text: str) -> str:
         return text
 
 
-def _list(title: str, page: Page, beside: datetime) -> None:
+def _list(title: str, told: Told, beside: datetime) -> None:
+    page = told.page
     if not page.items:
         return
     number = "the newest" if page.older else f"{len(page.items)}"
@@ -248,4 +259,5 @@ def _list(title: str, page: Page, beside: datetime) -> None:
         day = "" if at.date() == beside.astimezone(UTC).date() else f"{at:%Y-%m-%d} "
         who = f" [cyan]{plain(each.actor_id)}[/]" if each.actor_id else ""
         what = plain(each.summary or f"{each.action} {about(each)}")
-        out.print(f"  [dim]{day}{at:%H:%M:%S}.{at.microsecond // 1000:03}[/]{who} {what}\n    [dim]{each.id}[/]")
+        where = ", from the lake" if each.id in told.lake else ""
+        out.print(f"  [dim]{day}{at:%H:%M:%S}.{at.microsecond // 1000:03}[/]{who} {what}\n    [dim]{each.id}{where}[/]")

@@ -2,12 +2,14 @@
 
 ::
 
-    a day that is over ─COPY─▶ Arrow ─▶ files ─▶ commit in the table's log (once: the store, the day, the part)
+    a day that is over: are its rows those that their batches were sealed with?
+                       ─COPY─▶ Arrow ─▶ files ─▶ commit in the table's log (once: the store, the day, the part)
                                                    │
                     count and digest of what is read back from the files = those of the server's rows?
                                                    │
     ledger (lake_part) ─▶ detached, and noted so in the same transaction ─▶ counted again ─▶ dropped
 
+The seals are read in the snapshot of the copy: what goes into the lake is what was sealed.
 Nothing is kept in mind between the steps: whatever was interrupted, the next run finds out from the table's log, the
 ledger and the tables that are there. What comes for a day after that makes another part of it.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, LiteralString
@@ -31,6 +34,7 @@ from afterwrite.lake.table import Lake
 from afterwrite.postgres import Database, LockPolicy, LockTimeout, identifier, statement
 from afterwrite.store import maintain as maintenance
 from afterwrite.store.partitions import MOVED_AT_ONCE, PARENT, SCHEMA, Temperature, make_partition, partition_day
+from afterwrite.store.reader import verify_day
 from afterwrite.store.rollup import roll_up
 from afterwrite.store.writer import read_identity
 
@@ -195,6 +199,8 @@ async def archive(
                     await run.day(due)
                 except LockTimeout as error:
                     hindered.append(_trouble("lake-hindered", Severity.WARNING, due, error))
+                except _SealBrokenError as error:
+                    hindered.append(_trouble("lake-seal-broken", Severity.ERROR, due, error))
                 except Refused as error:
                     hindered.append(_trouble("lake-differs", Severity.ERROR, due, error))
         vacuumed = await asyncio.to_thread(_tidy, lake, policy, {deed.day for deed in deeds}, done)
@@ -230,6 +236,10 @@ def _tidy(lake: Lake, policy: ArchivePolicy, days: set[date], done: Callable[[De
     return lake.vacuum(policy.vacuum_hours)
 
 
+class _SealBrokenError(Refused):
+    """Rows of a day are not those that their batch was sealed with."""
+
+
 class _Run:
     """One run: the store, the lake, and what was done."""
 
@@ -262,15 +272,22 @@ class _Run:
             # Few rows in the default partition: they get one of their own, which can leave.
             await make_partition(self._db, due.day, temperature=Temperature.COLD, policy=self._locks)
             table = f"{PARENT}_{due.day:%Y_%m_%d}"
+        sealed = False
         for _ in range(_ROUNDS):
             part = await self._last(due.day)
             hot = await self._count(table)
             fresh = part is None or (part.left_at is not None and not detached)
             if part is None or fresh or part.rows + part.known != hot:
-                await self._add(due.day, 1 + (part.part if part else 0), table, detached=detached)
+                copied = await self._add(due.day, 1 + (part.part if part else 0), table, detached=detached)
+                sealed = sealed or copied
             elif self._policy.keep:
                 return
             elif not detached:
+                if not sealed:
+                    # Copied by an earlier run: what was done to it since is seen while it can still stay.
+                    async with self._snapshot():
+                        await self._check_seals(due.day, table)
+                    sealed = True
                 # What goes is counted first: reports will know of it from there alone.
                 await roll_up(self._db)
                 table = await maintenance.detach_day(
@@ -296,17 +313,35 @@ class _Run:
         count: int = await self._db.value(sql.SQL("select count(*) from {}").format(identifier(SCHEMA, table)))
         return count
 
-    async def _add(self, day: date, part: int, table: str, *, detached: bool) -> None:
-        """Bring what the lake lacks of a day there, read it back, and write that down."""
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncGenerator[None]:
+        """All that is read in it is of one moment."""
+        async with self._db.transaction():
+            await self._db.run(b"set transaction isolation level repeatable read")
+            yield
+
+    async def _check_seals(self, day: date, table: str) -> None:
+        """Raises Refused where rows of a day are not those that were sealed."""
+        broken = await verify_day(self._db, day, table)
+        if broken is not None:
+            raise _SealBrokenError(
+                broken.text,
+                remedy="the store was changed by other hands than ours: compare that day with a backup"
+                " (`afterwrite doctor` reads every seal)",
+            )
+
+    async def _add(self, day: date, part: int, table: str, *, detached: bool) -> bool:
+        """Bring what the lake lacks of a day there, read it back, and write that down; whether its seals were read."""
         committed = await asyncio.to_thread(self._lake.committed, self._store, day)
         known = 0
         if part > 1 or committed >= part:
             known = await self._list(day, table)
         if committed >= part:
             await self._find(day, committed, table, known, detached=detached)
-            return
+            return False
         failpoint("lake.before_write")
-        sent, version = await self._copy(day, part, table, besides=known > 0)
+        # A table that is taken out was looked at before, and cannot stay any more.
+        sent, version = await self._copy(day, part, table, besides=known > 0, sealed=not detached)
         failpoint("lake.after_commit")
         if sent.rows:
             back = await asyncio.to_thread(lambda: add_up(self._lake.batches(day, part, DIGESTED)))
@@ -318,6 +353,7 @@ class _Run:
                 )
         await self._note(day, part, sent, known, version, detached=detached)
         self._done(Deed(kind=DeedKind.COPIED, day=day, rows=sent.rows, bytes=self._size(day)))
+        return not detached
 
     async def _find(self, day: date, part: int, table: str, known: int, *, detached: bool) -> None:
         """A run before this one committed a part and did not come to write so: what is there is noted."""
@@ -370,30 +406,35 @@ class _Run:
             rows = zip(id, at, part, digests(batch, own=True), strict=True)
             yield b"".join(b"%s\t%d\t%d\t%s\n" % (i.encode(), a, p, d.hex().encode()) for i, a, p, d in rows)
 
-    async def _copy(self, day: date, part: int, table: str, *, besides: bool) -> tuple[Sum, int]:
-        """Send what the lake does not have: what it amounts to, and the version that has it."""
+    async def _copy(self, day: date, part: int, table: str, *, besides: bool, sealed: bool) -> tuple[Sum, int]:
+        """Send what the lake does not have: what it amounts to, and the version that has it. ``sealed``: not unseen."""
         query = copy_of(identifier(SCHEMA, table), _BESIDES if besides else "")
         reader = Reader(self._lake.schema(), day, part)
-        chunks = _chunks(self._db.copy_out(query))
-        first = await anext(chunks, None)
-        if first is None:
-            return reader.sum, self._lake.version
-        pipe: queue.Queue[bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
-        pipe.put(first)
-        writing = asyncio.ensure_future(
-            asyncio.to_thread(self._lake.append, self._store, day, part, _taken(pipe, reader))
-        )
-        try:
-            async for chunk in chunks:
-                await _put(pipe, chunk, writing)
-                if writing.done():
-                    break
-            await _put(pipe, None, writing)
-        except BaseException as error:
-            # The other side would wait for ever, and must not commit half of a day.
-            await _put(pipe, error, writing)
-            await asyncio.gather(writing, return_exceptions=True)
-            raise
+        async with self._snapshot():
+            if sealed:
+                await self._check_seals(day, table)
+            # Closed before the transaction ends: the copy goes on where the writing breaks off.
+            async with aclosing(self._db.copy_out(query)) as lines:
+                chunks = _chunks(lines)
+                first = await anext(chunks, None)
+                if first is None:
+                    return reader.sum, self._lake.version
+                pipe: queue.Queue[bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
+                pipe.put(first)
+                writing = asyncio.ensure_future(
+                    asyncio.to_thread(self._lake.append, self._store, day, part, _taken(pipe, reader))
+                )
+                try:
+                    async for chunk in chunks:
+                        await _put(pipe, chunk, writing)
+                        if writing.done():
+                            break
+                    await _put(pipe, None, writing)
+                except BaseException as error:
+                    # The other side would wait for ever, and must not commit half of a day.
+                    await _put(pipe, error, writing)
+                    await asyncio.gather(writing, return_exceptions=True)
+                    raise
         return reader.sum, await writing
 
 

@@ -1,9 +1,9 @@
-"""From a Query to DuckDB's SQL: conditions with parameters only, with the meaning that PostgreSQL gives them.
+"""From a Query to the SQL of DuckDB and of Spark: conditions with parameters only, with PostgreSQL's meaning.
 
 What query.py says in Python and search/compile.py in PostgreSQL's words is said here once more, and a test asks all
-three of random activities. Words are made as ``search/words.py`` makes them. Two things DuckDB cannot say: what a JSON
-value is to ``jsonb`` (an exponent written out, a key that stands twice), and whether an IPv6 address lies in a network.
-There the condition lets through more, ``exact`` is False, and ``Query.matches`` has the last word.
+four of random activities. Words are made as ``search/words.py`` makes them. Two things neither engine can say: what a
+JSON value is to ``jsonb`` (an exponent written out, a key that stands twice), and whether an IPv6 address lies in a
+network. There the condition lets through more, ``exact`` is False, and ``Query.matches`` has the last word.
 """
 
 from __future__ import annotations
@@ -35,9 +35,39 @@ from afterwrite.search.query import (
 )
 
 
+class Dialect(msgspec.Struct, frozen=True):
+    """What the engines spell differently. Only names of columns, of parameters and SQL of ours stand in the braces."""
+
+    moment: LiteralString
+    begins: LiteralString
+    holds: LiteralString
+    some_begin: LiteralString
+    like: LiteralString
+    squeezed: LiteralString
+
+
+DUCKDB = Dialect(
+    moment="make_timestamptz(cast({} as bigint))",
+    begins="starts_with({}, {})",
+    holds="list_contains({}, {})",
+    some_begin="len(list_filter({}, lambda name: starts_with(name, {}))) > 0",
+    like="regexp_matches({}, {})",
+    squeezed="regexp_replace({}, ' +', ' ', 'g')",
+)
+SPARK = Dialect(
+    moment="timestamp_micros(cast({} as bigint))",
+    begins="startswith({}, {})",
+    holds="array_contains({}, {})",
+    some_begin="exists({}, name -> startswith(name, {}))",
+    like="regexp_like({}, {})",
+    squeezed="regexp_replace({}, ' +', ' ')",
+)
+
+
 class Asked(msgspec.Struct, frozen=True):
     """A condition on a row ``a``, its parameters, and whether it lets through nothing that does not fit.
 
+    A parameter is written ``$name`` for either engine.
     ``equal`` are columns that must have one of these values: files without them need not be opened.
     """
 
@@ -47,9 +77,9 @@ class Asked(msgspec.Struct, frozen=True):
     equal: dict[str, tuple[str, ...]]
 
 
-def compile_query(query: Query) -> Asked:
-    """What DuckDB is asked for this query."""
-    made = _Made()
+def compile_query(query: Query, dialect: Dialect = DUCKDB) -> Asked:
+    """What an engine is asked for this query."""
+    made = _Made(dialect)
     where = [made.term(term) for term in query.terms]
     return Asked(
         where=" and ".join(where) if where else "true", params=made.params, exact=made.exact, equal=_equal(query)
@@ -79,20 +109,25 @@ _NAMES: LiteralString = (
     " || coalesce(a.actor_id, '') || ' '"
 )
 _LOOKED_AT = ("action", "entity_type", "entity_id", "actor_id", "summary")
+_BACKSLASH = "\\"
 _DOTTED = re.compile(r"[0-9.]+")
 
 
 class _Made:
     """Conditions as they are made, each value a parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
         self.params: dict[str, object] = {}
         self.exact = True
+        self._dialect = dialect
 
     def _param(self, value: object) -> str:
         name = f"q{len(self.params)}"
         self.params[name] = value
         return f"${name}"
+
+    def _begins(self, text: str, beginning: str) -> str:
+        return self._dialect.begins.format(text, self._param(beginning))
 
     def term(self, term: Term) -> str:
         """Whether a row fits the term; what is not known does not fit, and fits its negation."""
@@ -102,7 +137,7 @@ class _Made:
         inexact, self.exact = not self.exact, self.exact and before
         either = " or ".join(f"({each})" for each in holds) or "false"
         if not term.negated:
-            # As a bare condition: within a function DuckDB would look at every part of it for every row.
+            # As a bare condition: within a function an engine would look at every part of it for every row.
             return f"({either})"
         if inexact:
             # More than fits is let through, so of its contrary everything has to be.
@@ -124,7 +159,7 @@ class _Made:
             case Thing(type=kind, id=str(number), prefix=False):
                 return f"a.entity_type = {self._param(kind)} and a.entity_id = {self._param(number)}"
             case Thing(type=kind, id=number):
-                return f"a.entity_type = {self._param(kind)} and starts_with(a.entity_id, {self._param(number)})"
+                return f"a.entity_type = {self._param(kind)} and {self._begins('a.entity_id', number or '')}"
             case Exact(text=text):
                 return self._exact(term, text)
             case Prefix(text=text):
@@ -133,17 +168,17 @@ class _Made:
                 assert_never(value)
 
     def _span(self, key: Key, since: datetime, until: datetime) -> str:
-        low = f"a.occurred_at >= make_timestamptz({self._moment(since)})" if key is not Key.BEFORE else ""
-        high = f"a.occurred_at < make_timestamptz({self._moment(until)})" if key is not Key.AFTER else ""
+        low = f"a.occurred_at >= {self._moment(since)}" if key is not Key.BEFORE else ""
+        high = f"a.occurred_at < {self._moment(until)}" if key is not Key.AFTER else ""
         return " and ".join(filter(None, (low, high)))
 
     def _moment(self, moment: datetime) -> str:
-        return self._param(microseconds(moment)) + "::bigint"
+        return self._dialect.moment.format(self._param(microseconds(moment)))
 
     def _exact(self, term: Term, text: str) -> str:
         match term.key:
             case Key.CHANGED:
-                return f"list_contains(a.changed, {self._param(text)})"
+                return self._dialect.holds.format("a.changed", self._param(text))
             case Key.METADATA | Key.WAS | Key.BECAME:
                 return self._json(JSON_COLUMNS[term.key], term.path, text)
             case Key.TABLE:
@@ -156,7 +191,7 @@ class _Made:
     def _prefix(self, term: Term, text: str) -> str:
         match term.key:
             case Key.CHANGED:
-                return f"len(list_filter(a.changed, lambda name: starts_with(name, {self._param(text)}))) > 0"
+                return self._dialect.some_begin.format("a.changed", self._param(text))
             case Key.METADATA | Key.WAS | Key.BECAME:
                 return self._json(JSON_COLUMNS[term.key], term.path, text)
             case Key.ENTITY:
@@ -165,7 +200,7 @@ class _Made:
                 column = "ip"
             case _:
                 column = COLUMNS[term.key]
-        return f"starts_with(a.{column}, {self._param(text)})" if text else f"a.{column} is not null"
+        return self._begins(f"a.{column}", text) if text else f"a.{column} is not null"
 
     def _json(self, column: str, path: Sequence[str], text: str) -> str:
         """What the text of the JSON must hold: its names and the value, where no backslash hides them."""
@@ -176,11 +211,11 @@ class _Made:
             written = f"contains({name}, {self._param(text)})"
             if _DOTTED.search(text):
                 # 1e2 is 100.
-                written = f"({written} or regexp_matches({name}, '[0-9][eE]'))"
+                written = f"({written} or {self._dialect.like.format(name, self._param('[0-9][eE]'))})"
             held.append(written)
         if not held:
             return f"{name} is not null"
-        return f"({' and '.join(held)}) or contains({name}, '\\')"
+        return f"({' and '.join(held)}) or contains({name}, {self._param(_BACKSLASH)})"
 
     def _network(self, text: str) -> str:
         network = ipaddress.ip_network(text)
@@ -196,7 +231,7 @@ class _Made:
         first, last = int(network.network_address), int(network.broadcast_address)
         return (
             f"not contains(a.ip, ':') and {bits} >= {network.prefixlen}"
-            f" and {number} between {self._param(first)}::bigint and {self._param(last)}::bigint"
+            f" and {number} between cast({self._param(first)} as bigint) and cast({self._param(last)} as bigint)"
         )
 
     def _words(self, value: Words) -> str:
@@ -206,13 +241,13 @@ class _Made:
         end = "" if value.prefix else " "
         held = self._prefilter(value)
         # Blanks stand around each word and never two together; no word has a sign that means something in a pattern.
-        spelled = _spelled(self._param(words.TYPOGRAPHY), self._param(_SIGNS), self._param(_BLANKS))
+        spelled = self._spelled()
         if len(ways) == 1:
             said = " or ".join(f"contains({spelled}, {self._param(f' {way}{end}')})" for way in ways[0])
             names = " or ".join(self._named(way, prefix=value.prefix) for way in ways[0])
             return f"({held}({said})) or {names}"
         pattern = " " + " ".join("(?:" + "|".join(map(re.escape, each)) + ")" for each in ways) + end
-        return f"{held}regexp_matches({spelled}, {self._param(pattern)})"
+        return held + self._dialect.like.format(spelled, self._param(pattern))
 
     def _prefilter(self, value: Words) -> str:
         """What is cheap to see: that an ASCII word stands somewhere in it, whatever is around."""
@@ -227,27 +262,21 @@ class _Made:
     def _named(self, way: str, *, prefix: bool) -> str:
         """What stands in the index as it is: requests, sessions, traces, changed columns, and what is rare."""
         param = self._param(way)
-        fits = "starts_with({}, {})" if prefix else "{} = {}"
+        fits = self._dialect.begins if prefix else "{} = {}"
         columns = [fits.format(f"a.{name}", param) for name in _AS_THEY_ARE]
         # A name that is nothing is no word.
-        changed = (
-            f"len(list_filter(a.changed, lambda name: starts_with(name, {param}))) > 0"
-            if prefix
-            else f"list_contains(a.changed, {param})"
-        )
+        changed = (self._dialect.some_begin if prefix else self._dialect.holds).format("a.changed", param)
         return " or ".join((*columns, changed))
+
+    def _spelled(self) -> str:
+        """The words of a row with a blank between them, and around."""
+        told = f"left(coalesce(a.summary, ''), {words.LONGEST_SUMMARY})"
+        summary = f"translate({told}, {self._param(words.TYPOGRAPHY)}, {_TYPOGRAPHY_BLANKS})"
+        text = f"translate({_NAMES} || {summary}, {self._param(_SIGNS)}, {self._param(_BLANKS)})"
+        return f"(' ' || {self._dialect.squeezed.format(text)} || ' ')"
 
 
 _AS_THEY_ARE = ("request_id", "session_id", "trace_id")
-
-
-def _spelled(typography: str, signs: str, blanks: str) -> str:
-    """The words of a row with a blank between them, and around."""
-    summary = f"translate(left(coalesce(a.summary, ''), {words.LONGEST_SUMMARY}), {typography}, {_TYPOGRAPHY_BLANKS})"
-    text = f"{_NAMES} || {summary}"
-    return f"(' ' || regexp_replace(translate({text}, {signs}, {blanks}), ' +', ' ', 'g') || ' ')"
-
-
 _TYPOGRAPHY_BLANKS = "'" + " " * len(words.TYPOGRAPHY) + "'"
 
 

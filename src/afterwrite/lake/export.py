@@ -24,7 +24,7 @@ from afterwrite import __version__
 from afterwrite.errors import UsageError
 from afterwrite.lake.archive import read_parts
 from afterwrite.lake.compile import compile_query
-from afterwrite.lake.read import Engine
+from afterwrite.lake.duck import DuckEngine
 from afterwrite.lake.table import COLUMNS, Lake, missing
 from afterwrite.lake.tiers import left_days
 from afterwrite.postgres import Database
@@ -145,7 +145,7 @@ def _write(lake: Lake, query: Query, days: Any, kept: list[tuple[Any, int]], pat
     schema: Any = cast("Any", pa).schema([field for field in lake.schema() if field.name in COLUMNS])
     part_path = path.with_name(path.name + ".part")
     rows = 0
-    with Engine(lake) as engine, part_path.open("wb") as file:
+    with DuckEngine(lake) as engine, part_path.open("wb") as file:
         with cast("Any", parquet).ParquetWriter(file, schema, compression="zstd") as writer:
             if files:
                 with engine.source(days, files, params) as source:

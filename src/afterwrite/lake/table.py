@@ -19,7 +19,7 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
-from afterwrite.errors import AfterwriteError, UsageError
+from afterwrite.errors import AfterwriteError, Refused, UsageError
 from afterwrite.store.reader import StoredActivity
 
 COLUMNS = StoredActivity.__struct_fields__
@@ -33,6 +33,8 @@ _BLOOMED = ("id", "entity_id", "actor_id", "request_id", "caused_by")
 _ROW_GROUP = 100_000
 _FILE_BYTES = 128 << 20
 _APPLICATION = "afterwrite"
+# What a reader must know that reads the files which the log names, and nothing beside them.
+_HARMLESS_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"})
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -65,11 +67,11 @@ def need() -> tuple[Any, Any]:
     return cast("Any", deltalake), cast("Any", pa)
 
 
-def missing(error: ImportError) -> NoReturn:
+def missing(error: ImportError, extra: str = "lake") -> NoReturn:
     """Say what to install."""
     raise UsageError(
         f"{error.name or 'a library'}, which the lake needs, is not installed here",
-        remedy="pip install 'afterwrite[lake]'",
+        remedy=f"pip install 'afterwrite[{extra}]'",
     ) from error
 
 
@@ -108,6 +110,7 @@ class Lake:
         try:
             if self._table is not None:
                 self._table.update_incremental()
+                self._need_plain()
                 return True
             if self._delta.DeltaTable.is_deltatable(self.url, self._options or None):
                 self._table = self._delta.DeltaTable(self.url, storage_options=self._options or None)
@@ -139,6 +142,21 @@ class Lake:
             raise UsageError(
                 f"the Delta table at {self.url} is none of afterwrite's: it has no {', '.join(sorted(lacking))}",
                 remedy="name another place as lake_url",
+            )
+        self._need_plain()
+
+    def _need_plain(self) -> None:
+        """Refuse a table whose files do not say by themselves what is in it: the engines read nothing else."""
+        protocol = self._table.protocol()
+        asked: set[str] = set(protocol.reader_features or ())
+        if self._table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+            asked.add("columnMapping")
+        if strange := asked - _HARMLESS_FEATURES:
+            raise Refused(
+                f"the Delta table at {self.url} was given {', '.join(sorted(strange))} by another program:"
+                " read without that, its files would say what is no longer so",
+                remedy="have that program take the feature back (ALTER TABLE … DROP FEATURE), or restore the version"
+                " before",
             )
 
     def trouble(self, error: Exception) -> AfterwriteError:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import msgspec
 
@@ -64,16 +64,180 @@ class RowAt(msgspec.Struct, frozen=True, kw_only=True):
     moves: tuple[StoredActivity, ...]
 
 
+class Whose(msgspec.Struct, frozen=True):
+    """Whose changes: of a row by its id, of one table of one source where these are known."""
+
+    entity_type: str
+    entity_id: str
+    source: str | None = None
+    relation: str | None = None
+
+
+class Reach(msgspec.Struct, frozen=True):
+    """The last day that is gone for good, and up to when the store has what the source wrote."""
+
+    expired_until: date | None
+    known_until: datetime | None
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """What committed after ``from_lsn`` and up to ``to_lsn`` is lost (or between the times).
+
+    ``elsewhere``: it is not lost, but lies where nobody looked.
+    """
+
+    from_lsn: str | None
+    to_lsn: str | None
+    from_time: datetime | None
+    to_time: datetime | None
+    reason: str
+    elsewhere: bool = False
+
+    def touches(self, after: _Point | None, before: _Point | None) -> bool:
+        """Whether something lost may lie between two points; None: of all before, of all after."""
+        if self.from_lsn is not None:
+            begins_later = before is not None and before.lsn is not None and Lsn.parse(self.from_lsn) >= before.lsn
+            ended = (
+                self.to_lsn is not None
+                and after is not None
+                and after.lsn is not None
+                and Lsn.parse(self.to_lsn) <= after.lsn
+            )
+            return not (begins_later or ended)
+        begins_later = before is not None and self.from_time is not None and self.from_time >= before.at
+        ended = self.to_time is not None and after is not None and self.to_time <= after.at
+        return not (begins_later or ended)
+
+    @property
+    def words(self) -> str:
+        if self.elsewhere:
+            return f"what happened {self.reason}"
+        if self.from_lsn is not None:
+            return (
+                f"what committed after {self.from_lsn} up to {self.to_lsn or 'an unknown end'} is lost ({self.reason})"
+            )
+        return f"what happened from {self.from_time} to {self.to_time or 'an unknown end'} is lost ({self.reason})"
+
+
+class _Point(msgspec.Struct, frozen=True):
+    at: datetime
+    lsn: Lsn | None
+
+
+class Bracket(msgspec.Struct, frozen=True):
+    """The commits of a source that are stored next to a moment, on either side of it."""
+
+    before: str | None
+    after: str | None
+
+
+class Changes:
+    """What is recorded of rows, as the store alone tells of it; lake/tiers.py asks the lake besides."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def sees_all(self) -> bool:
+        """Whether everybody's activity is seen here."""
+        answer: bool = await self._db.value(statement("timeline.sees_all"))
+        return answer
+
+    async def reach(self, source: str) -> Reach:
+        """From when, and up to when, there is what a source wrote."""
+        return await self._db.one(Reach, statement("timeline.read_reach"), source=source)
+
+    async def gaps(self, source: str) -> list[Gap]:
+        """What of a source is lost, and the days that left for a lake, which is not asked here."""
+        gaps = await self._db.rows(Gap, statement("timeline.read_gaps"), source=source)
+        return [*gaps, *away(await self._db.values(statement("timeline.read_left_days")), _NOT_ASKED)]
+
+    async def of(self, whose: Whose, window: Window) -> list[StoredActivity]:
+        """The changes under an id in a window, newest first."""
+        return await self._db.rows(
+            stored_activity,
+            statement("timeline.read_changes", **window.words),
+            **msgspec.structs.asdict(whose),
+            **window.bounds,
+        )
+
+    async def gone(self, whose: Whose, place: Place, until: datetime, count: int) -> list[StoredActivity]:
+        """The next ways after a place in which the row went without a word under its id, the oldest first."""
+        return await self._db.rows(
+            stored_activity,
+            statement("timeline.read_gone", activity=ACTIVITY),
+            **msgspec.structs.asdict(whose),
+            at=place.occurred_at,
+            id=place.id,
+            until=until,
+            truncates=True,
+            limit=count,
+        )
+
+    async def telling(self, whose: Whose, column: str, window: Window) -> list[StoredActivity]:
+        """The newest change in a window that tells of a column, or where the row came from."""
+        return await self._db.rows(
+            stored_activity,
+            statement("timeline.read_telling", activity=ACTIVITY),
+            **msgspec.structs.asdict(whose),
+            column=column,
+            since=window.since,
+            until=window.until,
+            at=window.at,
+            id=window.id,
+        )
+
+    async def is_recorded(self, whose: Whose, moment: datetime) -> bool:
+        """Whether anything of the table is recorded up to a moment."""
+        answer: bool = await self._db.value(
+            statement("timeline.is_recorded"),
+            entity_type=whose.entity_type,
+            source=whose.source,
+            relation=whose.relation,
+            moment=moment,
+        )
+        return answer
+
+    async def bracket(self, source: str, moment: datetime) -> Bracket:
+        """The commits of a source next to a moment."""
+        return await self._db.one(Bracket, statement("timeline.read_bracket"), source=source, moment=moment)
+
+
+_NOT_ASKED = "is in the lake, which was not asked"
+
+
+def away(days: Sequence[date], why: str) -> list[Gap]:
+    """Days that nobody looked at, as gaps: a run of them is one."""
+    runs: list[list[date]] = []
+    for day in sorted(days):
+        if runs and runs[-1][-1] + timedelta(days=1) == day:
+            runs[-1].append(day)
+        else:
+            runs.append([day])
+    return [
+        Gap(
+            from_lsn=None,
+            to_lsn=None,
+            from_time=datetime(run[0].year, run[0].month, run[0].day, tzinfo=UTC),
+            to_time=datetime(run[-1].year, run[-1].month, run[-1].day, tzinfo=UTC) + timedelta(days=1),
+            reason=f"on {run[0]} {why}" if len(run) == 1 else f"from {run[0]} to {run[-1]} {why}",
+            elsewhere=True,
+        )
+        for run in runs
+    ]
+
+
 async def row_at(
-    db: Database, entity_type: str, entity_id: str, moment: datetime, *, source: str | None = None
+    db: Database | Changes, entity_type: str, entity_id: str, moment: datetime, *, source: str | None = None
 ) -> RowAt:
     """The row of this id as it was at a moment, changes of that very moment included.
 
-    ``source`` chooses between databases that have such a row each; without it that one is taken which wrote it last
-    before the moment (or first after it). Raises UsageError for a moment without a zone. The row is what capture saw:
-    columns that a STORED expression generates are not in the WAL, nor is what DDL does to a row.
+    ``db`` is the store, or whoever tells what is recorded. ``source`` chooses between databases that have such a row
+    each; without it that one is taken which wrote it last before the moment (or first after it). Raises UsageError for
+    a moment without a zone. The row is what capture saw: columns that a STORED expression generates are not in the WAL,
+    nor is what DDL does to a row.
     """
-    row = _Row(db, entity_type, entity_id, aware(moment), source)
+    told = db if isinstance(db, Changes) else Changes(db)
+    row = _Row(told, Whose(entity_type, entity_id, source), aware(moment))
     moves: list[StoredActivity] = []
     while True:
         life = await row.look()
@@ -109,42 +273,40 @@ class _AtOnce(msgspec.Struct, frozen=True):
 class _Row:
     """Where to look for one id: which table of which source, as far as that is known, and the moment."""
 
-    def __init__(
-        self,
-        db: Database,
-        entity_type: str,
-        entity_id: str,
-        moment: datetime,
-        source: str | None,
-        relation: str | None = None,
-    ) -> None:
-        self.db, self.entity_type, self.entity_id, self.moment = db, entity_type, entity_id, moment
-        self.source, self.relation = source, relation
+    def __init__(self, told: Changes, whose: Whose, moment: datetime) -> None:
+        self.told, self.whose, self.moment = told, whose, moment
+
+    @property
+    def entity_id(self) -> str:
+        """The id under which the row is looked for."""
+        return self.whose.entity_id
 
     def of(self, change: StoredActivity) -> _Row:
         """The same, of the table that this change was in."""
-        return _Row(self.db, self.entity_type, self.entity_id, self.moment, change.source, change.relation)
+        whose = msgspec.structs.replace(self.whose, source=change.source, relation=change.relation)
+        return _Row(self.told, whose, self.moment)
 
     def called(self, entity_id: str) -> _Row:
         """The same under another id."""
-        return _Row(self.db, self.entity_type, entity_id, self.moment, self.source, self.relation)
+        return _Row(self.told, msgspec.structs.replace(self.whose, entity_id=entity_id), self.moment)
 
     async def look(self) -> _Life:
         """What the changes of this id say of the moment."""
         now = Place(self.moment, LAST_ID)
         before = await self.read_changes_before(now, 2)
-        after = [] if before and self.relation is None else await self.read_changes_after(now, 1)
+        after = [] if before and self.whose.relation is None else await self.read_changes_after(now, 1)
         row = self
-        if self.relation is None and (before or after):
+        if self.whose.relation is None and (before or after):
             row = self.of((before or after)[0])
             # Another database may have such a row, too.
-            if before and any((each.source, each.relation) != (row.source, row.relation) for each in before):
+            table = (row.whose.source, row.whose.relation)
+            if before and any((each.source, each.relation) != table for each in before):
                 before = await row.read_changes_before(now, 2)
             if before:
                 after = await row.read_changes_after(now, 1)
         exists, since, earlier = await row._outcome(now, _MOST_RENUMBERINGS, before)
         until = later(after[0].occurred_at, TICK) if after else END
-        gone = await row.read_gone(now, until, 1)
+        gone = await row.told.gone(row.whose, now, until, 1)
         first = min((*after, *gone), key=_place, default=None)
         if first is not None and row.comes(first):
             # Another may have been there that left only then.
@@ -172,7 +334,7 @@ class _Row:
                 row = stays
             else:
                 row = end
-            gone = await self.read_gone(place_of(end), later(until.occurred_at, TICK), 1)
+            gone = await self.told.gone(self.whose, place_of(end), later(until.occurred_at, TICK), 1)
             if not gone or _place(gone[0]) > (until.occurred_at, until.id):
                 return True, row, earlier
             end = gone[0]
@@ -219,19 +381,8 @@ class _Row:
     async def _read_at_once(self, first: Place) -> list[StoredActivity]:
         until = later(first.occurred_at, TICK)
         changes = await self.read_changes_after(first, _MOST_AT_ONCE, until=until)
-        gone = await self.read_gone(first, until, _MOST_AT_ONCE)
+        gone = await self.told.gone(self.whose, first, until, _MOST_AT_ONCE)
         return sorted((*changes, *gone), key=_place)
-
-    async def is_recorded(self) -> bool:
-        """Whether anything of the table is recorded up to the moment."""
-        answer: bool = await self.db.value(
-            statement("timeline.is_recorded"),
-            entity_type=self.entity_type,
-            source=self.source,
-            relation=self.relation,
-            moment=self.moment,
-        )
-        return answer
 
     def comes(self, change: StoredActivity) -> bool:
         """Whether a row came to this id."""
@@ -256,102 +407,16 @@ class _Row:
         return await read_newer(self._read_changes, place, count, until=until)
 
     async def _read_changes(self, window: Window) -> list[StoredActivity]:
-        return await self.db.rows(
-            stored_activity,
-            statement("timeline.read_changes", **window.words),
-            entity_type=self.entity_type,
-            entity_id=self.entity_id,
-            source=self.source,
-            relation=self.relation,
-            **window.bounds,
-        )
-
-    async def read_gone(self, place: Place, until: datetime, count: int) -> list[StoredActivity]:
-        """The next ways after a place in which the row went without a word under its id, the oldest first."""
-        return await self.db.rows(
-            stored_activity,
-            statement("timeline.read_gone", activity=ACTIVITY),
-            entity_type=self.entity_type,
-            entity_id=self.entity_id,
-            source=self.source,
-            relation=self.relation,
-            at=place.occurred_at,
-            id=place.id,
-            until=until,
-            truncates=True,
-            limit=count,
-        )
+        return await self.told.of(self.whose, window)
 
     async def read_telling(self, place: Place, column: str) -> StoredActivity | None:
         """The newest change before a place that tells of a column, or where the row came from; None: none is kept."""
 
         async def fetch(window: Window) -> list[StoredActivity]:
-            return await self.db.rows(
-                stored_activity,
-                statement("timeline.read_telling", activity=ACTIVITY),
-                entity_type=self.entity_type,
-                entity_id=self.entity_id,
-                source=self.source,
-                relation=self.relation,
-                column=column,
-                since=window.since,
-                until=window.until,
-                at=window.at,
-                id=window.id,
-            )
+            return await self.told.telling(self.whose, column, window)
 
         found = await read_older(fetch, place, 1)
         return found[0] if found else None
-
-
-class _Reach(msgspec.Struct, frozen=True):
-    """The last day that retention has taken, and up to when the store has what the source wrote."""
-
-    expired_until: date | None
-    known_until: datetime | None
-
-
-class _Gap(msgspec.Struct, frozen=True):
-    """What committed after ``from_lsn`` and up to ``to_lsn`` is lost (or between the times)."""
-
-    from_lsn: str | None
-    to_lsn: str | None
-    from_time: datetime | None
-    to_time: datetime | None
-    reason: str
-
-    def touches(self, after: _Point | None, before: _Point | None) -> bool:
-        """Whether something lost may lie between two points; None: of all before, of all after."""
-        if self.from_lsn is not None:
-            begins_later = before is not None and before.lsn is not None and Lsn.parse(self.from_lsn) >= before.lsn
-            ended = (
-                self.to_lsn is not None
-                and after is not None
-                and after.lsn is not None
-                and Lsn.parse(self.to_lsn) <= after.lsn
-            )
-            return not (begins_later or ended)
-        begins_later = before is not None and self.from_time is not None and self.from_time >= before.at
-        ended = self.to_time is not None and after is not None and self.to_time <= after.at
-        return not (begins_later or ended)
-
-    @property
-    def words(self) -> str:
-        if self.from_lsn is not None:
-            return (
-                f"what committed after {self.from_lsn} up to {self.to_lsn or 'an unknown end'} is lost ({self.reason})"
-            )
-        return f"what happened from {self.from_time} to {self.to_time or 'an unknown end'} is lost ({self.reason})"
-
-
-class _Point(msgspec.Struct, frozen=True):
-    at: datetime
-    lsn: Lsn | None
-
-
-class _Bracket(msgspec.Struct, frozen=True):
-    before: str | None
-    after: str | None
 
 
 class _Answer:
@@ -366,35 +431,38 @@ class _Answer:
         self.whole = False
         self.unsure: dict[str, str] = {}
         self.doubts: list[str] = []
-        self.gaps: list[_Gap] = []
-        self.reach = _Reach(None, None)
+        self.gaps: list[Gap] = []
+        self.reach = Reach(None, None)
 
     async def give(self) -> RowAt:
         """Find out, and say it."""
-        db, row, life = self.row.db, self.row, self.life
-        if not await db.value(statement("timeline.sees_all")):
+        row, life = self.row, self.life
+        whose = row.whose
+        if not await row.told.sees_all():
             self.doubts.append("only one tenant's activity was looked at: what others did to the row is not in this")
-        elif row.source is not None:
-            self.reach = await db.one(_Reach, statement("timeline.read_reach"), source=row.source)
-            self.gaps = await db.rows(_Gap, statement("timeline.read_gaps"), source=row.source)
+        elif whose.source is not None:
+            self.reach = await row.told.reach(whose.source)
+            self.gaps = await row.told.gaps(whose.source)
+        else:
+            self.doubts += [gap.words for gap in await row.told.gaps("") if gap.elsewhere]
         if life.since is not None:
             await self._follow(life.since)
         elif life.after is not None:
             await self._look_back(life.after)
         else:
-            self.doubts.append(f"nothing is recorded of {row.entity_type} {row.entity_id}")
+            self.doubts.append(f"nothing is recorded of {whose.entity_type} {whose.entity_id}")
         if life.earlier is not None:
             self.doubts.append(
-                f"the clock of {row.source} was set back: by time {life.earlier.id} comes first, and by the WAL it is"
+                f"the clock of {whose.source} was set back: by time {life.earlier.id} comes first, and by the WAL it is"
                 " the later change"
             )
         if self.reach.known_until is not None and row.moment > self.reach.known_until:
             until = self.reach.known_until.astimezone(UTC).isoformat(timespec="seconds")
-            self.doubts.append(f"what {row.source} wrote after {until} may not be stored yet")
+            self.doubts.append(f"what {whose.source} wrote after {until} may not be stored yet")
         return RowAt(
             moment=row.moment,
-            entity_type=row.entity_type,
-            entity_id=row.entity_id,
+            entity_type=whose.entity_type,
+            entity_id=whose.entity_id,
             exists=self.exists,
             values={} if self.exists is False else self.values,
             whole=self.exists is False or self.whole,
@@ -443,9 +511,10 @@ class _Answer:
         if self.reach.expired_until is not None and row.moment.astimezone(UTC).date() <= self.reach.expired_until:
             self.exists = None
             self.doubts.append(f"the days up to {self.reach.expired_until} have expired: what happened on them is gone")
-        elif not await row.is_recorded():
+        elif not await row.told.is_recorded(row.whose, row.moment):
             self.exists = None
-            self.doubts.append(f"nothing of {row.relation} is recorded up to then: its capture may have begun later")
+            table = row.whose.relation
+            self.doubts.append(f"nothing of {table} is recorded up to then: its capture may have begun later")
         if self.exists is None and self.values:
             self.doubts.append(f"what is shown is the row as it was right before {after.id}")
 
@@ -515,14 +584,14 @@ class _Answer:
                 elif column not in self.unsure and bytes(self.values[column]) != bytes(value):
                     self.unsure[column] = f"{after.id} found {_shown(value)}: something changed it that is not captured"
 
-    async def _lose(self, since: StoredActivity | None, after: StoredActivity | None) -> tuple[list[_Gap], list[_Gap]]:
+    async def _lose(self, since: StoredActivity | None, after: StoredActivity | None) -> tuple[list[Gap], list[Gap]]:
         """What is lost between a change and the moment, and between the moment and the next change."""
         low, high = _point(since), _point(after)
         concerned = [gap for gap in self.gaps if gap.touches(low, high)]
         if not concerned:
             return [], []
         row = self.row
-        bracket = await row.db.one(_Bracket, statement("timeline.read_bracket"), source=row.source, moment=row.moment)
+        bracket = await row.told.bracket(row.whose.source or "", row.moment)
         before = _Point(row.moment, None if bracket.before is None else Lsn.parse(bracket.before))
         behind = _Point(row.moment, None if bracket.after is None else Lsn.parse(bracket.after))
         return (

@@ -6,6 +6,7 @@ by its id, and everything here names the stretch of time that it looks at: only 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -47,7 +48,7 @@ _NEAR = (
 _DIGITS, _AT_ONCE = 10, timedelta(milliseconds=256)
 # Clocks differ, and a block is recorded when it ends: what it led to may be before it.
 _BEFORE = timedelta(hours=1)
-_TRANSACTIONS, _CHANGES, _MOST_MOVES = 200, 10_000, 1_000
+MOST_TRANSACTIONS, MOST_CAUSED, _MOST_MOVES = 200, 10_000, 1_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -188,18 +189,34 @@ async def around(db: Database, moment: datetime, *, seconds: float = 30.0, limit
 
     ``older`` and ``newer`` say that there is more within these seconds. Raises UsageError for a moment without a zone.
     """
+    since, until = around_bounds(moment, seconds, limit)
+    older, newer = await read_sides(db, moment, since, until, limit + 1)
+    return balance(older, newer, limit)
+
+
+def around_bounds(moment: datetime, seconds: float, limit: int) -> tuple[datetime, datetime]:
+    """From when until when is within so many seconds of a moment; raises UsageError where nothing can be."""
     moment = aware(moment)
     if seconds < 0 or limit < 1:
         raise UsageError("around a moment there is nothing within less than no time", remedy="give 0 seconds or more")
-    since, until = later(moment, timedelta(seconds=-seconds)), later(moment, timedelta(seconds=seconds) + TICK)
+    return later(moment, timedelta(seconds=-seconds)), later(moment, timedelta(seconds=seconds) + TICK)
+
+
+async def read_sides(
+    db: Database, moment: datetime, since: datetime, until: datetime, count: int
+) -> tuple[list[StoredActivity], list[StoredActivity]]:
+    """The nearest so many up to a moment and after it, within [since, until), both newest first."""
 
     async def fetch(*, newer: bool) -> list[StoredActivity]:
-        window = Window(since, until, moment, LAST_ID, limit + 1, newer=newer)
+        window = Window(since, until, moment, LAST_ID, count, newer=newer)
         query = statement("timeline.read_stretch", **window.words)
         return await db.rows(stored_activity, query, source=None, commit_lsn=None, **window.bounds)
 
-    older, newer = await fetch(newer=False), await fetch(newer=True)
-    # Half of each side, and of the one what the other has not.
+    return await fetch(newer=False), await fetch(newer=True)
+
+
+def balance(older: Sequence[StoredActivity], newer: Sequence[StoredActivity], limit: int) -> Page:
+    """A page of both sides of a moment: half of each, and of the one what the other has not."""
     down = min(len(older), max((limit + 1) // 2, limit - len(newer)))
     up = min(len(newer), limit - down)
     items = (*newer[len(newer) - up :], *older[:down])
@@ -217,15 +234,19 @@ async def effects(
     limit: int = 50,
     older_than: Place | None = None,
     newer_than: Place | None = None,
+    causes: Sequence[Cause] | None = None,
+    besides: Iterable[str] = (),
 ) -> Page:
     """What this activity led to: what names it as its cause, at once or any time later.
 
     What deferred triggers wrote afterwards counts, too. They name the first change of the transaction that fired them,
     so it is found from each change of that transaction and from each event that explains it; of an event that explains
-    many transactions, from the first 200.
+    many transactions, from the first 200. ``causes`` are its own, where ``find_causes`` was asked already; ``besides``
+    are events that the store has no more, which explain what a transaction's changes do not.
     """
-    since = later(min(activity.occurred_at, _moment_of(_uuid(activity.id)) or activity.occurred_at), -_BEFORE)
-    causes = [_cause(activity.id, activity.id), *await _read_transactions(db, activity, since)]
+    since = led_since(activity)
+    if causes is None:
+        causes = await find_causes(db, activity)
 
     # Each cause names its own times; these are for the planner, which opens no other partitions then.
     first_time = min(min(each.since, each.commit_time or each.since) for each in causes)
@@ -242,13 +263,39 @@ async def effects(
             from_times=[each.since for each in causes],
             to_times=[each.until for each in causes],
             commit_times=[each.commit_time for each in causes],
+            besides=list(besides),
             **window.bounds,
         )
 
     return await read_page(fetch, limit=limit, older_than=older_than, newer_than=newer_than, since=since)
 
 
-class _Cause(msgspec.Struct, frozen=True):
+def led_since(activity: StoredActivity) -> datetime:
+    """From when on something can be that this activity led to."""
+    return later(min(activity.occurred_at, _moment_of(_uuid(activity.id)) or activity.occurred_at), -_BEFORE)
+
+
+async def find_causes(db: Database, activity: StoredActivity) -> tuple[Cause, ...]:
+    """What stands as their cause in what this activity led to: its own id, and those of the changes it explains."""
+    if activity.kind is Kind.CHANGE:
+        # Its own id is among those of its transaction's changes.
+        return (transaction_cause(activity),)
+    return (_cause(activity.id, activity.id), *await _read_transactions(db, activity, led_since(activity)))
+
+
+async def find_events(db: Database, causes: Sequence[Cause]) -> frozenset[str]:
+    """The events that the transactions of these causes wrote: what names one of them is not the transaction's."""
+    times = [each for each in causes if each.commit_time is not None]
+    found = await db.values(
+        statement("timeline.read_effect_events"),
+        first_ids=[each.first_id for each in times],
+        last_ids=[each.last_id for each in times],
+        commit_times=[each.commit_time for each in times],
+    )
+    return frozenset(found)
+
+
+class Cause(msgspec.Struct, frozen=True):
     """A stretch of ids, and when changes were made whose ids begin as these do; ``commit_time`` of a transaction's."""
 
     first_id: str
@@ -258,16 +305,14 @@ class _Cause(msgspec.Struct, frozen=True):
     commit_time: datetime | None
 
 
-def _cause(first_id: str, last_id: str, commit_time: datetime | None = None) -> _Cause:
+def _cause(first_id: str, last_id: str, commit_time: datetime | None = None) -> Cause:
     made = int(first_id.replace("-", "")[:_DIGITS], 16) << 4 * (12 - _DIGITS)
     begin = later(_EPOCH, timedelta(milliseconds=made))
-    return _Cause(first_id, last_id, begin, later(begin, _AT_ONCE), commit_time)
+    return Cause(first_id, last_id, begin, later(begin, _AT_ONCE), commit_time)
 
 
-async def _read_transactions(db: Database, activity: StoredActivity, since: datetime) -> list[_Cause]:
+async def _read_transactions(db: Database, activity: StoredActivity, since: datetime) -> list[Cause]:
     """The changes of those transactions that may have set off deferred triggers."""
-    if activity.kind is Kind.CHANGE:
-        return [_of_transaction(activity.id[:28], activity.occurred_at)]
     cause = _cause(activity.id, activity.id)
     return await db.rows(
         _of_transaction,
@@ -276,12 +321,17 @@ async def _read_transactions(db: Database, activity: StoredActivity, since: date
         from_time=cause.since,
         to_time=cause.until,
         since=since,
-        limit=_CHANGES,
-        transactions=_TRANSACTIONS,
+        limit=MOST_CAUSED,
+        transactions=MOST_TRANSACTIONS,
     )
 
 
-def _of_transaction(prefix: str, occurred_at: datetime) -> _Cause:
+def transaction_cause(change: StoredActivity) -> Cause:
+    """The stretch of ids of the changes that a change's transaction made."""
+    return _of_transaction(change.id[:28], change.occurred_at)
+
+
+def _of_transaction(prefix: str, occurred_at: datetime) -> Cause:
     return _cause(f"{prefix}00000000", f"{prefix}ffffffff", occurred_at)
 
 

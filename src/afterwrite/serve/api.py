@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -19,14 +19,13 @@ from litestar.datastructures import State
 from litestar.params import Parameter
 from litestar.types import ControllerRouterHandler
 
+from afterwrite.lake.tiers import Told, read_left
 from afterwrite.migrate.ledger import Pause
 from afterwrite.postgres import statement
 from afterwrite.prove.report import to_json as proof_as_json
 from afterwrite.recorder.ids import Ids
 from afterwrite.search import diff as differences
-from afterwrite.search import timeline
 from afterwrite.search.analytics import Bucket, ReportName, report
-from afterwrite.search.find import find
 from afterwrite.search.query import parse
 from afterwrite.search.suggest import Suggestion, suggest
 from afterwrite.search.windows import Page
@@ -36,6 +35,7 @@ from afterwrite.serve.door import SLASH
 from afterwrite.serve.health import Health
 from afterwrite.serve.ingest import Ingest
 from afterwrite.serve.kept import Kept
+from afterwrite.serve.lakeside import both
 from afterwrite.serve.metrics import MEDIA_TYPE as METRICS_TYPE
 from afterwrite.serve.metrics import Metrics, Snapshot, Totals
 from afterwrite.serve.posted import (
@@ -110,16 +110,42 @@ class ActivityDoc(msgspec.Struct, frozen=True, kw_only=True):
     ordinal: int | None
 
 
+class LakeDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """What the lake, where older days are, has to do with an answer.
+
+    ``items`` are the ids of what came from there; ``asked``: it was asked, for ``days`` days from ``first`` to
+    ``last``. ``why`` says why it was not although something of it may belong here, and so that the answer is the
+    store's part alone; null: the answer is whole.
+    """
+
+    asked: bool
+    items: list[str]
+    days: int
+    first: date | None
+    last: date | None
+    why: str | None
+
+
+class LeftDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """Days that have left the store for the lake: how many, the first of them and the last."""
+
+    days: int
+    first: date
+    last: date
+
+
 class ActivityPage(msgspec.Struct, frozen=True, kw_only=True):
     """Activities, newest first. ``older`` and ``newer`` are cursors; null: there is nothing.
 
     ``looked`` is how far was looked, where the time was up before everything was: the cursor goes on from there.
+    ``lake`` is null where no lake is configured and nothing of this may be in one.
     """
 
     items: list[ActivityDoc]
     older: str | None
     newer: str | None
     looked: datetime | None
+    lake: LakeDoc | None = None
 
 
 class FieldDoc(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +177,7 @@ class RowDoc(msgspec.Struct, frozen=True, kw_only=True):
     doubts: list[str]
     since: ActivityDoc | None
     until: ActivityDoc | None
+    lake: LakeDoc | None = None
 
 
 class BatchDoc(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,7 +206,10 @@ class BatchPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportDoc(msgspec.Struct, frozen=True, kw_only=True):
-    """A report as a table: ``columns`` name the cells of each row; ``as_of`` says how far what is stored is counted."""
+    """A report as a table: ``columns`` name the cells of each row; ``as_of`` says how far what is stored is counted.
+
+    ``in_lake`` are days of it that have left the store: they were counted before, and are told as if they had not.
+    """
 
     name: str
     after: datetime
@@ -191,6 +221,7 @@ class ReportDoc(msgspec.Struct, frozen=True, kw_only=True):
     as_of: dict[str, Any]
     at_most_more: int
     notes: list[str]
+    in_lake: LeftDoc | None = None
 
 
 class SuggestionPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,25 +294,28 @@ async def list_activities(
     signer = await _auth(request).find_signer()
     of = f"activities {q}"
     start = open_start(signer, of, cursor)
-    async with reading(request.app.state, caller) as db:
-        page = await find(db, query, limit=limit, older_than=start.older_than, newer_than=start.newer_than)
-    return await _page(request, of, page)
+    told = await both(request.app.state, caller).search(query, limit=limit, **msgspec.structs.asdict(start))
+    return await _page(request, of, told)
 
 
 @get("/v1/activities/{id:str}")
 async def get_activity(
     request: Ask, caller: Caller, id: ActivityId, occurred_at: Moment = None
 ) -> Response[ActivityDoc]:
-    """Get one activity. Where its id does not tell when it was, ``occurred_at`` has to."""
-    return _unchanging(request, as_json(await _find(request, caller, id, occurred_at)))
+    """Get one activity. Where its id does not tell when it was, ``occurred_at`` has to.
+
+    Where its day has left the store it comes from the lake, the same to the byte; the header ``Afterwrite-Tier`` tells.
+    """
+    found = await _find(request, caller, id, occurred_at)
+    return _unchanging(request, as_json(found.activity), found)
 
 
 @get("/v1/activities/{id:str}/diff")
 async def get_diff(request: Ask, caller: Caller, id: ActivityId, occurred_at: Moment = None) -> Response[DiffDoc]:
     """Get what an activity did to its row, field by field."""
-    activity = await _find(request, caller, id, occurred_at)
-    fields = [msgspec.structs.asdict(each) for each in differences.diff(activity)]
-    return _unchanging(request, {"id": activity.id, "fields": fields})
+    found = await _find(request, caller, id, occurred_at)
+    fields = [msgspec.structs.asdict(each) for each in differences.diff(found.activity)]
+    return _unchanging(request, {"id": found.activity.id, "fields": fields}, found)
 
 
 @get("/v1/activities/{id:str}/effects")
@@ -291,10 +325,9 @@ async def list_effects(
     """List what an activity led to, at once and later."""
     of = f"effects {id}"
     start = open_start(await _auth(request).find_signer(), of, cursor)
-    activity = await _find(request, caller, id, occurred_at)
-    async with reading(request.app.state, caller) as db:
-        page = await timeline.effects(db, activity, limit=limit, **msgspec.structs.asdict(start))
-    return await _page(request, of, page)
+    activity = (await _find(request, caller, id, occurred_at)).activity
+    told = await both(request.app.state, caller).effects(activity, limit=limit, **msgspec.structs.asdict(start))
+    return await _page(request, of, told)
 
 
 @get("/v1/activities/{id:str}/transaction")
@@ -304,10 +337,11 @@ async def list_transaction(
     """List what else the transaction of an activity did."""
     of = f"transaction {id}"
     start = open_start(await _auth(request).find_signer(), of, cursor)
-    activity = await _find(request, caller, id, occurred_at)
-    async with reading(request.app.state, caller) as db:
-        page = await timeline.same_transaction(db, activity, limit=limit, **msgspec.structs.asdict(start))
-    return await _page(request, of, page)
+    activity = (await _find(request, caller, id, occurred_at)).activity
+    told = await both(request.app.state, caller).same_transaction(
+        activity, limit=limit, **msgspec.structs.asdict(start)
+    )
+    return await _page(request, of, told)
 
 
 @get("/v1/activities/{id:str}/around")
@@ -320,10 +354,9 @@ async def list_around(
     limit: Limit = 50,
 ) -> Response[ActivityPage]:
     """List what happened around an activity, the nearest on both sides."""
-    activity = await _find(request, caller, id, occurred_at)
-    async with reading(request.app.state, caller) as db:
-        page = await timeline.around(db, activity.occurred_at, seconds=seconds, limit=limit)
-    return await _page(request, "around", Page(page.items, None, None))
+    activity = (await _find(request, caller, id, occurred_at)).activity
+    told = await both(request.app.state, caller).around(activity.occurred_at, seconds=seconds, limit=limit)
+    return await _page(request, "around", msgspec.structs.replace(told, page=Page(told.page.items, None, None)))
 
 
 @get(["/v1/entities/{entity_type:str}/{entity_id:str}", "/v1/entities/{entity_type:str}/{entity_id:str}/at"])
@@ -336,10 +369,10 @@ async def get_row(
 ) -> Response[RowDoc]:
     """Get a row as it was at a time, as far as its captured changes tell."""
     kind, number = entity_type.replace(SLASH, "/"), entity_id.replace(SLASH, "/")
-    async with reading(request.app.state, caller) as db:
-        found = await timeline.row_at(db, kind, number, time or datetime.now(UTC))
+    told = await both(request.app.state, caller).row_at(kind, number, time or datetime.now(UTC))
+    found = told.row
     if found.exists is None and found.since is None and found.until is None:
-        raise ProblemError(404, "", f"nothing is recorded of {kind}/{number}")
+        raise ProblemError(404, "", f"nothing is recorded of {kind}/{number}{_beyond(told.why)}")
     return _json(
         {
             "entity_type": found.entity_type,
@@ -352,6 +385,7 @@ async def get_row(
             "doubts": found.doubts,
             "since": None if found.since is None else as_json(found.since),
             "until": None if found.until is None else as_json(found.until),
+            "lake": _lake(request, sorted(told.lake), told.days, told.why),
         }
     )
 
@@ -364,9 +398,9 @@ async def list_entity(
     kind, number = entity_type.replace(SLASH, "/"), entity_id.replace(SLASH, "/")
     of = f"entity {kind}\0{number}"
     start = open_start(await _auth(request).find_signer(), of, cursor)
-    async with reading(request.app.state, caller) as db:
-        page = await timeline.entity_timeline(db, kind, number, limit=limit, **msgspec.structs.asdict(start))
-    return await _page(request, of, page)
+    tiers = both(request.app.state, caller)
+    told = await tiers.entity_timeline(kind, number, limit=limit, **msgspec.structs.asdict(start))
+    return await _page(request, of, told)
 
 
 @get("/v1/actors/{actor_id:str}/timeline")
@@ -381,9 +415,8 @@ async def list_actor(
     actor = actor_id.replace(SLASH, "/")
     of = f"actor {actor}"
     start = open_start(await _auth(request).find_signer(), of, cursor)
-    async with reading(request.app.state, caller) as db:
-        page = await timeline.actor_timeline(db, actor, limit=limit, **msgspec.structs.asdict(start))
-    return await _page(request, of, page)
+    told = await both(request.app.state, caller).actor_timeline(actor, limit=limit, **msgspec.structs.asdict(start))
+    return await _page(request, of, told)
 
 
 @get("/v1/analytics/{name:str}")
@@ -409,7 +442,9 @@ async def get_report(
         found = await report(
             db, wanted, after=after, before=before, bucket=bucket, limit=limit, tenant=caller.tenant or tenant
         )
-    return _json(found)
+        # On which days anybody did anything is no tenant's to know.
+        left = await read_left(db, found.after, found.before) if caller.tenant is None else None
+    return _json(msgspec.structs.asdict(found) | {"in_lake": left})
 
 
 @get("/v1/suggest", opt={"looks": "all"})
@@ -621,21 +656,46 @@ async def _or_none(answer: Any) -> Any:
         return None
 
 
-async def _find(request: Ask, caller: Caller, id: str, occurred_at: datetime | None) -> StoredActivity:
+class _Found(msgspec.Struct, frozen=True):
+    activity: StoredActivity
+    lake: bool
+
+
+async def _find(request: Ask, caller: Caller, id: str, occurred_at: datetime | None) -> _Found:
     if occurred_at is not None and occurred_at.tzinfo is None:
         occurred_at = occurred_at.replace(tzinfo=UTC)
-    async with reading(request.app.state, caller) as db:
-        found = await timeline.read_activity(db, id, occurred_at=occurred_at)
-    if found is None:
+    told = await both(request.app.state, caller).read_activity(id, occurred_at=occurred_at)
+    if told.activity is None:
         # The same words for what is not there and for what is another tenant's.
-        raise ProblemError(404, "", f"there is no activity {id}")
-    return found
+        raise ProblemError(404, "", f"there is no activity {id}{_beyond(told.why)}")
+    return _Found(told.activity, told.lake)
 
 
-async def _page(request: Ask, of: str, page: Page) -> Response[Any]:
+def _beyond(why: str | None) -> str:
+    """What is added where nothing was found, and not all was looked at."""
+    return "" if why is None else f" in the store; {why}"
+
+
+async def _page(request: Ask, of: str, told: Told) -> Response[Any]:
+    page = told.page
     older, newer = seal_page(await _auth(request).find_signer(), of, page)
-    items = [as_json(each) for each in page.items]
-    return _json({"items": items, "older": older, "newer": newer, "looked": page.looked})
+    from_lake = [each.id for each in page.items if each.id in told.lake]
+    return _json(
+        {
+            "items": [as_json(each) for each in page.items],
+            "older": older,
+            "newer": newer,
+            "looked": page.looked,
+            "lake": _lake(request, from_lake, told.days, told.why),
+        }
+    )
+
+
+def _lake(request: Ask, items: list[str], days: Sequence[date], why: str | None) -> LakeDoc | None:
+    if request.app.state.lakeside is None and why is None:
+        return None
+    first, last = (days[0], days[-1]) if days else (None, None)
+    return LakeDoc(asked=bool(days), items=items, days=len(days), first=first, last=last, why=why)
 
 
 def _auth(request: Ask) -> Auth:
@@ -647,11 +707,13 @@ def _json(value: object, headers: Mapping[str, str] | None = None) -> Response[A
     return Response(body, media_type=MediaType.JSON, headers=dict(headers or {}))
 
 
-def _unchanging(request: Ask, value: object) -> Response[Any]:
-    """What will be the same for as long as it is there: sent once to who remembers it."""
+def _unchanging(request: Ask, value: object, found: _Found | None = None) -> Response[Any]:
+    """What will be the same for as long as it is there, in whichever tier: sent once to who remembers it."""
     body = msgspec.json.encode(value, enc_hook=str)
     tag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    if found is not None:
+        headers["Afterwrite-Tier"] = "lake" if found.lake else "store"
     known = {each.strip() for each in request.headers.get("if-none-match", "").split(",")}
     if tag in known or tag.removeprefix("W/") in known or "*" in known:
         return Response(b"", status_code=304, headers=headers, media_type=MediaType.JSON)

@@ -12,11 +12,11 @@ A route is closed to who may not read, unless its ``opt`` says otherwise (auth.p
 (access.py). What goes wrong is raised, as one of our errors or as a ProblemError, and answered as a problem
 (problems.py).
 
-``app.state`` holds ``settings``, ``readers`` (the pool behind ``reading``), ``auth`` (for logging in: ``log_in``),
-``metrics``, ``ingest``, ``feed`` (live.py's Feed, open for as long as the server runs), and what is kept for a few
-seconds: ``await app.state.health.get()`` (health.py's Health), ``.progress.get()`` (progress.py's Progress: phases,
-gates, proof, checklist, load) and ``.triggers.get()`` (its Triggers). These three are for callers without a tenant:
-the dependency ``operator`` is one, or the answer 403.
+``app.state`` holds ``settings``, ``readers`` (the pool behind ``reading``), ``lakeside`` (who asks the lake, behind
+``both``: lakeside.py), ``auth`` (for logging in: ``log_in``), ``metrics``, ``ingest``, ``feed`` (live.py's Feed, open
+for as long as the server runs), and what is kept for a few seconds: ``await app.state.health.get()`` (health.py's
+Health), ``.progress.get()`` (progress.py's Progress: phases, gates, proof, checklist, load) and ``.triggers.get()``
+(its Triggers). These three are for callers without a tenant: the dependency ``operator`` is one, or the answer 403.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from afterwrite.serve.door import Door
 from afterwrite.serve.health import read_health
 from afterwrite.serve.ingest import Ingest
 from afterwrite.serve.kept import Kept
+from afterwrite.serve.lakeside import Lakeside
 from afterwrite.serve.live import Feed
 from afterwrite.serve.live import routes as feed_routes
 from afterwrite.serve.metrics import Metrics, Totals
@@ -87,6 +88,7 @@ def create_app(settings: Settings) -> Litestar:
         "settings": settings,
         "description": partial(describe, handlers, dependencies),
         "readers": readers,
+        "lakeside": None,
         "auth": auth,
         "metrics": metrics,
         "ingest": ingest,
@@ -103,6 +105,8 @@ def create_app(settings: Settings) -> Litestar:
         looking = asyncio.create_task(looks.run())
         noting = asyncio.create_task(_keep_noting(settings, auth))
         counting = asyncio.create_task(keep_counting(settings, readers))
+        if settings.lake_url is not None:
+            app.state.lakeside = Lakeside(settings)
         try:
             async with Feed(settings) as app.state.feed:
                 yield
@@ -116,6 +120,8 @@ def create_app(settings: Settings) -> Litestar:
             ingest.stop()
             await storing
             await readers.close()
+            if app.state.lakeside is not None:
+                app.state.lakeside.close()
 
     app = make_app(
         handlers,

@@ -84,7 +84,7 @@ CLOUD_EVENT: dict[str, Any] = {
 }
 _ANSWERS: dict[str, Any] = {
     "ActivityDoc": EXAMPLE,
-    "ActivityPage": {"items": [EXAMPLE], "older": "k8SPAAAAA…", "newer": None, "looked": None},
+    "ActivityPage": {"items": [EXAMPLE], "older": "k8SPAAAAA…", "newer": None, "looked": None, "lake": None},
     "Ingested": {
         "stored": 1,
         "duplicate": 0,
@@ -112,6 +112,13 @@ _MEANT = {
     "last_event_id": "The last `id:` that was seen, for clients that cannot set the header.",
     "last-event-id": "The last `id:` that was seen; browsers send it by themselves.",
     "limit": "How many at most.",
+}
+# What says where an activity came from, whose body is the same wherever it is.
+_TIER = {
+    "Afterwrite-Tier": {
+        "description": "Where it came from: `store`, or `lake` where its day has left the store.",
+        "schema": {"enum": ["store", "lake"]},
+    }
 }
 _WORDS = {
     400: "A parameter, the query or a cursor cannot be read.",
@@ -214,6 +221,8 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         operation["requestBody"] = _body()
     if path.startswith(("/v1/activities/{id}", "/v1/batches/{position}", "/openapi.json")):
         responses["304"] = {"description": "It is what the ETag in If-None-Match says."}
+    if path in ("/v1/activities/{id}", "/v1/activities/{id}/diff"):
+        responses["200"] = {**responses["200"], "headers": _TIER}
     for status in sorted(statuses):
         responses[str(status)] = {
             "description": _WORDS[status],

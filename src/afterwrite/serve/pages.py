@@ -25,20 +25,21 @@ from litestar.status_codes import HTTP_303_SEE_OTHER, HTTP_401_UNAUTHORIZED, HTT
 from litestar.types import ControllerRouterHandler
 
 from afterwrite.errors import UsageError
+from afterwrite.lake.tiers import Tiers, Told, ToldActivity
 from afterwrite.postgres import Database, statement
 from afterwrite.record import Kind, Operation
 from afterwrite.scan.report.visible import visible
 from afterwrite.search.diff import FieldChange, FieldKind, diff, read_fields
 from afterwrite.search.find import find
 from afterwrite.search.query import LONGEST_LINE, Query, QueryError, parse
-from afterwrite.search.timeline import effects, entity_timeline, read_activity, read_cause, row_at, same_transaction
 from afterwrite.search.windows import Page, Place
 from afterwrite.serve import boards, shown
 from afterwrite.serve.auth import SESSION_COOKIE, Auth
 from afterwrite.serve.callers import Caller, Scope
+from afterwrite.serve.lakeside import both
 from afterwrite.serve.paper import draw_page, frame, iso, read_form, read_static, refuse_foreign
 from afterwrite.serve.problems import ProblemError, answer, explain
-from afterwrite.serve.shown import search_href, show
+from afterwrite.serve.shown import ShownActivity, search_href, show
 from afterwrite.serve.tenancy import reading
 from afterwrite.serve.views import delete_view, read_views, save_view, view_href, view_links
 from afterwrite.serve.visits import visit_of
@@ -130,10 +131,11 @@ async def search(
 ) -> Response[str]:
     """Everything that fits a line, as pages; the browser makes one long list of them."""
     query, wrong = _read(q)
+    told = Told(page=Page((), None, None))
+    if query is not None:
+        told = await _look(request, caller, query, _PAGE_ROWS, older, newer)
+    page = told.page
     async with reading(request.app.state, caller) as db:
-        page = Page((), None, None)
-        if query is not None:
-            page = await _look(db, query, _PAGE_ROWS, older, newer)
         frame = await _frame(request, caller, db, "search", search_href(q))
         saved = next((each for each in await read_views(db, caller) if each.id == view), None)
     return draw_page(
@@ -147,9 +149,13 @@ async def search(
         may_save=bool(q) and query is not None and saved is None,
         may_delete=saved is not None and (saved.made_by == caller.name or caller.may(Scope.ADMIN)),
         export=f"/search/export?{urlencode({'q': q})}",
-        items=[show(each) for each in page.items],
+        items=_shown(told),
         looked=page.looked,
         looked_up=bool(newer),
+        lake_looked=told.lake_looked,
+        looked_where=f", the store and the lake back to {told.days[0]}" if told.days else "",
+        where=where(told),
+        gap=gap(told),
         beyond=bool(older or newer),
         older=_token(page.older),
         newer=_token(page.newer),
@@ -161,22 +167,44 @@ async def search(
 @get("/search/rows", include_in_schema=False)
 async def search_rows(request: Asked, caller: Caller, q: str = "", older: str = "", newer: str = "") -> Response[bytes]:
     """A page of rows for the long list, and the places where the next ones begin."""
-    async with reading(request.app.state, caller) as db:
-        page = await _look(db, parse(q), _MORE_ROWS, older, newer)
+    told = await _look(request, caller, parse(q), _MORE_ROWS, older, newer)
+    page = told.page
     body = msgspec.json.encode(
         {
-            "items": [as_json(each) for each in page.items],
+            "items": [as_json(each) | {"from_lake": each.id in told.lake} for each in page.items],
             "older": _token(page.older),
             "newer": _token(page.newer),
             "looked": page.looked,
+            "where": where(told),
+            "gap": gap(told),
         }
     )
     return Response(body, media_type=MediaType.JSON, headers={"cache-control": "private, no-cache"})
 
 
-async def _look(db: Database, query: Query, rows: int, older: str, newer: str) -> Page:
-    """A page of rows, next to a place that an address carries."""
-    return await find(db, query, limit=rows, older_than=_place(older), newer_than=_place(newer), seconds=_LOOK_SECONDS)
+async def _look(request: Asked, caller: Caller, query: Query, rows: int, older: str, newer: str) -> Told:
+    """A page of rows of both tiers, next to a place that an address carries."""
+    return await both(request.app.state, caller).search(
+        query, limit=rows, older_than=_place(older), newer_than=_place(newer), seconds=_LOOK_SECONDS
+    )
+
+
+def _shown(told: Told) -> list[ShownActivity]:
+    return [show(each, from_lake=each.id in told.lake) for each in told.page.items]
+
+
+def where(told: Told) -> str:
+    """Where was looked, where a list ends; nothing where there is one place alone."""
+    if told.why is not None:
+        return "This is all that the store has."
+    if not told.days:
+        return "This is all of it."
+    return f"This is all of it, in the store and in the lake, which goes back to {told.days[0]} here."
+
+
+def gap(told: Told) -> str | None:
+    """What may be missing from a page, and why."""
+    return None if told.why is None else f"Not all was looked at here: {told.why}."
 
 
 @get("/search/export", include_in_schema=False)
@@ -186,23 +214,33 @@ async def export(
     """What fits, as a file: a line an activity, the newest first."""
     query = parse(q)
     write = _csv_lines if format == "csv" else _json_lines
+    tiers = both(request.app.state, caller)
+
+    async def read(place: Place | None) -> Told:
+        # A transaction a page: how fast the client takes it must not hold one open.
+        told = await tiers.search(query, limit=_EXPORT_ROWS, older_than=place)
+        if told.why is not None and tiers.asker is not None and not told.walled:
+            # A file that lacks days would be taken for all of it; one that breaks off is not.
+            raise ProblemError(503, "lake", told.why, remedy="ask again, or for what is in the store: after:…")
+        return told
+
+    # So that trouble is told as such, while it still can be.
+    first = await read(None)
 
     async def lines() -> AsyncGenerator[bytes]:
-        place: Place | None = None
+        told = first
         sent = 0
         if format == "csv":
             yield _csv_line(_COLUMNS)
-        while sent < _MOST_EXPORTED:
-            # A transaction a page: how fast the client takes it must not hold one open.
-            async with reading(request.app.state, caller) as db:
-                page = await find(db, query, limit=_EXPORT_ROWS, older_than=place)
-            yield write(page.items)
-            sent += len(page.items)
-            place = page.older
-            if place is None:
+        while True:
+            yield write(told.page.items)
+            sent += len(told.page.items)
+            if told.page.older is None or sent >= _MOST_EXPORTED:
                 return
+            told = await read(told.page.older)
 
-    name = f"activity-{datetime.now(UTC):%Y%m%d-%H%M%S}.{format}"
+    part = "-of-the-store" if tiers.walled and tiers.asker is not None else ""
+    name = f"activity{part}-{datetime.now(UTC):%Y%m%d-%H%M%S}.{format}"
     kind = "text/csv; charset=utf-8" if format == "csv" else "application/x-ndjson"
     headers = {
         "content-disposition": f'attachment; filename="{name}"',
@@ -334,23 +372,28 @@ def _quick(line: str) -> list[dict[str, Any]]:
 @get("/activity/{id:str}", include_in_schema=False)
 async def activity(request: Asked, caller: Caller, id: str) -> Response[str]:
     """Who did what, when and why, and what came of it."""
+    tiers = both(request.app.state, caller)
+    found = await tiers.read_activity(id) if _is_id(id) else ToldActivity(activity=None)
+    it = found.activity
+    if it is None:
+        beyond = "" if found.why is None else f" {_sentence(found.why)}"
+        gone = "It may not be stored yet, or retention has taken its day."
+        raise _missing(f"There is no activity {id}{' in the store' if found.why else ''}", gone + beyond)
+    cause = await tiers.read_cause(it)
+    led = await tiers.effects(it)
+    together = await tiers.same_transaction(it)
     async with reading(request.app.state, caller) as db:
-        it = await read_activity(db, id) if _is_id(id) else None
-        if it is None:
-            raise _missing(f"There is no activity {id}", "It may not be stored yet, or retention has taken its day.")
-        cause = await read_cause(db, it)
-        led = await effects(db, it)
-        together = await same_transaction(db, it)
         frame = await _frame(request, caller, db, "search")
     return draw_page(
         "activity",
         **frame,
-        shown=show(it),
+        shown=show(it, from_lake=found.lake),
         changes=[_change(each) for each in diff(it)],
-        cause=show(cause) if cause else None,
-        effects=[show(each) for each in led.items],
-        effects_more=led.older is not None,
-        together=[show(each) for each in together.items if each.id != it.id],
+        cause=show(cause.activity, from_lake=cause.lake) if cause.activity else None,
+        effects=_shown(led),
+        effects_more=led.page.older is not None,
+        together=[each for each in _shown(together) if each.activity.id != it.id],
+        gaps={"cause": cause.why, "effects": led.why, "together": together.why},
         facts=_facts(it),
         near=_near(it),
         metadata=[(name, text) for name, text in _metadata(it).items() if name != "reason"],
@@ -503,8 +546,7 @@ async def entity(
 async def entity_row(request: Asked, caller: Caller, type: str = "", id: str = "", at: str = "") -> Response[bytes]:
     """The row as it was at a moment, for the slider."""
     moment = _moment(at) or datetime.now(UTC)
-    async with reading(request.app.state, caller) as db:
-        body = msgspec.json.encode(await _row(db, type, id, moment))
+    body = msgspec.json.encode(await _row(both(request.app.state, caller), type, id, moment))
     return Response(body, media_type=MediaType.JSON, headers={"cache-control": "private, no-cache"})
 
 
@@ -514,11 +556,13 @@ _STEP_FIELDS = 6
 async def _draw_entity(
     request: Asked, caller: Caller, type: str, id: str, *, at: str, older: str, newer: str
 ) -> Response[str]:
+    tiers = both(request.app.state, caller)
+    told = await tiers.entity_timeline(type, id, limit=_PAGE_ROWS, older_than=_place(older), newer_than=_place(newer))
+    page = told.page
+    moments = sorted({each.occurred_at for each in page.items if each.kind is Kind.CHANGE})
+    moment = _moment(at) or (moments[-1] if moments else datetime.now(UTC))
+    row = await _row(tiers, type, id, moment)
     async with reading(request.app.state, caller) as db:
-        page = await entity_timeline(db, type, id, limit=_PAGE_ROWS, older_than=_place(older), newer_than=_place(newer))
-        moments = sorted({each.occurred_at for each in page.items if each.kind is Kind.CHANGE})
-        moment = _moment(at) or (moments[-1] if moments else datetime.now(UTC))
-        row = await _row(db, type, id, moment)
         frame = await _frame(request, caller, db, "search")
     name = shown.entity_name(type, id) or ""
     href = shown.entity_href(type, id) or "/entity"
@@ -531,7 +575,9 @@ async def _draw_entity(
         type_href=search_href(f"entity:{shown.word(type)}"),
         search=search_href(f"entity:{shown.word(name)}"),
         live=search_href(f"entity:{shown.word(name)}", "/"),
-        steps=[_step(each, moment, f"{href}{joint}") for each in page.items],
+        steps=[_step(each, moment, f"{href}{joint}") for each in _shown(told)],
+        where=where(told) if told.days or told.why else None,
+        gap=gap(told),
         older_href=f"{href}{joint}{urlencode({'older': _token(page.older)})}" if page.older else None,
         newer_href=f"{href}{joint}{urlencode({'newer': _token(page.newer)})}" if page.newer else None,
         slider=[iso(each) for each in moments],
@@ -543,10 +589,11 @@ async def _draw_entity(
     )
 
 
-def _step(it: StoredActivity, moment: datetime, href: str) -> dict[str, Any]:
+def _step(shown: ShownActivity, moment: datetime, href: str) -> dict[str, Any]:
+    it = shown.activity
     changes = [_change(each) for each in diff(it)] if it.operation is not Operation.DELETE else []
     return {
-        "shown": show(it),
+        "shown": shown,
         "is_change": it.kind is Kind.CHANGE,
         "at": it.kind is Kind.CHANGE and it.occurred_at == moment,
         "at_href": f"{href}{urlencode({'at': iso(it.occurred_at)})}",
@@ -573,8 +620,8 @@ class Field(msgspec.Struct, frozen=True):
     touched: bool
 
 
-async def _row(db: Database, type: str, id: str, moment: datetime) -> Row:
-    told = await row_at(db, type, id, moment)
+async def _row(tiers: Tiers, type: str, id: str, moment: datetime) -> Row:
+    told = (await tiers.row_at(type, id, moment)).row
     touched: frozenset[str] = frozenset()
     if told.since is not None and told.since.occurred_at == moment:
         touched = frozenset(each.name for each in diff(told.since))

@@ -25,7 +25,10 @@ _BARE = re.compile(r'[^\s",*\\]+')
 
 
 class ShownActivity(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of a list, in words. ``sign`` is a class of the sheet and an icon's name; None is left out."""
+    """A row of a list, in words. ``sign`` is a class of the sheet and an icon's name; None is left out.
+
+    ``from_lake``: its day has left the store.
+    """
 
     activity: StoredActivity
     title: str
@@ -41,9 +44,10 @@ class ShownActivity(msgspec.Struct, frozen=True, kw_only=True):
     actor_href: str | None
     initials: str
     hue: int
+    from_lake: bool = False
 
 
-def show(activity: StoredActivity) -> ShownActivity:
+def show(activity: StoredActivity, *, from_lake: bool = False) -> ShownActivity:
     """An activity as a row of a list."""
     entity = entity_name(activity.entity_type, activity.entity_id)
     failed = activity.outcome is Outcome.FAILURE
@@ -69,6 +73,7 @@ def show(activity: StoredActivity) -> ShownActivity:
         actor_href=None if activity.actor_id is None else search_href(f"actor:{word(activity.actor_id)}"),
         initials=initials(activity.actor_id or ""),
         hue=hue(activity.actor_id or ""),
+        from_lake=from_lake,
     )
 
 

@@ -248,6 +248,78 @@ copy (
      order by pg_catalog.array_position(:batch_ids::bigint[], a.batch_id), a.commit_lsn nulls first, a.ordinal, a.occurred_at, a.id
 ) to stdout;
 
+-- name: make_seals
+-- What the rows of a day amount to by batch, for this session alone.
+create temp table if not exists afterwrite_seals (
+    batch_id bigint not null primary key, rows bigint not null, digest bytea not null, rows_per_table jsonb not null
+);
+
+-- name: clear_seals
+-- Forget what another day amounted to.
+delete from pg_temp.afterwrite_seals;
+
+-- name: fill_seals
+-- Take in what the rows of a day amount to.
+copy pg_temp.afterwrite_seals (batch_id, rows, digest, rows_per_table) from stdin;
+
+-- name: read_broken_seal
+-- The first batch of a day whose rows are not those it was sealed with: of those that lie within the day, and of rows that
+-- no batch of the day brought. What left the store before may be lacking.
+select f.batch_id, f.text
+  from (
+        select b.position, b.id as batch_id,
+               case when s.batch_id is null
+                    then pg_catalog.format('batch %s was sealed with %s rows and has none', b.id, b.rows)
+                    when s.rows <> b.rows
+                    then pg_catalog.format('batch %s was sealed with %s rows and has %s', b.id, b.rows, s.rows)
+                    when s.digest <> b.rows_digest or s.rows_per_table <> b.rows_per_table
+                    then pg_catalog.format('rows of batch %s are not those it was sealed with', b.id)
+                    else pg_catalog.format('batch %s does not follow the batch before it of its source', b.id)
+                end as text
+          from afterwrite.batch b
+          left join pg_temp.afterwrite_seals s on s.batch_id = b.id
+         where b.first_at >= :since and b.last_at < :until
+           and b.position > (select position from afterwrite.feed_start)
+           and (s.batch_id is null
+                or s.rows <> b.rows
+                or s.digest <> b.rows_digest
+                or s.rows_per_table <> b.rows_per_table
+                or b.digest <> afterwrite.chain(
+                       (select p.digest from afterwrite.batch p
+                         where p.source = b.source and p.position < b.position order by p.position desc limit 1),
+                       b.position, b.id, b.source, b.first_lsn, b.last_lsn, b.transactions, b.rows, b.rows_digest))
+           and not (coalesce(s.rows, 0) < b.rows
+                    and exists (select from afterwrite.expired_day e where e.day = :day))
+         union all
+        select null, s.batch_id, pg_catalog.format('%s rows say that they are of batch %s, which brought none of that day', s.rows, s.batch_id)
+          from pg_temp.afterwrite_seals s
+         where not exists (
+                   select from afterwrite.batch b where b.id = s.batch_id and b.last_at >= :since and b.first_at < :until
+               )
+       ) f
+ order by f.position nulls last
+ limit 1;
+
+-- name: verify_over_midnight
+-- The next batches that have rows of a day and of others, all of which are in the store, and whether each follows the one before.
+select b.position, b.id, b.source, b.first_at, b.last_at, b.rows, b.rows_per_table, b.rows_digest,
+       b.digest = afterwrite.chain(
+           (select p.digest from afterwrite.batch p
+             where p.source = b.source and p.position < b.position order by p.position desc limit 1),
+           b.position, b.id, b.source, b.first_lsn, b.last_lsn, b.transactions, b.rows, b.rows_digest
+       ) as chain_holds
+  from afterwrite.batch b
+ where b.position > :after_position
+   and b.position > (select position from afterwrite.feed_start)
+   and b.last_at >= :since and b.first_at < :until
+   and not (b.first_at >= :since and b.last_at < :until)
+   and not exists (
+           select from afterwrite.expired_day e
+            where e.day between (b.first_at at time zone 'UTC')::date and (b.last_at at time zone 'UTC')::date
+       )
+ order by b.position
+ limit :limit;
+
 -- name: set_copy_form
 -- Let values be written as the seal has them, until the transaction ends.
 select pg_catalog.set_config('timezone', 'UTC', true), pg_catalog.set_config('datestyle', 'ISO, YMD', true),

@@ -73,7 +73,8 @@ select coalesce((select b.position from afterwrite.batch b where b.id = a.batch_
                ) e
          where (e.occurred_at, e.id) :beyond (:at::timestamptz, :id::uuid)
            and (c.commit_time is null
-                or not exists (
+                or e.caused_by <> all (:besides::uuid[])
+               and not exists (
                        select
                          from afterwrite.activity x
                         where x.occurred_at = c.commit_time and x.id = e.caused_by and x.kind = 'event'
@@ -102,6 +103,13 @@ select distinct left(e.id::text, 28) as prefix, e.occurred_at
           limit :limit::bigint)
        ) e
  limit :transactions::bigint;
+
+-- name: read_effect_events
+-- Of these stretches of ids the events that their transactions themselves wrote: what names one of them is explained by it.
+select x.id::text
+  from unnest(:first_ids::uuid[], :last_ids::uuid[], :commit_times::timestamptz[]) as c (first_id, last_id, commit_time)
+  join afterwrite.activity x
+    on x.occurred_at = c.commit_time and x.id between c.first_id and c.last_id and x.kind = 'event';
 
 -- name: read_gone
 -- The next ways, behind a place in time, in which a row went without a word under its id: its key became another, or its
@@ -146,7 +154,10 @@ select not pg_catalog.row_security_active('afterwrite.activity'::pg_catalog.regc
 -- name: read_reach
 -- From which day on the store has what happened, and how far it has what a source wrote. A checkpoint that moved after the
 -- newest batch moved without rows: up to there the source wrote nothing that we keep.
-select (select max(day) from afterwrite.expired_day) as expired_until,
+select (select max(e.day)
+          from afterwrite.expired_day e
+         where not exists (select from afterwrite.lake_part l where l.day = e.day and l.left_at is not null)
+       ) as expired_until,
        (select case when c.updated_at > coalesce(b.written_at, '-infinity') + interval '1 second'
                     then c.updated_at else coalesce(b.last_at, c.updated_at) end
           from afterwrite.checkpoint c
@@ -154,6 +165,10 @@ select (select max(day) from afterwrite.expired_day) as expired_until,
                select last_at, written_at from afterwrite.batch where source = c.source order by position desc limit 1
                ) b on true
          where c.source = :source) as known_until;
+
+-- name: read_left_days
+-- The days of which a lake alone has something.
+select distinct day from afterwrite.lake_part where left_at is not null order by day;
 
 -- name: read_gaps
 -- What a source is known to have lost, and why.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from datetime import UTC, date, datetime
-from typing import Any, LiteralString
+from datetime import UTC, date, datetime, timedelta
+from typing import IO, Any, LiteralString
 
 import msgspec
+from psycopg import sql
 
-from afterwrite.postgres import Database, statement
+from afterwrite.postgres import Database, identifier, statement
 from afterwrite.record import Kind, Level, Lsn, Operation, Outcome
-from afterwrite.store.lines import Seal, Sealing, read_batch_id
+from afterwrite.store.lines import COLUMNS, Seal, Sealing, read_batch_id
 
 _VERIFIED_AT_ONCE = 50
 _PAGE_ROWS = 1_000
@@ -400,6 +402,71 @@ async def verify_feed(db: Database, *, after_position: int = 0) -> FeedReport:
             position, batches, rows = batch.position, batches + 1, rows + seal.rows
     stray: str | None = await db.value(statement("store.read_stray"))
     return report(None, None if stray is None else f"activity {stray} is in the store, and no batch brought it")
+
+
+class SealBreak(msgspec.Struct, frozen=True):
+    """A batch whose rows are not those that it was sealed with, and what is wrong with it."""
+
+    batch_id: int
+    text: str
+
+
+async def verify_day(db: Database, day: date, table: str) -> SealBreak | None:
+    """Check the batches that have rows of a day, whose partition is ``table``; None: all of it holds.
+
+    In a transaction of the caller's, whose snapshot it is true of. Reads the day once in the order of its batches,
+    and of batches that go over midnight also their other days, unless one of these has left the store: then nobody can
+    tell any more. Memory does not grow with the day.
+    """
+    await db.run(statement("store.set_copy_form"))
+    columns = sql.SQL(", ").join([sql.Identifier("a", name) for name in COLUMNS])
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as kept:
+        batch, sealing = 0, Sealing()
+        query = sql.SQL(_DAY_LINES).format(columns=columns, table=identifier("afterwrite", table))
+        async for line in db.copy_out(query):
+            id = read_batch_id(line)
+            if id != batch:
+                _keep(kept, batch, sealing)
+                batch, sealing = id, Sealing()
+            sealing.add(line)
+        _keep(kept, batch, sealing)
+        kept.seek(0)
+        await db.run(statement("store.make_seals"))
+        await db.run(statement("store.clear_seals"))
+        await db.copy_in(statement("store.fill_seals"), iter(lambda: kept.read(_CHUNK_BYTES), b""))
+    since = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    bounds = {"since": since, "until": since + timedelta(days=1)}
+    broken = await db.maybe(SealBreak, statement("store.read_broken_seal"), day=day, **bounds)
+    if broken is not None:
+        return broken
+    after = 0
+    while page := await db.rows(
+        _Verified, statement("store.verify_over_midnight"), after_position=after, limit=_VERIFIED_AT_ONCE, **bounds
+    ):
+        seals = await _read_seals(db, page)
+        for one in page:
+            seal = seals.get(one.id, _NO_ROWS)
+            if (seal.rows, seal.digest, seal.rows_per_table) != (one.rows, one.rows_digest, one.rows_per_table):
+                return SealBreak(one.id, f"rows of batch {one.id} are not those it was sealed with")
+            if not one.chain_holds:
+                return SealBreak(one.id, f"batch {one.id} does not follow the batch before it of its source")
+        after = page[-1].position
+    return None
+
+
+def _keep(kept: IO[bytes], batch: int, sealing: Sealing) -> None:
+    """Write the seal of a batch's rows down, as COPY reads it."""
+    seal = sealing.seal()
+    if seal.rows:
+        tables = msgspec.json.encode(seal.rows_per_table).replace(b"\\", b"\\\\")
+        kept.write(b"%d\t%d\t\\\\x%s\t%s\n" % (batch, seal.rows, seal.digest.hex().encode(), tables))
+
+
+_SPOOLED_BYTES, _CHUNK_BYTES = 8 << 20, 1 << 20
+_DAY_LINES: LiteralString = (
+    "copy (select {columns} from {table} a"
+    " order by a.batch_id, a.commit_lsn nulls first, a.ordinal, a.occurred_at, a.id) to stdout"
+)
 
 
 async def _feed_start(db: Database) -> int:

@@ -115,6 +115,7 @@ export function makeRow(it) {
   title.setAttribute("href", said.href);
   title.textContent = visible(said.title);
   const meta = row.querySelector(".meta");
+  if (it.from_lake) meta.append(part("from-lake", "from the lake"));
   if (said.failed) meta.append(part("failed", "failed"));
   if (said.entity) meta.append(part("entity", said.entity, said.entityHref));
   else if (said.entityHref) meta.append(part("entity", "history", said.entityHref));
@@ -129,4 +130,14 @@ export function makeRow(it) {
     row.querySelector(".who").append(actor);
   }
   return row;
+}
+
+/** What may be missing behind a page's rows, and why. */
+export function makeGap(text) {
+  const gap = document.createElement("li");
+  gap.className = "gap";
+  const said = document.createElement("span");
+  said.textContent = visible(text);
+  gap.append(icon("note"), said);
+  return gap;
 }

@@ -1,7 +1,7 @@
 // Thousands of found rows in the memory of a few hundred: a page of them is in the document only while it is near the
 // window, and its place is kept by its height. Without this file there are links to the pages.
 
-import { makeRow } from "./row.js";
+import { makeGap, makeRow } from "./row.js";
 import { upgrade, upgradeAll, utc } from "./times.js";
 
 const NEAR = "1600px 0px";
@@ -46,7 +46,7 @@ async function fill(page) {
   try {
     const answer = await read(page.place);
     if (page.near) {
-      page.list.replaceChildren(...answer.items.map(makeRow));
+      page.list.replaceChildren(...drawn(answer));
       page.list.style.height = "";
       page.filled = true;
     }
@@ -75,7 +75,7 @@ async function extend() {
     trouble(error);
   }
   loading = false;
-  if (!ends.bottom.older) note.textContent = "This is all of it.";
+  if (!ends.bottom.older) note.textContent = where;
   else if (ends.bottom.looked) offer(ends.bottom);
 }
 
@@ -101,22 +101,29 @@ function offer(page) {
   note.replaceChildren("Looked back to ", time, " so far. ", further);
 }
 
-function listOf(items) {
+function drawn(answer) {
+  const rows = answer.items.map((it) => makeRow(it));
+  return answer.gap ? [...rows, makeGap(answer.gap)] : rows;
+}
+
+function listOf(answer) {
   const list = document.createElement("ol");
   list.className = "rows";
-  list.append(...items.map(makeRow));
+  list.append(...drawn(answer));
   return list;
 }
 
 async function append() {
   const place = { older: ends.bottom.older };
   const answer = await read(place);
+  where = answer.where;
   if (answer.items.length === 0) {
     ends.bottom.older = answer.older || null;
     ends.bottom.looked = answer.looked;
+    if (answer.gap) ends.bottom.list.append(makeGap(answer.gap));
     return;
   }
-  const list = listOf(answer.items);
+  const list = listOf(answer);
   ends.bottom.list.after(list);
   ends.bottom = add(list, place, answer.older, answer.newer, answer.looked);
   note.textContent = "Fetching more …";
@@ -126,7 +133,7 @@ async function prepend() {
   const place = { newer: ends.top.newer };
   const answer = await read(place);
   if (answer.items.length === 0) { ends.top.newer = answer.newer || null; return; }
-  const list = listOf(answer.items);
+  const list = listOf(answer);
   const before = ends.top.list.getBoundingClientRect().top;
   ends.top.list.before(list);
   const moved = ends.top.list.getBoundingClientRect().top - before;
@@ -152,6 +159,7 @@ function remember() {
 }
 
 let note = null;
+let where = first?.dataset.where ?? "";
 if (found && first.children.length > 0) {
   const given = new URL(location.href).searchParams;
   const place = given.get("older") ? { older: given.get("older") } : given.get("newer") ? { newer: given.get("newer") } : null;
@@ -162,7 +170,7 @@ if (found && first.children.length > 0) {
   note = document.createElement("p");
   note.className = "loading";
   note.setAttribute("role", "status");
-  note.textContent = page.older ? "Fetching more …" : "This is all of it.";
+  note.textContent = page.older ? "Fetching more …" : where;
   pages.replaceWith(note);
   if (page.looked) offer(page);
   edges.observe(note);
