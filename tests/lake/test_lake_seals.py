@@ -63,6 +63,13 @@ def test_a_day_whose_rows_are_not_what_was_sealed_stays_and_the_others_leave(dsn
                 )
                 await db.run(b"drop table kept, sealed")
         assert [deed.kind.value for deed in (await move(dsn, tmp_path / "lake")).deeds] == ["copied", "dropped"]
+        # What comes late, and makes another part of the day, is sealed too.
+        async with open_sink(dsn) as sink:
+            await sink.write(a_batch(99, 7_000, 3))
+        async with connect(dsn) as db:
+            await db.run(FORGED["a changed row"].encode())
+        done = await move(dsn, tmp_path / "lake")
+        assert [finding.rule for finding in done.survey.findings] == ["lake-seal-broken"]
 
     asyncio.run(scenario())
 
@@ -123,19 +130,5 @@ def test_where_the_writing_breaks_off_its_own_trouble_is_told(
             with pytest.raises(AfterwriteError, match="the disk of the lake is full"):
                 await archive(db, Lake(str(tmp_path / "lake")), ArchivePolicy())
             assert await db.value(b"select count(*) from afterwrite.activity") == 200
-
-    asyncio.run(scenario())
-
-
-def test_late_rows_of_a_day_that_left_are_sealed_too(dsn: str, tmp_path: Path) -> None:
-    async def scenario() -> None:
-        await lay(dsn, rows=4)
-        await move(dsn, tmp_path / "lake")
-        async with open_sink(dsn) as sink:
-            await sink.write(a_batch(99, 7_000, 3))
-        async with connect(dsn) as db:
-            await db.run(FORGED["a changed row"].encode())
-        done = await move(dsn, tmp_path / "lake")
-        assert [finding.rule for finding in done.survey.findings] == ["lake-seal-broken"]
 
     asyncio.run(scenario())

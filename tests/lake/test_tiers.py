@@ -112,8 +112,8 @@ async def ask_all(tiers: Tiers) -> dict[str, Any]:
             told[f"{each.id} effects {limit}"] = (await tiers.effects(each, limit=limit)).page
         told[f"{each.id} together"] = (await tiers.same_transaction(each, limit=50)).page
         told[f"{each.id} around"] = (await tiers.around(each.occurred_at, seconds=90_000, limit=5)).page
-    for id in ("7", "8", "9", "404"):
-        for at in (OLD - timedelta(1), OLD, OLD + timedelta(hours=1), NEW - timedelta(1), NEW + timedelta(1)):
+    for id in ("7", "8", "404"):
+        for at in (OLD - timedelta(1), OLD + timedelta(hours=1), NEW + timedelta(1)):
             told[f"row {id} at {at}"] = (await tiers.row_at("users", id, at)).row
     for name, page in told.items():
         assert "effects" not in name or len({each.id for each in page.items}) == len(page.items), name

@@ -25,6 +25,7 @@ from litestar.status_codes import HTTP_303_SEE_OTHER, HTTP_401_UNAUTHORIZED, HTT
 from litestar.types import ControllerRouterHandler
 
 from afterwrite.errors import UsageError
+from afterwrite.lake.read import Between
 from afterwrite.lake.tiers import Tiers, Told, ToldActivity
 from afterwrite.postgres import Database, statement
 from afterwrite.record import Kind, Operation
@@ -203,8 +204,10 @@ def where(told: Told) -> str:
 
 
 def gap(told: Told) -> str | None:
-    """What may be missing from a page, and why."""
-    return None if told.why is None else f"Not all was looked at here: {told.why}."
+    """What may be missing from a page, and why; whom no page tells of the lake is told at the end alone."""
+    if told.why is None or (told.walled and told.page.older is not None):
+        return None
+    return f"Not all was looked at here: {told.why}."
 
 
 @get("/search/export", include_in_schema=False)
@@ -239,7 +242,9 @@ async def export(
                 return
             told = await read(told.page.older)
 
-    part = "-of-the-store" if tiers.walled and tiers.asker is not None else ""
+    async with reading(request.app.state, caller) as db:
+        border = await tiers.find_border(db, Between(), ended=True)
+    part = "-of-the-store" if border.why else ""
     name = f"activity{part}-{datetime.now(UTC):%Y%m%d-%H%M%S}.{format}"
     kind = "text/csv; charset=utf-8" if format == "csv" else "application/x-ndjson"
     headers = {
@@ -393,7 +398,11 @@ async def activity(request: Asked, caller: Caller, id: str) -> Response[str]:
         effects=_shown(led),
         effects_more=led.page.older is not None,
         together=[each for each in _shown(together) if each.activity.id != it.id],
-        gaps={"cause": cause.why, "effects": led.why, "together": together.why},
+        gaps={
+            "cause": cause.why,
+            "effects": None if led.walled else led.why,
+            "together": None if together.walled else together.why,
+        },
         facts=_facts(it),
         near=_near(it),
         metadata=[(name, text) for name, text in _metadata(it).items() if name != "reason"],
