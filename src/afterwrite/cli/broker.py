@@ -14,7 +14,8 @@ import typer
 from afterwrite.broker import check as checking
 from afterwrite.broker.link import Access, read_access
 from afterwrite.broker.topology import LANES
-from afterwrite.broker.write import Pace, State, WriterStatus, run_writers
+from afterwrite.broker.pull import State
+from afterwrite.broker.write import Pace, WriterStatus, run_writers
 from afterwrite.capture.governor import human_bytes
 from afterwrite.cli.face import (
     Apply,
