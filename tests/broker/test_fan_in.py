@@ -17,8 +17,8 @@ from afterwrite.broker import check
 from afterwrite.broker.bundle import unbundle
 from afterwrite.broker.link import Access, ApiError, Link, connect, read_access
 from afterwrite.broker.publish import broker_sink
-from afterwrite.broker.topology import Layout, lane_of, partition_subjects, refused_subject, subject_of
 from afterwrite.broker.pull import State
+from afterwrite.broker.topology import Layout, lane_of, partition_subjects, refused_subject, subject_of
 from afterwrite.broker.write import Writer, WriterStatus, run_writers
 from afterwrite.errors import AfterwriteError, ConnectionLost
 from afterwrite.record import Activity, Batch, Kind
