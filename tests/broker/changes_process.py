@@ -1,14 +1,11 @@
-"""A capture or a writer of captured changes, to be killed: ``changes_process.py capture|write URL STREAM DSN [SLOT]``.
-
-Of a capture the slot is also the source's name. Ends at SIGTERM.
-"""
+"""A capture or a writer of captured changes, to be killed. Of a capture the slot is also the source's name."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-import sys
 from functools import partial
 
 from afterwrite.broker.changes import Patience, open_changes
@@ -16,6 +13,7 @@ from afterwrite.broker.link import Access, read_access
 from afterwrite.broker.receive import run_sources
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.worker import Source, Worker
+from afterwrite.failpoints import VARIABLE, arm
 from afterwrite.store.writer import open_sink
 
 PACE = Pace(
@@ -31,7 +29,14 @@ def make_worker(access: Access, dsn: str, name: str) -> Worker:
     return Worker(source, lambda: open_changes(access, name, patience=PATIENCE), pace=PACE, stand_by=True)
 
 
-async def main(what: str, url: str, stream: str, dsn: str, slot: str = "") -> None:
+def become(failpoints: str, words: tuple[str, ...]) -> None:
+    """Be that process, with these failpoints, until SIGTERM."""
+    os.environ[VARIABLE] = failpoints
+    arm(failpoints)
+    asyncio.run(_main(*words))
+
+
+async def _main(what: str, url: str, stream: str, dsn: str, slot: str) -> None:
     logging.getLogger("afterwrite").setLevel(logging.CRITICAL)
     access = read_access(url, stream=stream)
     loop = asyncio.get_running_loop()
@@ -43,7 +48,3 @@ async def main(what: str, url: str, stream: str, dsn: str, slot: str = "") -> No
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         await run_sources(access, partial(open_sink, dsn), stop=stop)
-
-
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))

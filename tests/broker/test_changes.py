@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 
+import msgspec
 import psycopg
 import pytest
 from broker_cluster import Cluster
-from changes_process import make_worker
+from changes_process import PATIENCE, make_worker
+from changes_run import Fleet, Origin
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from afterwrite.broker import check
-from afterwrite.broker.link import Access, ApiError, connect as connect_broker, read_access
+from afterwrite.broker.changes import open_changes
+from afterwrite.broker.link import Access
+from afterwrite.broker.link import connect as connect_broker
+from afterwrite.broker.parcel import Parcel, Part, read_part, wrap
 from afterwrite.broker.receive import SourceStatus, run_sources
 from afterwrite.broker.topology import Layout, changes_stream
-from afterwrite.capture.preflight import CaptureSetup
-from afterwrite.capture.slot import prepare
 from afterwrite.capture.worker import Worker
+from afterwrite.errors import ConnectionLost, Refused
 from afterwrite.postgres import connect
-from afterwrite.record import Lsn
+from afterwrite.record import Activity, Batch, Checkpoint, Kind, Lsn, Operation, TransactionContext
+from afterwrite.store.lines import storable
 from afterwrite.store.reader import verify_feed
 from afterwrite.store.writer import open_sink
 
@@ -44,64 +50,6 @@ def stream_of_changes(access: Access) -> Iterator[Access]:
     asyncio.run(remove())
 
 
-class Origin:
-    """A source database with a table, whose slot and name are the same."""
-
-    def __init__(self, dsn: str, store: str) -> None:
-        self.dsn, self.store = dsn, store
-        self.name = f"s_{secrets.token_hex(4)}"
-        self.written = 0
-
-    async def install(self) -> None:
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            connection.execute("create table t (id int primary key, body text)")
-        setup = CaptureSetup(source=self.name, tables=(("public", "t"),), legacy_tables=(), full_identity=(), slot=self.name)
-        async with connect(self.dsn) as database, open_sink(self.store) as sink:
-            await prepare(database, sink, setup)
-
-    def write(self, transactions: int, rows: int = 1, body: str = "x") -> None:
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            for _ in range(transactions):
-                connection.execute(
-                    "insert into t select n, %s from generate_series(%s::int, %s::int) n",
-                    [body, self.written + 1, self.written + rows],
-                )
-                self.written += rows
-
-    def confirmed(self) -> Lsn:
-        """Up to where the server may forget."""
-        with psycopg.connect(self.dsn) as connection:
-            (lsn,) = connection.execute(
-                "select confirmed_flush_lsn::text from pg_replication_slots where slot_name = %s", [self.name]
-            ).fetchone() or ("0/0",)
-        return Lsn.parse(lsn)
-
-    def checkpoint(self) -> Lsn:
-        with psycopg.connect(self.store) as connection:
-            (lsn,) = connection.execute(
-                "select lsn::text from afterwrite.checkpoint where source = %s", [self.name]
-            ).fetchone() or ("0/0",)
-        return Lsn.parse(lsn)
-
-    def stored(self) -> list[int]:
-        """What the store has of it, in the order of the feed."""
-        with psycopg.connect(self.store) as connection:
-            rows = connection.execute(
-                """
-                select a.entity_id::int
-                  from afterwrite.activity a
-                  join afterwrite.batch b on b.id = a.batch_id
-                 where a.source = %s and b.source = %s
-                 order by b.position, a.commit_lsn, a.ordinal
-                """,
-                [self.name, self.name],
-            ).fetchall()
-        return [row[0] for row in rows]
-
-    def is_whole(self) -> bool:
-        return self.stored() == list(range(1, self.written + 1))
-
-
 @pytest.fixture
 def databases(dsn: str, installed_dsn: str, _installed_template: str) -> Iterator[Callable[[], str]]:
     """Makes databases with our schema, and drops them."""
@@ -110,7 +58,9 @@ def databases(dsn: str, installed_dsn: str, _installed_template: str) -> Iterato
     def make() -> str:
         name = f"{conninfo_to_dict(dsn)['dbname']}_{len(made)}"
         with psycopg.connect(dsn, autocommit=True) as admin:
-            admin.execute(sql.SQL("create database {} template {}").format(*map(sql.Identifier, (name, _installed_template))))
+            admin.execute(
+                sql.SQL("create database {} template {}").format(*map(sql.Identifier, (name, _installed_template)))
+            )
         made.append(name)
         return make_conninfo(dsn, dbname=name)
 
@@ -118,9 +68,7 @@ def databases(dsn: str, installed_dsn: str, _installed_template: str) -> Iterato
     with psycopg.connect(dsn, autocommit=True) as admin:
         for name in made:
             slots = "select slot_name from pg_replication_slots where database = %s"
-            admin.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name]
-            )
+            admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
             time.sleep(0.1)
             for (slot,) in admin.execute(slots, [name]).fetchall():
                 admin.execute("select pg_drop_replication_slot(%s)", [slot])
@@ -128,10 +76,11 @@ def databases(dsn: str, installed_dsn: str, _installed_template: str) -> Iterato
 
 
 @pytest.fixture
-def origin(databases: Callable[[], str], installed_dsn: str) -> Origin:
+def origin(databases: Callable[[], str], installed_dsn: str) -> Iterator[Origin]:
     made = Origin(databases(), installed_dsn)
     asyncio.run(made.install())
-    return made
+    yield made
+    made.close()
 
 
 @asynccontextmanager
@@ -173,17 +122,180 @@ def test_what_two_databases_write_is_stored_once_in_commit_order(
 
     async def run() -> None:
         await other.install()
-        async with writing(stream_of_changes, installed_dsn) as told:
-            async with capturing(stream_of_changes, origin), capturing(stream_of_changes, other):
-                origin.write(20, 3)
-                other.write(5)
-                await come(lambda: origin.is_whole() and other.is_whole())
-                reached = origin.checkpoint()
-                await come(lambda: origin.confirmed() >= reached)
-                assert {told[each.name].stored for each in (origin, other)} == {60, 5}
+        async with (
+            writing(stream_of_changes, installed_dsn) as told,
+            capturing(stream_of_changes, origin),
+            capturing(stream_of_changes, other),
+        ):
+            origin.write(20, 3)
+            other.write(5)
+            await come(lambda: origin.is_whole() and other.is_whole())
+            reached = origin.checkpoint()
+            await come(lambda: origin.confirmed() >= reached)
+            assert {told[each.name].stored for each in (origin, other)} == {60, 5}
         async with connect(installed_dsn) as store:
             report = await verify_feed(store)
         assert report.first_break is None
         assert report.rows == 65
+        other.close()
 
     asyncio.run(run())
+
+
+def test_the_slot_waits_for_the_store_and_what_the_brokers_lose_is_published_again(
+    stream_of_changes: Access, origin: Origin, installed_dsn: str
+) -> None:
+    async def run() -> None:
+        async with capturing(stream_of_changes, origin) as worker:
+            async with writing(stream_of_changes, installed_dsn):
+                origin.write(3)
+                await come(origin.is_whole)
+            origin.write(3)
+            while not (await check.look(stream_of_changes)).changes_state["messages"]:  # noqa: ASYNC110 - from outside
+                await asyncio.sleep(0.05)
+            stored = origin.checkpoint()
+            await asyncio.sleep(1.0)  # ten times what it takes to confirm what is stored
+            assert origin.confirmed() <= stored == origin.checkpoint()
+            assert origin.stored() == [1, 2, 3]
+            async with connect_broker(stream_of_changes, name="test") as link:
+                assert (await link.ask(f"STREAM.PURGE.{changes_stream(stream_of_changes.stream)}"))["purged"] == 1
+            async with writing(stream_of_changes, installed_dsn):
+                await come(origin.is_whole)
+                await come(lambda: origin.confirmed() > stored)
+                assert worker.status().sessions == 2
+
+    asyncio.run(run())
+
+
+def test_whoever_dies_at_whatever_step_everything_is_stored_once(
+    cluster: Cluster, stream_of_changes: Access, origin: Origin, installed_dsn: str
+) -> None:
+    def work() -> None:
+        origin.write(1, 2)
+
+    with Fleet(stream_of_changes, cluster, installed_dsn, [origin]) as fleet:
+        for step in ("changes.after_publish", "worker.before_acknowledge"):
+            fleet.kill_at(origin.name, step, work=work)
+        fleet.kill_at("writer 0", "changes.after_store", work=work)
+        for fault in ("leader", "purge"):
+            fleet.strike(fault, random.Random(1), work=work)
+        origin.write(1)
+        fleet.settle()
+        assert fleet.lost > 0
+        assert fleet.differences() == []
+
+
+def test_a_transaction_longer_than_a_message_and_a_row_longer_than_that_are_stored_whole(
+    stream_of_changes: Access, origin: Origin, installed_dsn: str
+) -> None:
+    async def run() -> None:
+        async with writing(stream_of_changes, installed_dsn), capturing(stream_of_changes, origin):
+            origin.write(1, 1_500, "x" * 1_000)
+            origin.write(1, 1, "y" * 2_500_000)
+            await come(origin.is_whole)
+
+    asyncio.run(run())
+    with psycopg.connect(installed_dsn) as store:
+        found = store.execute("select batch_id, length(after ->> 'body') from afterwrite.activity").fetchall()
+    assert sorted({length for _, length in found}) == [1_000, 2_500_000]
+    assert len({batch for batch, length in found if length == 1_000}) == 1
+
+
+def test_a_batch_comes_out_as_it_went_in_whatever_stands_in_it() -> None:
+    lsn = Lsn(0x16B374D848)
+    moment = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+    odd = Activity(
+        id=f"{0:08x}-0000-8000-8000-{1:012x}",
+        occurred_at=moment,
+        source="shop",
+        kind=Kind.CHANGE,
+        category="data",
+        action="t.update",
+        operation=Operation.UPDATE,
+        relation="public.t",
+        entity_id="\0 7",
+        changed=("a", 'b"c'),
+        before=msgspec.Raw(b'{"a": 1.50, "n": 12345678901234567890}'),
+        after=msgspec.Raw(b'{"a":"' + "ä".encode() * 300_000 + b'"}'),
+        duration_ms=0.1,
+        xid=4_294_967_295,
+        commit_lsn=lsn,
+        ordinal=0,
+    )
+    plain = msgspec.structs.replace(odd, id=odd.id[:-1] + "2", ordinal=1, before=None, after=None, changed=None)
+    torn = msgspec.structs.replace(odd, id=odd.id[:-1] + "3", ordinal=2, summary="half \ud800 a pair")
+    batch = Batch(
+        source="shop",
+        activities=[odd, plain, torn],
+        transactions=1,
+        first_lsn=lsn,
+        last_lsn=lsn,
+        checkpoint=Checkpoint(source="shop", slot="s", system_id="7", timeline=1, lsn=Lsn(lsn + 8)),
+        contexts=(TransactionContext(commit_lsn=lsn, xid=3, settings={"app.user": "é"}),),
+        moments=frozenset({moment}),
+    )
+    for length in (4_096, 1 << 20):
+        parcel = Parcel("p")
+        for number, (body, last) in enumerate(wrap(batch, store="here", follows=Lsn(5), length=length), 1):
+            assert len(body) <= length
+            part = read_part(Part("p", number, last).header())
+            assert part is not None
+            assert parcel.is_next(part)
+            parcel.add(body)
+        opening, found = parcel.open()
+        assert (opening.store, opening.follows, part.last) == ("here", 5, True)
+        # The third cannot be told in UTF-8: its chunk comes as the store would have kept it.
+        assert list(found.activities) == [odd, storable(plain), storable(torn)] == list(found.activities)
+        assert len(found.activities) == 3
+        assert found.contexts == batch.contexts
+        assert (found.checkpoint, found.moments, found.last_lsn) == (batch.checkpoint, batch.moments, lsn)
+        parcel.close()
+
+
+def test_a_batch_is_refused_by_another_store_and_by_one_that_was_set_back(
+    stream_of_changes: Access, origin: Origin, databases: Callable[[], str], installed_dsn: str
+) -> None:
+    elsewhere = databases()
+    with psycopg.connect(elsewhere) as store:  # a copy, which would say that it is the same store
+        store.execute("alter table afterwrite.store disable trigger all")
+        store.execute("update afterwrite.store set id = gen_random_uuid()")
+
+    def batch_after(checkpoint: Checkpoint, by: int) -> Batch:
+        moved = msgspec.structs.replace(checkpoint, lsn=Lsn(checkpoint.lsn + by))
+        return Batch(source=origin.name, activities=(), transactions=0, checkpoint=moved)
+
+    async def run() -> None:
+        async with open_changes(stream_of_changes, origin.name, patience=PATIENCE) as sink:
+            with pytest.raises(ConnectionLost, match="no writer"):
+                await sink.read_identity()
+            async with writing(stream_of_changes, installed_dsn):
+                identity = await answer_of(sink.read_identity)
+                first = await sink.read_checkpoint(origin.name)
+                assert first is not None
+                await sink.write(batch_after(first, 8))
+            with psycopg.connect(installed_dsn, autocommit=True) as store:
+                (row,) = store.execute("delete from afterwrite.checkpoint returning source, slot, system_id").fetchall()
+                store.execute("insert into afterwrite.checkpoint values (%s, %s, %s, 1, '0/99')", row)
+            async with writing(stream_of_changes, installed_dsn):
+                with pytest.raises(Refused, match="what is between is missing"):
+                    await sink.write(batch_after(first, 16))
+        async with open_changes(stream_of_changes, origin.name) as sink:
+            async with writing(stream_of_changes, installed_dsn):
+                assert await answer_of(sink.read_identity) == identity
+                found = await sink.read_checkpoint(origin.name)
+                assert found is not None
+            async with writing(stream_of_changes, elsewhere):
+                with pytest.raises(Refused, match="is captured for the store"):
+                    await sink.write(batch_after(found, 8))
+        assert origin.checkpoint() == Lsn(0x99)
+
+    asyncio.run(run())
+
+
+async def answer_of(question: Callable[[], Awaitable[str]]) -> str:
+    """The answer as soon as there is a writer."""
+    while True:
+        try:
+            return await question()
+        except ConnectionLost:
+            await asyncio.sleep(0.05)
