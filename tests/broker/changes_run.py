@@ -122,7 +122,7 @@ class Fleet:
         self.origins = {origin.name: origin for origin in origins}
         self.writers = [f"writer {number}" for number in range(writers)]
         self.struck: Counter[str] = Counter()
-        self.lost = 0
+        self.lost = self.looks = 0
         self.early: list[str] = []
         self._alive: dict[str, BaseProcess] = {}
         self._over = threading.Event()
@@ -247,6 +247,7 @@ class Fleet:
             for origin in self.origins.values():
                 # First the slot: what is confirmed must have been stored before.
                 confirmed = origin.confirmed()
+                self.looks += 1
                 if confirmed > (stored := origin.checkpoint()):
                     self.early.append(f"slot {origin.name} is confirmed to {confirmed}, and stored is {stored}")
         for origin in self.origins.values():
