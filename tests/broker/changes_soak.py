@@ -86,7 +86,7 @@ def _work(origin: Origin, rate: float, over: threading.Event) -> None:
     dice = random.Random(origin.name)
     while not over.wait(10 / rate):
         if dice.random() < 0.02:
-            origin.write(1, 2_000, "x" * 500)
+            origin.write(1, 12_000, "x" * 1_000)
         else:
             origin.write(10, dice.randint(1, 5))
 

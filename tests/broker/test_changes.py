@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import msgspec
 import psycopg
@@ -20,12 +21,13 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from afterwrite.broker import check
+from afterwrite.broker.bundle import RECEIPT
 from afterwrite.broker.changes import open_changes
 from afterwrite.broker.link import Access
 from afterwrite.broker.link import connect as connect_broker
-from afterwrite.broker.parcel import Parcel, Part, read_part, wrap
+from afterwrite.broker.parcel import PART, Parcel, Part, Word, decode_word, error_of, read_part, wrap
 from afterwrite.broker.receive import SourceStatus, run_sources
-from afterwrite.broker.topology import Layout, changes_stream
+from afterwrite.broker.topology import Layout, changes_stream, changes_subject
 from afterwrite.capture.worker import Worker
 from afterwrite.errors import ConnectionLost, Refused
 from afterwrite.postgres import connect
@@ -191,14 +193,38 @@ def test_a_transaction_longer_than_a_message_and_a_row_longer_than_that_are_stor
     async def run() -> None:
         async with writing(stream_of_changes, installed_dsn), capturing(stream_of_changes, origin):
             origin.write(1, 1_500, "x" * 1_000)
-            origin.write(1, 1, "y" * 2_500_000)
+            origin.write(1, 1, "y" * 12_000_000)  # more parts than are published ahead, and than are held
             await come(origin.is_whole)
 
     asyncio.run(run())
     with psycopg.connect(installed_dsn) as store:
         found = store.execute("select batch_id, length(after ->> 'body') from afterwrite.activity").fetchall()
-    assert sorted({length for _, length in found}) == [1_000, 2_500_000]
+    assert sorted({length for _, length in found}) == [1_000, 12_000_000]
     assert len({batch for batch, length in found if length == 1_000}) == 1
+
+
+def test_a_capture_hears_at_once_when_a_writer_lacks_the_first_parts_of_a_batch(
+    stream_of_changes: Access, origin: Origin, installed_dsn: str
+) -> None:
+    async def run() -> None:
+        words: list[Word] = []
+        async with connect_broker(stream_of_changes, name="test") as link:
+            inbox = link.new_inbox()
+
+            async def hear(message: Any) -> None:
+                words.append(decode_word(message.data))
+
+            await link.hear(inbox, hear)
+            headers = {PART: Part("p", 17, last=False).header(), RECEIPT: inbox}
+            await (await link.publish(changes_subject(stream_of_changes.stream, origin.name), b"more", headers))
+            async with writing(stream_of_changes, installed_dsn):
+                await come(lambda: bool(words))
+        (word,) = words
+        assert word.refused is not None
+        assert isinstance(error_of(word.refused), ConnectionLost)
+        assert (await check.look(stream_of_changes)).changes_state["messages"] == 0
+
+    asyncio.run(run())
 
 
 def test_a_batch_comes_out_as_it_went_in_whatever_stands_in_it() -> None:

@@ -42,8 +42,9 @@ from afterwrite.failpoints import failpoint
 from afterwrite.record import Batch, Checkpoint, Lsn, Receipt
 
 _PART_BYTES = 256 << 10
-# Parts that the broker has not acknowledged yet.
+# Parts that the broker has not acknowledged yet, and those that no writer has: so much of a source lies at the brokers.
 _MOST_UNDER_WAY = 16
+_MOST_AHEAD = 32
 _WRITE = "run `afterwrite broker write` where the store can be reached"
 
 
@@ -85,7 +86,9 @@ class ChangesSink:
         self._word: Word | None = None
         self._hindered: str | None = None
         self._sign = 0.0
+        self._parts = 0
         self._heard = asyncio.Event()
+        self._moved = asyncio.Event()
 
     async def listen(self) -> None:
         """Have writers' words come here."""
@@ -111,6 +114,7 @@ class ChangesSink:
         """
         store = self._store or await self.read_identity()
         self._parcel, self._word, self._hindered = secrets.token_hex(8), None, None
+        self._parts, self._sign = 0, time.monotonic()
         self._heard.clear()
         failpoint("changes.before_publish")
         await self._publish(batch, store)
@@ -126,6 +130,9 @@ class ChangesSink:
         try:
             pieces = wrap(batch, store=store, follows=self._reached, length=length)
             for number, (body, last) in enumerate(pieces, 1):
+                await self._let_come(number - _MOST_AHEAD)
+                if self._word is not None:
+                    break  # it is refused before all of it is there
                 headers = {PART: Part(self._parcel, number, last).header(), RECEIPT: self._inbox}
                 if number == 1:
                     headers[ROLLUP] = "sub"
@@ -136,14 +143,27 @@ class ChangesSink:
                 await self._taken(under_way.popleft())
         finally:
             for future in under_way:
-                future.cancel()
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # the first of them was told
         self._sign = time.monotonic()
+
+    async def _let_come(self, parts: int) -> None:
+        """Wait until a writer has so many parts. A long batch is not published into a void."""
+        while self._parts < parts and self._word is None:
+            self._moved.clear()
+            await self._wait(self._patience.ask_seconds, asyncio.ensure_future(self._moved.wait()))
+            silent = time.monotonic() - self._sign
+            if self._parts < parts and silent >= self._patience.silent_seconds:
+                raise ConnectionLost(
+                    f"no writer has taken a part of a long batch of source {self._source} for {silent:,.0f} s",
+                    remedy=f"nothing is lost, the WAL has it, and it is published again; {_WRITE}",
+                )
 
     async def _taken(self, acknowledged: asyncio.Future[None]) -> None:
         """Wait until the broker has this part."""
         try:
             await self._wait(self._patience.acknowledged_seconds, acknowledged)
-            if acknowledged.done():
+            if not acknowledged.cancelled():
                 acknowledged.result()
                 return
         except NobodyError as error:
@@ -154,11 +174,9 @@ class ChangesSink:
         except ApiError as error:
             raise ConnectionLost(
                 f"the broker does not take a batch of source {self._source}: {error}",
-                remedy="run `afterwrite broker check`; a transaction that is longer than the stream may hold needs a"
-                " greater `afterwrite broker install --changes SIZE`",
+                remedy="run `afterwrite broker check`; the stream should hold 16 MB of each source:"
+                " `afterwrite broker install --changes SIZE --apply`",
             ) from error
-        finally:
-            acknowledged.cancel()
         if self._word is None:
             raise ConnectionLost(
                 f"{self._access.where} has not acknowledged a batch in {self._patience.acknowledged_seconds:g} s",
@@ -194,7 +212,7 @@ class ChangesSink:
                     remedy=f"nothing is lost, the WAL has it, and it is published again; {_WRITE}",
                 )
 
-    async def _wait(self, seconds: float, other: asyncio.Future[None] | None = None) -> None:
+    async def _wait(self, seconds: float, other: asyncio.Future[Any] | None = None) -> None:
         """Wait for a writer's word, or for something else; raises ConnectionLost when the line is lost."""
         heard = asyncio.ensure_future(self._heard.wait())
         lost = asyncio.ensure_future(self._link.lost.wait())
@@ -204,8 +222,8 @@ class ChangesSink:
             if lost.done() and not heard.done():
                 raise ConnectionLost(f"the line to {self._access.where} was lost", remedy="what waits is sent again")
         finally:
-            heard.cancel()
-            lost.cancel()
+            for future in waited:
+                future.cancel()
 
     async def _ask(self) -> Standing:
         """What a writer reads in the store now."""
@@ -233,6 +251,8 @@ class ChangesSink:
                 return  # of one that was given up
             self._sign = time.monotonic()
             self._hindered = word.hindered
+            self._parts = max(self._parts, word.parts)
+            self._moved.set()
             if word.receipt is not None or word.refused is not None:
                 self._word = word
                 self._heard.set()

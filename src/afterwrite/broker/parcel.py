@@ -222,6 +222,11 @@ class Parcel:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=None if folder is None else str(folder))  # noqa: SIM115
         self._parts = 0
 
+    @property
+    def parts(self) -> int:
+        """How many there are."""
+        return self._parts
+
     def is_next(self, part: Part) -> bool:
         """Whether this is the one after the last."""
         return part.parcel == self.name and part.number == self._parts + 1
@@ -314,9 +319,10 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A writer's word about a batch: stored, refused for good, or that it is at it, and what is in its way."""
+    """A writer's word about a batch: stored, refused, or that it is at it: the parts it has, what is in its way."""
 
     parcel: str
+    parts: int = 0
     receipt: Receipt | None = None
     refused: Trouble | None = None
     hindered: str | None = None

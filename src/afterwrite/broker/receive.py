@@ -62,6 +62,10 @@ _ANSWER_SECONDS = 4.0
 _REASSURE_SECONDS = 2.0
 _END_SECONDS = 4.0
 _MOST_BYTES = 16 << 20
+# Of a batch with more parts those that came are acknowledged before the commit, and make room for others.
+_MOST_HELD = 16
+# A capture has so many parts published before it wants to hear that they are here, four times.
+_TELL_PARTS = 8
 
 
 class OpenStore(Protocol):
@@ -119,6 +123,7 @@ class _Session:
         self._sink: PostgresSink | None = None
         self._parcel: Parcel | None = None
         self._held: list[_Delivery] = []
+        self._inbox: str | None = None
         self._reassured = 0.0
         stream = writer.access.stream
         self._pull = Pull(
@@ -154,21 +159,35 @@ class _Session:
             await self._acknowledge()
             self._parcel = Parcel(part.parcel, self._writer.folder)
         if part is None or self._parcel is None or not self._parcel.is_next(part):
-            log.warning("%s: a message was dropped that is no part of a batch", self._writer.lane)
-            await self._pull.acknowledge(delivery)
+            await self._drop(delivery, part)
             return
         self._parcel.add(bytes(delivery.message.data))
         self._held.append(delivery)
+        self._inbox = delivery.headers.get(RECEIPT)
         if part.last:
             await self._store(self._parcel)
-        elif time.monotonic() - self._reassured > _REASSURE_SECONDS:
-            await self._say(Word(parcel=part.parcel))
+            return
+        if part.number % _TELL_PARTS == 0 or time.monotonic() - self._reassured > _REASSURE_SECONDS:
+            await self._say(Word(parcel=part.parcel, parts=part.number))
+        if len(self._held) == _MOST_HELD:
+            await self._release()
+
+    async def _drop(self, delivery: _Delivery, part: Part | None) -> None:
+        """What lacks the parts before it, which another writer had: the capture is told at once."""
+        log.warning("source %s: a message was dropped that is no part of a batch, or lacks others", self._writer.lane)
+        if part is not None:
+            self._inbox = delivery.headers.get(RECEIPT)
+            missing = AfterwriteError(
+                "parts of the batch went to a writer that is gone", remedy="it is published again"
+            )
+            await self._say(Word(parcel=part.parcel, refused=trouble_of(missing)))
+        await self._pull.acknowledge(delivery)
 
     async def _store(self, parcel: Parcel) -> None:
         """Store what is put together, tell the capture, then the broker."""
         writer = self._writer
         failpoint("changes.before_store")
-        reassuring = asyncio.create_task(self._reassure(parcel.name))
+        reassuring = asyncio.create_task(self._reassure(parcel))
         try:
             word, receipt = await self._outcome(parcel)
         finally:
@@ -220,22 +239,25 @@ class _Session:
             )
         return await self._sink.write(batch, beside=check)
 
-    async def _reassure(self, parcel: str) -> None:
+    async def _reassure(self, parcel: Parcel) -> None:
         """Tell the capture now and then that it is being stored: a long batch takes its time."""
         while True:
             await asyncio.sleep(_REASSURE_SECONDS)
-            await self._say(Word(parcel=parcel))
+            await self._say(Word(parcel=parcel.name, parts=parcel.parts))
 
     async def _say(self, word: Word) -> None:
         self._reassured = time.monotonic()
-        inbox = self._held[-1].headers.get(RECEIPT) if self._held else None
-        if inbox is not None:
-            await self._link.tell(inbox, encode_word(word))
+        if self._inbox is not None:
+            await self._link.tell(self._inbox, encode_word(word))
 
     async def _acknowledge(self) -> None:
+        await self._release()
+        self._discard()
+
+    async def _release(self) -> None:
         for delivery in self._held:
             await self._pull.acknowledge(delivery)
-        self._discard()
+        self._held = []
 
     def _discard(self) -> None:
         self._held = []
