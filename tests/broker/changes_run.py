@@ -196,11 +196,13 @@ class Fleet:
                     node.kill()
                 self.cluster.start()
             case _:
-                # Nobody stores meanwhile, so that there is something to be lost.
+                # While captures are at it, and nobody stores, so that there is something to be lost.
+                before = {origin: origin.checkpoint() for origin in self.origins.values()}
+                _until(lambda: any(each.checkpoint() > reached for each, reached in before.items()), 20)
                 for name in self.writers:
                     self.kill(name)
                 work()
-                time.sleep(dice.uniform(0.2, 1.0))
+                _until(lambda: self.waiting() > 0, 5)
                 self.lost += self.purge()
                 for name in self.writers:
                     self.start(name)
@@ -212,6 +214,15 @@ class Fleet:
             async with connect_broker(self.access, name="test") as link:
                 told = await link.ask(f"STREAM.PURGE.{changes_stream(self.access.stream)}")
                 return int(told["purged"])
+
+        return self._insist(lambda: asyncio.run(run()))
+
+    def waiting(self) -> int:
+        """How many messages the brokers have."""
+
+        async def run() -> int:
+            async with connect_broker(self.access, name="test") as link:
+                return int((await link.ask(f"STREAM.INFO.{changes_stream(self.access.stream)}"))["state"]["messages"])
 
         return self._insist(lambda: asyncio.run(run()))
 
@@ -274,3 +285,10 @@ class Fleet:
                 if time.monotonic() > until:
                     raise
             time.sleep(0.1)
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait for it, so long at most."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)

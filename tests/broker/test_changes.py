@@ -117,7 +117,7 @@ async def come(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         await asyncio.sleep(0.05)
 
 
-def test_what_two_databases_write_is_stored_once_in_commit_order(
+def test_what_two_databases_write_is_stored_once_in_commit_order_and_of_any_length(
     stream_of_changes: Access, origin: Origin, databases: Callable[[], str], installed_dsn: str
 ) -> None:
     other = Origin(databases(), installed_dsn)
@@ -130,7 +130,8 @@ def test_what_two_databases_write_is_stored_once_in_commit_order(
             capturing(stream_of_changes, other),
         ):
             origin.write(20, 3)
-            other.write(5)
+            other.write(1, 4, "x" * 100_000)  # a transaction that is longer than a message
+            other.write(1, 1, "y" * 9_000_000)  # a row that is longer than what is published ahead, and held
             await come(lambda: origin.is_whole() and other.is_whole())
             reached = origin.checkpoint()
             await come(lambda: origin.confirmed() >= reached)
@@ -139,6 +140,11 @@ def test_what_two_databases_write_is_stored_once_in_commit_order(
             report = await verify_feed(store)
         assert report.first_break is None
         assert report.rows == 65
+        with psycopg.connect(installed_dsn) as store:
+            query = "select length(after ->> 'body') as length, count(distinct batch_id) from afterwrite.activity"
+            found = dict(store.execute(f"{query} group by 1").fetchall())
+        assert found.keys() == {1, 100_000, 9_000_000}
+        assert found[100_000] == 1
         other.close()
 
     asyncio.run(run())
@@ -185,22 +191,6 @@ def test_whoever_dies_at_whatever_step_everything_is_stored_once(
         fleet.settle()
         assert fleet.lost > 0
         assert fleet.differences() == []
-
-
-def test_a_transaction_longer_than_a_message_and_a_row_longer_than_that_are_stored_whole(
-    stream_of_changes: Access, origin: Origin, installed_dsn: str
-) -> None:
-    async def run() -> None:
-        async with writing(stream_of_changes, installed_dsn), capturing(stream_of_changes, origin):
-            origin.write(1, 1_500, "x" * 1_000)
-            origin.write(1, 1, "y" * 12_000_000)  # more parts than are published ahead, and than are held
-            await come(origin.is_whole)
-
-    asyncio.run(run())
-    with psycopg.connect(installed_dsn) as store:
-        found = store.execute("select batch_id, length(after ->> 'body') from afterwrite.activity").fetchall()
-    assert sorted({length for _, length in found}) == [1_000, 12_000_000]
-    assert len({batch for batch, length in found if length == 1_000}) == 1
 
 
 def test_a_capture_hears_at_once_when_a_writer_lacks_the_first_parts_of_a_batch(

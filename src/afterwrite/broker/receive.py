@@ -64,7 +64,7 @@ _END_SECONDS = 4.0
 _MOST_BYTES = 16 << 20
 # Of a batch with more parts those that came are acknowledged before the commit, and make room for others.
 _MOST_HELD = 16
-# A capture has so many parts published before it wants to hear that they are here, four times.
+# After so many parts the capture hears of them: a quarter of what it publishes ahead.
 _TELL_PARTS = 8
 
 
