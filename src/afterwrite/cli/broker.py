@@ -91,7 +91,7 @@ def install(
         typer.Option(
             "--changes",
             metavar="SIZE",
-            help="Captures publish too, and so much of it may be on its way (4GB).",
+            help="Captures publish too: so much of it may be on its way; 16MB a source will do.",
             show_default=False,
         ),
     ] = None,
