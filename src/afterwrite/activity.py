@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from afterwrite.configfile import PREFIX, read_file, read_secret
+from afterwrite.configfile import PREFIX, is_broker, read_file, read_secret
 from afterwrite.errors import AfterwriteError
 from afterwrite.record import Category, Level, Outcome, Sink
 from afterwrite.recorder import Durability, Options, Recorded, Recorder, adapters, read_options
@@ -166,7 +166,7 @@ def _make_default() -> Recorder:
 def _make(options: Options, dsn: str | None) -> Recorder:
     open_sink: OpenSink | None = None
     destination = ""
-    if options.record_url is not None and options.record_url.startswith(("nats://", "tls://")):
+    if options.record_url is not None and is_broker(options.record_url):
         from afterwrite.broker.link import read_access
         from afterwrite.broker.publish import broker_sink
 

@@ -52,6 +52,11 @@ def parse_size(value: object) -> object:
     return value if unit is None else int(float(match[1]) * unit)
 
 
+def is_broker(url: str) -> bool:
+    """Whether this address is a broker's."""
+    return url.startswith(("nats://", "tls://"))
+
+
 def parse_words(value: object) -> object:
     """A list from the file, or words with commas between them from the environment."""
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value

@@ -14,12 +14,14 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from typing import cast
 
 import msgspec
 
+from afterwrite.broker.changes import open_changes
+from afterwrite.broker.link import Access, read_access
 from afterwrite.capture import outbox
 from afterwrite.capture.backlog import Pace
 from afterwrite.capture.drain import Drain, DrainStatus
@@ -30,7 +32,7 @@ from afterwrite.capture.slot import Gap, Prepared, Step, StepKind, examine, fore
 from afterwrite.capture.watch import observe, read_pulse
 from afterwrite.capture.worker import Duty, Source, Worker, WorkerState, WorkerStatus, end_task
 from afterwrite.defer.calls import ReplayPolicy
-from afterwrite.defer.progress import read_progress
+from afterwrite.defer.progress import Deferred, read_progress
 from afterwrite.defer.rehearse import run_rehearser
 from afterwrite.defer.replay import ReplayState, ReplayStatus, run_replayer
 from afterwrite.defer.tryout import Rehearsable
@@ -41,7 +43,7 @@ from afterwrite.migrate.identity import parse_replica_identity, record_replica_i
 from afterwrite.migrate.pulse import note_pulse
 from afterwrite.postgres import Database, LockPolicy, OnBlocked, connect, quoted, script, statement
 from afterwrite.prove.prover import Prover
-from afterwrite.record import Checkpoint
+from afterwrite.record import Checkpoint, Sink
 from afterwrite.scan.catalog import Event
 from afterwrite.scan.classify import Judgement, Verdict
 from afterwrite.scan.survey import Survey, survey
@@ -138,6 +140,14 @@ def governor_policy(settings: Settings) -> Policy:
         alarm_share=settings.wal_alarm_share,
         lag_warn_seconds=settings.lag_warn_seconds,
     )
+
+
+def broker_access(settings: Settings, url: str | None) -> Access:
+    """Where the brokers are, and who we are there. Raises UsageError where none is named, or not as it could be."""
+    if url is None:
+        raise UsageError("no broker is named", remedy="set AFTERWRITE_NATS_URL, or --url nats://host:4222")
+    names = ("stream", "user", "password", "token", "credentials", "nkey", "ca", "cert", "key")
+    return read_access(url, **{name: getattr(settings, f"nats_{name}") for name in names})
 
 
 def lock_policy(settings: Settings) -> LockPolicy:
@@ -482,9 +492,10 @@ async def run_capture(
 ) -> None:
     """Capture, prove, defer and maintain until ``stop`` is set; the batch in flight is finished first.
 
-    Where another worker is active, this one stands by and takes over when that one is gone; without ``stand_by`` it
-    raises Refused. A source or a store that cannot be reached is waited for, also at the start. Raises Refused when
-    going on would lose changes, and when the slot was given up by policy.
+    With ``capture_url`` batches go by the broker, and what needs the store is left to others: nothing is maintained,
+    counted, rehearsed or deferred here. Where another worker is active, this one stands by and takes over when that one
+    is gone; without ``stand_by`` it raises Refused. A source or a store that cannot be reached is waited for, also at
+    the start. Raises Refused when going on would lose changes, and when the slot was given up by policy.
     """
     source = Source(
         dsn=settings.dsn,
@@ -496,12 +507,15 @@ async def run_capture(
     )
 
     surveyed: asyncio.Future[Survey] = asyncio.get_running_loop().create_future()
+    publishes = settings.capture_url is not None
 
     @asynccontextmanager
     async def open_duty() -> AsyncGenerator[Duty]:
         # Scanned when it becomes active, not when it began to stand by.
         async with connect(settings.dsn, guarded=True) as database:
             await require_store(database)
+            if publishes and (trouble := await _find_deferred(database, settings.source)):
+                raise trouble
             found = await survey(database)
             setup = await keep_published(database, capture_setup(found, settings))
         if not surveyed.done():
@@ -546,7 +560,7 @@ async def run_capture(
     drain = make_drain(settings)
     worker = Worker(
         source,
-        lambda: open_sink(settings.store, application_name=f"afterwrite sink {settings.source}", sole=True),
+        _open_sink_of(settings),
         open_duty=open_duty,
         policy=governor_policy(settings),
         stand_by=stand_by,
@@ -566,14 +580,16 @@ async def run_capture(
             ending = group.create_task(end_when_told())
             # Any step of these may be broken off: the next look goes on from there.
             beside = [
-                group.create_task(_maintain(settings, begun, remember_maintenance)),
-                group.create_task(_roll(settings, begun, remember_rollup, worker.status)),
                 group.create_task(_watch_migration(settings, begun)),
                 group.create_task(_drain_beside(drain, begun)),
             ]
-            if settings.rehearse:
+            if not publishes:
+                beside.append(group.create_task(_maintain(settings, begun, remember_maintenance)))
+                beside.append(group.create_task(_roll(settings, begun, remember_rollup, worker.status)))
+            if settings.rehearse and not publishes:
                 beside.append(group.create_task(_rehearse(settings, surveyed, replay_stop)))
-            deferring = group.create_task(_defer(settings, replay_stop, remember))
+            defers = _watch_deferred if publishes else _defer
+            deferring = group.create_task(defers(settings, replay_stop, remember))
             try:
                 await worker.run()
             finally:
@@ -590,11 +606,28 @@ async def run_capture(
         raise _first(group) from group
 
 
+def _open_sink_of(settings: Settings) -> Callable[[], AbstractAsyncContextManager[Sink]]:
+    """What opens capture's sink: the store itself, or brokers before it."""
+    if settings.capture_url is not None:
+        access = broker_access(settings, settings.capture_url)
+        return lambda: open_changes(access, settings.source)
+    name = f"afterwrite sink {settings.source}"
+    return lambda: open_sink(settings.store, application_name=name, sole=True)
+
+
+def _open_outbox_sink_of(settings: Settings) -> Callable[[], AbstractAsyncContextManager[Sink]]:
+    """The same for the events of the outbox."""
+    if settings.capture_url is not None:
+        access = broker_access(settings, settings.capture_url)
+        return lambda: open_changes(access, settings.source, outbox=True)
+    return lambda: open_sink(settings.store, application_name=f"afterwrite outbox {settings.source}")
+
+
 def make_drain(settings: Settings, *, on_status: Callable[[DrainStatus], None] | None = None) -> Drain:
     """What brings the events of the source's outbox into the store."""
     return Drain(
         settings.dsn,
-        lambda: open_sink(settings.store, application_name=f"afterwrite outbox {settings.source}"),
+        _open_outbox_sink_of(settings),
         source=settings.source,
         keys=split_keys(settings.stamp_key),
         on_status=on_status,
@@ -616,11 +649,14 @@ async def run_outbox(
 
     Raises what makes it useless: no outbox, no store. Who cannot be reached is waited for.
     """
+    publishes = settings.capture_url is not None
     try:
-        async with source_and_store(settings) as (source, store):
+        async with connect(settings.dsn, guarded=True) as source:
             if not await outbox.is_laid(source):
                 raise Refused(f"there is no outbox in {source.where}", remedy="run `afterwrite outbox install --apply`")
-            await require_store(store)
+        if not publishes:
+            async with connect(settings.store, application_name="afterwrite store", guarded=True) as store:
+                await require_store(store)
     except ConnectionLost as error:
         log.warning("%s; it is tried again", error)
     drain = make_drain(settings, on_status=on_status)
@@ -632,11 +668,10 @@ async def run_outbox(
         drain.stop()
 
     async with asyncio.TaskGroup() as group:
-        beside = [
-            group.create_task(end_when_told()),
-            group.create_task(_maintain(settings, begun, lambda _: None)),
-            group.create_task(_roll(settings, begun, lambda _: None)),
-        ]
+        beside = [group.create_task(end_when_told())]
+        if not publishes:
+            beside.append(group.create_task(_maintain(settings, begun, lambda _: None)))
+            beside.append(group.create_task(_roll(settings, begun, lambda _: None)))
         try:
             await drain.run()
         finally:
@@ -674,6 +709,35 @@ async def _defer(settings: Settings, stop: asyncio.Event, tell: Callable[[Replay
             tell(ReplayStatus(state=ReplayState.HALTED, trouble=str(error) or repr(error)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _HALTED_SECONDS)
+
+
+async def _find_deferred(source: Database, name: str) -> Refused | None:
+    """Why capture may not publish, where bodies are deferred: they are run by whoever reads the store's feed."""
+    found = await source.rows(Deferred, statement("defer.read_deferred"), source=name)
+    at_work = [each.identity for each in found if each.state in ("prepared", "live")]
+    if not at_work:
+        return None
+    return Refused(
+        f"{at_work[0]} is deferred, and its body is run by a capture that reads the store; this one publishes to a"
+        " broker (capture_url)",
+        remedy="run `afterwrite capture` without capture_url where source and store can be reached, or roll that phase"
+        " back: afterwrite migrate rollback",
+    )
+
+
+async def _watch_deferred(settings: Settings, stop: asyncio.Event, tell: Callable[[ReplayStatus], None]) -> None:
+    """Say so where a body was deferred while this capture publishes, and cannot run it."""
+    while not stop.is_set():
+        try:
+            async with connect(settings.dsn, application_name="afterwrite watch", guarded=True) as database:
+                if trouble := await _find_deferred(database, settings.source):
+                    log.warning("%s; %s", trouble, trouble.remedy)
+                    tell(ReplayStatus(state=ReplayState.HALTED, trouble=str(trouble)))
+        except AfterwriteError as error:
+            log.debug("the deferral cannot be looked at now: %s", error)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRIFT_SECONDS):
+                await stop.wait()
 
 
 async def _rehearse(settings: Settings, surveyed: asyncio.Future[Survey], stop: asyncio.Event) -> None:

@@ -17,7 +17,16 @@ import pydantic
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from afterwrite.configfile import PREFIX, RECORDER, parse_pairs, parse_size, parse_words, read_file, read_secret
+from afterwrite.configfile import (
+    PREFIX,
+    RECORDER,
+    is_broker,
+    parse_pairs,
+    parse_size,
+    parse_words,
+    read_file,
+    read_secret,
+)
 from afterwrite.errors import UsageError
 
 _SECRETS = ("dsn", "store_dsn", "stamp_key", "serve_jwt_secret", "nats_password", "nats_token", "lake_options")
@@ -41,6 +50,8 @@ class Settings(BaseSettings):
     dsn: str | None = None
     # The store's database; None means the source.
     store_dsn: str | None = None
+    # Brokers (nats://…) to which capture publishes what a writer is to store, where it cannot open the store itself.
+    capture_url: str | None = None
     # The source's name in the store.
     source: Annotated[str, Field(min_length=1)] = "main"
     slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] = "afterwrite"
@@ -172,15 +183,39 @@ class Settings(BaseSettings):
         # The environment and the file are read by load_settings, which can say in words what is wrong with them.
         return (init_settings,)
 
+    @pydantic.field_validator("store_dsn")
+    @classmethod
+    def _store_is_a_database(cls, dsn: str | None) -> str | None:
+        if dsn is not None and is_broker(dsn):
+            raise ValueError("it should be a database; the brokers that capture publishes to are capture_url")
+        return dsn
+
+    @pydantic.field_validator("capture_url")
+    @classmethod
+    def _publish_to_brokers(cls, url: str | None) -> str | None:
+        if url is not None and not is_broker(url):
+            raise ValueError("it should be a broker's address, nats://… or tls://…")
+        return url
+
     @property
     def store(self) -> str | None:
-        """The DSN of the store's database."""
+        """The DSN of the store's database. Raises UsageError where only brokers before it are named."""
+        self._want_store()
         return self.store_dsn if self.store_dsn is not None else self.dsn
 
     @property
     def one_database(self) -> bool:
-        """Whether the store lives in the source database."""
+        """Whether the store lives in the source database. Raises UsageError where only brokers before it are named."""
+        self._want_store()
         return self.store_dsn is None or self.store_dsn == self.dsn
+
+    def _want_store(self) -> None:
+        # Without this the source database would be taken for the store.
+        if self.capture_url is not None and self.store_dsn is None:
+            raise UsageError(
+                "this needs the store, and the settings name only brokers before it (capture_url)",
+                remedy="run it where the store can be reached, and name it: --store-dsn",
+            )
 
 
 def load_settings(*, folder: Path | None = None, **flags: object) -> Settings:

@@ -18,9 +18,12 @@ from afterwrite.broker.link import Access, ApiError, Link, connect
 from afterwrite.broker.topology import (
     DUPLICATE_SECONDS,
     Layout,
+    changes_config,
+    changes_stream,
     consumer_config,
     consumer_name,
     differences,
+    lane_of_consumer,
     names,
     partitions_of,
     refused_subject,
@@ -60,17 +63,32 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     state: dict[str, Any] = {}
     cluster: dict[str, Any] = {}
     consumers: tuple[dict[str, Any], ...] = ()
+    # The stream of captured changes, where there is one.
+    changes: dict[str, Any] | None = None
+    changes_state: dict[str, Any] = {}
+    changes_consumers: tuple[dict[str, Any], ...] = ()
     monitored: tuple[Monitored, ...] = ()
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """A partition: how much waits for its writer, and whether it has one."""
+class Waits(msgspec.Struct, frozen=True, kw_only=True):
+    """How many messages wait for a writer, and whether there is one."""
 
-    partition: int
     waiting: int
     in_flight: int
     pinned: bool
     leader: str
+
+
+class Standing(Waits, frozen=True, kw_only=True):
+    """The same of a partition."""
+
+    partition: int
+
+
+class SourceStanding(Waits, frozen=True, kw_only=True):
+    """The same of a source whose changes are captured."""
+
+    source: str
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +115,18 @@ async def look(access: Access, monitors: Sequence[str] = ()) -> Seen:
                 state=told["state"],
                 cluster=told.get("cluster") or {},
                 consumers=tuple(await _read_consumers(link, access.stream)),
+            )
+        try:
+            told = await link.ask(f"STREAM.INFO.{changes_stream(access.stream)}")
+        except ApiError as error:
+            if error.code != _STREAM_NOT_FOUND:
+                raise
+        else:
+            seen = msgspec.structs.replace(
+                seen,
+                changes=told["config"],
+                changes_state=told["state"],
+                changes_consumers=tuple(await _read_consumers(link, changes_stream(access.stream))),
             )
     monitored = await asyncio.gather(*(asyncio.to_thread(_read_monitor, url) for url in monitors))
     return msgspec.structs.replace(seen, monitored=tuple(monitored))
@@ -139,18 +169,31 @@ def standings(seen: Seen) -> list[Standing]:
         prefix, _, number = str(consumer["name"]).rpartition("-")
         if prefix != "writer" or not number.isdecimal():
             continue
-        groups = cast("list[dict[str, Any]]", consumer.get("priority_groups") or [])
-        cluster = cast("dict[str, Any]", consumer.get("cluster") or {})
-        found.append(
-            Standing(
-                partition=int(number),
-                waiting=int(consumer.get("num_pending", 0)) + int(consumer.get("num_ack_pending", 0)),
-                in_flight=int(consumer.get("num_ack_pending", 0)),
-                pinned=any(group.get("pinned_client_id") for group in groups),
-                leader=str(cluster.get("leader", "")),
-            )
-        )
+        found.append(Standing(partition=int(number), **_waits(consumer)))
     return sorted(found, key=lambda standing: standing.partition)
+
+
+def source_standings(seen: Seen) -> list[SourceStanding]:
+    """How each source stands whose changes are published, by its name."""
+    return sorted(
+        (
+            SourceStanding(source=lane, **_waits(consumer))
+            for consumer in seen.changes_consumers
+            if (lane := lane_of_consumer(str(consumer["name"]))) is not None
+        ),
+        key=lambda standing: standing.source,
+    )
+
+
+def _waits(consumer: Mapping[str, Any]) -> dict[str, Any]:
+    groups = cast("list[dict[str, Any]]", consumer.get("priority_groups") or [])
+    cluster = cast("dict[str, Any]", consumer.get("cluster") or {})
+    return {
+        "waiting": int(consumer.get("num_pending", 0)) + int(consumer.get("num_ack_pending", 0)),
+        "in_flight": int(consumer.get("num_ack_pending", 0)),
+        "pinned": any(group.get("pinned_client_id") for group in groups),
+        "leader": str(cluster.get("leader", "")),
+    }
 
 
 def judge(seen: Seen) -> list[Finding]:
@@ -165,7 +208,13 @@ def judge(seen: Seen) -> list[Finding]:
         ]  # fmt: skip
     if seen.config is None:
         return [_finding(seen, "broker.stream", Severity.ERROR, "there is no such stream", _INSTALL)]
-    return [*_judge_stream(seen, seen.config), *_judge_cluster(seen), *_judge_consumers(seen), *_judge_sync(seen)]
+    return [
+        *_judge_stream(seen, seen.config),
+        *_judge_cluster(seen),
+        *_judge_consumers(seen),
+        *_judge_changes(seen),
+        *_judge_sync(seen),
+    ]
 
 
 def _judge_stream(seen: Seen, config: Mapping[str, Any]) -> list[Finding]:
@@ -280,6 +329,43 @@ def _judge_consumers(seen: Seen) -> list[Finding]:
     return found
 
 
+def _judge_changes(seen: Seen) -> list[Finding]:
+    """The stream of captured changes: what it loses is in the WAL, so little of it can be unsafe."""
+    config = seen.changes
+    if config is None:
+        return []
+    found: list[Finding] = []
+    name = changes_stream(seen.stream)
+    wanted = changes_config(seen.stream, replicas=int(config.get("num_replicas", 1)), max_bytes=0)
+    if other := [each for each in differences(config, wanted) if each not in ("max_bytes", "description")]:
+        found.append(
+            _finding(
+                seen, "broker.changes", Severity.ERROR,
+                f"the stream {name} is not as it should be, so that captures may wait for ever:"
+                f" {', '.join(sorted(other))}",
+                _INSTALL,
+            )
+        )  # fmt: skip
+    most = int(config.get("max_bytes", -1))
+    if most > 0 and int(seen.changes_state.get("bytes", 0)) > _FULL_SHARE * most:
+        found.append(
+            _finding(
+                seen, "broker.changes_full", Severity.WARNING,
+                f"the stream {name} is nearly full: captures wait, and the sources keep their WAL",
+                "look whether writers run and the store is up; or a greater --changes",
+            )
+        )  # fmt: skip
+    found += [
+        _finding(
+            seen, "broker.foreign", Severity.ERROR, f"a consumer that is not ours takes from {name}: {each['name']}",
+            f"delete it: nats consumer rm {name} {each['name']}",
+        )
+        for each in seen.changes_consumers
+        if lane_of_consumer(str(each["name"])) is None
+    ]  # fmt: skip
+    return found
+
+
 def _judge_sync(seen: Seen) -> list[Finding]:
     found: list[Finding] = []
     remedy = "set sync_interval: always in the jetstream block of its configuration, and restart it"
@@ -353,6 +439,7 @@ def plan(seen: Seen, layout: Layout) -> list[Step]:
                     question={**seen.config, **wanted, "metadata": kept},
                 )
             )
+    steps += _plan_changes(seen, layout)
     by_name = {str(consumer["name"]): cast("dict[str, Any]", consumer["config"]) for consumer in seen.consumers}
     configs = [consumer_config(layout.stream, number, layout.partitions) for number in range(layout.partitions)]
     due = [
@@ -382,6 +469,33 @@ def plan(seen: Seen, layout: Layout) -> list[Step]:
     return steps
 
 
+def _plan_changes(seen: Seen, layout: Layout) -> list[Step]:
+    if layout.changes_bytes is None:
+        return []
+    name = changes_stream(layout.stream)
+    wanted = changes_config(layout.stream, replicas=layout.replicas, max_bytes=layout.changes_bytes)
+    if seen.changes is None:
+        return [
+            Step(text=f"make the stream {name} for captured changes", subject=f"STREAM.CREATE.{name}", question=wanted)
+        ]
+    other = differences(seen.changes, wanted)
+    for fixed in ("storage", "retention"):
+        if fixed in other:
+            raise Refused(
+                f"the {fixed} of the stream {name} is {seen.changes.get(fixed)}, and cannot be altered",
+                remedy=f"delete it, no change is lost: nats stream rm {name}",
+            )
+    if not other:
+        return []
+    return [
+        Step(
+            text=f"alter the stream {name}: {', '.join(sorted(other))}",
+            subject=f"STREAM.UPDATE.{name}",
+            question={**seen.changes, **wanted},
+        )
+    ]
+
+
 async def carry_out(access: Access, steps: Sequence[Step]) -> None:
     """Do it."""
     async with connect(access, name="afterwrite install") as link:
@@ -395,7 +509,14 @@ async def carry_out(access: Access, steps: Sequence[Step]) -> None:
                 raise ApiError(f"{step.text}: {error}", code=error.code, remedy=error.remedy) from error
 
 
-def layout_of(seen: Seen, *, partitions: int | None, replicas: int | None, max_bytes: int | None) -> Layout:
+def layout_of(
+    seen: Seen,
+    *,
+    partitions: int | None,
+    replicas: int | None,
+    max_bytes: int | None,
+    changes_bytes: int | None = None,
+) -> Layout:
     """The layout that is wanted: what was said, else what stands, else the defaults."""
     words: dict[str, int] = {}
     if seen.config is not None:
@@ -404,7 +525,10 @@ def layout_of(seen: Seen, *, partitions: int | None, replicas: int | None, max_b
             words["partitions"] = there
         if int(seen.config.get("max_bytes", -1)) > 0:
             words["max_bytes"] = int(seen.config["max_bytes"])
-    for name, value in (("partitions", partitions), ("replicas", replicas), ("max_bytes", max_bytes)):
+    if seen.changes is not None and int(seen.changes.get("max_bytes", -1)) > 0:
+        words["changes_bytes"] = int(seen.changes["max_bytes"])
+    told = {"partitions": partitions, "replicas": replicas, "max_bytes": max_bytes, "changes_bytes": changes_bytes}
+    for name, value in told.items():
         if value is not None:
             words[name] = value
     return Layout(stream=seen.stream, **words)

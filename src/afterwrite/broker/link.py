@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from afterwrite.configfile import is_broker
 from afterwrite.errors import AfterwriteError, ConnectionLost, UsageError
 
-SCHEMES = ("nats", "tls")
 _INSTALL = "pip install 'afterwrite[nats]'"
 _CONNECT_SECONDS = 3
 _API_SECONDS = 5.0
@@ -52,11 +52,6 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
         return ",".join(f"{urlsplit(url).hostname}:{urlsplit(url).port or 4222}" for url in self.urls)
 
 
-def is_broker(url: str) -> bool:
-    """Whether this address is a broker's."""
-    return url.partition("://")[0] in SCHEMES
-
-
 def read_access(url: str, **given: str | None) -> Access:
     """The access that these settings say; several servers stand with commas between them.
 
@@ -65,7 +60,7 @@ def read_access(url: str, **given: str | None) -> Access:
     urls = tuple(each.strip() for each in url.split(",") if each.strip())
     for each in urls:
         parts = urlsplit(each)
-        if parts.scheme not in SCHEMES or not parts.hostname:
+        if not is_broker(each) or not parts.hostname:
             raise UsageError(
                 f"{parts.scheme}://{parts.hostname or ''} is no address of a broker",
                 remedy="write it as nats://broker-1.example.com:4222,nats://broker-2.example.com:4222 (or tls://…)",
@@ -118,9 +113,19 @@ class Link:
             raise ApiError(str(error.get("description", error)), code=int(error.get("err_code", 0)))
         return said
 
-    async def hear(self, subject: str, callback: Hear) -> None:
+    async def inquire(self, subject: str, question: bytes) -> bytes | None:
+        """Ask whoever listens there; None where nobody does."""
+        try:
+            with translated(self._access):
+                answer = await self._client.request(subject, question, timeout=_API_SECONDS)
+        except NobodyError:
+            return None
+        return bytes(answer.data)
+
+    async def hear(self, subject: str, callback: Hear, *, queue: str = "") -> None:
+        """Have what comes there; with others of the same queue, what none of them is given."""
         with translated(self._access):
-            await self._client.subscribe(subject, cb=callback, pending_bytes_limit=256 << 20)
+            await self._client.subscribe(subject, queue, cb=callback, pending_bytes_limit=256 << 20)
 
     async def tell(
         self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
@@ -286,9 +291,13 @@ def _tls(access: Access) -> ssl.SSLContext:
     return context
 
 
-def nobody(access: Access) -> AfterwriteError:
+class NobodyError(AfterwriteError):
+    """A subject has no stream, and nobody who listens."""
+
+
+def nobody(access: Access) -> NobodyError:
     """What is said where a subject has no stream."""
-    return AfterwriteError(
+    return NobodyError(
         f"nothing at {access.where} answers for the stream {access.stream}: no JetStream, no such stream, "
         "or no leader just now",
         remedy="run `afterwrite broker check`; `afterwrite broker install --apply` makes the stream",

@@ -7,6 +7,7 @@ change: the subjects, and what lies there, stay. Nothing here talks to anybody.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,10 @@ _MOST_PENDING = 4_096
 # A writer that has not asked for so long is taken to be gone.
 TAKEOVER_SECONDS = 4
 DUPLICATE_SECONDS = 120
+# A long batch is stored for as long as it takes; who is gone is known by the pin.
+_CHANGES_ACK_SECONDS = 86_400
+_LANE = re.compile(r"[A-Za-z0-9_-]{1,48}")
+_SOURCE_CONSUMER = "source-"
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +42,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int = 4
     replicas: int = 3
     max_bytes: int = 8 << 30
+    # How much of captured changes may be on its way; None: none are published.
+    changes_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.stream):
@@ -111,6 +118,87 @@ def consumer_config(stream: str, partition: int, partitions: int) -> dict[str, A
         "ack_wait": _ACK_SECONDS * _SECOND,
         "max_deliver": -1,
         "max_ack_pending": _MOST_PENDING,
+        "priority_groups": [GROUP],
+        "priority_policy": "pinned_client",
+        "priority_timeout": TAKEOVER_SECONDS * _SECOND,
+    }
+
+
+def changes_stream(stream: str) -> str:
+    """The stream of captured changes beside that of events."""
+    return f"{stream}_CHANGES"
+
+
+def lane_of_source(source: str) -> str:
+    """What a source is called in subjects: its own name, or a digest of one that cannot stand there."""
+    return source if _LANE.fullmatch(source) else f"x-{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+
+
+def outbox_of_source(source: str) -> str:
+    """The same for the events of the source's outbox, which go their own way."""
+    return f"{lane_of_source(source)}.outbox"
+
+
+def changes_subject(stream: str, lane: str) -> str:
+    return f"{stream.lower()}.changes.{lane}"
+
+
+def changes_subjects(stream: str) -> str:
+    """All of them."""
+    return f"{stream.lower()}.changes.>"
+
+
+def lane_of_subject(stream: str, subject: str) -> str:
+    return subject.removeprefix(changes_subject(stream, ""))
+
+
+def question_subject(stream: str) -> str:
+    """Where captures ask writers how far a source is stored; no stream keeps that."""
+    return f"{stream.lower()}.stored"
+
+
+def source_consumer_name(lane: str) -> str:
+    return _SOURCE_CONSUMER + lane.replace(".", "+")
+
+
+def lane_of_consumer(name: str) -> str | None:
+    """Whose consumer this is, or None where it is none of ours."""
+    return name.removeprefix(_SOURCE_CONSUMER).replace("+", ".") if name.startswith(_SOURCE_CONSUMER) else None
+
+
+def changes_config(stream: str, *, replicas: int, max_bytes: int) -> dict[str, Any]:
+    """The stream of captured changes: of each source it holds the batch that is on its way, and takes the next for it.
+
+    A batch that is published again comes in the place of the one before (Nats-Rollup).
+    """
+    return {
+        "name": changes_stream(stream),
+        "description": "What afterwrite's captures have published and no writer has stored yet",
+        "subjects": [changes_subjects(stream)],
+        "retention": "workqueue",
+        "storage": "file",
+        "num_replicas": replicas,
+        "discard": "new",
+        "max_bytes": max_bytes,
+        "max_age": 0,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "compression": "none",
+        "allow_rollup_hdrs": True,
+    }
+
+
+def source_consumer_config(stream: str, lane: str) -> dict[str, Any]:
+    """The consumer of a source: one writer is pinned, and has all parts of a batch."""
+    return {
+        "name": source_consumer_name(lane),
+        "durable_name": source_consumer_name(lane),
+        "filter_subjects": [changes_subject(stream, lane)],
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": _CHANGES_ACK_SECONDS * _SECOND,
+        "max_deliver": -1,
+        "max_ack_pending": -1,
         "priority_groups": [GROUP],
         "priority_policy": "pinned_client",
         "priority_timeout": TAKEOVER_SECONDS * _SECOND,

@@ -1,16 +1,6 @@
 """A partition's writer: pulls what its lanes hold, in the broker's order, stores it, and acknowledges after the commit.
 
-::
-
-    stand by ──pinned──▶ first delivery of this consumer? ── no ──▶ make the consumer anew ─┐
-       ▲                       │ yes                                                        │
-       │                       ▼                    ┌───────────────────────────────────────┘
-       └──── line lost, ◀── pull ▶ store ▶ acknowledge
-             other pinned
-
-The broker pins one writer to a consumer and lets the others wait. What a writer before us was given and did not
-acknowledge would come again later, behind newer ones: so whoever takes over makes the consumer anew, and begins with
-the oldest that is not acknowledged. A number that is not the next one means the same. Nothing rests on two writers
+Who of several writers has the partition, and from where it goes on, is told in pull.py. Nothing rests on two writers
 never being at it together: both go in the same order, and the store keeps each id once.
 """
 
@@ -19,25 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from afterwrite.broker.bundle import MESSAGE_ID, RECEIPT, unbundle
 from afterwrite.broker.link import Access, ApiError, Link, connect
-from afterwrite.broker.topology import (
-    GROUP,
-    TAKEOVER_SECONDS,
-    consumer_config,
-    consumer_name,
-    partitions_of,
-    refused_subject,
-)
+from afterwrite.broker.pull import Delivery, Progress, Pull, State, Steady
+from afterwrite.broker.topology import consumer_config, partitions_of, refused_subject
 from afterwrite.errors import AfterwriteError, GateNotMet, UsageError
 from afterwrite.failpoints import failpoint
 from afterwrite.record import Batch, Sink
@@ -49,16 +30,11 @@ log = logging.getLogger(__name__)
 OpenStore = Callable[[], AbstractAsyncContextManager[Sink]]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
-# A pull lives shorter than the pin, which the next one renews.
-_PULL_SECONDS = TAKEOVER_SECONDS / 2
-_PULL_MESSAGES = 512
-_PULL_BYTES = 8 << 20
-_LATE_SECONDS = 1.5
+# How long the broker may take to keep what is set aside.
+_KEPT_SECONDS = 4.0
 _END_SECONDS = 4.0
 # A store that takes nothing of a whole batch may be at fault itself.
 _TRIED_BATCHES = 3
-_PIN = "Nats-Pin-Id"
-_ACK = b"+ACK"
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,47 +44,20 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     linger_seconds: float = 0.05
 
 
-class State(StrEnum):
-    """Whether a writer has its partition."""
-
-    STANDING_BY = "standing by"
-    ACTIVE = "active"
-    HINDERED = "hindered"
-
-
-class WriterStatus(msgspec.Struct, frozen=True, kw_only=True):
+class WriterStatus(Progress, frozen=True, kw_only=True):
     """What the writer of a partition has done since it began, and what is in its way.
 
     ``stored`` are activities, ``duplicates`` those that the store had already, ``refused`` those set aside.
     """
 
     partition: int
-    state: State = State.STANDING_BY
     stored: int = 0
     duplicates: int = 0
     refused: int = 0
-    batches: int = 0
-    waiting: int = 0
-    takeovers: int = 0
-    trouble: str | None = None
 
 
-class _OverError(Exception):
-    """This session has come to its end; ``anew`` when the next one is to make the consumer anew."""
-
-    def __init__(self, why: str, *, anew: bool = False) -> None:
-        super().__init__(why)
-        self.anew = anew
-
-
-class _Delivery(msgspec.Struct, frozen=True):
-    """A message with what it holds (None where that cannot be read), and its number among all deliveries."""
-
-    message: Any
-    events: list[Event] | None
-    number: int
-    times: int
-    waiting: int
+# A message with its activities; None where it cannot be read.
+_Delivery = Delivery[list[Event] | None]
 
 
 async def read_partitions(access: Access) -> int:
@@ -139,7 +88,7 @@ async def _partitions(link: Link, access: Access) -> int:
     return partitions
 
 
-class Writer:
+class Writer(Steady[WriterStatus]):
     """Writes one partition, or stands by for whoever does, for as long as it runs."""
 
     def __init__(
@@ -151,76 +100,24 @@ class Writer:
         pace: Pace | None = None,
         on_status: Callable[[WriterStatus], None] | None = None,
     ) -> None:
-        self.status = WriterStatus(partition=partition)
-        self._access = access
-        self._open_store = open_store
+        super().__init__(f"partition {partition}", WriterStatus(partition=partition), on_status)
+        self.access = access
+        self.open_store = open_store
+        self.pace = pace or Pace()
         self._partition = partition
-        self._pace = pace or Pace()
-        self._on_status = on_status
-        self._stop = asyncio.Event()
         self._suspected = 0
 
-    def stop(self) -> None:
-        """End when the batch in hand is stored."""
-        self._stop.set()
-
-    async def run(self) -> None:
-        """Write until stopped; whatever goes wrong is told, and tried again later each time."""
-        pause, anew = _FIRST_PAUSE, False
-        while not self._stop.is_set():
-            done = self.status.batches
-            session: _Session | None = None
-            try:
-                async with self._session() as session:
-                    await session.run(anew=anew)
-                anew = False
-            except _OverError as over:
-                log.debug("partition %d: %s", self._partition, over)
-                # What we had in hand would come again after a minute.
-                anew, pause = over.anew or (session is not None and session.pinned), _FIRST_PAUSE
-                self.tell(state=State.STANDING_BY)
-                # Another one may be at it: the one that makes the consumer anew goes first.
-                await self.rest(0.0 if anew else random.uniform(0.1, 0.3))
-            except Exception as error:
-                trouble = str(error) or repr(error)
-                if not isinstance(error, AfterwriteError):
-                    log.exception("a defect of the writer of partition %d; it is tried again", self._partition)
-                elif trouble != self.status.trouble:
-                    log.warning("partition %d cannot be written now: %s", self._partition, error)
-                anew = session is not None and session.pinned
-                self.tell(state=State.HINDERED, trouble=trouble)
-                if self.status.batches > done:
-                    pause = _FIRST_PAUSE
-                await self.rest(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, _LONGEST_PAUSE)
-
     @asynccontextmanager
-    async def _session(self) -> AsyncGenerator[_Session]:
+    async def session(self) -> AsyncGenerator[_Session]:
         name = f"afterwrite writer {self._partition}"
-        async with connect(self._access, name=name) as link, AsyncExitStack() as stack:
-            partitions = await _partitions(link, self._access)
+        async with connect(self.access, name=name) as link, AsyncExitStack() as stack:
+            partitions = await _partitions(link, self.access)
             if self._partition >= partitions:
                 raise UsageError(
-                    f"there is no partition {self._partition}: the stream {self._access.stream} has {partitions}",
+                    f"there is no partition {self._partition}: the stream {self.access.stream} has {partitions}",
                     remedy="leave --partition out, or name one from 0 on",
                 )
             yield _Session(self, link, stack, partitions)
-
-    @property
-    def access(self) -> Access:
-        return self._access
-
-    @property
-    def open_store(self) -> OpenStore:
-        return self._open_store
-
-    @property
-    def pace(self) -> Pace:
-        return self._pace
-
-    @property
-    def stopping(self) -> asyncio.Event:
-        return self._stop
 
     def suspect(self, count: int, refused: Sequence[tuple[Event, str]]) -> None:
         """A store that takes nothing of a whole batch may be at fault itself: it is asked some times more."""
@@ -233,18 +130,6 @@ class Writer:
                 remedy="look at the store; what it does not take at last is set aside",
             )
 
-    async def rest(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-
-    def tell(self, **changes: object) -> None:
-        status = msgspec.structs.replace(self.status, **changes)
-        if status != self.status:
-            self.status = status
-            if self._on_status:
-                self._on_status(status)
-
 
 class _Session:
     """One connection to the broker, for as long as all that comes over it is in order."""
@@ -254,194 +139,36 @@ class _Session:
         self._link = link
         self._stack = stack
         self._partition = writer.status.partition
-        self._partitions = partitions
         self._stream = writer.access.stream
-        self._consumer = consumer_name(self._partition)
-        self._inbox = link.new_inbox()
         self._sink: Sink | None = None
-        self._news = asyncio.Event()
-        self._arrived: deque[_Delivery] = deque()
-        self._rows = 0
-        self._since = 0.0
-        self._next: int | None = None
-        self._pin: str | None = None
-        # The pull that is out: how many messages it may bring still, and until when it is answered.
-        self._pull = 0
-        self._left = 0
-        self._until = 0.0
-        self._over: _OverError | None = None
+        self._pull = Pull(
+            link,
+            self._stream,
+            consumer_config(self._stream, self._partition, partitions),
+            read=_read,
+            most=2 * writer.pace.batch_rows,
+            stopping=writer.stopping,
+            on_takeover=writer.note_takeover,
+        )
 
     @property
     def pinned(self) -> bool:
         """Whether the partition is ours, as far as we have heard."""
-        return self._pin is not None
+        return self._pull.pinned
 
     async def run(self, *, anew: bool) -> None:
-        """Pull, store, acknowledge, until stopped. Raises _OverError for another session."""
-        await self._link.hear(f"{self._inbox}.*", self._hear)
-        if anew:
-            # Where it is gone already, another one has taken it away.
-            with suppress(ApiError):
-                await self._link.ask(f"CONSUMER.DELETE.{self._stream}.{self._consumer}")
-        await self._make()
-        puller = asyncio.create_task(self._keep_pulling())
-        try:
-            await self._write()
-        finally:
-            puller.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await puller
-            await self._leave()
-
-    async def _make(self) -> None:
-        """Make the consumer where it is not there."""
-        config = consumer_config(self._stream, self._partition, self._partitions)
-        question = {"stream_name": self._stream, "config": config, "action": "create"}
-        await self._link.ask(f"CONSUMER.CREATE.{self._stream}.{self._consumer}", question)
-
-    async def _leave(self) -> None:
-        """Let a stand-by have the pin at once."""
-        if self._pin is not None and not self._link.lost.is_set():
-            with suppress(AfterwriteError):
-                await self._link.flush()
-                await self._link.ask(f"CONSUMER.UNPIN.{self._stream}.{self._consumer}", {"group": GROUP})
-
-    async def _keep_pulling(self) -> None:
-        """Have a pull out whenever there is room: it brings messages, and keeps the pin."""
-        while True:
-            now = time.monotonic()
-            if (self._left <= 0 or now > self._until) and self._rows < 2 * self._writer.pace.batch_rows:
-                try:
-                    if self._pull and self._pin is None:
-                        await self._look()
-                    await self._ask()
-                except Exception as error:
-                    self._end(_OverError(str(error)))
-                    return
-            await asyncio.sleep(0.02 if self._left <= 0 else min(0.2, max(0.02, self._until - now)))
-
-    async def _look(self) -> None:
-        """Standing by: whether somebody was given messages and is gone, where no newer one would tell us."""
-        told = await self._link.ask(f"CONSUMER.INFO.{self._stream}.{self._consumer}")
-        groups = cast("list[dict[str, Any]]", told.get("priority_groups") or [])
-        if told.get("num_ack_pending") and not any(group.get("pinned_client_id") for group in groups):
-            self._writer.tell(takeovers=self._writer.status.takeovers + 1)
-            self._end(_OverError("nobody has what was delivered", anew=True))
-
-    async def _ask(self) -> None:
-        self._pull += 1
-        self._left, self._until = _PULL_MESSAGES, time.monotonic() + _PULL_SECONDS + _LATE_SECONDS
-        question: dict[str, Any] = {
-            "batch": _PULL_MESSAGES,
-            "max_bytes": _PULL_BYTES,
-            "expires": int(_PULL_SECONDS * 1e9),
-            "group": GROUP,
-        }
-        if self._pin is not None:
-            question["id"] = self._pin
-        await self._link.tell(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
-            msgspec.json.encode(question),
-            reply=f"{self._inbox}.{self._pull}",
-        )
-
-    async def _hear(self, message: Any) -> None:
-        headers: dict[str, str] = message.headers or {}
-        status = headers.get("Status")
-        if status is not None and not message.reply:
-            self._hear_status(str(message.subject), str(status), str(headers.get("Description", "")))
-            return
-        self._pin = headers.get(_PIN, self._pin)
-        try:
-            events = unbundle(bytes(message.data))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            events = None
-        told = message.metadata
-        if not self._arrived:
-            self._since = time.monotonic()
-        self._arrived.append(
-            _Delivery(message, events, told.sequence.consumer, told.num_delivered or 1, told.num_pending)
-        )
-        self._rows += 1 if events is None else len(events)
-        self._left -= 1
-        self._news.set()
-
-    def _hear_status(self, subject: str, status: str, words: str) -> None:
-        if status == "100":
-            return
-        if status == "423" or (status == "409" and "deleted" in words.lower()):
-            self._pin = None  # it is somebody else's
-            self._end(_OverError(f"{status} {words}"))
-        elif subject.endswith(f".{self._pull}"):
-            self._left = 0
-
-    def _end(self, over: _OverError) -> None:
-        if self._over is None:
-            self._over = over
-        self._news.set()
-
-    async def _write(self) -> None:
-        stop = asyncio.create_task(self._writer.stopping.wait())
-        lost = asyncio.create_task(self._link.lost.wait())
-        try:
-            while not stop.done():
-                if not self._arrived:
-                    if self._over is not None:
-                        raise self._over
-                    if lost.done():
-                        raise _OverError("the line was lost")
-                    self._news.clear()
-                    await self._wait(stop, lost, None)
-                    continue
-                await self._linger(stop, lost)
-                await self._store(self._take())
-        finally:
-            stop.cancel()
-            lost.cancel()
-
-    async def _linger(self, stop: asyncio.Task[bool], lost: asyncio.Task[bool]) -> None:
-        """Let a small batch grow a little."""
+        """Pull, store, acknowledge, until stopped. Raises OverError for another session."""
         pace = self._writer.pace
-        while self._rows < pace.batch_rows and self._over is None and not stop.done() and not lost.done():
-            left = self._since + pace.linger_seconds - time.monotonic()
-            if left <= 0:
-                return
-            self._news.clear()
-            await self._wait(stop, lost, left)
-
-    async def _wait(self, stop: asyncio.Task[bool], lost: asyncio.Task[bool], seconds: float | None) -> None:
-        news = asyncio.ensure_future(self._news.wait())
-        try:
-            await asyncio.wait((news, stop, lost), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-
-    def _take(self) -> list[_Delivery]:
-        """The next deliveries for one batch, each the one after the last."""
-        taken: list[_Delivery] = []
-        rows = 0
-        while self._arrived and (not taken or rows < self._writer.pace.batch_rows):
-            delivery = self._arrived[0]
-            if delivery.number != (self._next or 1) or delivery.times > 1:
-                if taken:
-                    break  # these are in order still
-                takeovers = self._writer.status.takeovers + 1
-                self._writer.tell(takeovers=takeovers)
-                raise _OverError(f"delivery {delivery.number} where {self._next or 1} was due", anew=True)
-            self._arrived.popleft()
-            self._next = delivery.number + 1
-            taken.append(delivery)
-            size = 1 if delivery.events is None else len(delivery.events)
-            rows += size
-            self._rows -= size
-        self._since = time.monotonic()
-        return taken
+        async with self._pull.open(anew=anew):
+            while await self._pull.come():
+                await self._pull.linger(pace.batch_rows, pace.linger_seconds)
+                await self._store(self._pull.take(pace.batch_rows))
 
     async def _store(self, deliveries: Sequence[_Delivery]) -> None:
         """Store these, then acknowledge them."""
         writer = self._writer
         writer.tell(state=State.ACTIVE)
-        events = [event for delivery in deliveries for event in delivery.events or ()]
+        events = [event for delivery in deliveries for event in delivery.content or ()]
         refused: list[tuple[Event, str]] = []
         stored = 0
         failpoint("broker.before_store")
@@ -465,7 +192,7 @@ class _Session:
         others = [delivery for delivery in deliveries if _is_odd(delivery, odd)]
         if others:
             await self._link.flush()
-            unread = [delivery for delivery in others if delivery.events is None]
+            unread = [delivery for delivery in others if delivery.content is None]
             await self._set_aside(unread, refused)
             await self._acknowledge(others)
             writer.tell(refused=writer.status.refused + len(refused) + len(unread))
@@ -475,10 +202,9 @@ class _Session:
         """Tell the broker, and the recorders that wait for it, that these are done."""
         receipts: dict[str, list[str]] = {}
         for delivery in deliveries:
-            headers: dict[str, str] = delivery.message.headers or {}
-            if RECEIPT in headers:
-                receipts.setdefault(headers[RECEIPT], []).append(headers.get(MESSAGE_ID, ""))
-            await self._link.tell(str(delivery.message.reply), _ACK)
+            if RECEIPT in delivery.headers:
+                receipts.setdefault(delivery.headers[RECEIPT], []).append(delivery.headers.get(MESSAGE_ID, ""))
+            await self._pull.acknowledge(delivery)
         for inbox, ids in receipts.items():
             await self._link.tell(inbox, "\n".join(ids).encode())
 
@@ -505,15 +231,24 @@ class _Session:
         for body, why in parts:
             words = " ".join(why.split())[:500].encode("ascii", "replace").decode()
             kept = await self._link.publish(refused_subject(self._stream), body, {"Afterwrite-Reason": words})
-            async with asyncio.timeout(_PULL_SECONDS * 2):
+            async with asyncio.timeout(_KEPT_SECONDS):
                 await kept
         if parts:
             log.warning("of partition %d %d messages are set aside: %s", self._partition, len(parts), parts[0][1])
 
 
+def _read(message: Any) -> tuple[list[Event] | None, int]:
+    """The activities of a message and how many they are; None, which counts as one, where they cannot be read."""
+    try:
+        events = unbundle(bytes(message.data))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None, 1
+    return events, len(events)
+
+
 def _is_odd(delivery: _Delivery, refused: set[str]) -> bool:
     """Whether something of this message is not stored."""
-    return delivery.events is None or any(event.id in refused for event in delivery.events)
+    return delivery.content is None or any(event.id in refused for event in delivery.content)
 
 
 def _once(events: Sequence[Event]) -> list[Event]:

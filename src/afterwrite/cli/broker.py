@@ -12,11 +12,14 @@ from typing import Annotated
 import typer
 
 from afterwrite.broker import check as checking
-from afterwrite.broker.link import Access, read_access
+from afterwrite.broker.link import Access
+from afterwrite.broker.pull import State
+from afterwrite.broker.receive import SourceStatus, run_sources
 from afterwrite.broker.topology import LANES
-from afterwrite.broker.write import Pace, State, WriterStatus, run_writers
+from afterwrite.broker.write import Pace, WriterStatus, run_writers
 from afterwrite.capture.governor import human_bytes
 from afterwrite.cli.face import (
+    FLAG,
     Apply,
     Dsn,
     Json,
@@ -33,6 +36,7 @@ from afterwrite.cli.face import (
 )
 from afterwrite.configfile import parse_size
 from afterwrite.errors import ExitCode, Severity, UsageError
+from afterwrite.runtime import broker_access
 from afterwrite.settings import Settings, load_settings
 from afterwrite.store.writer import open_sink
 
@@ -82,6 +86,15 @@ def install(
             "--max-bytes", metavar="SIZE", help="What may wait there (8GB); then spools wait.", show_default=False
         ),
     ] = None,
+    changes: Annotated[
+        str | None,
+        typer.Option(
+            "--changes",
+            metavar="SIZE",
+            help="Captures publish too: so much of it may be on its way; 16MB a source will do.",
+            show_default=False,
+        ),
+    ] = None,
     apply: Apply = False,
     json: Json = False,
 ) -> int:
@@ -90,7 +103,8 @@ def install(
     What waits in the stream stays there, also when the number of partitions changes. Without --apply it only says what
     it would do.
     """
-    return run(_install(_settings(url), partitions, replicas, _size(max_bytes), apply=apply, json=json))
+    sizes = _size("--max-bytes", max_bytes), _size("--changes", changes)
+    return run(_install(_settings(url), partitions, replicas, sizes, apply=apply, json=json))
 
 
 @app.command("check")
@@ -111,18 +125,21 @@ def write(
         list[int] | None,
         typer.Option("--partition", metavar="N", help="Only this one; may be repeated. Else all.", show_default=False),
     ] = None,
+    no_changes: Annotated[
+        bool, typer.Option("--no-changes", metavar=FLAG, help="Leave captured changes to other processes.")
+    ] = False,
     json: Json = False,
 ) -> int:
-    """Bring what recorders have published into the store, until Ctrl-C or SIGTERM.
+    """Bring what recorders and captures have published into the store, until Ctrl-C or SIGTERM.
 
-    One process writes a partition at a time; any others stand by and take over within seconds. A message is
-    acknowledged after the store has committed what it holds. With --json a line is printed for each partition that
-    changed, once a second.
+    One process writes a partition, or the changes of a source, at a time; any others stand by and take over within
+    seconds. A message is acknowledged after the store has committed what it holds. With --json a line is printed for
+    each partition and source that changed, once a second.
     """
     gc.freeze()
     gc.set_threshold(70_000, 20, 20)
     given = load_settings(nats_url=url, dsn=dsn, store_dsn=store_dsn)
-    asyncio.run(_write(given, partition or [], json=json))
+    asyncio.run(_write(given, partition or [], changes=not no_changes, json=json))
     return ExitCode.OK
 
 
@@ -133,11 +150,19 @@ def status(url: Url = None, json: Json = False) -> int:
 
 
 async def _install(
-    given: Settings, partitions: int | None, replicas: int | None, max_bytes: int | None, *, apply: bool, json: bool
+    given: Settings,
+    partitions: int | None,
+    replicas: int | None,
+    sizes: tuple[int | None, int | None],
+    *,
+    apply: bool,
+    json: bool,
 ) -> int:
     access = _access(given)
     seen = await checking.look(access)
-    layout = checking.layout_of(seen, partitions=partitions, replicas=replicas, max_bytes=max_bytes)
+    layout = checking.layout_of(
+        seen, partitions=partitions, replicas=replicas, max_bytes=sizes[0], changes_bytes=sizes[1]
+    )
     steps = checking.plan(seen, layout)
     if apply:
         await checking.carry_out(access, steps)
@@ -177,7 +202,15 @@ async def _status(given: Settings, *, json: bool) -> int:
     seen = await checking.look(_access(given))
     standings = checking.standings(seen)
     if json:
-        emit({"schema_version": 1, "stream": seen.stream, "there": seen.config is not None, "partitions": standings})
+        emit(
+            {
+                "schema_version": 1,
+                "stream": seen.stream,
+                "there": seen.config is not None,
+                "partitions": standings,
+                "changes": None if seen.changes is None else checking.source_standings(seen),
+            }
+        )
         return ExitCode.OK
     if seen.config is None:
         out.print(f"There is no stream {seen.stream}; [bold]afterwrite broker install[/] makes it.")
@@ -191,46 +224,72 @@ async def _status(given: Settings, *, json: bool) -> int:
         for each in standings
     ]
     out.print(fill(table(">partition", ">messages", ">in flight", "written", "leader"), rows))
+    if seen.changes is not None:
+        sources = checking.source_standings(seen)
+        out.print(f"Captured changes: {counted(len(sources), 'source')}, one batch of each on its way at most.")
+        rows = [
+            (each.source, f"{each.waiting:,}", f"{each.in_flight:,}", "yes" if each.pinned else "nobody", each.leader)
+            for each in sources
+        ]
+        if rows:
+            out.print(fill(table("source", ">messages", ">in flight", "written", "leader"), rows))
     return ExitCode.OK
 
 
-async def _write(given: Settings, partitions: list[int], *, json: bool) -> None:
+async def _write(given: Settings, partitions: list[int], *, changes: bool, json: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    told: dict[int, tuple[float, WriterStatus]] = {}
-    latest: dict[int, WriterStatus] = {}
+    told: dict[int | str, tuple[float, WriterStatus | SourceStatus]] = {}
+    latest: dict[int | str, WriterStatus | SourceStatus] = {}
 
-    def hear(status: WriterStatus) -> None:
-        latest[status.partition] = status
-        before_at, before = told.get(status.partition, (0.0, None))
+    def hear(status: WriterStatus | SourceStatus) -> None:
+        key = status.partition if isinstance(status, WriterStatus) else status.source
+        latest[key] = status
+        before_at, before = told.get(key, (0.0, None))
         turned = before is None or (status.state, status.trouble) != (before.state, before.trouble)
         now = time.monotonic()
         if not turned and (not json or now - before_at < _TELL_SECONDS):
             return
-        told[status.partition] = now, status
+        told[key] = now, status
         try:
             emit(status) if json else say(_line(status))
         except (BrokenPipeError, SystemExit):
             stop.set()
 
-    await run_writers(
-        _access(given),
-        partial(open_sink, given.store, application_name="afterwrite broker"),
-        stop=stop,
-        partitions=sorted(set(partitions)),
-        pace=Pace(batch_rows=given.batch_rows, linger_seconds=given.linger_ms / 1000),
-        on_status=hear,
-    )
-    for number, status in sorted(latest.items()):
-        if json and told[number][1] != status:
+    open_store = partial(open_sink, given.store)
+
+    async def write_partitions() -> None:
+        try:
+            await run_writers(
+                _access(given),
+                partial(open_store, application_name="afterwrite broker"),
+                stop=stop,
+                partitions=sorted(set(partitions)),
+                pace=Pace(batch_rows=given.batch_rows, linger_seconds=given.linger_ms / 1000),
+                on_status=hear,
+            )
+        finally:
+            stop.set()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(write_partitions())
+            if changes:
+                folder = given.spill_dir
+                group.create_task(run_sources(_access(given), open_store, stop=stop, folder=folder, on_status=hear))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    for key, status in sorted(latest.items(), key=str):
+        if json and told[key][1] != status:
             emit(status)
 
 
-def _line(status: WriterStatus) -> str:
+def _line(status: WriterStatus | SourceStatus) -> str:
+    whose = f"partition {status.partition}" if isinstance(status, WriterStatus) else f"source {plain(status.source)}"
     trouble = f": {plain(status.trouble)}" if status.trouble and status.state is State.HINDERED else ""
-    return f"partition {status.partition}: {status.state.value}{trouble}"
+    return f"{whose}: {status.state.value}{trouble}"
 
 
 def _settings(url: str | None) -> Settings:
@@ -238,16 +297,13 @@ def _settings(url: str | None) -> Settings:
 
 
 def _access(given: Settings) -> Access:
-    if given.nats_url is None:
-        raise UsageError("no broker is named", remedy="set AFTERWRITE_NATS_URL, or --url nats://host:4222")
-    names = ("stream", "user", "password", "token", "credentials", "nkey", "ca", "cert", "key")
-    return read_access(given.nats_url, **{name: getattr(given, f"nats_{name}") for name in names})
+    return broker_access(given, given.nats_url)
 
 
-def _size(text: str | None) -> int | None:
+def _size(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     size = parse_size(text if not text.isdecimal() else f"{text}B")
     if not isinstance(size, int) or size <= 0:
-        raise UsageError(f"--max-bytes cannot be {text!r}", remedy="write it as 8GB or 512MB")
+        raise UsageError(f"{option} cannot be {text!r}", remedy="write it as 8GB or 512MB")
     return size

@@ -19,10 +19,10 @@ from afterwrite import runtime
 from afterwrite.capture.drain import DrainStatus
 from afterwrite.capture.governor import human_bytes
 from afterwrite.capture.worker import WorkerState, WorkerStatus
-from afterwrite.cli.face import FLAG, Dsn, Json, StoreDsn, counted, emit, say, settings, talk
+from afterwrite.cli.face import FLAG, Dsn, Json, StoreDsn, counted, emit, say, talk
 from afterwrite.defer.replay import ReplayState
-from afterwrite.errors import ExitCode
-from afterwrite.settings import Settings
+from afterwrite.errors import ExitCode, UsageError
+from afterwrite.settings import Settings, load_settings
 
 _TELL_SECONDS = 0.5
 _LATE_SECONDS = 15.0  # longer than a heartbeat takes to come
@@ -44,20 +44,35 @@ def capture(
             "--outbox-only", metavar=FLAG, help="Only drain the outbox of events, where the server gives no slot."
         ),
     ] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="Publish to these brokers, and let `afterwrite broker write` store. Else AFTERWRITE_CAPTURE_URL.",
+            show_default=False,
+        ),
+    ] = None,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> int:
     """Capture row changes into the store, prove them and run deferred triggers, until Ctrl-C or SIGTERM.
 
     One worker is active for a slot; any others stand by and take over within five seconds when it is gone. What is in
     flight is finished within five seconds of being told to stop. With --json it prints a status line twice a second.
-    Where there is an outbox of events, it is drained as well.
+    Where there is an outbox of events, it is drained as well. With --url nothing is opened but the source and a broker.
     Exit 5 where going on would lose changes, and when the slot was given up by policy (over_budget).
     """
     _collect_seldom()
+    given = load_settings(dsn=dsn, store_dsn=store_dsn, capture_url=url)
+    if store_dsn is not None and given.capture_url is not None:
+        raise UsageError(
+            "--store-dsn and capture_url name two ways to the store",
+            remedy="leave --store-dsn out, to publish; or unset capture_url (AFTERWRITE_CAPTURE_URL), to store",
+        )
     if outbox_only:
-        asyncio.run(_drain_only(settings(dsn, store_dsn), json=json))
+        asyncio.run(_drain_only(given, json=json))
         return ExitCode.OK
-    asyncio.run(_capture(settings(dsn, store_dsn), json=json, stand_by=not no_standby, end_with_stdin=end_with_stdin))
+    asyncio.run(_capture(given, json=json, stand_by=not no_standby, end_with_stdin=end_with_stdin))
     return ExitCode.OK
 
 
