@@ -35,11 +35,11 @@ def test_what_recorders_were_told_is_kept_is_stored_once_and_in_order_whoever_di
     orders = Orders(
         recorders=2,
         partitions=2,
-        rate=250,
+        rate=150,
         faults={"leader": 1, "writer at": 1, "recorder": 1, "cut off": 1, "all": 1},
         pause_seconds=0.3,
-        cut_seconds=(1.0, 1.5),
-        seed=20261123,
+        cut_seconds=(0.8, 1.2),
+        seed=20261154,
     )
     outcome = FanIn(tmp_path, cluster, lines, installed_dsn, orders, print).run()
     assert outcome.differences == []
