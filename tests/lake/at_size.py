@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.search.plans import fill
 
+from afterwrite.bench.days import lay_days
+from afterwrite.bench.lake import PAGE, searches
 from afterwrite.lake import tiers
 from afterwrite.lake.archive import SESSION, ArchivePolicy, archive
 from afterwrite.lake.read import Engine
@@ -37,24 +38,12 @@ from afterwrite.search.windows import Page
 
 DAYS = 20
 TODAY = datetime.now(UTC).date()
-SEARCHES = {
-    "newest": "",
-    "actor": "actor:user:1500",
-    "entity": "entity:orders/42*",
-    "tenant, category": "tenant:tenant-7 category:financial",
-    "action, rare": "action:key.revoke",
-    "failures": "outcome:failure severity:error",
-    "word, rare": "quixotic",
-    "phrase, a day": f'"gold token" at:{TODAY - timedelta(days=15)}',
-    "metadata, rare": "metadata.plan:enterprise",
-    "changed, rare": "changed:iban -actor:system",
-}
+SEARCHES = searches(TODAY)
 _SIZES = """
     select sum(pg_total_relation_size(inhrelid))::bigint from pg_inherits
      where inhparent = 'afterwrite.activity'::regclass and inhrelid <> 'afterwrite.activity_default'::regclass
 """
 _COUNTS = "select action, outcome, count(*) as rows from {} a group by 1, 2 order by 1, 2"
-PAGE = 50
 
 
 class Search(msgspec.Struct, kw_only=True):
@@ -103,7 +92,7 @@ async def measure(dsn: str, folder: Path, rows: int, times: int) -> Result:
 
     async with connect(dsn) as db:
         say(f"laying {rows:,} activities of {DAYS} days")
-        await fill(db, rows, days=DAYS, hot_days=DAYS)
+        await lay_days(db, rows, days=DAYS, hot_days=DAYS)
         laid = int(await db.value(b"select count(*) from afterwrite.activity"))
         hot_bytes = int(await db.value(_SIZES.encode()))
         say("asking PostgreSQL")
