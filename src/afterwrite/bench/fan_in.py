@@ -51,7 +51,8 @@ BATCH_ROWS = 5_000
 _SINGLES = 40
 # So many that each lane has some.
 _WARM = 640
-_STREAM_BYTES = 3 << 30
+# What the stream may hold: well more than an activity takes.
+_LEAST_STREAM_BYTES, _ACTIVITY_BYTES = 32 << 20, 1_500
 _STREAM_FILE = "4GB"
 _LONGEST_SECONDS = 120.0
 # The least that the system tells of.
@@ -120,7 +121,11 @@ async def measure_through(
 ) -> list[Claim]:
     """The same through brokers that run, into a server without a store."""
     access = read_access(cluster.url)
-    layout = Layout(stream=access.stream, partitions=options.partitions, max_bytes=_STREAM_BYTES)
+    layout = Layout(
+        stream=access.stream,
+        partitions=options.partitions,
+        max_bytes=max(_LEAST_STREAM_BYTES, _ACTIVITY_BYTES * options.activities),
+    )
     await check.carry_out(access, check.plan(await check.look(access), layout))
     ways = [0, *options.writers]
     turns: dict[int, list[Turn]] = {way: [] for way in ways}
