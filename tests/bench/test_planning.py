@@ -75,6 +75,9 @@ def test_what_limits_a_store_decides_how_many_there_are() -> None:
     assert "archiver" in large.limits[0].what
     assert small.limits[0].rate == pytest.approx(12_500)
     assert (large.stores, small.stores) == (40, 80)
+    kept = plan(_run(), Asked(rate=1_000_000, hot_days=10, store_gib=10_000))
+    assert "disks" in kept.limits[0].what
+    assert kept.limits[0].rate == pytest.approx(10_000 * 2**30 / 720 / 10 / 86_400)
 
 
 def test_money_is_told_only_of_prices_that_were_given() -> None:

@@ -49,7 +49,8 @@ class Cost(StrEnum):
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What the reader says: how many a second, and on what. Prices are in his currency; none means that he said none.
 
-    ``busy``: the share of a core that a plan may use; ``hot_days``: how long the store keeps a day.
+    ``busy``: the share of a core that a plan may use; ``hot_days``: how long the store keeps a day; ``store_gib``: what
+    the disks of one store hold.
     """
 
     rate: float
@@ -58,6 +59,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     broker_cores: int = 8
     hot_days: int = 90
     away_hours: float = 1.0
+    store_gib: float | None = None
     core_hour: float | None = None
     gib_month: float | None = None
     cold_gib_month: float | None = None
@@ -142,7 +144,18 @@ def _read(report: Report) -> _Measured:
 def _limits(measured: _Measured, asked: Asked) -> list[Limit]:
     each = measured(Cost.STORE) + measured(Cost.ARCHIVING)
     batches = 1e3 / measured(Cost.BATCH)
+    disks: list[Limit] = []
+    if asked.store_gib is not None:
+        kept = measured.before(Cost.KEPT)
+        disks.append(
+            Limit(
+                what=f"its disks: {asked.store_gib:,.0f} GiB for {asked.hot_days} days",
+                rate=asked.store_gib * _GIB / kept / asked.hot_days / _DAY,
+                comes_from=f"{Cost.KEPT.value}: {_figure(kept)} B",
+            )
+        )
     return [
+        *disks,
         Limit(
             what=f"its CPU: {asked.store_cores} cores, {asked.busy:.0%} busy",
             rate=asked.store_cores * asked.busy * _MICRO / each,
@@ -232,7 +245,7 @@ def _fan_in(measured: _Measured, asked: Asked, stores: int) -> list[Line]:
             figure=rate * message * _REPLICAS / machines / _MIB,
             unit="MiB/s",
             comes_from=measured.told(Cost.MESSAGE),
-            without="what its file system adds; each acknowledgement waits for a flush",
+            without="the log by which brokers agree, and which has each message as well; the file system's own",
         ),
         Line(
             what=f"waits at the brokers after {asked.away_hours:g} h without the stores",

@@ -86,10 +86,15 @@ def refill_plan(document: str, report: Report, made: Plan) -> str:
     return _fill(document, {PLAN: lambda: plan_to_markdown(report, made)})
 
 
+def planned(value: float) -> str:
+    """A figure of a plan: what is counted has no fraction."""
+    return f"{value:,.0f}" if float(value).is_integer() else figure(value)
+
+
 def plan_to_markdown(report: Report, made: Plan) -> str:
     """A plan as a document has it: what was asked, its lines, and what limits a store."""
     asked = made.asked
-    lines = [(line.what, figure(line.figure), line.unit, line.comes_from, line.without or "") for line in made.lines]
+    lines = [(line.what, planned(line.figure), line.unit, line.comes_from, line.without) for line in made.lines]
     limits = [(limit.what, figure(limit.rate), limit.comes_from) for limit in made.limits]
     return "\n".join(
         [
@@ -99,6 +104,7 @@ def plan_to_markdown(report: Report, made: Plan) -> str:
             _table(("what", ">", "", "comes from", "is not in it"), lines),
             "What one store takes, by each of what limits it:\n",
             _table(("limit", ">activities/s", "comes from"), limits),
+            *([f"No price was given: {', '.join(made.unpriced)}.\n"] if made.unpriced else []),
         ]
     )
 

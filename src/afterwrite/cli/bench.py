@@ -214,6 +214,10 @@ def plan(
     away_hours: Annotated[
         float, typer.Option("--away-hours", min=0, help="Hours without the stores that brokers are to hold.")
     ] = 1,
+    store_gib: Annotated[
+        float | None,
+        typer.Option("--store-gib", min=1, help="GiB that the disks of a store hold.", show_default=False),
+    ] = None,
     core_hour: Annotated[
         float | None, typer.Option("--core-hour", min=0, help="Price of a core, an hour.", show_default=False)
     ] = None,
@@ -241,6 +245,7 @@ def plan(
             broker_cores=broker_cores,
             hot_days=hot_days,
             away_hours=away_hours,
+            store_gib=store_gib,
             core_hour=core_hour,
             gib_month=gib_month,
             cold_gib_month=cold_gib_month,
@@ -258,12 +263,12 @@ def plan(
 
 
 def _show_plan(report: Report, made: planning.Plan) -> None:
-    lines = table("", ">", "", title=f"{made.rate:,.0f} activities a second")
-    out.print(fill(lines, ((line.what, words.figure(line.figure), line.unit) for line in made.lines)))
-    limits = table("", ">activities/s", title="What one store takes, by each of what limits it")
+    lines = table("what", ">", "", title=f"{made.rate:,.0f} activities a second")
+    out.print(fill(lines, ((line.what, words.planned(line.figure), line.unit) for line in made.lines)))
+    limits = table("limit", ">activities/s", title="What one store takes, by each of what limits it")
     out.print(fill(limits, ((limit.what, words.figure(limit.rate)) for limit in made.limits)))
     if made.unpriced:
-        out.print(f"No price was given for what {', '.join(made.unpriced)} say.")
+        out.print(f"No price was given: {', '.join(made.unpriced)}.")
     out.print("--json and --markdown have the measured cost that each line came from, and what is not in it.")
     out.print(words.machine(report))
 
