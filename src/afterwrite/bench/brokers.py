@@ -159,7 +159,10 @@ class Cluster:
         if len(self.nodes) == 1:
             return True
         for node in self.nodes:
-            seen: dict[str, Any] = node.ask("jsz").get("meta_cluster") or {}
+            try:
+                seen: dict[str, Any] = node.ask("jsz").get("meta_cluster") or {}
+            except OSError:  # it was well a moment ago
+                return False
             if seen.get("leader") == node.name:
                 others: list[dict[str, Any]] = seen.get("replicas") or []
                 heard = [each for each in others if each.get("current") and not each.get("offline")]
