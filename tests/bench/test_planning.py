@@ -22,6 +22,7 @@ _MEASURED = {
     Cost.STORE: ("µs/activity", 25.0, 30.0),
     Cost.WAL: ("B/activity", 1_000.0, 1_048.576),
     Cost.MESSAGE: ("B/activity", None, 400.0),
+    Cost.DISK: ("B/activity", None, 3_000.0),
     Cost.BATCH: ("ms", None, 2.0),
     Cost.ARCHIVED: ("activities/s", None, 25_000.0),
     Cost.ARCHIVER: ("µs/activity", None, 40.0),
@@ -57,6 +58,7 @@ def test_each_figure_is_the_rate_times_a_measured_cost() -> None:
     assert lines["brokers"].figure == pytest.approx(20)
     assert lines["broker machines"].figure == 3
     assert lines["stores (PostgreSQL servers), by tenant"].figure == 40  # an archiver each, of 25,000 a second
+    assert lines["written by each broker machine"].figure == pytest.approx(3_000e6 / 3 / 2**20)
     assert lines["stores, all together"].figure == pytest.approx(80)
     assert lines["writers, one active for a partition"].figure == 40
     assert lines["partitions of each stream"].figure == 1

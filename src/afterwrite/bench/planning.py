@@ -39,6 +39,7 @@ class Cost(StrEnum):
     STORE = "CPU of PostgreSQL behind one writer, the direct sink beside"
     WAL = "WAL of PostgreSQL behind one writer, the direct sink beside"
     MESSAGE = "what an activity takes in the stream, on each broker"
+    DISK = "what three brokers send to their disks"
     BATCH = "a batch of one activity, one after the other"
     ARCHIVED = "activities archived: copied, read back, compared, dropped"
     ARCHIVER = "CPU of the archiver"
@@ -242,10 +243,10 @@ def _fan_in(measured: _Measured, asked: Asked, stores: int) -> list[Line]:
         ),
         Line(
             what="written by each broker machine",
-            figure=rate * message * _REPLICAS / machines / _MIB,
+            figure=rate * measured(Cost.DISK) / machines / _MIB,
             unit="MiB/s",
-            comes_from=measured.told(Cost.MESSAGE),
-            without="the log by which brokers agree, and which has each message as well; the file system's own",
+            comes_from=measured.told(Cost.DISK),
+            without="the file system's own log; larger messages are flushed less often, and cost less",
         ),
         Line(
             what=f"waits at the brokers after {asked.away_hours:g} h without the stores",
