@@ -60,6 +60,7 @@ def test_each_figure_is_the_rate_times_a_measured_cost() -> None:
     assert lines["stores (PostgreSQL servers), by tenant"].figure == 40  # an archiver each, of 25,000 a second
     assert lines["written by each broker machine"].figure == pytest.approx(3_000e6 / 3 / 2**20)
     assert lines["stores, all together"].figure == pytest.approx(80)
+    assert lines["each store"].figure == pytest.approx(2)
     assert lines["writers, one active for a partition"].figure == 40
     assert lines["partitions of each stream"].figure == 1
     assert lines["WAL of each store"].figure == pytest.approx(25_000 * 1_048.576 / 2**20)
@@ -90,7 +91,7 @@ def test_money_is_told_only_of_prices_that_were_given() -> None:
     cores = sum(line.figure for line in lines.values() if line.unit == "cores" and line.what != "applications")
     assert lines["cost of cores"].figure == pytest.approx(cores * 24 * 0.05)
     month = 365.25 / 12
-    assert lines["cost of a cold year"].figure == pytest.approx(lines["cold, a year"].figure * 0.02 / month)
+    assert lines["cost of keeping a cold year"].figure == pytest.approx(lines["cold, a year"].figure * 0.02 / month)
 
 
 def test_a_run_that_has_not_measured_it_makes_no_plan() -> None:

@@ -231,7 +231,7 @@ def _fan_in(measured: _Measured, asked: Asked, stores: int) -> list[Line]:
         Line(
             what="stores (PostgreSQL servers), by tenant",
             figure=stores,
-            unit=f"of {asked.store_cores} cores",
+            unit="servers",
             comes_from="the least of what limits one store",
             without="replicas, which take as much again each; a tenant is in one store",
         ),
@@ -240,6 +240,13 @@ def _fan_in(measured: _Measured, asked: Asked, stores: int) -> list[Line]:
             store_cost,
             measured.told(Cost.STORE, Cost.ARCHIVING),
             "readers, rollups, vacuum, checkpoints that are behind",
+        ),
+        Line(
+            what="each store",
+            figure=rate * store_cost / _MICRO / busy / stores,
+            unit="of its cores",
+            comes_from="the two lines above",
+            without="what its readers take",
         ),
         Line(
             what="written by each broker machine",
@@ -330,7 +337,12 @@ def _money(lines: Sequence[Line], asked: Asked) -> tuple[list[Line], list[str]]:
         priced.append(Line(what=what, figure=amount * given, unit="a day", comes_from=said, without=without))
 
     price(
-        "--core-hour", asked.core_hour, "cost of cores", cores * 24, "core hours", "the applications' hosts; replicas"
+        "--core-hour",
+        asked.core_hour,
+        "cost of cores",
+        cores * 24,
+        "core hours",
+        "the applications' hosts; replicas; cores of a server that the plan does not use",
     )
     price(
         "--gib-month",
@@ -343,7 +355,7 @@ def _money(lines: Sequence[Line], asked: Asked) -> tuple[list[Line], list[str]]:
     price(
         "--cold-gib-month",
         asked.cold_gib_month,
-        "cost of a cold year",
+        "cost of keeping a cold year",
         cold / _MONTH_DAYS,
         "GiB, a month by the day,",
         "requests; what leaves the storage's network",
