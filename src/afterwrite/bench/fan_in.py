@@ -54,7 +54,9 @@ _WARM = 640
 # What the stream may hold: well more than an activity takes.
 _LEAST_STREAM_BYTES, _ACTIVITY_BYTES = 32 << 20, 1_500
 _STREAM_FILE = "4GB"
-_LONGEST_SECONDS = 120.0
+# How long is waited at most, and how much longer for each activity.
+_LONGEST_SECONDS, _LONGER_SECONDS = 120.0, 0.001
+_HELD_SECONDS = 3_600.0
 # The least that the system tells of.
 _TICK = 0.01
 _POLL_SECONDS = 0.02
@@ -204,6 +206,7 @@ class _Rig:
         self._cluster, self._access, self._dsn, self._postmaster = cluster, access, dsn, postmaster
         self._db, self._folder, self._options = db, folder, options
         self._ids = Ids()
+        self._longest = _LONGEST_SECONDS + _LONGER_SECONDS * options.activities
 
     async def direct(self) -> Turn:
         """Into the store by its own sink, from this process, in batches as writers make them."""
@@ -251,7 +254,7 @@ class _Rig:
             ]
             await asyncio.to_thread(self._publish, _WARM)
             await self._wait(processes, already + _WARM)
-            await self._hold(_LONGEST_SECONDS)
+            await self._hold(_HELD_SECONDS)
             before, began = await self._cpu(), time.monotonic()
             await asyncio.to_thread(self._publish, count)
             published_in = time.monotonic() - began
@@ -300,7 +303,7 @@ class _Rig:
         ]
         with tempfile.TemporaryDirectory(prefix="spool", dir=self._folder) as spool:
             options = RecorderOptions(
-                spool_dir=spool, overflow=Overflow.BLOCK, block_seconds=_LONGEST_SECONDS, close_seconds=1.0
+                spool_dir=spool, overflow=Overflow.BLOCK, block_seconds=self._longest, close_seconds=1.0
             )
             recorder = Recorder(
                 source=_SOURCE, open_sink=broker_sink(self._access), options=options, destination=self._access.where
@@ -314,19 +317,21 @@ class _Rig:
                         metadata=_METADATA,
                         context=who[number % len(who)],
                     )
-                if not recorder.flush(_LONGEST_SECONDS):
+                if not recorder.flush(self._longest):
                     raise AfterwriteError(f"the brokers have not taken all: {recorder.stats().delivery_trouble}")
             finally:
                 recorder.close()
 
     async def _wait(self, processes: Sequence[Process], wanted: int) -> int:
         """Wait until so many are stored; how many there were then."""
-        until = time.monotonic() + _LONGEST_SECONDS
+        until = time.monotonic() + self._longest
         while (stored := await self._stored()) < wanted:
             for process in processes:
                 process.check()
             if time.monotonic() > until:
-                raise AfterwriteError(f"writers have stored {stored:,} of {wanted:,} activities in two minutes")
+                raise AfterwriteError(
+                    f"writers have stored {stored:,} of {wanted:,} activities in {self._longest:.0f} s"
+                )
             await asyncio.sleep(_POLL_SECONDS)
         return stored
 
