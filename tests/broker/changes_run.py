@@ -18,9 +18,9 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
 import psycopg
-from broker_cluster import Cluster
 from changes_process import become
 
+from afterwrite.bench.brokers import Cluster
 from afterwrite.broker.link import Access
 from afterwrite.broker.link import connect as connect_broker
 from afterwrite.broker.topology import changes_stream

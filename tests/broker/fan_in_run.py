@@ -1,8 +1,9 @@
 """Fan-in under fire: recorders keep a ledger of what they were told is kept, and brokers, writers and recorders die.
 
 Faults are drawn from a seed: SIGKILL of the broker that leads the stream, of a writer (at any moment, or between the
-store's commit and its acknowledgement), of a recorder, a broker that stands still as if cut off, and all brokers
-together. In the end the store must hold all of the ledger, each id once, and of each entity everything in order.
+store's commit and its acknowledgement), of a recorder, a broker that stands still, one that is cut off from the others
+with recorders and writers connected to it, and all brokers together. In the end the store must hold all of the ledger,
+each id once, and of each entity everything in order.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 
 import msgspec
 import psycopg
-from broker_cluster import Cluster, Node
+from cut_lines import CutLines
 
+from afterwrite.bench.brokers import Cluster, Node
 from afterwrite.broker import check
 from afterwrite.broker.link import read_access
 from afterwrite.broker.topology import Layout
@@ -32,11 +34,14 @@ from afterwrite.store.reader import FeedReport, verify_feed
 _HERE = Path(__file__).parent
 _LONGEST_SECONDS = 180.0
 _KILLED_AT = ("broker.before_store", "broker.after_store", "broker.after_acknowledge")
-FAULTS = ("leader", "writer", "writer at", "recorder", "still", "all")
+FAULTS = ("leader", "writer", "writer at", "recorder", "still", "cut off", "island", "all")
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):
-    """How much, and how badly. ``rate`` is a second and recorder; each fault comes ``faults`` times."""
+    """How much, and how badly. ``rate`` is a second and recorder; each fault comes ``faults`` times.
+
+    ``cut_seconds``: the least and the most that a broker is cut off. It takes the others some four to elect a leader.
+    """
 
     recorders: int
     writers: int = 2
@@ -44,6 +49,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     faults: dict[str, int]
     pause_seconds: float = 0.5
+    cut_seconds: tuple[float, float] = (1.0, 12.0)
     receipts: bool = False
     seed: int = 1
 
@@ -53,6 +59,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     seconds: float
     struck: dict[str, int]
+    cut_connections: int
     ledger: int
     stored: int
     unledgered: int
@@ -75,13 +82,23 @@ class Told(msgspec.Struct, frozen=True):
 class FanIn:
     """The run. Everything it starts it ends, by its process."""
 
-    def __init__(self, folder: Path, cluster: Cluster, dsn: str, orders: Orders, say: Callable[[str], None]) -> None:
-        self._folder, self._cluster, self._dsn, self._orders, self._say = folder, cluster, dsn, orders, say
+    def __init__(
+        self,
+        folder: Path,
+        cluster: Cluster,
+        lines: CutLines,
+        dsn: str,
+        orders: Orders,
+        say: Callable[[str], None],
+    ) -> None:
+        self._folder, self._cluster, self._lines, self._dsn = folder, cluster, lines, dsn
+        self._orders, self._say = orders, say
         self._dice = random.Random(orders.seed)
         self._recorders: dict[str, subprocess.Popen[bytes]] = {}
         self._writers: dict[str, subprocess.Popen[bytes]] = {}
         self._generation = 0
         self._struck: Counter[str] = Counter()
+        self._cut_connections = 0
         self._killed: set[str] = set()
 
     def run(self) -> Outcome:
@@ -159,11 +176,25 @@ class FanIn:
                 time.sleep(self._dice.uniform(1.0, 4.0))
                 node.resume()
                 self._cluster.wait()
+            case "cut off" | "island":
+                self._cut_off(clients=fault == "cut off")
             case _:
                 for node in self._cluster.nodes:
                     node.kill()
                 time.sleep(self._dice.uniform(0.0, 0.5))
                 self._cluster.start()
+
+    def _cut_off(self, *, clients: bool) -> None:
+        """A broker that recorders or writers are connected to; every other time the one that leads the stream."""
+        used = [node for node in self._cluster.nodes if self._lines.clients(node.name)]
+        node = self._leader() if self._dice.random() < 0.5 else self._dice.choice(used or self._cluster.nodes)
+        self._cut_connections += self._lines.clients(node.name)
+        self._lines.cut(node.name, clients=clients)
+        try:
+            time.sleep(self._dice.uniform(*self._orders.cut_seconds))
+        finally:
+            self._lines.mend(drop=self._dice.random() < 0.5)
+        self._cluster.wait()
 
     def _leader(self) -> Node:
         name = self._ask(lambda: asyncio.run(_leader(self._cluster.url)))
@@ -278,6 +309,7 @@ class FanIn:
         return Outcome(
             seconds=seconds,
             struck=dict(self._struck),
+            cut_connections=self._cut_connections,
             ledger=len(ledger),
             stored=len(rows),
             unledgered=len(unledgered),

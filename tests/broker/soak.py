@@ -14,9 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from broker_cluster import broker_cluster
+
+from cut_lines import cut_lines
 from fan_in_run import FAULTS, FanIn, Orders, Outcome
 
+from afterwrite.bench.brokers import broker_cluster
 from afterwrite.postgres import connect
 from afterwrite.postgres.embedded import embedded_server
 from afterwrite.store.schema import install_store
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=200.0, help="activities a second, of each recorder (200)")
     parser.add_argument("--faults", type=int, default=5, help="of each kind (5)")
     parser.add_argument("--pause", type=float, default=2.0, help="seconds between faults (2)")
+    parser.add_argument("--cut", type=float, default=12.0, help="seconds that a broker is cut off, at most (12)")
     parser.add_argument("--receipts", action="store_true", help="spools wait for the store's receipt")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
@@ -42,14 +45,15 @@ def main() -> int:
         rate=given.rate,
         faults=dict.fromkeys(FAULTS, given.faults),
         pause_seconds=given.pause,
+        cut_seconds=(1.0, given.cut),
         receipts=given.receipts,
         seed=given.seed,
     )
     with tempfile.TemporaryDirectory(prefix="soak") as name, embedded_server() as server:
         folder = Path(name)
         asyncio.run(_install(server.dsn()))
-        with broker_cluster(folder) as cluster:
-            outcome = FanIn(folder, cluster, server.dsn(), orders, _say).run()
+        with cut_lines() as lines, broker_cluster(folder, lines=lines) as cluster:
+            outcome = FanIn(folder, cluster, lines, server.dsn(), orders, _say).run()
     print(table(orders, outcome))
     for difference in outcome.differences:
         _say(f"DIFFERENCE: {difference}")
@@ -65,6 +69,7 @@ def table(orders: Orders, outcome: Outcome) -> str:
             _row("partitions", orders.partitions),
             _row("duration", f"{outcome.seconds:,.0f} s"),
             *(_row(_NAMES[fault], outcome.struck.get(fault, 0)) for fault in FAULTS),
+            _row("connections of recorders and writers to a broker that was cut off", outcome.cut_connections),
             _row("in the recorders' ledgers", outcome.ledger),
             _row("in the store, each once", outcome.stored),
             _row("of killed recorders, spooled and not in a ledger", outcome.unledgered),
@@ -84,6 +89,8 @@ _NAMES = {
     "writer at": "SIGKILL of the writer around its store's commit",
     "recorder": "SIGKILL of a recorder",
     "still": "a broker that stands still",
+    "cut off": "a broker cut off from the others and from its clients",
+    "island": "a broker cut off from the others, and not from its clients",
     "all": "SIGKILL of all brokers together",
 }
 

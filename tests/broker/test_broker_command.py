@@ -16,9 +16,9 @@ import msgspec
 import nkeys
 import psycopg
 import pytest
-from broker_cluster import Cluster, broker_cluster
 from typed import typed
 
+from afterwrite.bench.brokers import Cluster, broker_cluster
 from afterwrite.broker import check
 from afterwrite.broker.check import Monitored, Seen, judge
 from afterwrite.broker.link import Access, connect, read_access

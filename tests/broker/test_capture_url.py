@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from broker_cluster import Cluster, broker_cluster
 from typed import typed
 
 from afterwrite import runtime
+from afterwrite.bench.brokers import Cluster, broker_cluster
 from afterwrite.broker import check
 from afterwrite.broker.check import Seen, judge
 from afterwrite.broker.link import Access, connect, read_access

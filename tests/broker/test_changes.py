@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from broker_cluster import Cluster
 from changes_process import PATIENCE, make_worker
 from changes_run import Fleet, Origin
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from afterwrite.bench.brokers import Cluster
 from afterwrite.broker import check
 from afterwrite.broker.bundle import RECEIPT
 from afterwrite.broker.changes import open_changes

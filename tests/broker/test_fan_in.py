@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import psycopg
 import pytest
-from broker_cluster import Cluster
+from cut_lines import CutLines
 from fan_in_run import FanIn, Orders
 
+from afterwrite.bench.brokers import Cluster
 from afterwrite.broker import check
 from afterwrite.broker.bundle import unbundle
 from afterwrite.broker.link import Access, ApiError, Link, connect, read_access
@@ -30,20 +31,22 @@ from afterwrite.store.writer import open_sink
 
 
 def test_what_recorders_were_told_is_kept_is_stored_once_and_in_order_whoever_dies(
-    tmp_path: Path, cluster: Cluster, installed_dsn: str
+    tmp_path: Path, cluster: Cluster, lines: CutLines, installed_dsn: str
 ) -> None:
     orders = Orders(
         recorders=2,
         partitions=2,
-        rate=250,
-        faults={"leader": 1, "writer at": 1, "recorder": 1, "all": 1},
+        rate=150,
+        faults={"leader": 1, "writer at": 1, "recorder": 1, "cut off": 1, "all": 1},
         pause_seconds=0.3,
-        seed=20261123,
+        cut_seconds=(0.8, 1.2),
+        seed=20261154,
     )
-    outcome = FanIn(tmp_path, cluster, installed_dsn, orders, print).run()
+    outcome = FanIn(tmp_path, cluster, lines, installed_dsn, orders, print).run()
     assert outcome.differences == []
     assert outcome.stored >= outcome.ledger > 0
-    assert sum(outcome.struck.values()) == 4
+    assert sum(outcome.struck.values()) == 5
+    assert outcome.cut_connections > 0
 
 
 @pytest.mark.parametrize("later", [5, 0], ids=["something comes later", "nothing comes later"])

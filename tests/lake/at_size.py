@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,8 +28,9 @@ from typing import Any, TypeVar
 
 import msgspec
 from tests.lake.spark_cluster import WORKERS, spark_cluster
-from tests.search.plans import fill
 
+from afterwrite.bench.days import lay_days
+from afterwrite.bench.lake import PAGE, searches
 from afterwrite.lake import tiers
 from afterwrite.lake.archive import SESSION, ArchivePolicy, archive
 from afterwrite.lake.duck import DuckEngine
@@ -44,24 +45,12 @@ from afterwrite.search.windows import Page
 
 DAYS = 20
 TODAY = datetime.now(UTC).date()
-SEARCHES = {
-    "newest": "",
-    "actor": "actor:user:1500",
-    "entity": "entity:orders/42*",
-    "tenant, category": "tenant:tenant-7 category:financial",
-    "action, rare": "action:key.revoke",
-    "failures": "outcome:failure severity:error",
-    "word, rare": "quixotic",
-    "phrase, a day": f'"gold token" at:{TODAY - timedelta(days=15)}',
-    "metadata, rare": "metadata.plan:enterprise",
-    "changed, rare": "changed:iban -actor:system",
-}
+SEARCHES = searches(TODAY)
 _SIZES = """
     select sum(pg_total_relation_size(inhrelid))::bigint from pg_inherits
      where inhparent = 'afterwrite.activity'::regclass and inhrelid <> 'afterwrite.activity_default'::regclass
 """
 _COUNTS = "select action, outcome, count(*) as rows from {} a group by 1, 2 order by 1, 2"
-PAGE = 50
 Answer = TypeVar("Answer")
 REMEDY = "uv pip install --python .venv/bin/python 'pyspark>=4', or .venv/bin/pip install 'pyspark>=4'"
 
@@ -117,7 +106,7 @@ def say(text: str) -> None:
 async def measure(dsn: str, folder: Path, rows: int, times: int, *, spark: bool) -> Result:
     async with connect(dsn) as db:
         say(f"laying {rows:,} activities of {DAYS} days")
-        await fill(db, rows, days=DAYS, hot_days=DAYS)
+        await lay_days(db, rows, days=DAYS, hot_days=DAYS)
         laid = int(await db.value(b"select count(*) from afterwrite.activity"))
         hot_bytes = int(await db.value(_SIZES.encode()))
         say("asking PostgreSQL")

@@ -17,25 +17,22 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import psycopg
 
+from afterwrite.bench.days import lay_days
 from afterwrite.postgres import Database, connect
 from afterwrite.postgres.embedded import embedded_server
 from afterwrite.search.find import find
 from afterwrite.search.query import parse
 from afterwrite.search.windows import Page, Place
-from afterwrite.store.partitions import Temperature, create_index, make_partition, partition_name, wanted_indexes
-from afterwrite.store.schema import install_store
 
 DAYS, HOT_DAYS = 60, 30
 TODAY = datetime.now(UTC).date()
 HELD_TO_MS = 20.0
-
-_INSERT = Path(__file__).with_name("plans.sql").read_text(encoding="utf-8")
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -129,22 +126,7 @@ def _at(times: list[float], share: float) -> float:
 
 async def fill(db: Database, rows: int, *, days: int = DAYS, hot_days: int = HOT_DAYS) -> None:
     """Lay a store of so many rows, the same each day, older days cold."""
-    await install_store(db)
-    per_day = rows // days
-    await db.run(b"select setseed(0.5)")
-    for number in range(days):
-        day: date = TODAY - timedelta(days=number + 1)
-        await make_partition(db, day)
-        name = partition_name(day)
-        temperature = Temperature.HOT if number < hot_days else Temperature.COLD
-        for index in wanted_indexes(Temperature.HOT):
-            await db.run(f"drop index afterwrite.{name}_{index}".encode())
-        insert = _INSERT.replace("{partition}", name)
-        await db.run(insert.encode(), day=f"{day} 00:00+00", first=(days - number) * per_day, rows=per_day)
-        for index in sorted(wanted_indexes(temperature)):
-            await db.run(create_index(name, index))
-        await db.run(f"vacuum (analyze) afterwrite.{name}".encode())
-    await db.run(b"analyze afterwrite.activity_default")
+    await lay_days(db, rows, days=days, hot_days=hot_days)
 
 
 async def measure(db: Database, shape: Shape, *, times: int, seconds: float = 1.0) -> Measured:

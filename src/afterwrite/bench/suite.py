@@ -13,7 +13,21 @@ from typing import assert_never, cast
 import msgspec
 
 from afterwrite import __version__
-from afterwrite.bench import bill, capture, defer, feed, peers, queries, recorder, serve, staging, users, writes
+from afterwrite.bench import (
+    bill,
+    capture,
+    defer,
+    fan_in,
+    feed,
+    lake,
+    peers,
+    queries,
+    recorder,
+    serve,
+    staging,
+    users,
+    writes,
+)
 from afterwrite.bench.claims import Claim, Report, Took
 from afterwrite.bench.grounds import Grounds, LeftOutError, Tell, open_grounds, read_machine
 from afterwrite.postgres import connect, statement
@@ -161,8 +175,51 @@ async def run_staging(dsn: str | None, mix: staging.Mix, options: staging.Option
     return _report(began_at, began, False, version, [took], claims)
 
 
+class Tier(StrEnum):
+    """What stands before the store, and behind it: measured by a run of their own."""
+
+    BROKER = "broker"
+    LAKE = "lake"
+
+
+async def run_tiers(
+    wanted: Sequence[Tier],
+    through: fan_in.Options,
+    behind: lake.Options,
+    *,
+    tell: Tell,
+    seed: int = 1,
+    pg_bin: Path | None = None,
+) -> Report:
+    """Recording through brokers, and days that leave for the lake and are searched there."""
+    began_at, began = datetime.now(UTC), time.monotonic()
+    took: list[Took] = []
+    claims: list[Claim] = []
+    version = ""
+    for tier in Tier:
+        if tier not in wanted:
+            continue
+        async with open_grounds(tell, seed=seed, pg_bin=pg_bin) as grounds:
+            match tier:
+                case Tier.BROKER:
+                    done, found = await _take(tier, grounds, through, lambda: fan_in.measure_fan_in(grounds, through))
+                case Tier.LAKE:
+                    done, found = await _take(tier, grounds, behind, lambda: lake.measure_lake(grounds, behind))
+                case _:
+                    assert_never(tier)
+            version = version or await grounds.read_version()
+        took.append(done)
+        claims += [msgspec.structs.replace(claim, part=tier.value) for claim in found]
+    return _report(began_at, began, False, version, took, claims)
+
+
 async def _run_part(part: Part, grounds: Grounds, scale: Scale) -> tuple[Took, list[Claim]]:
-    options, measure = _measure(part, grounds, scale)
+    return await _take(part, grounds, *_measure(part, grounds, scale))
+
+
+async def _take(
+    part: Part | Tier, grounds: Grounds, options: msgspec.Struct, measure: Callable[[], Awaitable[list[Claim]]]
+) -> tuple[Took, list[Claim]]:
     began = time.monotonic()
     left_out: str | None = None
     claims: list[Claim] = []

@@ -10,13 +10,15 @@ A document has places for figures, each between two comments; whatever lies outs
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from afterwrite.bench.claims import Claim, Promise, Report, Took
+from afterwrite.bench.planning import Asked, Plan
 from afterwrite.errors import UsageError
 
 _PLACE = re.compile(r"(<!-- measured: ([a-z0-9, ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-RUN, PROMISES = "run", "promises"
+RUN, PROMISES, PLAN = "run", "promises", "plan"
 
 
 def figure(value: float) -> str:
@@ -75,17 +77,59 @@ def refill(document: str, report: Report) -> str:
 
     Raises UsageError where it has no place for any of them.
     """
-    fresh = {RUN, PROMISES, *(took.part for took in report.parts)}
+    fresh = (RUN, PROMISES, *(took.part for took in report.parts))
+    return _fill(document, {name: partial(_text, name, report) for name in fresh})
+
+
+def refill_plan(document: str, report: Report, made: Plan) -> str:
+    """The document with this plan in its place; raises UsageError where it has none."""
+    return _fill(document, {PLAN: lambda: plan_to_markdown(report, made)})
+
+
+def planned(value: float) -> str:
+    """A figure of a plan: what is counted has no fraction."""
+    return f"{value:,.0f}" if float(value).is_integer() else figure(value)
+
+
+def plan_to_markdown(report: Report, made: Plan) -> str:
+    """A plan as a document has it: what was asked, its lines, and what limits a store."""
+    asked = made.asked
+    lines = [(line.what, planned(line.figure), line.unit, line.comes_from, line.without) for line in made.lines]
+    limits = [(limit.what, figure(limit.rate), limit.comes_from) for limit in made.limits]
+    return "\n".join(
+        [
+            f"{made.rate:,.0f} activities a second, from the run of {machine(report)}. Said, and not measured: a core"
+            f" is {asked.busy:.0%} busy, a store has {asked.store_cores} cores and a broker {asked.broker_cores}, a"
+            f" store keeps {asked.hot_days} days" + "".join(f", {words}" for words in _prices(asked)) + ".\n",
+            _table(("what", ">", "", "comes from", "is not in it"), lines),
+            "What one store takes, by each of what limits it:\n",
+            _table(("limit", ">activities/s", "comes from"), limits),
+            *([f"No price was given: {', '.join(made.unpriced)}.\n"] if made.unpriced else []),
+        ]
+    )
+
+
+def _prices(asked: Asked) -> list[str]:
+    said = (
+        ("a core", "an hour", asked.core_hour),
+        ("a GiB of disk", "a month", asked.gib_month),
+        ("a cold GiB", "a month", asked.cold_gib_month),
+    )
+    return [f"{what} costs {price:g} {each}" for what, each, price in said if price is not None]
+
+
+def _fill(document: str, fresh: Mapping[str, Callable[[], str]]) -> str:
     if not any(found[2] in fresh for found in _PLACE.finditer(document)):
         raise UsageError(
             "the document has no place for figures",
-            remedy="write <!-- measured: promises --> and <!-- end --> on lines of their own, or name a new file",
+            remedy=f"write <!-- measured: {next(iter(fresh))} --> and <!-- end --> on lines of their own,"
+            " or name a new file",
         )
 
     def fill(found: re.Match[str]) -> str:
         if found[2] not in fresh:
             return found[0]
-        return f"{found[1]}\n{_text(found[2], report)}\n{found[3]}"
+        return f"{found[1]}\n{fresh[found[2]]()}\n{found[3]}"
 
     return _PLACE.sub(fill, document)
 

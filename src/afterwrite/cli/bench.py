@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
 from rich.live import Live
 from rich.spinner import Spinner
 
-from afterwrite.bench import staging, suite, words
+from afterwrite.bench import fan_in, lake, planning, staging, suite, words
 from afterwrite.bench.claims import Claim, Report
 from afterwrite.bench.compared import Comparison, Trend, compare_runs
 from afterwrite.bench.grounds import Tell
 from afterwrite.bench.page import to_html
-from afterwrite.bench.suite import FULL, QUICK, Part, run_growth, run_parts, sized
+from afterwrite.bench.suite import FULL, QUICK, Part, Tier, run_growth, run_parts, run_tiers, sized
 from afterwrite.cli.face import FLAG, Json, emit, fill, out, plain, prose, run, say, table, talk
 from afterwrite.errors import ExitCode, Refused, UsageError
 from afterwrite.postgres import connect
@@ -26,12 +27,20 @@ from afterwrite.scan.catalog import read_inventory
 _PARTS = ", ".join(Part)
 # The deep page is a full one.
 _FEWEST_ROWS = 6_000
+# One an hour of each day.
+_FEWEST_TIER_ROWS = 480
+
+Name = TypeVar("Name", bound=StrEnum)
 
 app = typer.Typer(rich_markup_mode="rich")
 
 Html = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="Also write it as a page that needs nothing else.", show_default=False),
+]
+PgBin = Annotated[
+    Path | None,
+    typer.Option("--pg-bin", help="Folder of other PostgreSQL binaries than the bundled ones.", show_default=False),
 ]
 Markdown = Annotated[
     Path | None,
@@ -60,10 +69,7 @@ def bench(
         typer.Option("--changes", min=10_000, help="Changes in the stretch that is captured.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the application's data and choices.")] = 1,
-    pg_bin: Annotated[
-        Path | None,
-        typer.Option("--pg-bin", help="Folder of other PostgreSQL binaries than the bundled ones.", show_default=False),
-    ] = None,
+    pg_bin: PgBin = None,
     dsn: Annotated[
         str | None,
         typer.Option(
@@ -93,7 +99,7 @@ def bench(
         return _bench_staging(dsn, consent, rounds, json=json, html=html, markdown=markdown)
     if consent:
         raise UsageError("--staging says that --dsn may be worked beside, and there is no --dsn")
-    parts = _read_parts(only)
+    parts = _read_names(only, Part)
     scale = sized(QUICK if quick else FULL, rounds=rounds, rows=rows, changes=changes)
     report = run(_watched(lambda tell: run_parts(parts, scale, quick=quick, tell=tell, seed=seed, pg_bin=pg_bin)))
     _give(report, json=json, html=html, markdown=markdown)
@@ -144,10 +150,7 @@ def growth(
     ] = "300000,3000000,10000000",
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=50, help="Turns of each side.")] = FULL.queries.rounds,
     seed: Annotated[int, typer.Option("--seed", help="Of the activity and of what is asked.")] = 1,
-    pg_bin: Annotated[
-        Path | None,
-        typer.Option("--pg-bin", help="Folder of other PostgreSQL binaries than the bundled ones.", show_default=False),
-    ] = None,
+    pg_bin: PgBin = None,
     html: Html = None,
     markdown: Markdown = None,
     json: Json = False,
@@ -163,6 +166,111 @@ def growth(
     report = run(_watched(lambda tell: run_growth(several, options, tell=tell, seed=seed, pg_bin=pg_bin)))
     _give(report, json=json, html=html, markdown=markdown)
     return ExitCode.OK
+
+
+@app.command("scale")
+def scale(
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="PART,…", help=f"Only these: {', '.join(Tier)}.", show_default=False),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option("--rows", min=_FEWEST_TIER_ROWS, help="Activities that are archived, and searched.")
+    ] = lake.Options().rows,
+    activities: Annotated[
+        int, typer.Option("--activities", min=1_000, max=2_000_000, help="Activities through the brokers, each turn.")
+    ] = fan_in.Options().activities,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, max=20, help="Turns of each variant.", show_default=False)
+    ] = None,
+    pg_bin: PgBin = None,
+    html: Html = None,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> int:
+    """Recording through three brokers and writers, and days that leave for the lake, beside the store. Some minutes.
+
+    broker: activities a second by one, two and four writers, the store's own sink beside; what each costs in CPU, in
+    WAL and in bytes. lake: how fast days leave and what they take on either side, and ten searches of both, whose
+    answers are compared. What needs a library or a server that is not here is left out, and it says so.
+    """
+    turns = {} if rounds is None else {"rounds": rounds}
+    through = msgspec.structs.replace(fan_in.Options(), activities=activities, **turns)
+    behind = msgspec.structs.replace(lake.Options(), rows=rows, **turns)
+    tiers = _read_names(only, Tier)
+    report = run(_watched(lambda tell: run_tiers(tiers, through, behind, tell=tell, pg_bin=pg_bin)))
+    _give(report, json=json, html=html, markdown=markdown)
+    return ExitCode.OK
+
+
+@app.command("plan")
+def plan(
+    file: Annotated[Path, typer.Argument(metavar="RUN.json", help="What `afterwrite bench scale --json` printed.")],
+    rate: Annotated[float, typer.Option("--rate", min=1, help="Activities a second.")] = 1_000_000,
+    busy: Annotated[float, typer.Option("--busy", min=0.01, max=1, help="Share of a core that may be used.")] = 0.5,
+    store_cores: Annotated[int, typer.Option("--store-cores", min=1, help="Cores of a PostgreSQL server.")] = 16,
+    broker_cores: Annotated[int, typer.Option("--broker-cores", min=1, help="Cores of a broker.")] = 8,
+    hot_days: Annotated[int, typer.Option("--hot-days", min=1, help="Days that the store keeps.")] = 90,
+    away_hours: Annotated[
+        float, typer.Option("--away-hours", min=0, help="Hours without the stores that brokers are to hold.")
+    ] = 1,
+    store_gib: Annotated[
+        float | None,
+        typer.Option("--store-gib", min=1, help="GiB that the disks of a store hold.", show_default=False),
+    ] = None,
+    core_hour: Annotated[
+        float | None, typer.Option("--core-hour", min=0, help="Price of a core, an hour.", show_default=False)
+    ] = None,
+    gib_month: Annotated[
+        float | None, typer.Option("--gib-month", min=0, help="Price of a GiB of disk, a month.", show_default=False)
+    ] = None,
+    cold_gib_month: Annotated[
+        float | None,
+        typer.Option("--cold-gib-month", min=0, help="Price of a GiB of object storage, a month.", show_default=False),
+    ] = None,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> int:
+    """What so many activities a second take, from what a run of `bench scale` has measured: arithmetic, and no more.
+
+    Prices are yours to give; what has none is left out.
+    """
+    report = _read_run(file)
+    made = planning.plan(
+        report,
+        planning.Asked(
+            rate=rate,
+            busy=busy,
+            store_cores=store_cores,
+            broker_cores=broker_cores,
+            hot_days=hot_days,
+            away_hours=away_hours,
+            store_gib=store_gib,
+            core_hour=core_hour,
+            gib_month=gib_month,
+            cold_gib_month=cold_gib_month,
+        ),
+    )
+    if markdown:
+        there = markdown.exists()
+        text = words.refill_plan(markdown.read_text(encoding="utf-8"), report, made) if there else None
+        _write(markdown, text or words.plan_to_markdown(report, made))
+    if json:
+        emit({"schema_version": 1, "machine": report.machine, "began_at": report.began_at, "plan": made})
+    else:
+        _show_plan(report, made)
+    return ExitCode.OK
+
+
+def _show_plan(report: Report, made: planning.Plan) -> None:
+    lines = table("what", ">", "", title=f"{made.rate:,.0f} activities a second")
+    out.print(fill(lines, ((line.what, words.planned(line.figure), line.unit) for line in made.lines)))
+    limits = table("limit", ">activities/s", title="What one store takes, by each of what limits it")
+    out.print(fill(limits, ((limit.what, words.figure(limit.rate)) for limit in made.limits)))
+    if made.unpriced:
+        out.print(f"No price was given: {', '.join(made.unpriced)}.")
+    out.print("--json and --markdown have the measured cost that each line came from, and what is not in it.")
+    out.print(words.machine(report))
 
 
 @app.command("compare")
@@ -183,12 +291,13 @@ def compare(
     return ExitCode.GATE if comparison.worse else ExitCode.OK
 
 
-def _read_parts(only: str | None) -> list[Part]:
-    asked = [word.strip() for word in (only or _PARTS).split(",") if word.strip()]
-    unknown = [word for word in asked if word not in list(Part)]
+def _read_names(only: str | None, kind: type[Name]) -> list[Name]:
+    every = ", ".join(each.value for each in kind)
+    asked = [word.strip() for word in (only or every).split(",") if word.strip()]
+    unknown = [word for word in asked if word not in {each.value for each in kind}]
     if unknown or not asked:
-        raise UsageError(f"there is no part {unknown[0]!r}" if unknown else "which parts?", remedy=f"name of: {_PARTS}")
-    return [Part(word) for word in asked]
+        raise UsageError(f"there is no part {unknown[0]!r}" if unknown else "which parts?", remedy=f"name of: {every}")
+    return [kind(word) for word in asked]
 
 
 def _read_run(file: Path) -> Report:

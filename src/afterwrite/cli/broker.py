@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
+import sys
 import time
 from functools import partial
 from typing import Annotated
@@ -129,6 +131,7 @@ def write(
         bool, typer.Option("--no-changes", metavar=FLAG, help="Leave captured changes to other processes.")
     ] = False,
     json: Json = False,
+    end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> int:
     """Bring what recorders and captures have published into the store, until Ctrl-C or SIGTERM.
 
@@ -139,7 +142,7 @@ def write(
     gc.freeze()
     gc.set_threshold(70_000, 20, 20)
     given = load_settings(nats_url=url, dsn=dsn, store_dsn=store_dsn)
-    asyncio.run(_write(given, partition or [], changes=not no_changes, json=json))
+    asyncio.run(_write(given, partition or [], changes=not no_changes, json=json, end_with_stdin=end_with_stdin))
     return ExitCode.OK
 
 
@@ -236,11 +239,13 @@ async def _status(given: Settings, *, json: bool) -> int:
     return ExitCode.OK
 
 
-async def _write(given: Settings, partitions: list[int], *, changes: bool, json: bool) -> None:
+async def _write(given: Settings, partitions: list[int], *, changes: bool, json: bool, end_with_stdin: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    if end_with_stdin:
+        loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1024) or stop.set())
     told: dict[int | str, tuple[float, WriterStatus | SourceStatus]] = {}
     latest: dict[int | str, WriterStatus | SourceStatus] = {}
 

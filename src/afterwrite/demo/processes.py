@@ -1,7 +1,7 @@
-"""The demo's two other processes: the legacy application at work, and the capture worker, each as it is in real life.
+"""Other processes of the demo and the bench: the legacy application, the capture worker, a broker's writer, as in life.
 
-Both are started in sessions of their own, so that a Ctrl-C at the terminal reaches only us and we end them in order.
-Both watch their stdin: when we die without a word, they end by themselves.
+They are started in sessions of their own, so that a Ctrl-C at the terminal reaches only us and we end them in order.
+They watch their stdin: when we die without a word, they end by themselves.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,27 @@ async def capture_worker(
     words = ["-m", "afterwrite", "capture", "--dsn", dsn, "--json", "--end-with-stdin"]
     if store_dsn is not None:
         words += ["--store-dsn", store_dsn]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AFTERWRITE_")}
-    environment["AFTERWRITE_REHEARSE"] = str(rehearse).lower()
+    environment = _plain_environment(AFTERWRITE_REHEARSE=str(rehearse).lower())
     async with _process(
         "capture worker", words, log, spontaneous=None, environment=environment, cwd=log.parent
     ) as process:
         yield process
+
+
+@asynccontextmanager
+async def broker_writer(url: str, dsn: str, partitions: Sequence[int], log: Path) -> AsyncGenerator[Process]:
+    """``afterwrite broker write`` for these partitions, in a process of its own; ``latest`` is what it last said."""
+    words = ["-m", "afterwrite", "broker", "write", "--url", url, "--dsn", dsn, "--json", "--end-with-stdin"]
+    for partition in partitions:
+        words += ["--partition", str(partition)]
+    async with _process(
+        "writer", words, log, spontaneous=None, environment=_plain_environment(), cwd=log.parent
+    ) as process:
+        yield process
+
+
+def _plain_environment(**ours: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("AFTERWRITE_")} | ours
 
 
 async def until(done: Callable[[], bool], process: Process, seconds: float, what: str) -> None:

@@ -120,6 +120,10 @@ select b.position, array_agg(extract(epoch from a.occurred_at)::float8) as momen
 -- The newest position of the feed.
 select position from afterwrite.feed;
 
+-- name: count_stored
+-- How many activities all batches have brought.
+select coalesce(sum(rows), 0)::bigint from afterwrite.batch;
+
 -- name: count_rows
 -- How many rows the store holds.
 select count(*) from afterwrite.activity;
