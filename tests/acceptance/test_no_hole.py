@@ -53,7 +53,7 @@ async def _story(server: Server, folder: Path) -> tuple[Rollback, int, TwinCompa
                 folder / "ledger",
                 clients=4,
                 seed=1,
-                rate=40,
+                rate=80,
                 log=folder / "workload.log",
                 transcript=folder / "transcript",
             ) as app,

@@ -43,7 +43,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """For how long, and under what."""
 
     rounds: int = 5
-    seconds: float = 2.0
+    seconds: float = 1.5
     loads: tuple[Steady, ...] = (Steady(1_000, 1), Steady(1_000, 50))
 
 

@@ -49,7 +49,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How much, how often: events of the durable run, events into the store, INSERTs."""
 
     rounds: int = 5
-    events: int = 60_000
+    events: int = 40_000
     stored: int = 20_000
     inserts: int = 2_000
 

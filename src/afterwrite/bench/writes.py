@@ -34,7 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     rounds: int = 5
-    transactions: int = 400
+    transactions: int = 320
     rate: float = 200.0
     clients: int = 4
     keep: bool = True
