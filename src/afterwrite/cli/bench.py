@@ -35,6 +35,12 @@ Name = TypeVar("Name", bound=StrEnum)
 
 app = typer.Typer(rich_markup_mode="rich")
 
+Rounds = Annotated[
+    int | None, typer.Option("--rounds", min=1, max=50, help="Turns of each variant.", show_default=False)
+]
+Rows = Annotated[
+    int | None, typer.Option("--rows", min=_FEWEST_ROWS, help="Activities that are looked at.", show_default=False)
+]
 Html = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="Also write it as a page that needs nothing else.", show_default=False),
@@ -59,12 +65,8 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", metavar=FLAG, help="Two minutes: few, short rounds. Wide doubts.")
     ] = False,
-    rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, max=50, help="Turns of each variant.", show_default=False)
-    ] = None,
-    rows: Annotated[
-        int | None, typer.Option("--rows", min=_FEWEST_ROWS, help="Activities that are looked at.", show_default=False)
-    ] = None,
+    rounds: Rounds = None,
+    rows: Rows = None,
     changes: Annotated[
         int | None,
         typer.Option("--changes", min=10_000, help="Changes in the stretch that is captured.", show_default=False),
@@ -151,12 +153,8 @@ def show(
 @app.command("serve")
 def serve(
     quick: Annotated[bool, typer.Option("--quick", metavar=FLAG, help="Few, short rounds. Wide doubts.")] = False,
-    rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, max=50, help="Turns of each variant.", show_default=False)
-    ] = None,
-    rows: Annotated[
-        int | None, typer.Option("--rows", min=_FEWEST_ROWS, help="Activities that are looked at.", show_default=False)
-    ] = None,
+    rounds: Rounds = None,
+    rows: Rows = None,
     html: Html = None,
     markdown: Markdown = None,
     json: Json = False,
