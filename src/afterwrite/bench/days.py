@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
-from afterwrite.postgres import Database, script
+import msgspec
+
+from afterwrite.postgres import Database, script, statement
+from afterwrite.store.lines import Sealing
 from afterwrite.store.partitions import Temperature, create_index, make_partition, partition_name, wanted_indexes
+from afterwrite.store.reader import read_day_lines
 from afterwrite.store.schema import install_store
 
 
@@ -27,8 +31,40 @@ async def lay_days(db: Database, rows: int, *, days: int, hot_days: int) -> None
         for index in wanted_indexes(Temperature.HOT):
             await db.run(f"drop index afterwrite.{name}_{index}".encode())
         insert = insert_day.replace("{partition}", name)
-        await db.run(insert.encode(), day=f"{day} 00:00+00", first=(days - number) * per_day, rows=per_day)
+        first, batch = (days - number) * per_day, number + 1
+        await db.run(insert.encode(), day=f"{day} 00:00+00", first=first, rows=per_day, batch=batch)
+        await _seal(db, name, day, batch)
         for index in sorted(wanted_indexes(temperature)):
             await db.run(create_index(name, index))
         await db.run(f"vacuum (analyze) afterwrite.{name}".encode())
     await db.run(b"analyze afterwrite.activity_default")
+
+
+class _Covered(msgspec.Struct, frozen=True):
+    first_at: datetime
+    last_at: datetime
+    first_lsn: str
+    last_lsn: str
+    transactions: int
+
+
+async def _seal(db: Database, name: str, day: date, batch: int) -> None:
+    """Give the rows of a day their batch, sealed as a sink's is: without one they would not leave the store."""
+    sealing = Sealing()
+    async with db.transaction():
+        async for line in read_day_lines(db, name):
+            sealing.add(line)
+        seal = sealing.seal()
+        covered = await db.one(_Covered, statement("bench.read_covered"), day=day)
+        await db.value(
+            statement("store.close_batch"),
+            id=batch,
+            source="main",
+            partition=f"afterwrite.{name}",
+            **msgspec.structs.asdict(covered),
+            rows=seal.rows,
+            rows_per_table=msgspec.json.encode(seal.rows_per_table).decode(),
+            rows_digest=seal.digest,
+            **dict.fromkeys(("slot", "system_id", "timeline", "lsn")),
+            **dict.fromkeys(("context_lsns", "context_xids", "context_settings")),
+        )

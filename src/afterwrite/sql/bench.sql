@@ -258,3 +258,11 @@ select (select count(*)
        (select d.tup_inserted + d.tup_updated + d.tup_deleted
           from pg_catalog.pg_stat_database d
          where d.datname = pg_catalog.current_database())::bigint as written;
+
+-- name: read_covered
+-- What the rows of a day (UTC) cover.
+select min(a.occurred_at) as first_at, max(a.occurred_at) as last_at, min(a.commit_lsn)::text as first_lsn,
+       max(a.commit_lsn)::text as last_lsn, count(distinct a.commit_lsn) as transactions
+  from afterwrite.activity a
+ where a.occurred_at >= :day::date::timestamp at time zone 'UTC'
+   and a.occurred_at < (:day::date + 1)::timestamp at time zone 'UTC';

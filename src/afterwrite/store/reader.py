@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import IO, Any, LiteralString
 
@@ -418,12 +418,9 @@ async def verify_day(db: Database, day: date, table: str) -> SealBreak | None:
     and of batches that go over midnight also their other days, unless one of these has left the store: then nobody can
     tell any more. Memory does not grow with the day.
     """
-    await db.run(statement("store.set_copy_form"))
-    columns = sql.SQL(", ").join([sql.Identifier("a", name) for name in COLUMNS])
     with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as kept:
         batch, sealing = 0, Sealing()
-        query = sql.SQL(_DAY_LINES).format(columns=columns, table=identifier("afterwrite", table))
-        async for line in db.copy_out(query):
+        async for line in read_day_lines(db, table):
             id = read_batch_id(line)
             if id != batch:
                 _keep(kept, batch, sealing)
@@ -452,6 +449,14 @@ async def verify_day(db: Database, day: date, table: str) -> SealBreak | None:
                 return SealBreak(one.id, f"batch {one.id} does not follow the batch before it of its source")
         after = page[-1].position
     return None
+
+
+async def read_day_lines(db: Database, table: str) -> AsyncIterator[bytes]:
+    """The rows of a partition, batch by batch, as the lines that seals are made of; in a transaction of a caller."""
+    await db.run(statement("store.set_copy_form"))
+    columns = sql.SQL(", ").join([sql.Identifier("a", name) for name in COLUMNS])
+    async for line in db.copy_out(sql.SQL(_DAY_LINES).format(columns=columns, table=identifier("afterwrite", table))):
+        yield line
 
 
 def _keep(kept: IO[bytes], batch: int, sealing: Sealing) -> None:

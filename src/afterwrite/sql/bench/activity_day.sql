@@ -4,7 +4,7 @@ insert into afterwrite.{partition} (
     entity_id, actor_id, actor_type, tenant_id, request_id, ip, summary, relation, operation, changed, before, after, metadata
 )
 select (lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0') || '8000' || '8000' || lpad(to_hex(n::bigint), 12, '0'))::uuid,
-       at, 1, n / 5, ('0/' || to_hex(n / 5 + 1))::pg_lsn, n %% 5, 'main',
+       at, %(batch)s::bigint, n / 5, ('0/' || to_hex(n / 5 + 1))::pg_lsn, n %% 5, 'main',
        case when event then 'event' else 'change' end,
        case when not event then 'data' when n %% 2000 = 7 then 'security'
             else (array['authentication', 'financial', 'document'])[1 + n %% 3] end,
