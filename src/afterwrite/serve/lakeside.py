@@ -60,6 +60,9 @@ class _Loan:
             self.engine.interrupt()
 
 
+_TOO_MANY = "too many ask the lake at the moment: ask again"
+
+
 class Lakeside:
     """Asks the lake for requests; ``app.state.lakeside``, None where no lake is configured."""
 
@@ -85,7 +88,7 @@ class Lakeside:
             async with asyncio.timeout(self._seconds):
                 await self._turns.acquire()
         except TimeoutError:
-            raise LakeAwayError("too many ask the lake at the moment: ask again") from None
+            raise LakeAwayError(_TOO_MANY) from None
         loan = _Loan(self._idle.pop() if self._idle else None)
         self._loans.add(loan)
         asked = asyncio.get_running_loop().run_in_executor(self._threads, self._work, loan, work)
@@ -130,7 +133,7 @@ class Lakeside:
         if loan.engine is None:
             loan.engine = self._open()
         if loan.over:
-            raise LakeAwayError("nobody waits for the lake's answer any more")
+            raise LakeAwayError(_TOO_MANY)  # its turn came when its time was up
         return work(loan.engine)
 
     def _open(self) -> Engine:
