@@ -243,8 +243,12 @@ def load_settings(*, folder: Path | None = None, **flags: object) -> Settings:
                 f"{where} has a key that does not exist: {name}",
                 remedy=f"the keys are {', '.join(sorted(Settings.model_fields))}",
             ) from error
-        said = _WANTED.get(name, first["msg"].lower().removeprefix("value error, "))
+        said = _WANTED.get(name, _begin_small(first["msg"].removeprefix("Value error, ")))
         raise UsageError(f"{name} in {where} cannot be: {said}", remedy="mend that value") from error
+
+
+def _begin_small(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
 
 
 def _read_environment(name: str) -> tuple[str, str] | None:

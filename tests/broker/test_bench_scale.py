@@ -57,7 +57,7 @@ def test_what_cannot_be_run_here_is_left_out_with_the_reason(monkeypatch: pytest
     assert "pip install 'afterwrite[lake]'" in left_out
 
 
-_OF_THE_LAKE = (Cost.ARCHIVED, Cost.ARCHIVER, Cost.ARCHIVING, Cost.KEPT)
+_OF_THE_LAKE = (Cost.COUNTED, Cost.COUNTING, Cost.ARCHIVED, Cost.ARCHIVER, Cost.ARCHIVING, Cost.KEPT)
 
 
 def by_name(claims: list[Claim]) -> dict[str, Claim]:

@@ -9,8 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import nkeys
@@ -20,18 +24,20 @@ from typed import typed
 
 from afterwrite.bench.brokers import Cluster, broker_cluster
 from afterwrite.broker import check
+from afterwrite.broker.bundle import MESSAGE_ID, RECEIPT, unbundle
 from afterwrite.broker.check import Monitored, Seen, judge
 from afterwrite.broker.link import Access, connect, read_access
 from afterwrite.broker.publish import broker_sink
-from afterwrite.broker.topology import Layout, consumer_config, stream_config
+from afterwrite.broker.topology import PARTITIONS, STORE, Layout, consumer_config, stream_config
 from afterwrite.broker.write import Writer
 from afterwrite.cli.face import sentence
 from afterwrite.errors import AfterwriteError, Severity, UsageError
 from afterwrite.recorder import Durability, Options, Recorder
 from afterwrite.recorder.options import read_options
+from afterwrite.recorder.spool import Chunk, CorruptError, decode_chunk, salvage
 from afterwrite.store.writer import open_sink
 
-LAYOUT = Layout(stream="S", partitions=2)
+LAYOUT = Layout(stream="S", partitions=2, store="ours")
 
 
 def test_a_stream_is_made_checked_written_and_read_by_commands(
@@ -52,6 +58,14 @@ def test_a_stream_is_made_checked_written_and_read_by_commands(
     assert "Nothing was done" in foreseen.stdout
     assert typed("broker", "install", "--partitions", "2", "--max-bytes", "64MB", "--apply", env=env).returncode == 0
     assert "nothing to do" in typed("broker", "install", env=env).stdout
+    too_much = typed("broker", "install", "--max-bytes", "900TB", "--apply", env=env)
+    assert too_much.returncode == 1
+    assert too_much.stderr.count("JetStream says") == 1
+    assert "--max-bytes" in too_much.stderr
+    assert typed("broker", "install", "--max-bytes", "8", env=env).returncode == 2
+    bare = typed("broker", "status", "--url", "127.0.0.1:4222", env=env)
+    assert bare.returncode == 2
+    assert "127.0.0.1:4222 is no address of a broker" in bare.stderr
     blind = typed("broker", "check", env=env)
     assert blind.returncode == 3
     assert "cannot be seen" in blind.stdout
@@ -59,13 +73,21 @@ def test_a_stream_is_made_checked_written_and_read_by_commands(
     seeing = typed("broker", "check", env={**env, "AFTERWRITE_NATS_MONITOR": monitors})
     assert seeing.returncode == 0, seeing.stdout
     assert "is safe" in seeing.stdout
+    asyncio.run(pause(access, "writer-1", datetime.now(UTC) + timedelta(hours=1)))
+    paused = typed("broker", "check", env={**env, "AFTERWRITE_NATS_MONITOR": monitors})
+    assert paused.returncode == 3
+    assert "writer-1" in paused.stdout
+    assert f"nats consumer resume {access.stream} writer-1" in " ".join(paused.stdout.split())
+    # What was paused and is so no more still says until when: the writer behind must not stumble over it.
+    for number in range(2):
+        asyncio.run(pause(access, f"writer-{number}", datetime.now(UTC)))
 
     code = "from afterwrite import activity; activity.record('order.paid'); assert activity.flush(20)"
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
     waiting = json.loads(typed("broker", "status", "--json", env=env).stdout)
     assert sum(each["waiting"] for each in waiting["partitions"]) == 1
     command = [sys.executable, "-m", "afterwrite", "broker", "write", "--json"]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as writer, killed_at_last(writer):
         with psycopg.connect(installed_dsn, autocommit=True) as connection:
             until = time.monotonic() + 20
             while not connection.execute("select 1 from afterwrite.activity where action = 'order.paid'").fetchone():
@@ -81,6 +103,20 @@ def test_a_stream_is_made_checked_written_and_read_by_commands(
     altered = typed("broker", "install", "--partitions", "3", "--apply", env=env)
     assert altered.returncode == 0, altered.stderr
     assert len(json.loads(typed("broker", "status", "--json", env=env).stdout)["partitions"]) == 3
+
+
+@contextmanager
+def killed_at_last(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Whatever goes wrong inside: nobody waits for it for ever."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+async def pause(access: Access, consumer: str, until: datetime) -> None:
+    async with connect(access, name="test") as link:
+        await link.ask(f"CONSUMER.PAUSE.{access.stream}.{consumer}", {"pause_until": until.isoformat()})
 
 
 def seen(**changes: object) -> Seen:
@@ -119,7 +155,8 @@ def test_a_broker_as_it_is_installed_is_safe() -> None:
         ("max_bytes", -1, "broker.max_bytes", Severity.WARNING),
         ("duplicate_window", 1, "broker.duplicate_window", Severity.WARNING),
         ("subjects", ["s.00"], "broker.subjects", Severity.ERROR),
-        ("metadata", {}, "broker.partitions", Severity.ERROR),
+        ("metadata", {STORE: "ours"}, "broker.partitions", Severity.ERROR),
+        ("metadata", {PARTITIONS: "2"}, "broker.store", Severity.WARNING),
     ],
 )
 def test_what_of_a_stream_is_unsafe_is_said(setting: str, value: object, rule: str, severity: Severity) -> None:
@@ -152,6 +189,17 @@ def test_what_of_servers_and_consumers_is_unsafe_is_said() -> None:
     assert rules(config=None) == ["broker.stream"]
 
 
+def test_a_stream_goes_to_another_store_only_when_that_is_said() -> None:
+    asked = {"partitions": None, "replicas": None, "max_bytes": None}
+    with pytest.raises(AfterwriteError, match="is for the store ours"):
+        check.layout_of(seen(), **asked, store="theirs")
+    assert check.plan(seen(), check.layout_of(seen(), **asked, store="ours")) == []
+    assert check.plan(seen(), check.layout_of(seen(), **asked)) == []
+    (step,) = check.plan(seen(), check.layout_of(seen(), **asked, store="theirs", another_store=True))
+    assert "the store that it is for" in step.text
+    assert step.question["metadata"][STORE] == "theirs"
+
+
 def test_what_cannot_be_altered_is_refused() -> None:
     with pytest.raises(AfterwriteError, match="cannot be altered"):
         check.plan(seen(config={**stream_config(LAYOUT), "storage": "memory"}), LAYOUT)
@@ -181,13 +229,14 @@ def test_only_who_knows_the_password_comes_in_and_under_tls_when_asked(tmp_path:
 
 
 def test_recorders_and_writers_need_no_more_than_the_documentation_gives_them(
-    tmp_path: Path, installed_dsn: str
+    tmp_path: Path, installed_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = """authorization { users = [
         { user: admin, password: a }
         { user: shop, password: s, permissions { publish: ["afterwrite.*"], subscribe: ["_INBOX.>"] } }
         { user: writer, password: w, permissions {
-            publish: ["$JS.API.>", "$JS.ACK.>", "_INBOX.>", "afterwrite.refused"], subscribe: ["_INBOX.>"] } }
+            publish: ["$JS.API.>", "$JS.ACK.>", "_INBOX.>", "afterwrite.refused"],
+            subscribe: ["_WRITERS.>", "afterwrite.stored"] } }
     ] }"""
 
     async def run(url: str) -> None:
@@ -199,15 +248,63 @@ def test_recorders_and_writers_need_no_more_than_the_documentation_gives_them(
         sink = broker_sink(read_access(url, user="shop", password="s"))
         options = Options(spool_dir=str(tmp_path / "spool"), durability=Durability.STORED)
         recorder = Recorder(source="shop", open_sink=sink, options=options, destination="broker")
-        recorder.record("order.paid")
-        assert await asyncio.to_thread(recorder.flush, 10), recorder.stats()
-        await asyncio.to_thread(recorder.close)
+        heard: list[bytes] = []
+
+        async def hear(message: Any) -> None:
+            heard.append(bytes(message.data))
+
+        async with connect(read_access(url, user="shop", password="s"), name="prying") as link:
+            await link.hear("_INBOX.>", hear)
+            recorder.record("order.paid")
+            assert await asyncio.to_thread(recorder.flush, 10), recorder.stats()
+            await asyncio.to_thread(recorder.close)
+            # What a writer may do, it does not do for whoever asks for a receipt.
+            for name, inbox in {"{}": "$JS.API.STREAM.DELETE.AFTERWRITE", "a/1": "afterwrite.refused"}.items():
+                await (await link.publish("afterwrite.00", b"[]", {MESSAGE_ID: name, RECEIPT: inbox}))
+        until = time.monotonic() + 10
+        while (await check.look(admin)).state["messages"]:
+            assert time.monotonic() < until, writer.status
+            await asyncio.sleep(0.05)
         writer.stop()
         await running
         assert writer.status.stored == 1
+        assert not [said for said in heard if b"order.paid" in said], "a recorder hears what others say"
+        assert (await check.look(admin)).config is not None
+        monkeypatch.setattr("afterwrite.broker.link._API_SECONDS", 0.3)
+        with pytest.raises(AfterwriteError, match="does not let this account do so: permissions violation"):
+            await check.look(read_access(url, user="shop", password="s"))
 
     with broker_cluster(tmp_path, size=1, more=users) as cluster:
         asyncio.run(run(cluster.url))
+
+
+def test_a_server_that_asks_for_no_tls_hears_no_password_where_tls_is_meant() -> None:
+    heard: list[bytes] = []
+
+    async def run() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1000000}\r\n')
+            heard.append(await reader.read(1000))
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(AfterwriteError, match="asks for no TLS"):
+                async with connect(read_access(f"tls://127.0.0.1:{port}", user="me", password="hidden"), name="test"):
+                    pass
+
+    asyncio.run(run())
+    assert heard == [b""]
+
+
+def test_what_is_nested_too_deeply_holds_nobody_up() -> None:
+    deep = b'[{"metadata": ' + b"[" * 5_000 + b"]" * 5_000 + b"}]"
+    with pytest.raises(ValueError, match="too deeply"):
+        unbundle(deep)
+    chunk = Chunk(number=1, at=0.0, events=1, body=deep)
+    with pytest.raises(CorruptError):
+        decode_chunk(chunk)
+    assert [refusal.body for refusal in salvage(chunk)[1]] == [deep]
 
 
 def test_settings_name_who_comes_and_never_print_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ _USERS = """authorization { users = [
         subscribe: ["_INBOX.>"] } }
     { user: writer, password: w, permissions {
         publish: ["$JS.API.>", "$JS.ACK.>", "_INBOX.>", "afterwrite.refused"]
-        subscribe: ["_INBOX.>", "afterwrite.stored"] } }
+        subscribe: ["_WRITERS.>", "afterwrite.stored"] } }
 ] }"""
 
 

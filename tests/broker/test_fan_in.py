@@ -22,11 +22,13 @@ from afterwrite.broker.pull import State
 from afterwrite.broker.topology import Layout, lane_of, partition_subjects, refused_subject, subject_of
 from afterwrite.broker.write import Writer, WriterStatus, run_writers
 from afterwrite.errors import AfterwriteError, ConnectionLost
+from afterwrite.postgres import connect as connect_store
 from afterwrite.record import Activity, Batch, Kind
 from afterwrite.recorder import Durability, Options, Recorder
 from afterwrite.recorder.deliver import NotTaken
 from afterwrite.recorder.ids import Ids, moment_of
 from afterwrite.recorder.spool import without_absent
+from afterwrite.store.schema import install_store
 from afterwrite.store.writer import open_sink
 
 
@@ -68,6 +70,26 @@ def test_a_stand_by_takes_over_and_begins_with_what_was_not_acknowledged(
 
     asyncio.run(run())
     assert stored(installed_dsn) == [str(n) for n in range(5 + later)]
+
+
+def test_a_writer_of_another_store_takes_nothing_and_keeps_nobody_from_it(
+    stream: Access, installed_dsn: str, dsn: str
+) -> None:
+    async def run() -> None:
+        async with connect_store(dsn) as db:
+            await install_store(db)
+        async with open_sink(installed_dsn) as sink:
+            layout = Layout(stream=stream.stream, partitions=1, max_bytes=64 << 20, store=await sink.read_identity())
+        await check.carry_out(stream, check.plan(await check.look(stream), layout))
+        async with writing(stream, dsn) as foreign:
+            await publish(stream, [made(0)])
+            await come(lambda: "is for the store" in (foreign.status.trouble or ""))
+            async with writing(stream, installed_dsn) as writer:
+                await come(lambda: writer.status.stored == 1)
+            assert foreign.status.stored == 0
+
+    asyncio.run(run())
+    assert stored(installed_dsn) == ["0"]
 
 
 def test_one_of_two_writers_is_active_and_the_other_follows_when_it_ends(stream: Access, installed_dsn: str) -> None:

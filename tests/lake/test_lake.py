@@ -61,22 +61,22 @@ def test_every_question_has_the_same_answer_before_and_after(dsn: str, tmp_path:
         done = await move(dsn, lake)
         assert [deed.kind.value for deed in done.deeds] == ["copied", "dropped"] * len(OLD)
         assert (done.survey.due, done.survey.findings) == ((), ())
-        async with connect(dsn) as db:
+        async with connect(dsn) as db, tiers.both(db, lake) as both:
             assert await db.value(b"select count(*) from afterwrite.activity") == 60
             for line in LINES:
-                told = await tiers.search(db, lake, parse(line), limit=1000, seconds=60)
+                told = await both.search(parse(line), limit=1000, seconds=60)
                 assert told.page.items == hot[line], line
                 old = [each.id for each in hot[line] if each.occurred_at < TODAY - timedelta(days=50)]
                 assert told.lake == set(old)
             for id, page in zip(("3", "9"), things, strict=True):
-                assert (await tiers.entity_timeline(db, lake, "users", id, limit=1000)).page.items == page.items
-            assert (await tiers.actor_timeline(db, lake, "user:2", limit=1000)).page.items == actor.items
+                assert (await both.entity_timeline("users", id, limit=1000)).page.items == page.items
+            assert (await both.actor_timeline("user:2", limit=1000)).page.items == actor.items
             assert [
                 (await report(db, name, bucket="day", **week)).rows  # type: ignore[arg-type]
                 for name in (ReportName.ACTIVITY, ReportName.ACTIONS, ReportName.ACTORS)
             ] == counted
             one = hot[""][-1]
-            assert await tiers.read_activity(db, lake, one.id) == one
+            assert (await both.read_activity(one.id)).activity == one
             assert (await verify_feed(db)).first_break is None
             assert all(each.same for each in await verify(db, lake))
 
@@ -90,11 +90,10 @@ def test_readers_see_all_of_it_once_while_it_leaves(dsn: str, tmp_path: Path) ->
             every = (await find(db, parse(""), limit=1000, seconds=60)).items
         leaving = asyncio.create_task(move(dsn, Lake(str(tmp_path / "lake"))))
         seen: set[int] = set()
-        async with connect(dsn) as db:
-            lake = Lake(str(tmp_path / "lake"))
+        async with connect(dsn) as db, tiers.both(db, Lake(str(tmp_path / "lake"))) as both:
             while True:
                 over = leaving.done()
-                told = await tiers.search(db, lake, parse(""), limit=1000, seconds=60)
+                told = await both.search(parse(""), limit=1000, seconds=60)
                 assert told.page.items == every
                 seen.add(len(told.lake))
                 await asyncio.sleep(0.05)
@@ -117,9 +116,9 @@ def test_through_an_object_store_the_answers_are_the_same(
         await move(dsn, lake)
         # What is no folder is read by deltalake's own object store, as an Arrow data set.
         monkeypatch.setattr(Lake, "local", False)
-        async with connect(dsn) as db:
+        async with connect(dsn) as db, tiers.both(db, lake) as both:
             for line in LINES[::4]:
-                assert (await tiers.search(db, lake, parse(line), limit=1000, seconds=60)).page.items == hot[line], line
+                assert (await both.search(parse(line), limit=1000, seconds=60)).page.items == hot[line], line
 
     asyncio.run(scenario())
 
@@ -137,7 +136,7 @@ def test_pages_go_over_the_border_both_ways_without_gap_or_repeat(dsn: str, tmp_
         async with open_sink(dsn) as sink:
             # Something late, of a day that has left: in the store, beside what the lake has of that day.
             await sink.write(a_batch(99, 7_000, 3))
-        async with connect(dsn) as db:
+        async with connect(dsn) as db, tiers.both(db, lake) as both:
             late = (await find(db, parse(f"at:{(TODAY - timedelta(days=99)).date()}"), limit=1000)).items
             assert len(late) == 3
             for line, known in every.items():
@@ -145,15 +144,15 @@ def test_pages_go_over_the_border_both_ways_without_gap_or_repeat(dsn: str, tmp_
                 fits = [each for each in late if query.matches(each)]
                 wanted = sorted((*known, *fits), key=lambda each: (each.occurred_at, each.id), reverse=True)
                 for limit in (13, 50) if line == "gold" else (50,):
-                    down = await _leaf(db, lake, line, limit, newer=False)
+                    down = await _leaf(both, line, limit, newer=False)
                     assert down == wanted
-                    up = await _leaf(db, lake, line, limit, newer=True)
+                    up = await _leaf(both, line, limit, newer=True)
                     assert up == wanted
 
     asyncio.run(scenario())
 
 
-async def _leaf(db: object, lake: Lake, line: str, limit: int, *, newer: bool) -> list[StoredActivity]:
+async def _leaf(both: tiers.Tiers, line: str, limit: int, *, newer: bool) -> list[StoredActivity]:
     """All of it, a page at a time."""
     found: list[StoredActivity] = []
     place: Place | None = (
@@ -161,9 +160,7 @@ async def _leaf(db: object, lake: Lake, line: str, limit: int, *, newer: bool) -
     )
     while True:
         page = (
-            await tiers.search(
-                db,  # type: ignore[arg-type]
-                lake,
+            await both.search(
                 parse(line),
                 limit=limit,
                 seconds=60,
@@ -197,12 +194,12 @@ def test_what_comes_late_makes_another_part_and_what_comes_again_does_not(dsn: s
         async with open_sink(dsn) as sink:
             # Sent once more, from a spool that was forgotten: known, and told once.
             await sink.write(a_batch(100, 8_000, 4))
-        async with connect(dsn) as db:
-            assert len((await tiers.search(db, lake, parse(f"at:{day}"), limit=100)).page.items) == 34
+        async with connect(dsn) as db, tiers.both(db, lake) as both:
+            assert len((await both.search(parse(f"at:{day}"), limit=100)).page.items) == 34
         done = await move(dsn, lake)
         assert [(deed.kind.value, deed.rows) for deed in done.deeds] == [("copied", 0), ("dropped", 4)]
-        async with connect(dsn) as db:
-            assert len((await tiers.search(db, lake, parse(f"at:{day}"), limit=100)).page.items) == 34
+        async with connect(dsn) as db, tiers.both(db, lake) as both:
+            assert len((await both.search(parse(f"at:{day}"), limit=100)).page.items) == 34
             assert all(each.same for each in await verify(db, lake))
             await make_partitions(db, days=[day])
         async with open_sink(dsn) as sink:
@@ -226,15 +223,15 @@ def test_kept_days_are_told_from_the_store_alone(dsn: str, tmp_path: Path) -> No
         keep = ArchivePolicy(keep=True)
         assert [deed.kind.value for deed in (await move(dsn, lake, keep)).deeds] == ["copied"] * len(OLD)
         assert (await move(dsn, lake, keep)).deeds == ()
-        async with connect(dsn) as db:
-            told = await tiers.search(db, lake, parse(""), limit=1000)
+        async with connect(dsn) as db, tiers.both(db, lake) as both:
+            told = await both.search(parse(""), limit=1000)
             assert (len(told.page.items), told.lake) == (150, frozenset())
         # They leave without being copied again.
         assert [deed.kind.value for deed in (await move(dsn, lake)).deeds] == ["dropped"] * len(OLD)
-        async with connect(dsn) as db:
-            other = Lake(str(tmp_path / "other"))
+        other = Lake(str(tmp_path / "other"))
+        async with connect(dsn) as db, tiers.both(db, other) as both:
             with pytest.raises(Refused, match="there is none at"):
-                await tiers.search(db, other, parse(""), limit=1000)
+                await both.search(parse(""), limit=1000)
 
     asyncio.run(scenario())
 
@@ -272,6 +269,9 @@ def test_a_history_is_handed_over_once_with_its_checksums(dsn: str, tmp_path: Pa
             handed = await hand_over(db, lake, parse("tenant:a"), tmp_path / "out")
             with pytest.raises(UsageError, match="something in"):
                 await hand_over(db, lake, parse("tenant:a"), tmp_path / "out")
+            await db.run(b"create table afterwrite.activity_archived_2020_01_01 ()")
+            with pytest.raises(Refused, match="activity_archived_2020_01_01"):
+                await hand_over(db, lake, parse("tenant:a"), tmp_path / "again")
         told = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
         assert told["rows"] == handed.rows == len(every)
         ids: list[str] = []
@@ -321,7 +321,7 @@ def test_days_leave_by_one_way_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     given = load_settings(folder=tmp_path)
     assert given.lake_options == {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b,c=d"}
     monkeypatch.setenv("AFTERWRITE_LAKE_OPTIONS", "AWS_REGION")
-    with pytest.raises(UsageError, match="lake_options in AFTERWRITE_LAKE_OPTIONS cannot be: it should be name=value"):
+    with pytest.raises(UsageError, match="lake_options in AFTERWRITE_LAKE_OPTIONS cannot be: it should be NAME=VALUE"):
         load_settings(folder=tmp_path)
     monkeypatch.delenv("AFTERWRITE_LAKE_OPTIONS")
     with pytest.raises(UsageError, match="retention_days"):

@@ -201,7 +201,7 @@ def test_no_file_is_skipped_that_holds_the_value(tmp_path: Path) -> None:
     import pyarrow as pa
 
     lake = Lake(str(tmp_path / "lake"))
-    lake.open(make=True)
+    lake.open(make="store")
     names = ("\U0010ffff" * 50, "z" * 290, "z" * 31 + "é" * 100, "a" * 32 + "b", "\uffff" * 70, "")
     fixed = {"position": 0, "batch_id": 1, "kind": "event", "outcome": "success", "severity": "info", "source": "main",
              "category": "data", "action": "x", "entity_type": "t", "occurred_at": DAY, "day": DAY.date()}  # fmt: skip

@@ -96,12 +96,12 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_twice(
 
 async def _go_on(dsn: str, folder: str, every: tuple[StoredActivity, ...]) -> None:
     lake = Lake(folder)
-    async with connect(dsn) as db:
-        assert (await tiers.search(db, lake, parse(""), limit=1000)).page.items == every
+    async with connect(dsn) as db, tiers.both(db, lake) as both:
+        assert (await both.search(parse(""), limit=1000)).page.items == every
     done = await archive_once(dsn, folder)
     assert (done.survey.due, done.survey.findings) == ((), ())
-    async with connect(dsn) as db:
-        told = await tiers.search(db, lake, parse(""), limit=1000)
+    async with connect(dsn) as db, tiers.both(db, lake) as both:
+        told = await both.search(parse(""), limit=1000)
         assert told.page.items == every
         assert len(told.lake) == 12 * len(OLD)
         days = await verify(db, lake)

@@ -79,7 +79,7 @@ def test_what_spark_lacks_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatc
 
 def test_a_table_that_hides_rows_from_plain_readers_is_refused(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
-    lake.open(make=True)
+    lake.open(make="store")
     features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
     changed = {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}}
     (tmp_path / "lake" / "_delta_log" / f"{1:020}.json").write_text(json.dumps(changed) + "\n")
@@ -99,29 +99,32 @@ def test_spark_gives_the_answers_of_the_store(dsn: str, tmp_path: Path) -> None:
         async with connect(dsn) as db:
             hot = {line: (await find(db, parse(line), limit=1000, seconds=60)).items for line in LINES}
         await move(dsn, lake)
-        async with connect(dsn) as db:
+        async with (
+            connect(dsn) as db,
+            tiers.both(db, lake, engine) as both,
+            tiers.both(db, lake) as by_duckdb,
+        ):
             for line in LINES:
-                told = await tiers.search(db, lake, parse(line), limit=1000, seconds=60, engine=engine)
+                told = await both.search(parse(line), limit=1000, seconds=60)
                 assert told.page.items == hot[line], line
             every = hot[""]
             inside = Place(every[100].occurred_at, every[100].id)
-            older = await tiers.search(db, lake, parse(""), limit=7, older_than=inside, engine=engine)
+            older = await both.search(parse(""), limit=7, older_than=inside)
             assert older.page.items == every[101:108]
-            newer = await tiers.search(db, lake, parse(""), limit=7, newer_than=inside, engine=engine)
+            newer = await both.search(parse(""), limit=7, newer_than=inside)
             assert newer.page.items == every[93:100]
             for id in ("3", "9"):
                 here, there = [
-                    (await tiers.entity_timeline(db, lake, "users", id, limit=1000, **by)).page.items
-                    for by in ({}, {"engine": engine})
+                    (await each.entity_timeline("users", id, limit=1000)).page.items for each in (by_duckdb, both)
                 ]
                 assert here == there
-            actor = await tiers.actor_timeline(db, lake, "user:1", limit=1000, engine=engine)
+            actor = await both.actor_timeline("user:1", limit=1000)
             assert actor.page.items == hot["actor:user:1"]
-            assert await tiers.read_activity(db, lake, every[-1].id, engine=engine) == every[-1]
+            assert (await both.read_activity(every[-1].id)).activity == every[-1]
             (file,) = lake.files([every[-1].occurred_at.date()])
             os.unlink(lake.place(file))
             with pytest.raises(AfterwriteError, match="Spark could not read the lake at ") as gone:
-                await tiers.search(db, lake, parse(""), limit=1000, engine=engine)
+                await both.search(parse(""), limit=1000)
             assert "vacuumed or deleted" in (gone.value.remedy or "")
 
     heard: list[str] = []

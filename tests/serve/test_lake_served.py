@@ -159,7 +159,7 @@ def test_a_lake_that_is_away_is_told_and_no_trouble_of_the_requests(served: tupl
 
 def test_few_ask_at_a_time_and_nobody_for_longer_than_a_request_may_take(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
-    lake.open(make=True)
+    lake.open(make="store")
     at_once: list[int] = []
     running = threading.Semaphore(0)
 

@@ -220,6 +220,12 @@ def test_retention_leaves_what_deferred_triggers_have_not_read_and_says_so() -> 
     assert due(*old, policy=keep, unread=(Unread("main", True, ago(3)),)).findings == ()
 
 
+def test_retention_takes_nothing_from_a_store_whose_days_leave_for_a_lake() -> None:
+    decision = due(a_table(ago(41), Temperature.COLD), policy=MaintainPolicy(retention_days=40), has_lake=True)
+    assert decision.steps == ()
+    assert [finding.rule for finding in decision.findings] == ["retention-lake"]
+
+
 def test_few_waiting_rows_are_moved_at_once_and_many_by_an_exchange() -> None:
     few = due(default_days={ago(2): 10_000, ago(400): 9_999})
     assert [(step.kind, step.days) for step in few.steps] == [(StepKind.MAKE, (ago(2),))]

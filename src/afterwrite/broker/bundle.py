@@ -7,11 +7,13 @@ says exactly what is in it, so that the brokers' own de-duplication never takes 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from afterwrite.broker.link import is_inbox
 from afterwrite.broker.topology import lane_of
 from afterwrite.record import Activity
 from afterwrite.recorder.spool import Event, without_absent
@@ -20,6 +22,8 @@ MESSAGE_ID = "Nats-Msg-Id"
 RECEIPT = "Afterwrite-Receipt"
 _MOST_ACTIVITIES = 500
 _MOST_BYTES = 256 << 10
+# A receipt is asked for by such a name alone: what writers tell is no JSON, that a broker or a sink would obey.
+_NAMED = re.compile(r"\S+/\w+", re.ASCII)
 # What headers and the protocol's own line take of the longest message.
 OVERHEAD_BYTES = 4 << 10
 
@@ -77,11 +81,30 @@ def _name(ids: Sequence[str]) -> str:
 
 def unbundle(body: bytes) -> list[Event]:
     """The activities of a message; raises ValueError when it is none of ours."""
-    events = _decoder.decode(body)
+    try:
+        events = _decoder.decode(body)
+    except RecursionError as error:
+        # To be met again by each writer, which would stand still before it.
+        raise ValueError("it is nested too deeply to be read") from error
     for event in events:
         if not bytes(event.metadata):  # sinks know that as None
             msgspec.structs.force_setattr(event, "metadata", None)
     return events
+
+
+def name_for_receipt(id: str, tail: str) -> str:
+    """The name of a message whose sender waits for the store."""
+    return f"{id}/{tail}"
+
+
+def receipt_of(headers: Mapping[str, str]) -> tuple[str, str] | None:
+    """Where somebody waits to hear that a message is stored, and what it is called there; None: nobody does.
+
+    Whoever may publish writes these, and a writer says them with rights of its own: so it says nothing but such names,
+    and nowhere but in inboxes.
+    """
+    inbox, name = headers.get(RECEIPT, ""), headers.get(MESSAGE_ID, "")
+    return (inbox, name) if is_inbox(inbox) and _NAMED.fullmatch(name) else None
 
 
 def _split(parts: Sequence[_Part], most: int) -> Iterable[list[_Part]]:

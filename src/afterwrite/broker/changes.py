@@ -178,6 +178,7 @@ class ChangesSink:
                 " `afterwrite broker install --changes SIZE --apply`",
             ) from error
         if self._word is None:
+            self._link.need_rights()
             raise ConnectionLost(
                 f"{self._access.where} has not acknowledged a batch in {self._patience.acknowledged_seconds:g} s",
                 remedy="run `afterwrite broker check`; it is published again",

@@ -27,6 +27,7 @@ from afterwrite.broker.topology import (
     names,
     partitions_of,
     refused_subject,
+    store_of,
     stream_config,
     subjects,
 )
@@ -71,11 +72,15 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waits(msgspec.Struct, frozen=True, kw_only=True):
-    """How many messages wait for a writer, and whether there is one."""
+    """How many messages wait for a writer, and whether there is one.
+
+    A writer is pinned by its first message; until then it is one of those that are ``asking``.
+    """
 
     waiting: int
     in_flight: int
     pinned: bool
+    asking: int
     leader: str
 
 
@@ -103,12 +108,8 @@ async def look(access: Access, monitors: Sequence[str] = ()) -> Seen:
     """Look at everything that can be seen, and touch nothing."""
     async with connect(access, name="afterwrite check") as link:
         seen = Seen(where=access.where, stream=access.stream, version=link.version)
-        try:
-            told = await link.ask(f"STREAM.INFO.{access.stream}", {"subjects_filter": refused_subject(access.stream)})
-        except ApiError as error:
-            if error.code != _STREAM_NOT_FOUND:
-                raise
-        else:
+        told = await _read_stream(link, access.stream, {"subjects_filter": refused_subject(access.stream)})
+        if told is not None:
             seen = msgspec.structs.replace(
                 seen,
                 config=told["config"],
@@ -116,12 +117,8 @@ async def look(access: Access, monitors: Sequence[str] = ()) -> Seen:
                 cluster=told.get("cluster") or {},
                 consumers=tuple(await _read_consumers(link, access.stream)),
             )
-        try:
-            told = await link.ask(f"STREAM.INFO.{changes_stream(access.stream)}")
-        except ApiError as error:
-            if error.code != _STREAM_NOT_FOUND:
-                raise
-        else:
+        told = await _read_stream(link, changes_stream(access.stream))
+        if told is not None:
             seen = msgspec.structs.replace(
                 seen,
                 changes=told["config"],
@@ -130,6 +127,16 @@ async def look(access: Access, monitors: Sequence[str] = ()) -> Seen:
             )
     monitored = await asyncio.gather(*(asyncio.to_thread(_read_monitor, url) for url in monitors))
     return msgspec.structs.replace(seen, monitored=tuple(monitored))
+
+
+async def _read_stream(link: Link, stream: str, question: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """What the brokers say of a stream; None: there is none."""
+    try:
+        return await link.ask(f"STREAM.INFO.{stream}", question)
+    except ApiError as error:
+        if error.code != _STREAM_NOT_FOUND:
+            raise
+        return None
 
 
 async def _read_consumers(link: Link, stream: str) -> list[dict[str, Any]]:
@@ -159,7 +166,7 @@ def _read_monitor(url: str) -> Monitored:
             sync_seconds=float(config.get("sync_interval", 0)) / _SECOND,
         )
     except (OSError, ValueError) as error:
-        return Monitored(url=url, trouble=str(error))
+        return Monitored(url=url, trouble=str(getattr(error, "reason", error)))
 
 
 def standings(seen: Seen) -> list[Standing]:
@@ -192,6 +199,7 @@ def _waits(consumer: Mapping[str, Any]) -> dict[str, Any]:
         "waiting": int(consumer.get("num_pending", 0)) + int(consumer.get("num_ack_pending", 0)),
         "in_flight": int(consumer.get("num_ack_pending", 0)),
         "pinned": any(group.get("pinned_client_id") for group in groups),
+        "asking": int(consumer.get("num_waiting", 0)),
         "leader": str(cluster.get("leader", "")),
     }
 
@@ -213,6 +221,7 @@ def judge(seen: Seen) -> list[Finding]:
         *_judge_cluster(seen),
         *_judge_consumers(seen),
         *_judge_changes(seen),
+        *_judge_pauses(seen),
         *_judge_sync(seen),
     ]
 
@@ -271,6 +280,12 @@ def _judge_stream(seen: Seen, config: Mapping[str, Any]) -> list[Finding]:
         )  # fmt: skip
     if missing := set(subjects(seen.stream)) - set(cast("list[str]", config.get("subjects") or [])):
         say("broker.subjects", Severity.ERROR, f"it does not take {len(missing)} of its subjects: {min(missing)}")
+    if store_of(config) is None:
+        say(
+            "broker.store", Severity.WARNING,
+            "it does not say for which store it is: a writer of another one would take what is meant for this",
+            f"{_INSTALL}, where the settings name the store",
+        )  # fmt: skip
     if partitions_of(config) is None:
         say("broker.partitions", Severity.ERROR, "it does not say how many partitions it has")
     aside = cast("dict[str, int]", seen.state.get("subjects") or {}).get(refused_subject(seen.stream), 0)
@@ -366,6 +381,22 @@ def _judge_changes(seen: Seen) -> list[Finding]:
     return found
 
 
+def _judge_pauses(seen: Seen) -> list[Finding]:
+    """Nobody of ours pauses a consumer; who stands by for it waits, and cannot tell why."""
+    both = [(seen.stream, seen.consumers), (changes_stream(seen.stream), seen.changes_consumers)]
+    return [
+        _finding(
+            seen, "broker.paused", Severity.WARNING,
+            f"the consumer {each['name']} of {stream} is paused for another"
+            f" {int(each.get('pause_remaining', 0)) / _SECOND:,.0f} s: what waits there is not written",
+            f"nats consumer resume {stream} {each['name']}",
+        )
+        for stream, consumers in both
+        for each in consumers
+        if each.get("paused")
+    ]  # fmt: skip
+
+
 def _judge_sync(seen: Seen) -> list[Finding]:
     found: list[Finding] = []
     remedy = "set sync_interval: always in the jetstream block of its configuration, and restart it"
@@ -394,7 +425,7 @@ def _judge_sync(seen: Seen) -> list[Finding]:
         found.append(
             _finding(
                 seen, "broker.sync_unseen", Severity.WARNING,
-                f"whether {', '.join(unseen)} flushes before it acknowledges cannot be seen",
+                f"whether a broker flushes before it acknowledges cannot be seen: {', '.join(unseen)}",
                 "name each broker's monitoring: --monitor http://…:8222, or nats_monitor",
             )
         )  # fmt: skip
@@ -423,6 +454,8 @@ def plan(seen: Seen, layout: Layout) -> list[Step]:
         other = differences(seen.config, wanted)
         if partitions_of(seen.config) != layout.partitions:
             other.append("partitions")
+        if layout.store is not None and store_of(seen.config) != layout.store:
+            other.append("the store that it is for")
         for fixed in ("storage", "retention"):
             if fixed in other:
                 raise Refused(
@@ -506,7 +539,10 @@ async def carry_out(access: Access, steps: Sequence[Step]) -> None:
                 # A writer that was at it has made it, or taken it away.
                 if step.subject.startswith("CONSUMER.DELETE.") and error.code == _CONSUMER_NOT_FOUND:
                     continue
-                raise ApiError(f"{step.text}: {error}", code=error.code, remedy=error.remedy) from error
+                remedy = error.remedy
+                if "insufficient storage" in error.said:
+                    remedy = "ask for less with --max-bytes, or give JetStream more room on the brokers: max_file_store"
+                raise ApiError(f"{error.said} ({step.text})", code=error.code, remedy=remedy) from error
 
 
 def layout_of(
@@ -516,13 +552,25 @@ def layout_of(
     replicas: int | None,
     max_bytes: int | None,
     changes_bytes: int | None = None,
+    store: str | None = None,
+    another_store: bool = False,
 ) -> Layout:
-    """The layout that is wanted: what was said, else what stands, else the defaults."""
+    """The layout that is wanted: what was said, else what stands, else the defaults.
+
+    Raises Refused where the stream is for another store than this, unless it is to be for ``another_store``.
+    """
+    there = None if seen.config is None else store_of(seen.config)
+    if store and there and there != store and not another_store:
+        raise Refused(
+            f"the stream {seen.stream} at {seen.where} is for the store {there}, and this one is {store}",
+            remedy="name another stream for this store (nats_stream); or --another-store, and the writers of that one"
+            " take nothing from then on",
+        )
     words: dict[str, int] = {}
     if seen.config is not None:
         words["replicas"] = int(seen.config.get("num_replicas", 1))
-        if (there := partitions_of(seen.config)) is not None:
-            words["partitions"] = there
+        if (partitioned := partitions_of(seen.config)) is not None:
+            words["partitions"] = partitioned
         if int(seen.config.get("max_bytes", -1)) > 0:
             words["max_bytes"] = int(seen.config["max_bytes"])
     if seen.changes is not None and int(seen.changes.get("max_bytes", -1)) > 0:
@@ -531,4 +579,4 @@ def layout_of(
     for name, value in told.items():
         if value is not None:
             words[name] = value
-    return Layout(stream=seen.stream, **words)
+    return Layout(stream=seen.stream, store=store or there, **words)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -29,7 +30,14 @@ _NO_RESPONDERS = "503"
 # What a connection may hold that was written and is not sent.
 _PENDING_BYTES = 32 << 20
 
+_INBOX = re.compile(r"_INBOX(?:\.[A-Za-z0-9_-]+)+")
+
 Hear = Callable[[Any], Awaitable[None]]
+
+
+def is_inbox(subject: str) -> bool:
+    """Whether this is where somebody waits for an answer, and nothing that does or keeps what it is told."""
+    return _INBOX.fullmatch(subject) is not None
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,8 +69,10 @@ def read_access(url: str, **given: str | None) -> Access:
     for each in urls:
         parts = urlsplit(each)
         if not is_broker(each) or not parts.hostname:
+            # What stands before an @ may be a password.
+            said = f"{parts.scheme}://{parts.hostname}" if parts.hostname else each.rpartition("@")[2]
             raise UsageError(
-                f"{parts.scheme}://{parts.hostname or ''} is no address of a broker",
+                f"{said} is no address of a broker",
                 remedy="write it as nats://broker-1.example.com:4222,nats://broker-2.example.com:4222 (or tls://…)",
             )
     if not urls:
@@ -79,8 +89,9 @@ def read_access(url: str, **given: str | None) -> Access:
 class Link:
     """One connection. When it is lost it stays so: whoever has it closes it and opens another."""
 
-    def __init__(self, client: Any, access: Access) -> None:
+    def __init__(self, client: Any, access: Access, said: list[Exception]) -> None:
         self._client = client
+        self._said = said
         self._access = access
         self._acks: dict[str, asyncio.Future[None]] = {}
         self._acks_inbox = ""
@@ -103,7 +114,7 @@ class Link:
 
     async def ask(self, subject: str, question: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask JetStream; raises ApiError with its words where it says no."""
-        with translated(self._access):
+        with self._explained(), translated(self._access):
             answer = await self._client.request(
                 f"$JS.API.{subject}", msgspec.json.encode(question or {}), timeout=_API_SECONDS
             )
@@ -116,7 +127,7 @@ class Link:
     async def inquire(self, subject: str, question: bytes) -> bytes | None:
         """Ask whoever listens there; None where nobody does."""
         try:
-            with translated(self._access):
+            with self._explained(), translated(self._access):
                 answer = await self._client.request(subject, question, timeout=_API_SECONDS)
         except NobodyError:
             return None
@@ -161,10 +172,31 @@ class Link:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             future.set_exception(ApiError(f"what is no answer: {error}", code=0))
             return
-        if answer.error is None:
-            future.set_result(None)
-        else:
+        if answer.error is not None:
             future.set_exception(ApiError(answer.error.description, code=answer.error.err_code))
+        elif not answer.stream:
+            future.set_exception(ApiError("what names no stream that has it", code=0))
+        else:
+            future.set_result(None)
+
+    def need_rights(self) -> None:
+        """Raise ConnectionLost where the server said that we lack a right: who waits would hear nothing else."""
+        for said in self._said:
+            if "permissions violation" in str(said).lower():
+                words = str(said).removeprefix("nats: ").strip("'")
+                raise ConnectionLost(
+                    f"{self._access.where} does not let this account do so: {words}",
+                    remedy="give it the rights that docs/scale.md names",
+                )
+
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        """Where nothing comes, say whether it is for want of a right."""
+        try:
+            yield
+        except ConnectionLost:
+            self.need_rights()
+            raise
 
     async def flush(self) -> None:
         with translated(self._access):
@@ -177,6 +209,7 @@ class _Error(msgspec.Struct):
 
 
 class _Ack(msgspec.Struct):
+    stream: str = ""
     error: _Error | None = None
 
 
@@ -185,22 +218,27 @@ class ApiError(AfterwriteError):
 
     def __init__(self, message: str, *, code: int, remedy: str | None = None) -> None:
         super().__init__(f"JetStream says: {message}", remedy=remedy)
+        self.said = message
         self.code = code
 
 
 @asynccontextmanager
-async def connect(access: Access, *, name: str) -> AsyncGenerator[Link]:
-    """A connection to any of the servers, each tried once, in an order of chance. Raises ConnectionLost for none."""
+async def connect(access: Access, *, name: str, inbox: str = "_INBOX") -> AsyncGenerator[Link]:
+    """A connection to any of the servers, each tried once, in an order of chance. Raises ConnectionLost for none.
+
+    ``inbox`` is where it is answered. Whoever may hear one inbox of a name hears all of them.
+    """
     client, link = None, None
     troubles: list[str] = []
     for url in random.sample(access.urls, len(access.urls)):
         lost = asyncio.Event()
+        said: list[Exception] = []
         try:
-            client = await _open(access, url, name, lost)
+            client = await _open(access, url, name, lost, said, inbox)
         except ConnectionLost as error:
             troubles.append(str(error))
             continue
-        link = Link(client, access)
+        link = Link(client, access, said)
         link.lost = lost
         break
     if client is None or link is None:
@@ -221,7 +259,8 @@ async def _close(client: Any) -> None:
             await client.close()
 
 
-async def _open(access: Access, url: str, name: str, lost: asyncio.Event) -> Any:
+async def _open(access: Access, url: str, name: str, lost: asyncio.Event, said: list[Exception], inbox: str) -> Any:
+    """``said`` gets the last error that the server told."""
     nats = _import()
     words: dict[str, Any] = {}
     if access.credentials:
@@ -237,8 +276,6 @@ async def _open(access: Access, url: str, name: str, lost: asyncio.Event) -> Any
     async def heard_lost(*_: object) -> None:
         lost.set()
 
-    said: list[Exception] = []
-
     async def heard_error(error: Exception) -> None:
         # What matters of it reaches whoever waits; nats-py would print the rest.
         said[:] = [error]
@@ -246,11 +283,14 @@ async def _open(access: Access, url: str, name: str, lost: asyncio.Event) -> Any
             lost.set()
 
     client: Any = nats.NATS()
+    if "tls" in words:
+        _insist_on_tls(client, access)
     with translated(access):
         try:
             await client.connect(
                 [url],
                 name=name,
+                inbox_prefix=inbox,
                 allow_reconnect=False,
                 # Without these it tries for two minutes what it cannot reach, also where it is not to reconnect.
                 max_reconnect_attempts=1,
@@ -279,6 +319,21 @@ def _import() -> Any:
     except ImportError as error:
         raise UsageError("a broker needs the library nats-py, which is not installed", remedy=_INSTALL) from error
     return nats
+
+
+def _insist_on_tls(client: Any, access: Access) -> None:
+    """Have nothing said to a server that asks for no TLS: nats-py would go on in the clear, password and all."""
+    listen = client._process_info
+
+    async def hear(info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and not info.get("tls_required"):
+            raise AfterwriteError(
+                f"{access.where} asks for no TLS, and was told nothing",
+                remedy="set up `tls` in nats-server's configuration, or leave out tls://, nats_ca and nats_cert",
+            )
+        await listen(info, initial_connection=initial_connection)
+
+    client._process_info = hear
 
 
 def _tls(access: Access) -> ssl.SSLContext:

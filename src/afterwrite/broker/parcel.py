@@ -345,6 +345,8 @@ def is_final(error: Exception) -> bool:
             return not (error.sqlstate or "").startswith(_PASSING)
         case Refused() | Unstorable() | ValueError() | ArithmeticError() | LookupError() | msgspec.MsgspecError():
             return True
+        case RecursionError():
+            return True
         case _:
             return False
 
@@ -359,6 +361,8 @@ def trouble_of(error: Exception) -> Trouble:
         case DatabaseError():
             kind = "database"
         case Unstorable() | ValueError() | ArithmeticError() | LookupError() | msgspec.MsgspecError():
+            kind = "value"
+        case RecursionError():
             kind = "value"
         case _:
             kind = "other"

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from afterwrite.broker.bundle import MESSAGE_ID, RECEIPT, Bundle, bundle
+from afterwrite.broker.bundle import MESSAGE_ID, RECEIPT, Bundle, bundle, name_for_receipt
 from afterwrite.broker.link import Access, Link, connect
 from afterwrite.broker.topology import subject_of
 from afterwrite.errors import ConnectionLost
@@ -87,7 +87,7 @@ class BrokerSink:
             self._inbox = self._link.new_inbox()
             await self._link.hear(self._inbox, self._hear_receipt)
         self._sent += 1
-        return f"{bundle.id}/{self._inbox.rpartition('.')[2]}{self._sent}"
+        return name_for_receipt(bundle.id, f"{self._inbox.rpartition('.')[2]}{self._sent}")
 
     async def _all(self, waited: Sequence[asyncio.Future[Any]], seconds: float, done: str) -> None:
         """Wait for all of these, or until the line is lost."""
@@ -100,6 +100,7 @@ class BrokerSink:
                 return
             if lost.done():
                 raise ConnectionLost(f"the line to {self._access.where} was lost", remedy="what waits is sent again")
+            self._link.need_rights()
             left = sum(not future.done() for future in waited)
             raise ConnectionLost(
                 f"{left} of {len(waited)} messages were not {done} in {seconds:g} s",

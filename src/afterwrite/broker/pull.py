@@ -28,8 +28,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import msgspec
 
 from afterwrite.broker.link import ApiError, Link
-from afterwrite.broker.topology import GROUP, TAKEOVER_SECONDS
-from afterwrite.errors import AfterwriteError
+from afterwrite.broker.topology import GROUP, TAKEOVER_SECONDS, differences
+from afterwrite.errors import AfterwriteError, Refused
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 PULL_SECONDS = TAKEOVER_SECONDS / 2
 _PULL_MESSAGES = 512
 _PULL_BYTES = 8 << 20
+# What JetStream says where a consumer of this name is there, and is another (JSConsumerAlreadyExists).
+_OTHERWISE_THERE = 10148
 _LATE_SECONDS = 1.5
 _PIN = "Nats-Pin-Id"
 _ACK = b"+ACK"
@@ -195,7 +197,22 @@ class Pull(Generic[C]):
     async def _make(self) -> None:
         """Make the consumer where it is not there."""
         question = {"stream_name": self._stream, "config": self._config, "action": "create"}
-        await self._link.ask(f"CONSUMER.CREATE.{self._stream}.{self._consumer}", question)
+        subject = f"CONSUMER.CREATE.{self._stream}.{self._consumer}"
+        try:
+            await self._link.ask(subject, question)
+        except ApiError as error:
+            if error.code != _OTHERWISE_THERE:
+                raise
+            told = await self._link.ask(f"CONSUMER.INFO.{self._stream}.{self._consumer}")
+            if differences(told["config"], self._config):
+                raise  # it is for other lanes: install has made more partitions of them, or fewer, just now
+            if told.get("paused"):
+                raise Refused(
+                    f"the consumer {self._consumer} of {self._stream} is paused",
+                    remedy=f"nats consumer resume {self._stream} {self._consumer}",
+                ) from error
+            # A pause that is over still stands in it, and would keep everybody from it.
+            await self._link.ask(subject, question | {"action": "update"})
 
     async def _leave(self) -> None:
         """Let a stand-by have the pin at once."""

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import msgspec
 
 from afterwrite.broker.bundle import RECEIPT
-from afterwrite.broker.link import Access, ApiError, Link, connect
+from afterwrite.broker.link import Access, ApiError, Link, connect, is_inbox
 from afterwrite.broker.parcel import (
     PART,
     Opening,
@@ -38,6 +38,7 @@ from afterwrite.broker.parcel import (
 )
 from afterwrite.broker.pull import Delivery, Progress, Pull, State, Steady
 from afterwrite.broker.topology import (
+    WRITERS_INBOX,
     changes_stream,
     changes_subjects,
     lane_of_consumer,
@@ -106,7 +107,7 @@ class SourceWriter(Steady[SourceStatus]):
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[_Session]:
         name = f"afterwrite writer {self.lane}"
-        async with connect(self.access, name=name) as link, AsyncExitStack() as stack:
+        async with connect(self.access, name=name, inbox=WRITERS_INBOX) as link, AsyncExitStack() as stack:
             yield _Session(self, link, stack)
 
 
@@ -163,7 +164,7 @@ class _Session:
             return
         self._parcel.add(bytes(delivery.message.data))
         self._held.append(delivery)
-        self._inbox = delivery.headers.get(RECEIPT)
+        self._inbox = _inbox_of(delivery)
         if part.last:
             await self._store(self._parcel)
             return
@@ -176,7 +177,7 @@ class _Session:
         """What lacks the parts before it, which another writer had: the capture is told at once."""
         log.warning("source %s: a message was dropped that is no part of a batch, or lacks others", self._writer.lane)
         if part is not None:
-            self._inbox = delivery.headers.get(RECEIPT)
+            self._inbox = _inbox_of(delivery)
             missing = AfterwriteError(
                 "parts of the batch went to a writer that is gone", remedy="it is published again"
             )
@@ -266,6 +267,12 @@ class _Session:
             self._parcel = None
 
 
+def _inbox_of(delivery: _Delivery) -> str | None:
+    """Where the capture waits; what it names beside inboxes is not spoken to with our rights."""
+    inbox = delivery.headers.get(RECEIPT, "")
+    return inbox if is_inbox(inbox) else None
+
+
 def _read(message: Any) -> tuple[Part | None, int]:
     headers: dict[str, str] = message.headers or {}
     return read_part(headers.get(PART, "")), max(1, len(message.data))
@@ -348,7 +355,8 @@ class _Desk:
         told = ""
         while not self._stop.is_set():
             try:
-                async with connect(self._access, name="afterwrite writer") as link, AsyncExitStack() as stack:
+                link = connect(self._access, name="afterwrite writer", inbox=WRITERS_INBOX)
+                async with link as link, AsyncExitStack() as stack:
                     await self._serve(link, stack)
                 told = ""
             except Exception as error:
@@ -373,6 +381,8 @@ class _Desk:
                 )
 
         async def answer(message: Any) -> None:
+            if not is_inbox(str(message.reply)):
+                return
             try:
                 source = msgspec.json.decode(bytes(message.data), type=_Question).source
                 async with asyncio.timeout(_ANSWER_SECONDS):

@@ -20,7 +20,10 @@ from afterwrite.record import Activity
 
 LANES = 64
 PARTITIONS = "afterwrite.partitions"
+STORE = "afterwrite.store"
 GROUP = "writers"
+# What writers are given comes there: recorders and captures, who hear all of _INBOX, are not to read what others say.
+WRITERS_INBOX = "_WRITERS"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _SECOND = 1_000_000_000
 _ACK_SECONDS = 60
@@ -42,6 +45,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int = 4
     replicas: int = 3
     max_bytes: int = 8 << 30
+    # Which store what is published is for, and no other; None: that is not known.
+    store: str | None = None
     # How much of captured changes may be on its way; None: none are published.
     changes_bytes: int | None = None
 
@@ -103,7 +108,7 @@ def stream_config(layout: Layout) -> dict[str, Any]:
         "duplicate_window": DUPLICATE_SECONDS * _SECOND,
         # Blocks that nats-server 2.15 had compressed could not be read after SIGKILL.
         "compression": "none",
-        "metadata": {PARTITIONS: str(layout.partitions)},
+        "metadata": {PARTITIONS: str(layout.partitions), **({STORE: layout.store} if layout.store else {})},
     }
 
 
@@ -209,6 +214,11 @@ def partitions_of(config: Mapping[str, Any]) -> int | None:
     """How many partitions a stream says that it has; None where it is no stream of ours."""
     told = cast("dict[str, str]", config.get("metadata") or {}).get(PARTITIONS, "")
     return int(told) if told.isdecimal() and 1 <= int(told) <= LANES else None
+
+
+def store_of(config: Mapping[str, Any]) -> str | None:
+    """Which store a stream says that it is for."""
+    return cast("dict[str, str]", config.get("metadata") or {}).get(STORE)
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

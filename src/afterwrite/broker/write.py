@@ -11,15 +11,15 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from afterwrite.broker.bundle import MESSAGE_ID, RECEIPT, unbundle
+from afterwrite.broker.bundle import receipt_of, unbundle
 from afterwrite.broker.link import Access, ApiError, Link, connect
 from afterwrite.broker.pull import Delivery, Progress, Pull, State, Steady
-from afterwrite.broker.topology import consumer_config, partitions_of, refused_subject
-from afterwrite.errors import AfterwriteError, GateNotMet, UsageError
+from afterwrite.broker.topology import WRITERS_INBOX, consumer_config, partitions_of, refused_subject, store_of
+from afterwrite.errors import AfterwriteError, GateNotMet, Refused, UsageError
 from afterwrite.failpoints import failpoint
 from afterwrite.record import Batch, Sink
 from afterwrite.recorder.deliver import is_refusal
@@ -62,11 +62,16 @@ _Delivery = Delivery[list[Event] | None]
 
 async def read_partitions(access: Access) -> int:
     """How many partitions the stream has."""
-    async with connect(access, name="afterwrite writer") as link:
-        return await _partitions(link, access)
+    async with connect(access, name="afterwrite writer", inbox=WRITERS_INBOX) as link:
+        return (await _look(link, access)).partitions
 
 
-async def _partitions(link: Link, access: Access) -> int:
+class _Stream(NamedTuple):
+    partitions: int
+    store: str | None
+
+
+async def _look(link: Link, access: Access) -> _Stream:
     if link.version < (2, 11):
         raise UsageError(
             f"the broker is nats-server {link.version[0]}.{link.version[1]}, which cannot pin a consumer to one writer",
@@ -85,7 +90,7 @@ async def _partitions(link: Link, access: Access) -> int:
             f"the stream {access.stream} does not say how many partitions it has, so it is none of afterwrite's",
             remedy="afterwrite broker install --apply, or name another one: nats_stream",
         )
-    return partitions
+    return _Stream(partitions, store_of(found["config"]))
 
 
 class Writer(Steady[WriterStatus]):
@@ -110,14 +115,26 @@ class Writer(Steady[WriterStatus]):
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[_Session]:
         name = f"afterwrite writer {self._partition}"
-        async with connect(self.access, name=name) as link, AsyncExitStack() as stack:
-            partitions = await _partitions(link, self.access)
-            if self._partition >= partitions:
+        async with connect(self.access, name=name, inbox=WRITERS_INBOX) as link, AsyncExitStack() as stack:
+            stream = await _look(link, self.access)
+            if self._partition >= stream.partitions:
                 raise UsageError(
-                    f"there is no partition {self._partition}: the stream {self.access.stream} has {partitions}",
+                    f"there is no partition {self._partition}: the stream {self.access.stream} has {stream.partitions}",
                     remedy="leave --partition out, or name one from 0 on",
                 )
-            yield _Session(self, link, stack, partitions)
+            if stream.store is not None:
+                await self._compare(stream.store)
+            yield _Session(self, link, stack, stream.partitions)
+
+    async def _compare(self, store: str) -> None:
+        """Before anything is asked for: who is given it keeps it from the writers of the store that it is for."""
+        async with self.open_store() as sink:
+            ours = await sink.read_identity()
+        if ours != store:
+            raise Refused(
+                f"the stream {self.access.stream} is for the store {store}, and this writer's is {ours}",
+                remedy="name that store, or a stream of this one's own (nats_stream)",
+            )
 
     def suspect(self, count: int, refused: Sequence[tuple[Event, str]]) -> None:
         """A store that takes nothing of a whole batch may be at fault itself: it is asked some times more."""
@@ -202,8 +219,8 @@ class _Session:
         """Tell the broker, and the recorders that wait for it, that these are done."""
         receipts: dict[str, list[str]] = {}
         for delivery in deliveries:
-            if RECEIPT in delivery.headers:
-                receipts.setdefault(delivery.headers[RECEIPT], []).append(delivery.headers.get(MESSAGE_ID, ""))
+            if (receipt := receipt_of(delivery.headers)) is not None:
+                receipts.setdefault(receipt[0], []).append(receipt[1])
             await self._pull.acknowledge(delivery)
         for inbox, ids in receipts.items():
             await self._link.tell(inbox, "\n".join(ids).encode())
@@ -241,7 +258,7 @@ def _read(message: Any) -> tuple[list[Event] | None, int]:
     """The activities of a message and how many they are; None, which counts as one, where they cannot be read."""
     try:
         events = unbundle(bytes(message.data))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
         return None, 1
     return events, len(events)
 

@@ -8,7 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from afterwrite.cli.face import FLAG, Json, StoreDsn, counted, emit, fill, hang, out, plain, run, say, settings, table
+from afterwrite.cli.face import (
+    FLAG,
+    Json,
+    StoreDsn,
+    StoreOnly,
+    counted,
+    emit,
+    fill,
+    hang,
+    out,
+    plain,
+    run,
+    say,
+    settings,
+    table,
+)
 from afterwrite.cli.show import read_moment
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.lake.tiers import Left, read_left
@@ -27,9 +42,7 @@ def analytics(
         ReportName | None,
         typer.Argument(metavar="REPORT", help=f"One of {_NAMES}.", show_default=False, show_choices=False),
     ] = None,
-    dsn: Annotated[
-        str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
-    ] = None,
+    dsn: StoreOnly = None,
     store_dsn: StoreDsn = None,
     after: Annotated[
         str | None, typer.Option("--after", metavar="TIME", help="From this hour on: 2026-11-16T08:00:00Z.")

@@ -33,11 +33,12 @@ from afterwrite.cli.face import (
     plain,
     run,
     say,
+    show_error,
     show_findings,
     table,
 )
 from afterwrite.configfile import parse_size
-from afterwrite.errors import ExitCode, Severity, UsageError
+from afterwrite.errors import AfterwriteError, ExitCode, Severity, UsageError
 from afterwrite.runtime import broker_access
 from afterwrite.settings import Settings, load_settings
 from afterwrite.store.writer import open_sink
@@ -49,13 +50,14 @@ app = typer.Typer(
 )
 
 _TELL_SECONDS = 1.0
+_LEAST_BYTES = 1 << 20
 
 Url = Annotated[
     str | None,
     typer.Option(
         "--url",
         metavar="URL",
-        help="The brokers: nats://host:4222,nats://host:4222 (or tls://…). Else AFTERWRITE_NATS_URL.",
+        help="The brokers, with commas between them: nats://host:4222 or tls://host:4222. Else AFTERWRITE_NATS_URL.",
         show_default=False,
     ),
 ]
@@ -97,16 +99,24 @@ def install(
             show_default=False,
         ),
     ] = None,
+    dsn: Dsn = None,
+    store_dsn: StoreDsn = None,
+    another_store: Annotated[
+        bool,
+        typer.Option("--another-store", metavar=FLAG, help="Yes, what waits there goes into this store from now on."),
+    ] = False,
     apply: Apply = False,
     json: Json = False,
 ) -> int:
     """Make the stream and its consumers, or alter them to be as they should.
 
-    What waits in the stream stays there, also when the number of partitions changes. Without --apply it only says what
-    it would do.
+    What waits in the stream stays there, also when the number of partitions changes. Where the settings name the store,
+    the stream says from then on that it is for that one, and writers of others take nothing. Without --apply it only
+    says what it would do.
     """
     sizes = _size("--max-bytes", max_bytes), _size("--changes", changes)
-    return run(_install(_settings(url), partitions, replicas, sizes, apply=apply, json=json))
+    given = load_settings(nats_url=url, dsn=dsn, store_dsn=store_dsn)
+    return run(_install(given, partitions, replicas, sizes, another_store=another_store, apply=apply, json=json))
 
 
 @app.command("check")
@@ -125,12 +135,19 @@ def write(
     store_dsn: StoreDsn = None,
     partition: Annotated[
         list[int] | None,
-        typer.Option("--partition", metavar="N", help="Only this one; may be repeated. Else all.", show_default=False),
+        typer.Option(
+            "--partition",
+            metavar="N",
+            min=0,
+            max=LANES - 1,
+            help="Only this one; may be repeated. Else all.",
+            show_default=False,
+        ),
     ] = None,
     no_changes: Annotated[
         bool, typer.Option("--no-changes", metavar=FLAG, help="Leave captured changes to other processes.")
     ] = False,
-    json: Json = False,
+    json: Annotated[bool, typer.Option("--json", metavar=FLAG, help="One JSON document a line on stdout.")] = False,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
 ) -> int:
     """Bring what recorders and captures have published into the store, until Ctrl-C or SIGTERM.
@@ -158,13 +175,20 @@ async def _install(
     replicas: int | None,
     sizes: tuple[int | None, int | None],
     *,
+    another_store: bool,
     apply: bool,
     json: bool,
 ) -> int:
     access = _access(given)
     seen = await checking.look(access)
     layout = checking.layout_of(
-        seen, partitions=partitions, replicas=replicas, max_bytes=sizes[0], changes_bytes=sizes[1]
+        seen,
+        partitions=partitions,
+        replicas=replicas,
+        max_bytes=sizes[0],
+        changes_bytes=sizes[1],
+        store=await _read_store(given),
+        another_store=another_store,
     )
     steps = checking.plan(seen, layout)
     if apply:
@@ -184,6 +208,14 @@ async def _install(
     elif apply:
         out.print("Next: [bold]afterwrite broker check[/], then [bold]afterwrite broker write[/].")
     return ExitCode.OK
+
+
+async def _read_store(given: Settings) -> str | None:
+    """Which store the settings name; None: none."""
+    if given.store_dsn is None and (given.dsn is None or given.capture_url is not None):
+        return None
+    async with open_sink(given.store, application_name="afterwrite install") as sink:
+        return await sink.read_identity()
 
 
 async def _check(given: Settings, monitors: list[str], *, json: bool) -> int:
@@ -223,20 +255,23 @@ async def _status(given: Settings, *, json: bool) -> int:
     waiting = counted(int(seen.state.get("messages", 0)), "message")
     out.print(f"Stream {seen.stream}: {waiting} in {human_bytes(size)}{limit}.")
     rows = [
-        (each.partition, f"{each.waiting:,}", f"{each.in_flight:,}", "yes" if each.pinned else "nobody", each.leader)
-        for each in standings
+        (each.partition, f"{each.waiting:,}", f"{each.in_flight:,}", _written(each), each.leader) for each in standings
     ]
     out.print(fill(table(">partition", ">messages", ">in flight", "written", "leader"), rows))
     if seen.changes is not None:
         sources = checking.source_standings(seen)
         out.print(f"Captured changes: {counted(len(sources), 'source')}, one batch of each on its way at most.")
         rows = [
-            (each.source, f"{each.waiting:,}", f"{each.in_flight:,}", "yes" if each.pinned else "nobody", each.leader)
-            for each in sources
+            (each.source, f"{each.waiting:,}", f"{each.in_flight:,}", _written(each), each.leader) for each in sources
         ]
         if rows:
             out.print(fill(table("source", ">messages", ">in flight", "written", "leader"), rows))
     return ExitCode.OK
+
+
+def _written(each: checking.Waits) -> str:
+    """Whether somebody writes it; ``ready`` asks for it, and nothing came since."""
+    return "yes" if each.pinned else "ready" if each.asking else "nobody"
 
 
 async def _write(given: Settings, partitions: list[int], *, changes: bool, json: bool, end_with_stdin: bool) -> None:
@@ -265,6 +300,15 @@ async def _write(given: Settings, partitions: list[int], *, changes: bool, json:
 
     open_store = partial(open_sink, given.store)
 
+    async def look_at_store() -> None:
+        # What waits is written as soon as the store can be; who has mistyped its name hears so before anything comes.
+        try:
+            async with open_store(application_name="afterwrite broker"):
+                say(f"writes into the store what comes to the stream {given.nats_stream}, until Ctrl-C")
+        except AfterwriteError as error:
+            show_error(error)
+            say("what comes waits at the brokers until the store can be opened")
+
     async def write_partitions() -> None:
         try:
             await run_writers(
@@ -280,7 +324,8 @@ async def _write(given: Settings, partitions: list[int], *, changes: bool, json:
 
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(write_partitions())
+            looked = group.create_task(look_at_store())
+            group.create_task(write_partitions()).add_done_callback(lambda _: looked.cancel())
             if changes:
                 folder = given.spill_dir
                 group.create_task(run_sources(_access(given), open_store, stop=stop, folder=folder, on_status=hear))
@@ -311,4 +356,6 @@ def _size(option: str, text: str | None) -> int | None:
     size = parse_size(text if not text.isdecimal() else f"{text}B")
     if not isinstance(size, int) or size <= 0:
         raise UsageError(f"{option} cannot be {text!r}", remedy="write it as 8GB or 512MB")
+    if size < _LEAST_BYTES:
+        raise UsageError(f"{option} {text} is less than a message may be long", remedy="write it as 8GB or 512MB")
     return size

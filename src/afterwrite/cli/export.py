@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.progress import Progress, TextColumn
 
-from afterwrite.cli.face import FLAG, Json, StoreDsn, counted, emit, plain, run, say, settings, talk
+from afterwrite.cli.face import FLAG, Json, StoreDsn, StoreOnly, counted, emit, plain, run, say, settings, talk
 from afterwrite.errors import AfterwriteError, ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.search.query import parse
@@ -23,9 +23,7 @@ def export(
     query: Annotated[
         str, typer.Argument(help="What is exported, as `afterwrite search` takes it; '' is everything.")
     ] = "",
-    dsn: Annotated[
-        str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
-    ] = None,
+    dsn: StoreOnly = None,
     store_dsn: StoreDsn = None,
     form: Annotated[Format, typer.Option("--format", "-f", help="As what.")] = Format.JSONL,
     output: Annotated[

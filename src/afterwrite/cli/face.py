@@ -46,6 +46,10 @@ StoreDsn = Annotated[
         "--store-dsn", metavar="DSN", help="Where the store is, when it is another database.", show_default=False
     ),
 ]
+# Of commands that only look: it is the store that they look at.
+StoreOnly = Annotated[
+    str | None, typer.Option("--dsn", metavar="DSN", help="The database that holds the store.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", metavar=FLAG, help="One JSON document on stdout, for machines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", metavar=FLAG, help="Answer every question with yes.")]
 Apply = Annotated[

@@ -12,7 +12,7 @@ import typer
 from rich.padding import Padding
 from rich.table import Table
 
-from afterwrite.cli.face import Json, StoreDsn, counted, emit, hang, out, plain, run, say, settings
+from afterwrite.cli.face import Json, StoreDsn, StoreOnly, counted, emit, hang, out, plain, run, say, settings
 from afterwrite.cli.search import days_as_json, lake_as_json, tell_days, tell_lake
 from afterwrite.cli.show import about, draw_diff, headline, read_moment, tell_value
 from afterwrite.cli.tiers import engine_of, lake_of
@@ -32,9 +32,7 @@ EXAMPLES = "afterwrite history users/42  ·  afterwrite history users/42 --at 20
 
 def history(
     entity: Annotated[str, typer.Argument(metavar="TYPE/ID", help="Such as users/42, or billing.invoices/7.")],
-    dsn: Annotated[
-        str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
-    ] = None,
+    dsn: StoreOnly = None,
     store_dsn: StoreDsn = None,
     at: Annotated[
         str | None,

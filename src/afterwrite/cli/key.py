@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from afterwrite.cli.face import Json, StoreDsn, emit, fill, out, run, say, table
+from afterwrite.cli.face import Json, StoreDsn, StoreOnly, emit, fill, out, run, say, table
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.serve.callers import Scope
@@ -20,7 +20,6 @@ from afterwrite.store.schema import require_store
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _CLOSE_SECONDS = 5
 
-StoreOnly = Annotated[str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)]
 
 app = typer.Typer(help="Make, list and revoke keys for the API of `afterwrite serve`.", no_args_is_help=True)
 

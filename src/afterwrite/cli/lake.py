@@ -13,6 +13,7 @@ from afterwrite.cli.face import (
     Apply,
     Json,
     StoreDsn,
+    StoreOnly,
     counted,
     emit,
     fill,
@@ -35,7 +36,6 @@ from afterwrite.store.schema import require_store
 
 app = typer.Typer(help="Move days that are over into an open Delta table, and look after them.", no_args_is_help=True)
 
-StoreOnly = Annotated[str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)]
 Url = Annotated[
     str | None,
     typer.Option(
@@ -141,7 +141,9 @@ def _show_survey(seen: Survey, given: Settings) -> None:
         return
     out.print("Due:")
     for due in seen.due[:_SHOWN_DAYS]:
-        rest = ", taken out already" if due.detached else f", about {_rows(due.rows)}, {_size(due.bytes)}"
+        # Days in the default partition have no size of their own.
+        size = f", {_size(due.bytes)}" if due.bytes else ""
+        rest = ", taken out already" if due.detached else f", about {_rows(due.rows)}{size}"
         out.print(f"  {due.day}{rest}")
     if (more := len(seen.due) - _SHOWN_DAYS) > 0:
         out.print(f"  and {counted(more, 'day')} more [dim](--json has all)[/]")
@@ -170,10 +172,10 @@ def _show_lake(seen: Survey) -> None:
             count = sum(part.rows for part in seen.parts if part.day in set(which))
             held = sum(days[day].bytes for day in which)
             lines.append(
-                (name, len(which), which[0], which[-1], f"{count:,}", _size(held), f"{held / max(1, count):.0f}")
+                (name, len(which), which[0], which[-1], f"{count:,}", _size(held), f"{held / max(1, count):,.0f}")
             )
     if len(lines) > 1:
-        lines.append(("all", len(days), min(days), max(days), f"{rows:,}", _size(size), f"{size / max(1, rows):.0f}"))
+        lines.append(("all", len(days), min(days), max(days), f"{rows:,}", _size(size), f"{size / max(1, rows):,.0f}"))
     out.print(fill(made, lines))
 
 
@@ -198,7 +200,10 @@ def verify_command(dsn: StoreOnly = None, store_dsn: StoreDsn = None, url: Url =
         emit({"schema_version": 1, "days": days, "same": not wrong})
     else:
         for each in wrong[:_SHOWN_DAYS]:
-            out.print(f"[red]{each.day}[/]: {_rows(each.read)} read, {_rows(each.rows)} in the ledger")
+            read = "cannot be read" if each.trouble and each.rows else f"{_rows(each.read)} read"
+            out.print(f"[red]{each.day}[/]: {read}, {_rows(each.rows)} in the ledger")
+            if each.trouble:
+                out.print(plain(each.trouble), soft_wrap=True)
         out.print(
             f"{counted(len(days), 'day')}, {_rows(sum(each.read for each in days))}:"
             + (f" {counted(len(wrong), 'day')} not as archived." if wrong else " all as archived.")

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import typer
 
-from afterwrite.cli.face import Json, StoreDsn, emit, fill, out, plain, run, say, settings, table
+from afterwrite.cli.face import Json, StoreDsn, StoreOnly, emit, fill, out, plain, run, say, settings, table
 from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.lake import tiers
@@ -37,9 +37,7 @@ def search(
             help="What to look for, in quotes for the shell; one that begins with a minus stands behind --.",
         ),
     ] = "",
-    dsn: Annotated[
-        str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
-    ] = None,
+    dsn: StoreOnly = None,
     store_dsn: StoreDsn = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=MOST, help="How many at most.")] = 20,
     older_than: Annotated[
@@ -113,6 +111,8 @@ def tell_lake(told: Told) -> None:
             say("[dim]The lake was not asked: who sees one tenant alone in the store sees nothing of it.[/]")
     elif told.why is not None:
         say(f"[yellow]The lake was not asked:[/] {plain(told.why)}.")
+    elif told.days and not told.page.items:
+        say(f"[dim]The lake was asked, too: {tell_days(told.days)}.[/]")
     elif told.days:
         asked = tell_days(told.days)
         say(f"[dim]{len(told.lake)} of these {len(told.page.items)} from the lake, where {asked} was asked.[/]")

@@ -11,7 +11,7 @@ import typer
 from rich.padding import Padding
 from rich.table import Table
 
-from afterwrite.cli.face import Json, StoreDsn, emit, out, plain, run, say, settings
+from afterwrite.cli.face import Json, StoreDsn, StoreOnly, emit, out, plain, run, say, settings
 from afterwrite.cli.tiers import engine_of, lake_of
 from afterwrite.errors import AfterwriteError, ExitCode, UsageError
 from afterwrite.lake import tiers
@@ -28,9 +28,7 @@ _SOME = 10
 
 def show(
     id: Annotated[str, typer.Argument(metavar="ID", help="The activity's id, as tail --json and history show it.")],
-    dsn: Annotated[
-        str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
-    ] = None,
+    dsn: StoreOnly = None,
     store_dsn: StoreDsn = None,
     at: Annotated[
         str | None,

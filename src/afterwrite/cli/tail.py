@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from afterwrite.cli.face import StoreDsn, emit, out, plain, run, settings
+from afterwrite.cli.face import StoreDsn, StoreOnly, emit, out, plain, run, settings
 from afterwrite.errors import ExitCode, UsageError
 from afterwrite.postgres import connect
 from afterwrite.record import Level, Outcome
@@ -20,9 +20,7 @@ _POLL_SECONDS = 0.2
 
 
 def tail(
-    dsn: Annotated[
-        str | None, typer.Option("--dsn", help="The database that holds the store.", show_default=False)
-    ] = None,
+    dsn: StoreOnly = None,
     store_dsn: StoreDsn = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=100_000, help="How many of the newest.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,

@@ -30,16 +30,24 @@ from psycopg import sql
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.failpoints import failpoint
 from afterwrite.lake.rows import DIGESTED, OWN_DIGEST, Reader, Sum, add_up, copy_of, digests
-from afterwrite.lake.table import Lake
+from afterwrite.lake.table import Lake, need_version
 from afterwrite.postgres import Database, LockPolicy, LockTimeout, identifier, statement
 from afterwrite.store import maintain as maintenance
-from afterwrite.store.partitions import MOVED_AT_ONCE, PARENT, SCHEMA, Temperature, make_partition, partition_day
+from afterwrite.store.partitions import (
+    MOVED_AT_ONCE,
+    PARENT,
+    SCHEMA,
+    Temperature,
+    make_partition,
+    partition_day,
+    partition_name,
+)
 from afterwrite.store.reader import verify_day
 from afterwrite.store.rollup import roll_up
 from afterwrite.store.writer import read_identity
 
-SESSION = {**maintenance.SESSION, "work_mem": "64MB"}
-"""How the connection is opened that archives: patient, gentle, and with room to sort a day."""
+SESSION = {**maintenance.SESSION, "work_mem": "64MB", "idle_session_timeout": "0"}
+"""How the connection is opened that archives: patient, also while a day is read back; with room to sort a day."""
 DETACHED = f"{PARENT}_archived_"
 _CHUNK_BYTES = 4 << 20
 _CHUNKS_AHEAD = 2
@@ -191,9 +199,10 @@ async def archive(
     async with maintenance.alone(db, wait_seconds):
         seen = await survey(db, policy)
         if seen.due:
-            await asyncio.to_thread(lake.open, make=True)
-            run = _Run(db, lake, await read_identity(db), policy, locks, done)
-            run.check(seen.parts)
+            store = await read_identity(db)
+            there = await asyncio.to_thread(lake.open, make=None if seen.parts else store)
+            need_ours(lake, store, seen.parts, there=there)
+            run = _Run(db, lake, store, policy, locks, done)
             for due in seen.due:
                 try:
                     await run.day(due)
@@ -210,6 +219,28 @@ async def archive(
         vacuumed=vacuumed,
         survey=msgspec.structs.replace(left, findings=(*left.findings, *hindered)),
     )
+
+
+def need_ours(lake: Lake, store: str, parts: tuple[Part, ...], *, there: bool) -> None:
+    """Raises Refused where the ledger tells of another lake, or of more than is there, or the lake of another store."""
+    if not there:
+        raise Refused(
+            f"the store's ledger tells of a lake, and there is none at {lake.url}",
+            remedy="set lake_url to where those days are",
+        )
+    others = {part.lake for part in parts} - {lake.identity}
+    if others:
+        raise Refused(
+            f"the store's ledger tells of another lake than the one at {lake.url}"
+            f" (table {', '.join(sorted(others))}, and this is {lake.identity})",
+            remedy="set lake_url to where those days are",
+        )
+    if not lake.is_of(store):
+        raise Refused(
+            f"the lake at {lake.url} is that of another store",
+            remedy="give this store a lake of its own (lake_url): one cannot tell the days of two apart",
+        )
+    need_version(lake, max((part.version for part in parts), default=0))
 
 
 def _trouble(rule: str, severity: Severity, due: Due, error: AfterwriteError) -> Finding:
@@ -255,23 +286,13 @@ class _Run:
         self._db, self._lake, self._store, self._policy = db, lake, store, policy
         self._locks, self._done = locks, done
 
-    def check(self, parts: tuple[Part, ...]) -> None:
-        """Raises Refused where the ledger tells of another lake."""
-        others = {part.lake for part in parts} - {self._lake.identity}
-        if others:
-            raise Refused(
-                f"the store's ledger tells of another lake than the one at {self._lake.url}"
-                f" (table {', '.join(sorted(others))}, and this is {self._lake.identity})",
-                remedy="set lake_url to where those days are",
-            )
-
     async def day(self, due: Due) -> None:
         """Copy a day, see that it is there, and let the store forget it."""
         table, detached = due.table, due.detached
         if not table:
             # Few rows in the default partition: they get one of their own, which can leave.
             await make_partition(self._db, due.day, temperature=Temperature.COLD, policy=self._locks)
-            table = f"{PARENT}_{due.day:%Y_%m_%d}"
+            table = partition_name(due.day)
         sealed = False
         for _ in range(_ROUNDS):
             part = await self._last(due.day)
@@ -337,6 +358,9 @@ class _Run:
         if part > 1 or committed >= part:
             known = await self._list(day, table)
         if committed >= part:
+            # Several where the ledger was set back with the store; what the last of them has not is known before it.
+            for number in range(part, committed):
+                await self._find(day, number, table, 0, detached=detached)
             await self._find(day, committed, table, known, detached=detached)
             return False
         failpoint("lake.before_write")

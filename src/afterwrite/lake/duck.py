@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, cast
 
 from afterwrite.errors import AfterwriteError
 from afterwrite.lake.compile import DUCKDB
 from afterwrite.lake.read import Engine, Stopped
 from afterwrite.lake.rows import activity_of
-from afterwrite.lake.table import COLUMNS, File, Lake, missing
+from afterwrite.lake.table import COLUMNS, File, Lake, missing, need
 from afterwrite.store.reader import StoredActivity
 
 
@@ -28,12 +30,14 @@ class DuckEngine(Engine):
         except ImportError as error:
             missing(error)
         self._duckdb: Any = duckdb
+        folder = tempfile.mkdtemp(prefix="afterwrite-duckdb-")
+        self._tidy = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         config: dict[str, Any] = {
             "memory_limit": memory,
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
-            # Beyond the memory it sorts in here; made when it is needed.
-            "temp_directory": str(Path(tempfile.gettempdir()) / "afterwrite-duckdb"),
+            # Beyond the memory it sorts in here, where nobody else may look.
+            "temp_directory": folder,
         }
         if threads is not None:
             config["threads"] = threads
@@ -41,8 +45,9 @@ class DuckEngine(Engine):
         self._connection.execute("set TimeZone = 'UTC'")
 
     def close(self) -> None:
-        """Let go of its memory."""
+        """Let go of its memory, and of what it put aside."""
         self._connection.close()
+        self._tidy()
 
     def break_off(self) -> None:
         """End what runs at the moment."""
@@ -85,14 +90,21 @@ class DuckEngine(Engine):
         except self._duckdb.Error as error:
             if self.interrupted:
                 raise Stopped from error
-            raise AfterwriteError(
-                f"DuckDB could not read the lake at {self.lake.url}: {' '.join(str(error).split())[:500]}",
-                remedy="run it again; where a file is gone, see what was vacuumed or deleted there",
-            ) from error
+            raise self._trouble(error) from error
 
-    def arrow(self, query: str, params: dict[str, object]) -> Any:
-        """What a query gives, as a reader of Arrow batches."""
-        return self._connection.sql(query, params=params).to_arrow_reader(20_000)
+    def _trouble(self, error: Exception) -> AfterwriteError:
+        return AfterwriteError(
+            f"DuckDB could not read the lake at {self.lake.url}: {' '.join(str(error).split())[:500]}",
+            remedy="run it again; where a file is gone, see what was vacuumed or deleted there",
+        )
+
+    def arrow(self, query: str, params: dict[str, object]) -> Iterator[Any]:
+        """What a query gives, as Arrow batches."""
+        _, pa = need()
+        try:
+            yield from self._connection.sql(query, params=params).to_arrow_reader(20_000)
+        except (self._duckdb.Error, pa.ArrowException) as error:
+            raise self._trouble(error) from error
 
     def register(self, name: str, dataset: Any) -> None:
         """Give an Arrow data set a name to select from."""
@@ -101,6 +113,11 @@ class DuckEngine(Engine):
     def forget(self, name: str) -> None:
         """Take the name away."""
         self._connection.unregister(name)
+
+
+def literally(path: str) -> str:
+    """A path that DuckDB takes for that file and for no pattern."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 class _Source:
@@ -115,7 +132,7 @@ class _Source:
     def __enter__(self) -> str:
         lake = self._engine.lake
         if lake.local:
-            self._params["files"] = [lake.place(file) for file in self._files]
+            self._params["files"] = [literally(lake.place(file)) for file in self._files]
             return "read_parquet($files, hive_partitioning = false)"
         self._engine.register("afterwrite_days", lake.dataset(self._days))
         self._named = True

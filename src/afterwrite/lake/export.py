@@ -21,13 +21,12 @@ from typing import Any, cast
 import msgspec
 
 from afterwrite import __version__
-from afterwrite.errors import UsageError
-from afterwrite.lake.archive import read_parts
+from afterwrite.errors import Refused, UsageError
 from afterwrite.lake.compile import compile_query
-from afterwrite.lake.duck import DuckEngine
+from afterwrite.lake.duck import DuckEngine, literally
 from afterwrite.lake.table import COLUMNS, Lake, missing
 from afterwrite.lake.tiers import left_days
-from afterwrite.postgres import Database
+from afterwrite.postgres import Database, statement
 from afterwrite.search.query import Query
 from afterwrite.store.maintain import alone
 from afterwrite.store.writer import read_identity
@@ -77,6 +76,12 @@ async def hand_over(db: Database, lake: Lake, query: Query, folder: Path) -> Han
         )
     _make(folder)
     async with alone(db, wait_seconds=60.0):
+        if taken_out := await db.values(statement("lake.read_detached")):
+            # Its last rows may be in neither: a run of the archiver was interrupted.
+            raise Refused(
+                f"taken out of the store, and perhaps not yet whole in the lake: {', '.join(taken_out)}",
+                remedy="afterwrite lake archive --apply, which was interrupted; then export again",
+            )
         hot = await export_file(db, query, Format.PARQUET, folder / _STORE, manifest=False)
         pieces = [
             Piece(
@@ -91,8 +96,7 @@ async def hand_over(db: Database, lake: Lake, query: Query, folder: Path) -> Han
         ]
         days = await left_days(db, lake)
         if days:
-            kept = [(part.day, part.part) for part in await read_parts(db) if part.left_at is None]
-            pieces.append(await asyncio.to_thread(_write, lake, query, days, kept, folder / _LAKE))
+            pieces.append(await asyncio.to_thread(_write, lake, query, days, folder / _STORE, folder / _LAKE))
     handed = Handed(
         query=str(query),
         rows=sum(piece.rows for piece in pieces),
@@ -108,7 +112,10 @@ async def hand_over(db: Database, lake: Lake, query: Query, folder: Path) -> Han
 
 
 def _make(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made: {error.strerror}", remedy="name another folder") from error
     if any(folder.iterdir()):
         raise UsageError(f"there is something in {folder} already", remedy="name a folder that is empty or not there")
 
@@ -122,21 +129,15 @@ def _tell(folder: Path, handed: Handed) -> None:
     part.replace(folder / _MANIFEST)
 
 
-def _write(lake: Lake, query: Query, days: Any, kept: list[tuple[Any, int]], path: Path) -> Piece:
-    """The lake's part of it, sorted by time and id; rows that the store still has are left to it."""
+def _write(lake: Lake, query: Query, days: Any, hot: Path, path: Path) -> Piece:
+    """The lake's part of it, sorted by time and id; rows that the store has as well are left to it."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         missing(error)
     asked = compile_query(query)
-    params: dict[str, object] = dict(asked.params)
-    besides = "".join(
-        f" and not (a.part = {part} and epoch_us(a.occurred_at) // 86400000000 = date_diff('day', date '1970-01-01',"
-        f" date '{day}'))"
-        for day, part in kept
-        if day in set(days)
-    )
+    params: dict[str, object] = asked.params | {"hot": literally(str(hot.absolute()))}
     files = [
         file
         for file in lake.files(days)
@@ -151,8 +152,9 @@ def _write(lake: Lake, query: Query, days: Any, kept: list[tuple[Any, int]], pat
                 with engine.source(days, files, params) as source:
                     names = ", ".join(f'a."{name}"' for name in COLUMNS)
                     found = engine.arrow(
-                        f"select {names} from {source} a where ({asked.where}){besides}"  # noqa: S608 - parameters only
-                        " order by a.occurred_at, a.id",
+                        f"select {names} from {source} a where ({asked.where})"  # noqa: S608 - parameters only
+                        " and not exists (select 1 from read_parquet($hot) h"
+                        " where h.id = a.id and h.occurred_at = a.occurred_at) order by a.occurred_at, a.id",
                         params,
                     )
                     for batch in found:

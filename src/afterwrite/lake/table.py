@@ -11,8 +11,10 @@ files themselves where they lie in a folder, and an Arrow data set over that obj
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -33,6 +35,7 @@ _BLOOMED = ("id", "entity_id", "actor_id", "request_id", "caused_by")
 _ROW_GROUP = 100_000
 _FILE_BYTES = 128 << 20
 _APPLICATION = "afterwrite"
+_LOG = "_delta_log"
 # What a reader must know that reads the files which the log names, and nothing beside them.
 _HARMLESS_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"})
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -105,9 +108,9 @@ class Lake:
             [("day", pa.date32()), ("part", pa.int32()), *((name, types.get(name, pa.string())) for name in COLUMNS)]
         )
 
-    def open(self, *, make: bool = False) -> bool:
-        """Read the newest state of its log; whether it is there. ``make`` lays it where it is not."""
-        try:
+    def open(self, *, make: str | None = None) -> bool:
+        """Read the newest state of its log; whether it is there. ``make`` lays it where it is not, for this store."""
+        with self._translated():
             if self._table is not None:
                 self._table.update_incremental()
                 self._need_plain()
@@ -116,8 +119,9 @@ class Lake:
                 self._table = self._delta.DeltaTable(self.url, storage_options=self._options or None)
                 self._compare()
                 return True
-            if not make:
+            if make is None:
                 return False
+            self._need_empty()
             if self.local:
                 Path(self.url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
             self._table = self._delta.DeltaTable.create(
@@ -131,10 +135,44 @@ class Lake:
                     "delta.appendOnly": "false",
                 },
                 storage_options=self._options or None,
+                commit_properties=self._delta.CommitProperties(
+                    app_transactions=[self._delta.Transaction(f"{_APPLICATION}/{make}", 1)]
+                ),
             )
-        except (self._delta.exceptions.DeltaError, OSError) as error:
-            raise self.trouble(error) from error
         return True
+
+    def is_of(self, store: str) -> bool:
+        """Whether it was laid for this store."""
+        return self._table.transaction_version(f"{_APPLICATION}/{store}") is not None
+
+    def _need_empty(self) -> None:
+        """Refuse to be laid among other files: what is none of ours would be vacuumed with what is past."""
+        strange = self._others()
+        if strange is not None:
+            raise UsageError(
+                f"there is something at {self.url} that is no lake: {strange}",
+                remedy="name a place as lake_url that is empty or not there: vacuuming deletes what is not the lake's",
+            )
+
+    def _others(self) -> str | None:
+        if self.local:
+            root = Path(self.url.removeprefix("file://"))
+            files = (Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+            return next((str(each) for each in files if _LOG not in each.relative_to(root).parts[:1]), None)
+        from deltalake.fs import DeltaStorageHandler
+        from pyarrow import fs
+
+        places: Any = cast("Any", fs).PyFileSystem(cast("Any", DeltaStorageHandler)(self.url, self._options or None))
+        found: list[Any] = places.get_file_info(cast("Any", fs).FileSelector("", recursive=False, allow_not_found=True))
+        return next((str(each.path) for each in found if not str(each.path).lstrip("/").startswith(_LOG)), None)
+
+    @contextmanager
+    def _translated(self) -> Generator[None]:
+        """What the object store, the log or a file says, as one of ours."""
+        try:
+            yield
+        except (self._delta.exceptions.DeltaError, OSError, self._pa.ArrowException) as error:
+            raise self.trouble(error) from error
 
     def _compare(self) -> None:
         found = {field.name for field in self._table.schema().fields}
@@ -191,7 +229,7 @@ class Lake:
             app_transactions=[delta.Transaction(_transaction(store, day), part)],
             custom_metadata={"afterwrite.day": day.isoformat(), "afterwrite.part": str(part)},
         )
-        try:
+        with self._translated():
             delta.write_deltalake(
                 self._table,
                 pa.RecordBatchReader.from_batches(self.schema(), batches),
@@ -201,8 +239,6 @@ class Lake:
                 commit_properties=properties,
             )
             self._table.update_incremental()
-        except delta.exceptions.DeltaError as error:
-            raise self.trouble(error) from error
         return self.version
 
     def _properties(self) -> Any:
@@ -242,48 +278,57 @@ class Lake:
     def dataset(self, days: Sequence[date]) -> Any:
         """These days as an Arrow data set, read through the object store of deltalake."""
         chosen: Any = [("day", "in", [day.isoformat() for day in days])]
-        try:
+        with self._translated():
             return self._table.to_pyarrow_dataset(file_pruning_predicate=chosen)
-        except self._delta.exceptions.DeltaError as error:
-            raise self.trouble(error) from error
 
-    def batches(self, day: date, part: int | None, columns: Sequence[str]) -> Iterable[Any]:
-        """What is in the files of a day, of one part of it, a stretch of rows at a time."""
+    def batches(self, day: date, part: int | None, columns: Sequence[str]) -> Iterator[Any]:
+        """What is in the files of a day, of one part of it, a stretch of rows at a time.
+
+        Raises AfterwriteError where a file is gone or broken.
+        """
         import pyarrow.dataset as ds
 
         fields: Any = cast("Any", ds).field
         held = None if part is None else fields("part") == part
-        return self.dataset([day]).to_batches(
-            columns=list(columns), filter=held, batch_size=20_000, batch_readahead=2, fragment_readahead=1
-        )
+        with self._translated():
+            yield from self.dataset([day]).to_batches(
+                columns=list(columns), filter=held, batch_size=20_000, batch_readahead=2, fragment_readahead=1
+            )
 
     def compact(self, day: date) -> int:
         """Make few files of the many that a day has; how many went."""
-        try:
+        with self._translated():
             told: Any = self._table.optimize.compact(
                 partition_filters=[("day", "=", day.isoformat())],
                 target_size=_FILE_BYTES,
                 writer_properties=self._properties(),
             )
             self._table.update_incremental()
-        except self._delta.exceptions.DeltaError as error:
-            raise self.trouble(error) from error
         return int(told["numFilesRemoved"])
 
     def vacuum(self, hours: int) -> int:
         """Delete files that no version younger than so many hours has; how many went."""
-        try:
+        with self._translated():
             # "full": also what a run that was killed has written, and no version ever had.
             gone = self._table.vacuum(
                 retention_hours=hours, dry_run=False, enforce_retention_duration=hours >= 168, full=True
             )
-        except self._delta.exceptions.DeltaError as error:
-            raise self.trouble(error) from error
         return len(gone)
 
     def checkpoint(self) -> None:
         """Sum up the log, so that whoever opens the table reads one file and not a hundred."""
-        self._table.create_checkpoint()
+        with self._translated():
+            self._table.create_checkpoint()
+
+
+def need_version(lake: Lake, version: int) -> None:
+    """Raises Refused where an open lake is older than what the ledger says is in it."""
+    if lake.version < version:
+        raise Refused(
+            f"the lake at {lake.url} is at version {lake.version}, and the ledger tells of version {version}:"
+            " it was set back, and lacks days that the store has no more",
+            remedy="bring back the newer state of that place (a version of the storage, a later backup)",
+        )
 
 
 def _transaction(store: str, day: date) -> str:

@@ -27,7 +27,7 @@ from afterwrite.lake.compile import Asked
 from afterwrite.lake.duck import DuckEngine
 from afterwrite.lake.read import Between, Engine, Fits, Open, TimeUpError
 from afterwrite.lake.rows import microseconds
-from afterwrite.lake.table import Lake
+from afterwrite.lake.table import Lake, need_version
 from afterwrite.postgres import Database, statement
 from afterwrite.record import Kind, Lsn, Operation
 from afterwrite.search import timeline
@@ -94,14 +94,16 @@ class Left(msgspec.Struct, frozen=True, kw_only=True):
 class _LeftDay(msgspec.Struct, frozen=True):
     day: date
     lake: str
-    rows: int
+    version: int
 
 
 class Border(msgspec.Struct, frozen=True, kw_only=True):
-    """The days of a stretch of time for which the lake has to be asked, and which lake has them; or why it is not."""
+    """The days of a stretch of time for which the lake has to be asked, and which lake has them, from which version
+    on; or why it is not."""
 
     days: tuple[date, ...] = ()
     lakes: frozenset[str] = frozenset()
+    version: int = 0
     why: str | None = None
     walled: bool = False
 
@@ -148,14 +150,9 @@ class Tiers:
         async def hot(db: Database) -> Page:
             return await find(db, query, limit=limit, older_than=older_than, newer_than=newer_than, seconds=seconds)
 
-        def cold(
-            engine: Engine, days: Sequence[date], between: Between, count: int, newer: bool
-        ) -> list[StoredActivity]:
-            return engine.find(query, days, between, count, newer=newer)
-
         return await self._page(
             hot,
-            cold,
+            _finding(query),
             limit=limit,
             older_than=older_than,
             newer_than=newer_than,
@@ -209,12 +206,7 @@ class Tiers:
 
         query = Query((Term(Key.ACTOR, (Exact(actor_id),)),))
 
-        def cold(
-            engine: Engine, days: Sequence[date], between: Between, count: int, newer: bool
-        ) -> list[StoredActivity]:
-            return engine.find(query, days, between, count, newer=newer)
-
-        return await self._page(hot, cold, limit=limit, older_than=older_than, newer_than=newer_than)
+        return await self._page(hot, _finding(query), limit=limit, older_than=older_than, newer_than=newer_than)
 
     async def read_activity(self, id: str, *, occurred_at: datetime | None = None) -> ToldActivity:
         """The activity of this id, wherever it is. In the lake it is found also where its id does not tell its day."""
@@ -388,14 +380,14 @@ class Tiers:
         days = tuple(sorted({each.day for each in left}))
         if days and self.asker is None:
             return Border(why=f"{_span(days)} left the store for a lake, and lake_url does not say where that is")
-        return Border(days=days, lakes=frozenset(each.lake for each in left))
+        return _border(left)
 
     async def _ask(self, border: Border, work: Callable[[Engine], T]) -> T:
-        asker, count = self.asker, len(border.days)
+        asker = self.asker
         assert asker is not None
 
         def checked(engine: Engine) -> T:
-            _check(engine.lake, border.lakes, count)
+            _check(engine.lake, border)
             return work(engine)
 
         return await asker.ask(checked)
@@ -607,6 +599,13 @@ class _Both(Changes):
         )
 
 
+def _finding(query: Query) -> Cold:
+    def cold(engine: Engine, days: Sequence[date], between: Between, count: int, newer: bool) -> list[StoredActivity]:
+        return engine.find(query, days, between, count, newer=newer)
+
+    return cold
+
+
 def _asking(asked: Asked, fits: Fits) -> Cold:
     def cold(engine: Engine, days: Sequence[date], between: Between, count: int, newer: bool) -> list[StoredActivity]:
         return engine.ask(asked, fits, days, between, count, newer=newer)
@@ -731,71 +730,16 @@ async def both(db: Database, lake: Lake | None, engine: Open = DuckEngine) -> As
         asker.close()
 
 
-async def search(
-    db: Database,
-    lake: Lake,
-    query: Query,
-    *,
-    limit: int = 50,
-    older_than: Place | None = None,
-    newer_than: Place | None = None,
-    seconds: float = 1.0,
-    engine: Open = DuckEngine,
-) -> Told:
-    """A page of what fits, of both tiers over one connection."""
-    async with both(db, lake, engine) as tiers:
-        return await tiers.search(query, limit=limit, older_than=older_than, newer_than=newer_than, seconds=seconds)
-
-
-async def entity_timeline(
-    db: Database,
-    lake: Lake,
-    entity_type: str,
-    entity_id: str,
-    *,
-    limit: int = 50,
-    older_than: Place | None = None,
-    newer_than: Place | None = None,
-    engine: Open = DuckEngine,
-) -> Told:
-    """What happened to one thing, of both tiers over one connection."""
-    async with both(db, lake, engine) as tiers:
-        return await tiers.entity_timeline(
-            entity_type, entity_id, limit=limit, older_than=older_than, newer_than=newer_than
-        )
-
-
-async def actor_timeline(
-    db: Database,
-    lake: Lake,
-    actor_id: str,
-    *,
-    limit: int = 50,
-    older_than: Place | None = None,
-    newer_than: Place | None = None,
-    engine: Open = DuckEngine,
-) -> Told:
-    """What somebody did, of both tiers over one connection."""
-    async with both(db, lake, engine) as tiers:
-        return await tiers.actor_timeline(actor_id, limit=limit, older_than=older_than, newer_than=newer_than)
-
-
-async def read_activity(db: Database, lake: Lake, id: str, *, engine: Open = DuckEngine) -> StoredActivity | None:
-    """The activity of this id, wherever it is; None: in neither tier."""
-    async with both(db, lake, engine) as tiers:
-        return (await tiers.read_activity(id)).activity
-
-
 async def left_days(db: Database, lake: Lake) -> tuple[date, ...]:
     """The days of which the lake alone has something; the lake is opened where there are any.
 
     Raises Refused where that is another lake, or none at all.
     """
     left = await db.rows(_LeftDay, statement("lake.read_left_days"))
-    if not left:
-        return ()
-    await asyncio.to_thread(_check, lake, frozenset(each.lake for each in left), len(left))
-    return tuple(sorted({each.day for each in left}))
+    border = _border(left)
+    if border.days:
+        await asyncio.to_thread(_check, lake, border)
+    return border.days
 
 
 async def read_left(db: Database, since: datetime, until: datetime) -> Left | None:
@@ -816,15 +760,24 @@ async def _sees_all(db: Database) -> bool:
     return answer
 
 
-def _check(lake: Lake, lakes: frozenset[str], days: int) -> None:
-    """Open the lake as it is now; raises Refused where it is not the one that the ledger tells of."""
+def _border(left: Sequence[_LeftDay]) -> Border:
+    return Border(
+        days=tuple(sorted({each.day for each in left})),
+        lakes=frozenset(each.lake for each in left),
+        version=max((each.version for each in left), default=0),
+    )
+
+
+def _check(lake: Lake, border: Border) -> None:
+    """Open the lake as it is now; raises Refused where it is not the one that the ledger tells of, or was set back."""
     there = lake.open()
-    if not there or set(lakes) != {lake.identity}:
+    if not there or set(border.lakes) != {lake.identity}:
         raise Refused(
-            f"{days} days left the store for a lake, and "
+            f"{len(border.days)} days left the store for a lake, and "
             + (f"the one at {lake.url} is another" if there else f"there is none at {lake.url}"),
             remedy="set lake_url to where those days are",
         )
+    need_version(lake, border.version)
 
 
 def _span(days: Sequence[date]) -> str:

@@ -1,6 +1,7 @@
 """The door to PostgreSQL: connecting, named statements, careful DDL, and a server of our own."""
 
 from afterwrite.postgres.connect import (
+    UNTIL_GONE,
     Complaint,
     Database,
     LockTimeout,
@@ -18,6 +19,7 @@ from afterwrite.postgres.ddl import Blocker, LockPolicy, OnBlocked, identifier, 
 from afterwrite.postgres.statements import script, statement, statements
 
 __all__ = [
+    "UNTIL_GONE",
     "Blocker",
     "Complaint",
     "Database",

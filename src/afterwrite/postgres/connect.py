@@ -206,6 +206,10 @@ async def _guard(database: Database) -> None:
 _PATIENCE = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 
 
+# For the server to do the same: what a machine that is gone held (rows of a COPY, a lock), others wait for.
+UNTIL_GONE = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
+
+
 async def _make_readable(database: Database) -> None:
     """The driver reads dates in ISO style and intervals in PostgreSQL's own: lift another style where one is set."""
     info = database.connection.info

@@ -144,7 +144,7 @@ def decode_chunk(chunk: Chunk) -> list[Event]:
     """The events of a chunk; raises CorruptError when it is none."""
     try:
         return _decoder.decode(chunk.body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptError(f"a chunk of events cannot be read: {error}") from error
 
 
@@ -165,14 +165,14 @@ def salvage(chunk: Chunk) -> tuple[list[Event], list[Refusal]]:
     """The events of a chunk that cannot be read as a whole, and what else is in it: a later version's, or an error."""
     try:
         parts = msgspec.json.decode(chunk.body, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return [], [Refusal(f"chunk {chunk.number} of {chunk.at:.6f}", str(error), chunk.body, chunk.events)]
     events: list[Event] = []
     refusals: list[Refusal] = []
     for number, part in enumerate(parts):
         try:
             events.append(_one_decoder.decode(part))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             refusals.append(Refusal(f"chunk {chunk.number} of {chunk.at:.6f}, {number}", str(error), bytes(part)))
     return events, refusals
 

@@ -611,7 +611,7 @@ def _is_span(text: str, span: Span) -> bool:
 def _utc(moment: datetime) -> str:
     """A date at midnight, a minute where there are no seconds: as short as it can be."""
     if moment.time() == _MIDNIGHT:
-        return f"{moment:%Y-%m-%d}"
+        return moment.date().isoformat()
     seconds = "seconds" if moment.second else "minutes"
     return moment.isoformat(timespec="microseconds" if moment.microsecond else seconds).replace("+00:00", "Z")
 

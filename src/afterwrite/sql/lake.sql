@@ -5,8 +5,8 @@ select day, part, lake, rows, known, bytes, digest, version, archived_at, left_a
  order by day, part;
 
 -- name: read_left_days
--- The days of which the lake alone has something, and what the table there is called.
-select day, lake, sum(rows)::bigint as rows
+-- The days of which the lake alone has something, what the table there is called, and from which version on it has it.
+select day, lake, max(version) as version
   from afterwrite.lake_part
  where left_at is not null
  group by day, lake

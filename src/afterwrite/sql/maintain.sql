@@ -99,6 +99,12 @@ select position from afterwrite.feed_start;
 -- The last day that retention has taken.
 select max(day) from afterwrite.expired_day;
 
+-- name: read_dropped_until
+-- The last day that retention has taken, and no lake has.
+select max(day)
+  from afterwrite.expired_day e
+ where not exists (select from afterwrite.lake_part l where l.day = e.day and l.left_at is not null);
+
 -- name: is_expired
 -- Whether retention took rows of a day on which this batch had some.
 select exists (
@@ -110,8 +116,9 @@ select exists (
 );
 
 -- name: read_expired
--- What retention has taken so far.
-select count(*) as days, coalesce(sum(rows), 0)::bigint as rows, max(day) as until
+-- What retention has taken so far; and whether days of this store leave for a lake.
+select count(*) as days, coalesce(sum(rows), 0)::bigint as rows, max(day) as until,
+       exists (select from afterwrite.lake_part) as has_lake
   from afterwrite.expired_day;
 
 -- name: note_expired

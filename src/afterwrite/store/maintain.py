@@ -25,7 +25,16 @@ from psycopg import sql
 
 from afterwrite.errors import AfterwriteError, ConnectionLost, Finding, Refused, Severity
 from afterwrite.failpoints import failpoint
-from afterwrite.postgres import Database, LockPolicy, LockTimeout, identifier, quoted, statement, with_short_locks
+from afterwrite.postgres import (
+    UNTIL_GONE,
+    Database,
+    LockPolicy,
+    LockTimeout,
+    identifier,
+    quoted,
+    statement,
+    with_short_locks,
+)
 from afterwrite.record import Lsn
 from afterwrite.store.partitions import (
     AHEAD_DAYS,
@@ -38,6 +47,7 @@ from afterwrite.store.partitions import (
     Temperature,
     create_index,
     make_partition,
+    name_of,
     partition_day,
     partition_name,
     read_partition_days,
@@ -56,6 +66,7 @@ SESSION = {
     "default_transaction_read_only": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "60000",
+    **UNTIL_GONE,
     # What CONCURRENTLY waits for are old transactions, while nobody waits for it.
     "lock_timeout": "30000",
     "vacuum_cost_delay": "2",
@@ -141,6 +152,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     expired_days: int = 0
     expired_rows: int = 0
     expired_until: date | None = None
+    has_lake: bool = False
 
     @property
     def default(self) -> Table | None:
@@ -203,6 +215,10 @@ def decide(observed: Observed, now: datetime, policy: MaintainPolicy) -> Decisio
     today = now.astimezone(UTC).date()
     findings: list[Finding] = []
     cutoff = None if policy.retention_days is None else today - timedelta(days=policy.retention_days)
+    if cutoff is not None and observed.has_lake:
+        # Set on a host that knows of no lake: what is dropped here the lake would never get.
+        findings.append(_lake_finding(cutoff))
+        cutoff = None
     if cutoff is not None:
         cutoff = _readable(observed, cutoff, findings)
     return Decision(
@@ -266,6 +282,17 @@ def _readable(observed: Observed, cutoff: date, findings: list[Finding]) -> date
         if expirable or any(day < cutoff for day in observed.default_days):
             findings.append(_unread_finding(unread, cutoff))
     return min([cutoff, *(unread.since for unread in observed.unread)])
+
+
+def _lake_finding(cutoff: date) -> Finding:
+    return Finding(
+        rule="retention-lake",
+        severity=Severity.WARNING,
+        where=f"days before {cutoff}",
+        text="days of this store leave for a lake, which may not have these yet, so retention drops none",
+        remedy="unset retention_days here: `afterwrite lake archive` is how they leave. Where that lake is given up for"
+        " good, with all that it alone has: delete from afterwrite.lake_part",
+    )
 
 
 def _unread_finding(unread: Unread, cutoff: date) -> Finding:
@@ -369,6 +396,7 @@ async def observe(db: Database, reader: Reader | None = None) -> Observed:
         expired_days=expired.days,
         expired_rows=expired.rows,
         expired_until=expired.until,
+        has_lake=expired.has_lake,
     )
 
 
@@ -532,7 +560,7 @@ async def detach_day(
     activity as a whole, for a moment at a time; the change itself takes a few milliseconds. ``along`` is written in the
     same transaction. What is called as expired days are, the next maintenance drops.
     """
-    name = f"{to}{day:%Y_%m_%d}"
+    name = name_of(to, day)
 
     async def detach(db: Database) -> None:
         await db.run(statement("store.lock_partitions"))
@@ -641,3 +669,4 @@ class _ExpiredRow(msgspec.Struct, frozen=True):
     days: int
     rows: int
     until: date | None
+    has_lake: bool

@@ -80,7 +80,12 @@ def wanted_indexes(temperature: Temperature) -> frozenset[str]:
 
 def partition_name(day: date) -> str:
     """``activity_2026_07_01``."""
-    return f"{PARENT}_{day:%Y_%m_%d}"
+    return name_of(f"{PARENT}_", day)
+
+
+def name_of(beginning: str, day: date) -> str:
+    """What a table of a day is called: its beginning and the day, the year in four digits, which ``%Y`` need not be."""
+    return beginning + day.isoformat().replace("-", "_")
 
 
 def partition_day(name: str) -> date | None:

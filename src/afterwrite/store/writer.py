@@ -30,7 +30,7 @@ from psycopg.pq import TransactionStatus
 from afterwrite.errors import AfterwriteError, ConnectionLost, DatabaseError, Refused
 from afterwrite.failpoints import failpoint
 from afterwrite.jsonb import with_jsonb_characters
-from afterwrite.postgres import Database, connect, identifier, names, statement
+from afterwrite.postgres import UNTIL_GONE, Database, connect, identifier, names, statement
 from afterwrite.record import Activities, Activity, Batch, Checkpoint, Lsn, Receipt, TransactionContext
 from afterwrite.store.lines import COLUMNS, JSONS, CopyLines, DoubtError, Seal, Sealing, Span, span, storable
 from afterwrite.store.partitions import AHEAD_DAYS, PARENT, SCHEMA, make_partitions, partition_name, read_partition_days
@@ -47,6 +47,7 @@ _SESSION = {
     "default_transaction_read_only": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "60000",
+    **UNTIL_GONE,
     # The same few statements for every batch: planning them over all partitions each time costs more than running them.
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",

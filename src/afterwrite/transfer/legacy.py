@@ -446,7 +446,7 @@ async def _oldest_day(store: Database, policy: Policy) -> date | None:
     days: list[date] = []
     if policy.retention_days is not None:
         days.append(datetime.now(UTC).date() - timedelta(days=policy.retention_days))
-    expired: date | None = await store.value(statement("maintain.read_expired_until"))
+    expired: date | None = await store.value(statement("maintain.read_dropped_until"))
     if expired is not None:
         days.append(expired + timedelta(days=1))
     return max(days, default=None)
