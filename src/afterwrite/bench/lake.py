@@ -33,6 +33,7 @@ from afterwrite.postgres.embedded import Server
 from afterwrite.search.find import find
 from afterwrite.search.query import parse
 from afterwrite.search.windows import Page
+from afterwrite.store.rollup import roll_up
 
 PAGE = 50
 _NEEDED = ("deltalake", "duckdb", "pyarrow")
@@ -51,6 +52,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     days: int = 20
     questions: int = 3
     seconds: float = 2.0
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What it took to count everything for reports: rows, seconds, seconds of PostgreSQL's CPU."""
+
+    rows: int
+    seconds: float
+    store: float
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -81,7 +90,7 @@ def searches(today: date) -> dict[str, str]:
 
 
 async def measure_lake(grounds: Grounds, options: Options) -> list[Claim]:
-    """Archive, round by round; then ask both, by turns. Raises AfterwriteError where an answer differs."""
+    """Count, archive round by round, and then ask both, by turns. Raises AfterwriteError where an answer differs."""
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise LeftOutError(f"{', '.join(missing)} is not installed: pip install 'afterwrite[lake]'")
     server = grounds.server(_SETTINGS)
@@ -90,16 +99,21 @@ async def measure_lake(grounds: Grounds, options: Options) -> list[Claim]:
     await _lay(server, options)
     with tempfile.TemporaryDirectory(prefix="bench") as place:
         lake = Lake(str(Path(place) / "lake"))
+        counted = await _count(grounds, server)
         left = await _archive(grounds, server, lake, options)
         async with connect(server.dsn(_HOT)) as hot, connect(server.dsn(_COLD)) as cold:
             taken = await _ask(grounds, hot, cold, lake, searches(today), options)
-    return _claims(left, taken, options)
+    return _claims(counted, left, taken, options)
 
 
-def _claims(left: Sequence[Left], taken: dict[str, dict[str, list[float]]], options: Options) -> list[Claim]:
+def _claims(
+    counted: Counted, left: Sequence[Left], taken: dict[str, dict[str, list[float]]], options: Options
+) -> list[Claim]:
     at = f"at {options.rows:,}"
     theirs, ours = taken[_HOT], taken[_COLD]
     return [
+        note(Cost.COUNTED, "activities/s", [counted.rows / counted.seconds]),
+        note(Cost.COUNTING, "µs/activity", [1e6 * counted.store / counted.rows]),
         note(Cost.ARCHIVED, "activities/s", [each.rows / each.seconds for each in left]),
         note(Cost.ARCHIVER, "µs/activity", [1e6 * each.own / each.rows for each in left]),
         note(Cost.ARCHIVING, "µs/activity", [1e6 * each.store / each.rows for each in left]),
@@ -120,6 +134,16 @@ async def _lay(server: Server, options: Options) -> None:
     async with connect(server.dsn()) as admin:
         strategy = " strategy file_copy" if server.version >= _STRATEGY_SINCE else ""
         await admin.run(f"create database {_COLD} template {_HOT}{strategy}".encode())
+
+
+async def _count(grounds: Grounds, server: Server) -> Counted:
+    """Count for reports, as is done all the while; else the first day to leave would wait for it."""
+    grounds.tell("counting for reports")
+    async with connect(server.dsn(_COLD)) as db:
+        store, began = cluster_cpu_seconds(server.pid) or 0.0, time.monotonic()
+        done = await roll_up(db)
+        seconds = time.monotonic() - began
+        return Counted(done.rows, seconds, (cluster_cpu_seconds(server.pid) or 0.0) - store)
 
 
 async def _archive(grounds: Grounds, server: Server, lake: Lake, options: Options) -> list[Left]:
@@ -160,7 +184,8 @@ async def _ask(
                 return await find(hot, query, limit=PAGE, seconds=_SECONDS)  # noqa: B023 - asked before the next one
 
             async def in_lake() -> Page:
-                return (await tiers.search(cold, lake, query, limit=PAGE, seconds=_SECONDS)).page  # noqa: B023
+                async with tiers.both(cold, lake) as both:
+                    return (await both.search(query, limit=PAGE, seconds=_SECONDS)).page  # noqa: B023
 
             pages: dict[str, Page] = {}
             for side, ask in in_turn([(_HOT, in_store), (_COLD, in_lake)], number):

@@ -53,7 +53,7 @@ async def read_nowhere(stage: Stage, place: str, end: Lsn) -> float:
         )
         return time.monotonic() - began
     finally:
-        await _drop_slot(stage)
+        await drop_copy(stage, _SLOT)
 
 
 async def replicate_natively(stage: Stage, place: str, last: Lsn) -> float:
@@ -88,19 +88,19 @@ async def replicate_natively(stage: Stage, place: str, last: Lsn) -> float:
                 await replica.run(b"alter subscription bench set (slot_name = none)")
                 await replica.run(b"drop subscription bench")
     finally:
-        await _drop_slot(stage)
+        await drop_copy(stage, _SLOT)
         async with connect(stage.server.dsn()) as admin:
             await admin.run(sql.SQL("drop database {} with (force)").format(sql.Identifier(_REPLICA)))
 
 
-async def _drop_slot(stage: Stage) -> None:
-    """Who read it may still be leaving."""
+async def drop_copy(stage: Stage, slot: str) -> None:
+    """Drop a slot that was a copy; who read it may still be leaving."""
     deadline = time.monotonic() + _MOST_SECONDS
-    while await stage.db.value(statement("bench.read_slot_reader"), slot=_SLOT) is not None:
+    while await stage.db.value(statement("bench.read_slot_reader"), slot=slot) is not None:
         if time.monotonic() > deadline:
-            raise AfterwriteError(f"slot {_SLOT} is still being read", remedy="this is a defect: report it")
+            raise AfterwriteError(f"slot {slot} is still being read", remedy="this is a defect: report it")
         await asyncio.sleep(_POLL_SECONDS)
-    await stage.db.run(statement("bench.drop_place"), slot=_SLOT)
+    await stage.db.run(statement("bench.drop_place"), slot=slot)
 
 
 async def _run(program: Path, *words: str | Path) -> None:

@@ -55,7 +55,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How much, how often: ``transactions`` a turn. ``few``: beside one audit trigger only, and none of one row."""
 
     rounds: int = 5
-    transactions: int = 200
+    transactions: int = 140
     few: bool = False
 
 

@@ -41,10 +41,16 @@ class Cost(StrEnum):
     MESSAGE = "what an activity takes in the stream, on each broker"
     DISK = "what three brokers send to their disks"
     BATCH = "a batch of one activity, one after the other"
+    COUNTED = "activities counted for reports"
+    COUNTING = "CPU of PostgreSQL while it is counted"
     ARCHIVED = "activities archived: copied, read back, compared, dropped"
     ARCHIVER = "CPU of the archiver"
     ARCHIVING = "CPU of PostgreSQL while it is archived"
     KEPT = "what an activity takes, indexes with it, store to lake"
+
+
+# What one activity costs its store in all.
+_STORE = (Cost.STORE, Cost.COUNTING, Cost.ARCHIVING)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +149,7 @@ def _read(report: Report) -> _Measured:
 
 
 def _limits(measured: _Measured, asked: Asked) -> list[Limit]:
-    each = measured(Cost.STORE) + measured(Cost.ARCHIVING)
+    each = sum(map(measured, _STORE))
     batches = 1e3 / measured(Cost.BATCH)
     disks: list[Limit] = []
     if asked.store_gib is not None:
@@ -160,12 +166,17 @@ def _limits(measured: _Measured, asked: Asked) -> list[Limit]:
         Limit(
             what=f"its CPU: {asked.store_cores} cores, {asked.busy:.0%} busy",
             rate=asked.store_cores * asked.busy * _MICRO / each,
-            comes_from=measured.told(Cost.STORE, Cost.ARCHIVING),
+            comes_from=measured.told(*_STORE),
         ),
         Limit(
             what="its one archiver, which works day and night and must not fall behind",
             rate=measured(Cost.ARCHIVED),
             comes_from=measured.told(Cost.ARCHIVED),
+        ),
+        Limit(
+            what="its reports, which one process counts at a time, and which must not fall behind",
+            rate=measured(Cost.COUNTED),
+            comes_from=measured.told(Cost.COUNTED),
         ),
         Limit(
             what=f"the feed's order: {batches:,.0f} batches a second, one after the other, of {_BATCH_ROWS:,}",
@@ -191,7 +202,7 @@ def _fan_in(measured: _Measured, asked: Asked, stores: int) -> list[Line]:
         "messages of fewer activities than the run's: hosts that record little send smaller ones",
     )
     machines = max(_REPLICAS, math.ceil(brokers.figure / asked.broker_cores))
-    store_cost = measured(Cost.STORE) + measured(Cost.ARCHIVING)
+    store_cost = sum(map(measured, _STORE))
     return [
         cores(
             "applications",
@@ -238,8 +249,8 @@ def _fan_in(measured: _Measured, asked: Asked, stores: int) -> list[Line]:
         cores(
             "stores, all together",
             store_cost,
-            measured.told(Cost.STORE, Cost.ARCHIVING),
-            "readers, rollups, vacuum, checkpoints that are behind",
+            measured.told(*_STORE),
+            "readers, vacuum, checkpoints that are behind",
         ),
         Line(
             what="each store",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import msgspec
@@ -72,21 +72,6 @@ async def measure_queries(grounds: Grounds, options: Options) -> list[Claim]:
             promise=Promise.QUERIES,
         ),
         note("activities in both", "rows", [float(options.rows)]),
-    ]
-
-
-def grown(less: int, before: Sequence[Claim], more: int, after: Sequence[Claim]) -> list[Claim]:
-    """What became of each question, on either side, from so many activities to more."""
-    return [
-        compare(f"{name.split(', audit table')[0]}, {side}, {less:,} to {more:,}", "ms", fewer, many)
-        for name, theirs, ours in (
-            (claim.claim, claim.samples, other.samples) for claim, other in zip(before, after, strict=True)
-        )
-        if theirs.baseline
-        for side, fewer, many in (
-            (_LEGACY, theirs.baseline, ours.baseline),
-            (_STORE, theirs.measured, ours.measured),
-        )
     ]
 
 

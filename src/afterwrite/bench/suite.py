@@ -28,7 +28,7 @@ from afterwrite.bench import (
     users,
     writes,
 )
-from afterwrite.bench.claims import Claim, Report, Took
+from afterwrite.bench.claims import Claim, Report, Took, grown
 from afterwrite.bench.grounds import Grounds, LeftOutError, Tell, open_grounds, read_machine
 from afterwrite.postgres import connect, statement
 
@@ -79,10 +79,10 @@ FULL = Scale()
 QUICK = Scale(
     queries=queries.Options(rows=40_000, days=7, rounds=2, questions=4, seconds=0.3),
     api=serve.ApiOptions(rows=40_000, days=7, rounds=2, requests=7, seconds=0.3),
-    pages=serve.PageOptions(rows=40_000, days=7, rounds=2, looked_at=800),
-    writes=writes.Options(rounds=2, transactions=120, keep=False),
-    users=users.Options(rounds=2, seconds=1, warm_seconds=0.3, first=20, step=2.5, think_ms=12, hot_only=True),
-    bill=bill.Options(rounds=2, seconds=1.0, apart=False),
+    pages=serve.PageOptions(rows=40_000, days=7, rounds=2, looked_at=400),
+    writes=writes.Options(rounds=2, transactions=100, keep=False),
+    users=users.Options(rounds=2, seconds=1, warm_seconds=0.3, first=20, step=3.0, think_ms=12, hot_only=True),
+    bill=bill.Options(rounds=2, seconds=0.7, apart=False),
     capture=capture.Options(rounds=2, changes=8_000, limits=False),
     feed=feed.Options(rounds=2, seconds=1.0, loads=(feed.Steady(1_000, 1),)),
     defer=defer.Options(rounds=1, seconds=1.0, backlog=200),
@@ -139,27 +139,33 @@ def _report(
 
 
 async def run_growth(
-    several: Sequence[int], options: queries.Options, *, tell: Tell, seed: int = 1, pg_bin: Path | None = None
+    several: Sequence[int], *, rounds: int, tell: Tell, seed: int = 1, pg_bin: Path | None = None
 ) -> Report:
-    """How looking at activity grows with what there is: the queries, once for each of so many activities."""
+    """How looking at activity grows with what there is: queries, API and pages, once for each of so many activities."""
     began_at, began = datetime.now(UTC), time.monotonic()
     took: list[Took] = []
     found_at: dict[int, list[Claim]] = {}
     version = ""
     for rows in sorted(several):
-        scale = Scale(queries=msgspec.structs.replace(options, rows=rows))
+        scale = sized(FULL, rows=rows, rounds=rounds)
+        found_at[rows] = []
         async with open_grounds(tell, seed=seed, pg_bin=pg_bin) as grounds:
-            done, found = await _run_part(Part.QUERIES, grounds, scale)
+            for part in (Part.QUERIES, Part.API, Part.PAGES):
+                done, found = await _run_part(part, grounds, scale)
+                at = f"{part.value} at {rows:,}"
+                took.append(msgspec.structs.replace(done, part=at))
+                found_at[rows] += [msgspec.structs.replace(claim, part=at) for claim in found]
             version = version or await grounds.read_version()
-        took.append(msgspec.structs.replace(done, part=f"queries at {rows:,}"))
-        found_at[rows] = [msgspec.structs.replace(claim, part=f"queries at {rows:,}") for claim in found]
     claims = [claim for found in found_at.values() for claim in found]
     claims += [
         msgspec.structs.replace(claim, part="growth")
         for less, more in itertools.pairwise(found_at)
-        for claim in queries.grown(less, found_at[less], more, found_at[more])
+        for claim in grown(less, found_at[less], more, found_at[more])
     ]
-    took.append(Took(part="growth", seconds=0.0, settings={"rows": ", ".join(f"{rows:,}" for rows in found_at)}))
+    seconds = round(sum(each.seconds for each in took), 1)
+    took.append(
+        Took(part="growth", seconds=seconds, settings={"rounds": rounds, "rows": ", ".join(f"{n:,}" for n in found_at)})
+    )
     return _report(began_at, began, False, version, took, claims)
 
 

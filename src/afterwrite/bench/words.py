@@ -19,6 +19,8 @@ from afterwrite.errors import UsageError
 
 _PLACE = re.compile(r"(<!-- measured: ([a-z0-9, ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 RUN, PROMISES, PLAN = "run", "promises", "plan"
+# Measured by a run of its own.
+GROWTH = "growth"
 
 
 def figure(value: float) -> str:
@@ -75,10 +77,18 @@ def to_markdown(report: Report) -> str:
 def refill(document: str, report: Report) -> str:
     """The document with this run's figures in its places. Parts that were not measured keep theirs.
 
-    Raises UsageError where it has no place for any of them.
+    Where such parts are left, what the document says of its run and of the promises stays, too, and each new part says
+    of which run it is. Raises UsageError where the document has no place for any of them.
     """
-    fresh = (RUN, PROMISES, *(took.part for took in report.parts))
-    return _fill(document, {name: partial(_text, name, report) for name in fresh})
+    took = {part.part: part for part in report.parts}
+    left = {found[2] for found in _PLACE.finditer(document)} - set(took) - {RUN, PROMISES, PLAN, GROWTH}
+    fresh: dict[str, Callable[[], str]] = {name: partial(_text, name, report) for name in (RUN, PROMISES, *took)}
+    if left:
+        fresh = {
+            name: lambda part=part: f"{_text(part.part, report)}\nFrom a run on {machine(report)}: {settings(part)}\n"
+            for name, part in took.items()
+        }
+    return _fill(document, fresh)
 
 
 def refill_plan(document: str, report: Report, made: Plan) -> str:

@@ -181,15 +181,17 @@ def growth(
     markdown: Markdown = None,
     json: Json = False,
 ) -> int:
-    """How looking at activity grows with how much there is: an audit table beside the store. Half an hour or more."""
+    """How looking at activity grows with how much there is: an audit table and its pages beside the store and ours.
+
+    Half an hour or more.
+    """
     try:
         several = [int(word) for word in rows.replace("_", "").split(",")]
     except ValueError:
         raise UsageError(f"{rows!r} are no numbers", remedy="such as --rows 300000,3000000") from None
     if min(several) < _FEWEST_ROWS:
         raise UsageError(f"{min(several)} activities are too few", remedy=f"at least {_FEWEST_ROWS:,}")
-    options = msgspec.structs.replace(FULL.queries, rounds=rounds)
-    report = run(_watched(lambda tell: run_growth(several, options, tell=tell, seed=seed, pg_bin=pg_bin)))
+    report = run(_watched(lambda tell: run_growth(several, rounds=rounds, tell=tell, seed=seed, pg_bin=pg_bin)))
     _give(report, json=json, html=html, markdown=markdown)
     return ExitCode.OK
 
@@ -332,7 +334,10 @@ def _read_run(file: Path) -> Report:
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:
-        raise UsageError(f"{file} is no run of `afterwrite bench --json`: {error}") from error
+        raise UsageError(
+            f"{file} is no run of `afterwrite bench --json`: {error}",
+            remedy="a run that another version kept is shown by that version",
+        ) from error
 
 
 def _give(report: Report, *, json: bool, html: Path | None, markdown: Path | None) -> None:

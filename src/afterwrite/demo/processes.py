@@ -107,7 +107,9 @@ async def application(
     words = ["--dsn", dsn, "--ledger", str(ledger), "--clients", str(clients), "--seed", str(seed), "--rate", str(rate)]
     if transcript is not None:
         words += ["--transcript", str(transcript)]
-    async with _process("workload", ["-m", "afterwrite.demo.workload", *words], log, spontaneous="tick") as process:
+    async with python_process(
+        "workload", ["-m", "afterwrite.demo.workload", *words], log, spontaneous="tick"
+    ) as process:
         await process.hear("ready")
         yield process
 
@@ -124,7 +126,7 @@ async def capture_worker(
     if store_dsn is not None:
         words += ["--store-dsn", store_dsn]
     environment = _plain_environment(AFTERWRITE_REHEARSE=str(rehearse).lower())
-    async with _process(
+    async with python_process(
         "capture worker", words, log, spontaneous=None, environment=environment, cwd=log.parent
     ) as process:
         yield process
@@ -136,7 +138,7 @@ async def broker_writer(url: str, dsn: str, partitions: Sequence[int], log: Path
     words = ["-m", "afterwrite", "broker", "write", "--url", url, "--dsn", dsn, "--json", "--end-with-stdin"]
     for partition in partitions:
         words += ["--partition", str(partition)]
-    async with _process(
+    async with python_process(
         "writer", words, log, spontaneous=None, environment=_plain_environment(), cwd=log.parent
     ) as process:
         yield process
@@ -157,7 +159,7 @@ async def until(done: Callable[[], bool], process: Process, seconds: float, what
 
 
 @asynccontextmanager
-async def _process(
+async def python_process(
     name: str,
     words: list[str],
     log: Path,
@@ -166,6 +168,10 @@ async def _process(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> AsyncGenerator[Process]:
+    """Our own Python with these words, its errors in ``log``.
+
+    ``latest`` is what it said last with the event ``spontaneous``, with None of all that it says.
+    """
     with log.open("ab") as errors:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
