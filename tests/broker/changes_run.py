@@ -199,7 +199,6 @@ class Fleet:
             case _:
                 # While captures are at it, and nobody stores, so that there is something to be lost.
                 # A capture that waits for a receipt publishes nothing meanwhile: then it is tried again.
-                lost = 0
                 for _ in range(_TRIES):
                     before = {origin: origin.checkpoint() for origin in self.origins.values()}
                     work()
@@ -208,12 +207,12 @@ class Fleet:
                         self.kill(name)
                     work()
                     _until(lambda: self.waiting() > 0, 5)
-                    lost += self.purge()
+                    purged = self.purge()
                     for name in self.writers:
                         self.start(name)
-                    if lost:
+                    self.lost += purged
+                    if purged:
                         break
-                self.lost += lost
 
     def purge(self) -> int:
         """Lose what the brokers have acknowledged; how many messages that were."""

@@ -185,9 +185,13 @@ class FanIn:
                 self._cluster.start()
 
     def _cut_off(self, *, clients: bool) -> None:
-        """A broker that recorders or writers are connected to; every other time the one that leads the stream."""
-        used = [node for node in self._cluster.nodes if self._lines.clients(node.name)]
-        node = self._leader() if self._dice.random() < 0.5 else self._dice.choice(used or self._cluster.nodes)
+        """One of them; every other time the one that leads the stream. From clients one that has some is cut off."""
+        nodes = self._cluster.nodes
+        if clients:
+            self._until(lambda: any(self._lines.clients(node.name) for node in nodes), "a broker has clients")
+            nodes = [node for node in nodes if self._lines.clients(node.name)]
+        leader = self._leader()
+        node = leader if leader in nodes and self._dice.random() < 0.5 else self._dice.choice(nodes)
         self._cut_connections += self._lines.clients(node.name)
         self._lines.cut(node.name, clients=clients)
         try:

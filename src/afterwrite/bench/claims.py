@@ -48,6 +48,8 @@ class Promise(StrEnum):
 
 
 NO_DIFFERENCE = "no difference seen"
+# The part that a run over several sizes adds: what became of each question from one to the next.
+GROWTH = "growth"
 
 # What only shows in a browser is left out, with a line, where there is none.
 NEED_A_BROWSER = frozenset({Promise.PAGE_LOAD, Promise.HEAP})

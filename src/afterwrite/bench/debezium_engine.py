@@ -22,6 +22,8 @@ from typing import Any
 import msgspec
 import psycopg
 
+from afterwrite.record import Lsn
+
 NAME = "afterwrite sink of the peer"
 _OPERATIONS = {"c": "insert", "u": "update", "d": "delete"}
 _COPY = """
@@ -111,7 +113,7 @@ def _rows(records: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
             datetime.fromtimestamp(place.ts_us / 1e6, UTC),
             0,
             place.txId,
-            f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}",
+            str(Lsn(lsn)),
             ordinal,
             "debezium",
             "change",

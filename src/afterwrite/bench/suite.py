@@ -28,7 +28,7 @@ from afterwrite.bench import (
     users,
     writes,
 )
-from afterwrite.bench.claims import Claim, Report, Took, grown
+from afterwrite.bench.claims import GROWTH, Claim, Report, Took, grown
 from afterwrite.bench.grounds import Grounds, LeftOutError, Tell, open_grounds, read_machine
 from afterwrite.postgres import connect, statement
 
@@ -158,13 +158,13 @@ async def run_growth(
             version = version or await grounds.read_version()
     claims = [claim for found in found_at.values() for claim in found]
     claims += [
-        msgspec.structs.replace(claim, part="growth")
+        msgspec.structs.replace(claim, part=GROWTH)
         for less, more in itertools.pairwise(found_at)
         for claim in grown(less, found_at[less], more, found_at[more])
     ]
     seconds = round(sum(each.seconds for each in took), 1)
     took.append(
-        Took(part="growth", seconds=seconds, settings={"rounds": rounds, "rows": ", ".join(f"{n:,}" for n in found_at)})
+        Took(part=GROWTH, seconds=seconds, settings={"rounds": rounds, "rows": ", ".join(f"{n:,}" for n in found_at)})
     )
     return _report(began_at, began, False, version, took, claims)
 

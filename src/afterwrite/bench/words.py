@@ -13,14 +13,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from afterwrite.bench.claims import Claim, Promise, Report, Took
+from afterwrite.bench.claims import GROWTH, Claim, Promise, Report, Took
 from afterwrite.bench.planning import Asked, Plan
 from afterwrite.errors import UsageError
 
 _PLACE = re.compile(r"(<!-- measured: ([a-z0-9, ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 RUN, PROMISES, PLAN = "run", "promises", "plan"
-# Measured by a run of its own.
-GROWTH = "growth"
 
 
 def figure(value: float) -> str:

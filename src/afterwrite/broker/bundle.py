@@ -103,8 +103,14 @@ def receipt_of(headers: Mapping[str, str]) -> tuple[str, str] | None:
     Whoever may publish writes these, and a writer says them with rights of its own: so it says nothing but such names,
     and nowhere but in inboxes.
     """
-    inbox, name = headers.get(RECEIPT, ""), headers.get(MESSAGE_ID, "")
-    return (inbox, name) if is_inbox(inbox) and _NAMED.fullmatch(name) else None
+    inbox, name = inbox_of(headers), headers.get(MESSAGE_ID, "")
+    return (inbox, name) if inbox is not None and _NAMED.fullmatch(name) else None
+
+
+def inbox_of(headers: Mapping[str, str]) -> str | None:
+    """Where whoever published waits; what is named beside inboxes is not spoken to with a writer's rights."""
+    inbox = headers.get(RECEIPT, "")
+    return inbox if is_inbox(inbox) else None
 
 
 def _split(parts: Sequence[_Part], most: int) -> Iterable[list[_Part]]:

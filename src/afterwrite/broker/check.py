@@ -24,6 +24,7 @@ from afterwrite.broker.topology import (
     consumer_name,
     differences,
     lane_of_consumer,
+    metadata_of,
     names,
     partitions_of,
     refused_subject,
@@ -463,7 +464,7 @@ def plan(seen: Seen, layout: Layout) -> list[Step]:
                     remedy="drain and delete it, or name another one: nats_stream",
                 )
         if other:
-            metadata = {**cast("dict[str, str]", seen.config.get("metadata") or {}), **wanted["metadata"]}
+            metadata = {**metadata_of(seen.config), **wanted["metadata"]}
             kept = {name: value for name, value in metadata.items() if not name.startswith("_nats.")}
             steps.append(
                 Step(

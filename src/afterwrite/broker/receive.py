@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from afterwrite.broker.bundle import RECEIPT
+from afterwrite.broker.bundle import inbox_of
 from afterwrite.broker.link import Access, ApiError, Link, connect, is_inbox
 from afterwrite.broker.parcel import (
     PART,
@@ -164,7 +164,7 @@ class _Session:
             return
         self._parcel.add(bytes(delivery.message.data))
         self._held.append(delivery)
-        self._inbox = _inbox_of(delivery)
+        self._inbox = inbox_of(delivery.headers)
         if part.last:
             await self._store(self._parcel)
             return
@@ -177,7 +177,7 @@ class _Session:
         """What lacks the parts before it, which another writer had: the capture is told at once."""
         log.warning("source %s: a message was dropped that is no part of a batch, or lacks others", self._writer.lane)
         if part is not None:
-            self._inbox = _inbox_of(delivery)
+            self._inbox = inbox_of(delivery.headers)
             missing = AfterwriteError(
                 "parts of the batch went to a writer that is gone", remedy="it is published again"
             )
@@ -265,12 +265,6 @@ class _Session:
         if self._parcel is not None:
             self._parcel.close()
             self._parcel = None
-
-
-def _inbox_of(delivery: _Delivery) -> str | None:
-    """Where the capture waits; what it names beside inboxes is not spoken to with our rights."""
-    inbox = delivery.headers.get(RECEIPT, "")
-    return inbox if is_inbox(inbox) else None
 
 
 def _read(message: Any) -> tuple[Part | None, int]:

@@ -210,15 +210,20 @@ def source_consumer_config(stream: str, lane: str) -> dict[str, Any]:
     }
 
 
+def metadata_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a stream is told to say of itself; of a stream that nobody told anything, nothing."""
+    return cast("dict[str, str]", config.get("metadata") or {})
+
+
 def partitions_of(config: Mapping[str, Any]) -> int | None:
     """How many partitions a stream says that it has; None where it is no stream of ours."""
-    told = cast("dict[str, str]", config.get("metadata") or {}).get(PARTITIONS, "")
+    told = metadata_of(config).get(PARTITIONS, "")
     return int(told) if told.isdecimal() and 1 <= int(told) <= LANES else None
 
 
 def store_of(config: Mapping[str, Any]) -> str | None:
     """Which store a stream says that it is for."""
-    return cast("dict[str, str]", config.get("metadata") or {}).get(STORE)
+    return metadata_of(config).get(STORE)
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
