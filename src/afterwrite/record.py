@@ -328,8 +328,14 @@ _PG_EPOCH_MICROSECONDS = 946_684_800_000_000
 
 
 def from_pg_microseconds(microseconds: int) -> datetime:
-    """A commit time as the replication protocol sends it (microseconds since 2000-01-01 UTC)."""
-    return _UNIX_EPOCH + timedelta(microseconds=microseconds + _PG_EPOCH_MICROSECONDS)
+    """A commit time as the replication protocol sends it (microseconds since 2000-01-01 UTC).
+
+    Raises ValueError for one outside of the years 1 to 9999: no clock of a server says so.
+    """
+    try:
+        return _UNIX_EPOCH + timedelta(microseconds=microseconds + _PG_EPOCH_MICROSECONDS)
+    except OverflowError as error:
+        raise ValueError(f"a commit time of {microseconds} microseconds since 2000") from error
 
 
 def change_id(

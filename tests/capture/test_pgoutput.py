@@ -25,7 +25,7 @@ from afterwrite.capture.pgoutput import (
 )
 from afterwrite.capture.transaction import Column, Relation, Transaction
 from afterwrite.errors import AfterwriteError
-from afterwrite.record import Lsn
+from afterwrite.record import Lsn, from_pg_microseconds
 
 
 def row(*values: bytes | None) -> bytes:
@@ -69,7 +69,7 @@ def assembled(*messages: bytes) -> Transaction | None:
 
 def test_each_message_is_read() -> None:
     assert decode(BEGIN) == Begin(Lsn(0x1_0000_0010), 1_000_000, 77)
-    assert decode(COMMIT) == Commit(Lsn(0x1_0000_0010), Lsn(0x1_0000_0040), 1_000_000)
+    assert decode(COMMIT) == Commit(Lsn(0x1_0000_0010), Lsn(0x1_0000_0040), from_pg_microseconds(1_000_000))
     assert decode(RELATION) == Relation(
         7, "public", "t", "d", (Column("id", 23, -1, True), Column("note", 25, 68, False))
     )
@@ -96,6 +96,12 @@ def test_a_message_cut_short_or_too_long_says_which_and_where(message: bytes) ->
             read(message[:end])
     with pytest.raises(AfterwriteError, match="should end at byte"):
         read(message + b"\0")
+
+
+@pytest.mark.parametrize("microseconds", [2**63 - 1, -(2**63), 288_230_376_151_711_744])
+def test_a_commit_time_that_no_clock_says_is_our_error(microseconds: int) -> None:
+    with pytest.raises(AfterwriteError, match="cannot be read: a commit time of"):
+        decode(COMMIT[:-8] + struct.pack("!q", microseconds))
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"", *(message[:1] for message in ALL), *(m[:12] for m in ALL)]))

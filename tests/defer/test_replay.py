@@ -24,7 +24,7 @@ from afterwrite.defer.progress import caught_up, read_lag, read_progress, settle
 from afterwrite.defer.replay import Replayer, ReplayState, ReplayStatus, run_replayer
 from afterwrite.errors import AfterwriteError, Refused
 from afterwrite.postgres import connect
-from afterwrite.record import Activity, Lsn
+from afterwrite.record import CONTEXT_PREFIX, Activity, Lsn
 from afterwrite.store import reader
 
 DDL = """
@@ -860,7 +860,9 @@ async def _stamps(on: Stage) -> list[dict[str, object]]:
         b"select data from pg_logical_slot_get_binary_changes('seen', null, null, 'proto_version', '1', "
         b"'publication_names', 'seen', 'messages', 'true') where get_byte(data, 0) = ascii('M')"
     )
-    return [json.loads(message[message.index(b"{") :]) for message in messages]
+    # Behind the prefix comes the length, in four bytes; before it are others that may look like anything.
+    stamps = (message.partition(CONTEXT_PREFIX.encode() + b"\0")[2] for message in messages)
+    return [json.loads(stamp[4:]) for stamp in stamps]
 
 
 def test_effects_set_off_further_bodies_until_the_cascade_is_too_deep(dsn: str) -> None:

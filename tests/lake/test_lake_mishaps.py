@@ -12,10 +12,11 @@ import msgspec
 import pytest
 from lake_scene import OLD, a_batch, an_activity, lay
 from pyarrow import parquet
+from typed import typed
 
 from afterwrite.errors import AfterwriteError, Refused, UsageError
 from afterwrite.lake import tiers
-from afterwrite.lake.archive import SESSION, ArchivePolicy, archive, read_parts
+from afterwrite.lake.archive import SESSION, Archived, ArchivePolicy, archive, read_parts
 from afterwrite.lake.duck import DuckEngine
 from afterwrite.lake.export import hand_over
 from afterwrite.lake.table import Lake
@@ -28,14 +29,25 @@ from afterwrite.store.partitions import Temperature, make_partitions_of, read_pa
 from afterwrite.store.writer import open_sink
 
 
-async def move(dsn: str, lake: Lake, *, after_days: int = 90) -> None:
+async def move(dsn: str, lake: Lake, *, after_days: int = 90) -> Archived:
     async with connect(dsn, options=SESSION) as db:
-        await archive(db, lake, ArchivePolicy(after_days=after_days))
+        return await archive(db, lake, ArchivePolicy(after_days=after_days))
 
 
 async def count(dsn: str, lake: Lake) -> int:
     async with connect(dsn) as db, tiers.both(db, lake) as both:
         return len((await both.search(parse(""), limit=1_000, seconds=60)).page.items)
+
+
+def spoil(file: Path) -> bytes:
+    """Leave nothing in it but its length and the mark of its kind; what it was."""
+    held = file.read_bytes()
+    file.write_bytes(b"PAR1" + bytes(len(held) - 8) + b"PAR1")
+    return held
+
+
+def mend(file: Path, held: bytes) -> None:
+    file.write_bytes(held)
 
 
 def test_the_lake_of_another_store_takes_nothing_of_this_one(dsn: str, tmp_path: Path) -> None:
@@ -114,7 +126,7 @@ def test_a_file_that_is_gone_or_broken_is_told_of_its_day_and_the_others_are_rea
         await move(dsn, lake)
         lake.open()
         broken, gone, _ = (Path(lake.place(file)) for file in sorted(lake.files(), key=lambda file: file.day))
-        broken.write_bytes(b"PAR1" + bytes(broken.stat().st_size - 8) + b"PAR1")
+        spoil(broken)
         gone.unlink()
         async with connect(dsn) as db:
             days = await verify(db, lake)
@@ -123,6 +135,39 @@ def test_a_file_that_is_gone_or_broken_is_told_of_its_day_and_the_others_are_rea
                 await hand_over(db, lake, parse("tenant:a"), tmp_path / "out")
 
     asyncio.run(scenario())
+
+
+def test_what_comes_for_a_day_that_cannot_be_read_waits_and_the_others_leave(dsn: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await lay(dsn, rows=4)
+        lake = Lake(str(tmp_path / "lake"))
+        await move(dsn, lake)
+        async with open_sink(dsn) as sink:
+            for number, days in enumerate(OLD):
+                await sink.write(msgspec.structs.replace(a_batch(days, 500 + 10 * number, 2), checkpoint=None))
+        broken = Path(lake.place(min(lake.files(), key=lambda file: file.day)))
+        held = spoil(broken)
+        done = await move(dsn, lake)
+        assert [finding.rule for finding in done.survey.findings] == ["lake-unreadable"]
+        assert [(deed.kind.value, deed.rows) for deed in done.deeds] == [("copied", 2), ("dropped", 2)] * 2
+        mend(broken, held)
+        done = await move(dsn, lake)
+        assert [(deed.kind.value, deed.rows) for deed in done.deeds] == [("copied", 2), ("dropped", 2)]
+        assert await count(dsn, lake) == 26
+        async with connect(dsn) as db:
+            assert all(day.same for day in await verify(db, lake))
+
+    asyncio.run(scenario())
+
+
+def test_a_dry_run_looks_at_the_lake_too(dsn: str, tmp_path: Path) -> None:
+    asyncio.run(lay(dsn, rows=2))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"mine")
+    for url, said in (("ftp://host/lake", "cannot be used"), (str(tmp_path / "photos"), "that is no lake")):
+        told = typed("lake", "archive", "--url", url, env={"AFTERWRITE_DSN": dsn})
+        assert told.returncode != 0
+        assert said in " ".join(told.stderr.split())
 
 
 def test_what_came_again_after_its_day_had_left_is_handed_over_once(dsn: str, tmp_path: Path) -> None:

@@ -52,7 +52,6 @@ from afterwrite.record import (
     EVENT_PREFIX,
     Lsn,
     Operation,
-    from_pg_microseconds,
 )
 from afterwrite.seal import unseal
 
@@ -315,7 +314,7 @@ class _Open:
             xid=self.begin.xid,
             commit_lsn=commit.commit_lsn,
             end_lsn=commit.end_lsn,
-            committed_at=from_pg_microseconds(commit.committed_at),
+            committed_at=commit.committed_at,
             context=self._context,
             changes=self._reading(_Part.CHANGES, _read_rows),
             legacy=self._reading(_Part.LEGACY, _read_rows),

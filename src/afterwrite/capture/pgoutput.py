@@ -8,6 +8,7 @@ version 2 and is not asked for either.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from struct import Struct, error
 from typing import Final
 
@@ -16,7 +17,7 @@ import msgspec
 from afterwrite.capture.transaction import Column, Relation
 from afterwrite.capture.values import Encoder
 from afterwrite.errors import AfterwriteError
-from afterwrite.record import Lsn
+from afterwrite.record import Lsn, from_pg_microseconds
 
 Value = bytes | None
 """A column's text, or None for SQL NULL."""
@@ -42,7 +43,7 @@ class Begin(msgspec.Struct, frozen=True, gc=False):
 class Commit(msgspec.Struct, frozen=True, gc=False):
     commit_lsn: Lsn
     end_lsn: Lsn
-    committed_at: int
+    committed_at: datetime
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
@@ -218,7 +219,7 @@ def _read_begin(data: bytes) -> tuple[Begin, int]:
 
 def _read_commit(data: bytes) -> tuple[Commit, int]:
     _, lsn, end, at = _commit(data, 1)
-    return Commit(Lsn(lsn), Lsn(end), at), 26
+    return Commit(Lsn(lsn), Lsn(end), from_pg_microseconds(at)), 26
 
 
 def _read_origin(data: bytes) -> tuple[Origin, int]:

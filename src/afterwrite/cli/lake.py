@@ -26,7 +26,7 @@ from afterwrite.cli.face import (
 )
 from afterwrite.cli.tiers import lake_of
 from afterwrite.errors import ExitCode, UsageError
-from afterwrite.lake.archive import SESSION, Archived, ArchivePolicy, Deed, DeedKind, Survey, archive, survey
+from afterwrite.lake.archive import SESSION, Archived, ArchivePolicy, Deed, DeedKind, Survey, archive, need_lake, survey
 from afterwrite.lake.export import Handed, hand_over
 from afterwrite.lake.verify import DayRead, verify
 from afterwrite.postgres import connect
@@ -92,10 +92,12 @@ def archive_command(
 
 
 async def _survey(given: Settings, policy: ArchivePolicy) -> Survey:
-    lake_of(given)
+    lake = lake_of(given)
     async with connect(given.store, application_name="afterwrite lake", guarded=True) as store:
         await require_store(store)
-        return await survey(store, policy)
+        seen = await survey(store, policy)
+        await need_lake(store, lake, seen.parts)
+        return seen
 
 
 async def _archive(given: Settings, policy: ArchivePolicy, *, quiet: bool) -> Archived:
@@ -225,7 +227,8 @@ def export_command(
     tenant: Annotated[str | None, typer.Option("--tenant", help="Of this tenant.", show_default=False)] = None,
     actor: Annotated[str | None, typer.Option("--actor", help="Of this actor.", show_default=False)] = None,
     entity: Annotated[
-        str | None, typer.Option("--entity", metavar="TYPE/ID", help="About this thing.", show_default=False)
+        str | None,
+        typer.Option("--entity", metavar="TYPE[/ID]", help="About this thing, or all of a type.", show_default=False),
     ] = None,
     after: Annotated[str | None, typer.Option("--after", metavar="TIME", help="From then on.")] = None,
     before: Annotated[str | None, typer.Option("--before", metavar="TIME", help="Up to then.")] = None,

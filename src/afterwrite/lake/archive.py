@@ -30,7 +30,7 @@ from psycopg import sql
 from afterwrite.errors import AfterwriteError, Finding, Refused, Severity
 from afterwrite.failpoints import failpoint
 from afterwrite.lake.rows import DIGESTED, OWN_DIGEST, Reader, Sum, add_up, copy_of, digests
-from afterwrite.lake.table import Lake, need_version
+from afterwrite.lake.table import Lake, UnreadableError, need_version
 from afterwrite.postgres import Database, LockPolicy, LockTimeout, identifier, statement
 from afterwrite.store import maintain as maintenance
 from afterwrite.store.partitions import (
@@ -185,8 +185,8 @@ async def archive(
 ) -> Archived:
     """Do what is due. ``db`` is a connection of its own, opened with ``SESSION``; nobody else maintains meanwhile.
 
-    A day that cannot be had now (somebody holds a lock), or of which the lake has rows that say something else, becomes
-    a finding and stays. Raises Refused where the lake is another one than the ledger tells of.
+    A day that cannot be had now (somebody holds a lock), or of which the lake has rows that say something else, or that
+    cannot be read, becomes a finding and stays. Raises Refused where the lake is another one than the ledger tells of.
     """
     deeds: list[Deed] = []
 
@@ -199,9 +199,7 @@ async def archive(
     async with maintenance.alone(db, wait_seconds):
         seen = await survey(db, policy)
         if seen.due:
-            store = await read_identity(db)
-            there = await asyncio.to_thread(lake.open, make=None if seen.parts else store)
-            need_ours(lake, store, seen.parts, there=there)
+            store = await need_lake(db, lake, seen.parts, make=True)
             run = _Run(db, lake, store, policy, locks, done)
             for due in seen.due:
                 try:
@@ -212,6 +210,10 @@ async def archive(
                     hindered.append(_trouble("lake-seal-broken", Severity.ERROR, due, error))
                 except Refused as error:
                     hindered.append(_trouble("lake-differs", Severity.ERROR, due, error))
+                except UnreadableError as error:
+                    # Where the log cannot be read either, it is the storage that is away, and not a file that is gone.
+                    await asyncio.to_thread(lake.open)
+                    hindered.append(_trouble("lake-unreadable", Severity.ERROR, due, error))
         vacuumed = await asyncio.to_thread(_tidy, lake, policy, {deed.day for deed in deeds}, done)
     left = await survey(db, policy)
     return Archived(
@@ -219,6 +221,20 @@ async def archive(
         vacuumed=vacuumed,
         survey=msgspec.structs.replace(left, findings=(*left.findings, *hindered)),
     )
+
+
+async def need_lake(db: Database, lake: Lake, parts: tuple[Part, ...], *, make: bool = False) -> str:
+    """Open the lake of this store, or lay it with ``make``; the store's identity.
+
+    Raises Refused where it is another one than the ledger tells of, UsageError where none can be laid.
+    """
+    store = await read_identity(db)
+    there = await asyncio.to_thread(lake.open, make=store if make and not parts else None)
+    if there or parts:
+        need_ours(lake, store, parts, there=there)
+    else:
+        await asyncio.to_thread(lake.need_empty)
+    return store
 
 
 def need_ours(lake: Lake, store: str, parts: tuple[Part, ...], *, there: bool) -> None:

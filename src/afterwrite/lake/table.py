@@ -78,6 +78,10 @@ def missing(error: ImportError, extra: str = "lake") -> NoReturn:
     ) from error
 
 
+class UnreadableError(AfterwriteError):
+    """A file of the lake is gone or broken, or its storage is away."""
+
+
 class Lake:
     """A Delta table at a place; ``options`` are what its object store is opened with."""
 
@@ -121,7 +125,7 @@ class Lake:
                 return True
             if make is None:
                 return False
-            self._need_empty()
+            self.need_empty()
             if self.local:
                 Path(self.url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
             self._table = self._delta.DeltaTable.create(
@@ -145,9 +149,10 @@ class Lake:
         """Whether it was laid for this store."""
         return self._table.transaction_version(f"{_APPLICATION}/{store}") is not None
 
-    def _need_empty(self) -> None:
-        """Refuse to be laid among other files: what is none of ours would be vacuumed with what is past."""
-        strange = self._others()
+    def need_empty(self) -> None:
+        """Raises UsageError where other files are: laid among them, it would have them vacuumed with its own."""
+        with self._translated():
+            strange = self._others()
         if strange is not None:
             raise UsageError(
                 f"there is something at {self.url} that is no lake: {strange}",
@@ -167,12 +172,16 @@ class Lake:
         return next((str(each.path) for each in found if not str(each.path).lstrip("/").startswith(_LOG)), None)
 
     @contextmanager
-    def _translated(self) -> Generator[None]:
+    def _translated(self, kind: type[AfterwriteError] = AfterwriteError) -> Generator[None]:
         """What the object store, the log or a file says, as one of ours."""
         try:
             yield
         except (self._delta.exceptions.DeltaError, OSError, self._pa.ArrowException) as error:
-            raise self.trouble(error) from error
+            said = " ".join(_COLOURS.sub("", str(error)).replace("↳", ":").split())
+            raise kind(
+                f"the lake at {self.url} cannot be used: {said[:500]}",
+                remedy="see that lake_url and lake_options name it, and that it may be read and written",
+            ) from error
 
     def _compare(self) -> None:
         found = {field.name for field in self._table.schema().fields}
@@ -196,14 +205,6 @@ class Lake:
                 remedy="have that program take the feature back (ALTER TABLE … DROP FEATURE), or restore the version"
                 " before",
             )
-
-    def trouble(self, error: Exception) -> AfterwriteError:
-        """What the object store or the log said, as one of ours."""
-        said = " ".join(_COLOURS.sub("", str(error)).replace("↳", ":").split())
-        return AfterwriteError(
-            f"the lake at {self.url} cannot be used: {said[:500]}",
-            remedy="see that lake_url and lake_options name it, and that it may be read and written",
-        )
 
     @property
     def identity(self) -> str:
@@ -284,13 +285,13 @@ class Lake:
     def batches(self, day: date, part: int | None, columns: Sequence[str]) -> Iterator[Any]:
         """What is in the files of a day, of one part of it, a stretch of rows at a time.
 
-        Raises AfterwriteError where a file is gone or broken.
+        Raises UnreadableError where a file is gone or broken.
         """
         import pyarrow.dataset as ds
 
         fields: Any = cast("Any", ds).field
         held = None if part is None else fields("part") == part
-        with self._translated():
+        with self._translated(UnreadableError):
             yield from self.dataset([day]).to_batches(
                 columns=list(columns), filter=held, batch_size=20_000, batch_readahead=2, fragment_readahead=1
             )
