@@ -77,17 +77,17 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 FULL = Scale()
 # The least that still gives intervals.
 QUICK = Scale(
-    queries=queries.Options(rows=40_000, days=7, rounds=2, questions=4, seconds=0.3),
-    api=serve.ApiOptions(rows=40_000, days=7, rounds=2, requests=7, seconds=0.3),
-    pages=serve.PageOptions(rows=40_000, days=7, rounds=2, looked_at=400),
+    queries=queries.Options(rows=25_000, days=7, rounds=2, questions=4, seconds=0.3),
+    api=serve.ApiOptions(rows=25_000, days=7, rounds=2, requests=7, seconds=0.3),
+    pages=serve.PageOptions(rows=25_000, days=7, rounds=2, looked_at=250),
     writes=writes.Options(rounds=2, transactions=100, keep=False),
-    users=users.Options(rounds=2, seconds=1, warm_seconds=0.3, first=20, step=3.0, think_ms=12, hot_only=True),
+    users=users.Options(rounds=2, seconds=1, warm_seconds=0.2, first=30, step=3.0, think_ms=12, hot_only=True),
     bill=bill.Options(rounds=2, seconds=0.7, apart=False),
-    capture=capture.Options(rounds=2, changes=8_000, limits=False),
-    feed=feed.Options(rounds=2, seconds=1.0, loads=(feed.Steady(1_000, 1),)),
+    capture=capture.Options(rounds=2, changes=6_000, limits=False),
+    feed=feed.Options(rounds=2, seconds=0.8, loads=(feed.Steady(1_000, 1),)),
     defer=defer.Options(rounds=1, seconds=1.0, backlog=200),
-    peers=peers.Options(rounds=2, transactions=250, few=True),
-    recorder=recorder.Options(rounds=2, events=9_000, stored=3_000, inserts=400),
+    peers=peers.Options(rounds=2, few=True),
+    recorder=recorder.Options(rounds=2, events=6_000, stored=2_000, inserts=400),
 )
 
 
