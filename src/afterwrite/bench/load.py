@@ -47,14 +47,15 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What pgbench is to do: so many transactions, at most ``rate`` a second in all (None: as fast as it goes).
 
-    With ``seconds`` it goes on for so long instead. ``away_ms`` is the network between two statements, as if the
-    application were so far away, ``think_ms`` what a client waits after each transaction, which is no part of it.
-    What ended in the ``warm_seconds`` before is not counted: sessions are new, and their functions not yet compiled.
+    With ``seconds`` it goes on for so long instead, at least: pgbench knows whole ones. ``away_ms`` is the network
+    between two statements, as if the application were so far away, ``think_ms`` what a client waits after each
+    transaction, which is no part of it. What ended in the ``warm_seconds`` before is not counted: sessions are new,
+    and their functions not yet compiled.
     """
 
     scripts: Mapping[str, int]
     transactions: int = 0
-    seconds: int = 0
+    seconds: float = 0
     clients: int = 4
     rate: float | None = None
     stamped: bool = True
@@ -106,7 +107,7 @@ async def run_pgbench(
         words += ["-R", f"{load.rate:g}"]
     clients = load.clients if load.seconds else max(1, min(load.clients, load.transactions))
     extent = (
-        ("-T", load.seconds + math.ceil(load.warm_seconds))
+        ("-T", math.ceil(load.seconds + load.warm_seconds))
         if load.seconds
         else ("-t", max(1, load.transactions // clients))
     )

@@ -81,7 +81,7 @@ QUICK = Scale(
     api=serve.ApiOptions(rows=25_000, days=7, rounds=2, requests=7, seconds=0.3),
     pages=serve.PageOptions(rows=25_000, days=7, rounds=2, looked_at=250),
     writes=writes.Options(rounds=2, transactions=100, keep=False),
-    users=users.Options(rounds=2, seconds=1, warm_seconds=0.2, first=30, step=3.0, think_ms=12, hot_only=True),
+    users=users.Options(rounds=2, seconds=0.6, warm_seconds=0.15, first=30, step=3.0, think_ms=12, hot_only=True),
     bill=bill.Options(rounds=2, seconds=0.7, apart=False),
     capture=capture.Options(rounds=2, changes=6_000, limits=False),
     feed=feed.Options(rounds=2, seconds=0.8, loads=(feed.Steady(1_000, 1),)),

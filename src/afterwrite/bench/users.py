@@ -34,7 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     rounds: int = 5
-    seconds: int = 1
+    seconds: float = 1.0
     warm_seconds: float = 0.5
     first: int = 40
     step: float = 2.0
