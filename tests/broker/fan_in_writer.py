@@ -31,7 +31,7 @@ async def main(url: str, dsn: str) -> None:
 
     await run_writers(
         read_access(url),
-        partial(open_sink, dsn, application_name="fan-in writer"),
+        partial(open_sink, dsn),
         stop=stop,
         pace=Pace(batch_rows=400, linger_seconds=0.02),
         on_status=hear,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -70,6 +74,41 @@ def test_a_stand_by_takes_over_and_begins_with_what_was_not_acknowledged(
 
     asyncio.run(run())
     assert stored(installed_dsn) == [str(n) for n in range(5 + later)]
+
+
+def test_a_writer_that_stands_still_in_the_middle_of_a_batch_keeps_nobody_waiting(
+    tmp_path: Path, stream: Access, installed_dsn: str
+) -> None:
+    """Its session holds rows that the next one has, too, and is none that is idle: the server would wait for ever."""
+    struck = tmp_path / "struck"
+    struck.touch()
+    still = subprocess.Popen(
+        [sys.executable, "-m", "afterwrite", "broker", "write", "--url", ",".join(stream.urls), "--dsn", installed_dsn],
+        env={
+            **os.environ,
+            "AFTERWRITE_NATS_STREAM": stream.stream,
+            "AFTERWRITE_FAILPOINTS": "sink.before_copy_end=freeze@1",
+            "AFTERWRITE_FAILPOINTS_LOG": str(struck),
+        },
+        stderr=subprocess.DEVNULL,
+    )
+
+    async def run() -> None:
+        await come(lambda: struck.read_text() != "")
+        still.send_signal(signal.SIGSTOP)
+        async with writing(stream, installed_dsn) as writer:
+            await come(lambda: writer.status.stored == 3_000)
+            still.send_signal(signal.SIGCONT)
+            still.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(still.wait, 20) == 0
+
+    try:
+        asyncio.run(publish(stream, [made(n) for n in range(3_000)]))
+        asyncio.run(run())
+    finally:
+        still.kill()
+        still.wait()
+    assert stored(installed_dsn) == [str(n) for n in range(3_000)]
 
 
 def test_a_writer_of_another_store_takes_nothing_and_keeps_nobody_from_it(

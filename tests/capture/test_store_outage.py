@@ -83,11 +83,13 @@ def ends_in_time(process: subprocess.Popen[bytes]) -> None:
 def standing_still(store: Server) -> Iterator[None]:
     """Every process of the store's server stopped where it is: what is sent to it is accepted and not answered."""
     assert store.pid is not None
-    children = Path(f"/proc/{store.pid}/task/{store.pid}/children").read_text().split()
-    pids = [store.pid, *map(int, children)]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    pids = [store.pid]
     try:
+        # Its parent first: no child comes or is forgotten after that, though one may just have ended.
+        os.kill(store.pid, signal.SIGSTOP)
+        pids += map(int, Path(f"/proc/{store.pid}/task/{store.pid}/children").read_text().split())
+        for pid in pids[1:]:
+            os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in reversed(pids):

@@ -39,6 +39,8 @@ _SECOND = 1_000_000_000
 _LEAST_WINDOW_SECONDS = 30
 _FULL_SHARE = 0.8
 _MONITOR_SECONDS = 3.0
+# A stream that is made waits until its brokers have chosen who leads it.
+_DONE_SECONDS = 30.0
 _STREAM_NOT_FOUND = 10059
 _CONSUMER_NOT_FOUND = 10014
 _INSTALL = "afterwrite broker install --apply"
@@ -535,7 +537,7 @@ async def carry_out(access: Access, steps: Sequence[Step]) -> None:
     async with connect(access, name="afterwrite install") as link:
         for step in steps:
             try:
-                await link.ask(step.subject, step.question)
+                await link.ask(step.subject, step.question, seconds=_DONE_SECONDS)
             except ApiError as error:
                 # A writer that was at it has made it, or taken it away.
                 if step.subject.startswith("CONSUMER.DELETE.") and error.code == _CONSUMER_NOT_FOUND:

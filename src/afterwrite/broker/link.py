@@ -112,11 +112,13 @@ class Link:
     def new_inbox(self) -> str:
         return str(self._client.new_inbox())
 
-    async def ask(self, subject: str, question: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Ask JetStream; raises ApiError with its words where it says no."""
+    async def ask(
+        self, subject: str, question: Mapping[str, Any] | None = None, *, seconds: float = _API_SECONDS
+    ) -> dict[str, Any]:
+        """Ask JetStream; raises ApiError with its words where it says no, ConnectionLost after so many seconds."""
         with self._explained(), translated(self._access):
             answer = await self._client.request(
-                f"$JS.API.{subject}", msgspec.json.encode(question or {}), timeout=_API_SECONDS
+                f"$JS.API.{subject}", msgspec.json.encode(question or {}), timeout=seconds
             )
         said: dict[str, Any] = msgspec.json.decode(answer.data)
         error = said.get("error")

@@ -30,6 +30,7 @@ import msgspec
 from afterwrite.broker.link import ApiError, Link
 from afterwrite.broker.topology import GROUP, TAKEOVER_SECONDS, differences
 from afterwrite.errors import AfterwriteError, Refused
+from afterwrite.store.writer import PostgresSink
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,13 @@ _OTHERWISE_THERE = 10148
 _LATE_SECONDS = 1.5
 _PIN = "Nats-Pin-Id"
 _ACK = b"+ACK"
+
+
+class OpenStore(Protocol):
+    """Opens the store; ``sole`` ends other sessions of this name, those of a writer before this one that is cut off,
+    or stands still in the middle of a batch."""
+
+    def __call__(self, *, application_name: str, sole: bool) -> AbstractAsyncContextManager[PostgresSink]: ...
 
 
 class State(StrEnum):

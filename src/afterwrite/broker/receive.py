@@ -16,9 +16,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -36,7 +36,7 @@ from afterwrite.broker.parcel import (
     read_part,
     trouble_of,
 )
-from afterwrite.broker.pull import Delivery, Progress, Pull, State, Steady
+from afterwrite.broker.pull import Delivery, OpenStore, Progress, Pull, State, Steady
 from afterwrite.broker.topology import (
     WRITERS_INBOX,
     changes_stream,
@@ -67,12 +67,6 @@ _MOST_BYTES = 16 << 20
 _MOST_HELD = 16
 # After so many parts the capture hears of them: a quarter of what it publishes ahead.
 _TELL_PARTS = 8
-
-
-class OpenStore(Protocol):
-    """Opens the store; ``sole`` ends other sessions of this name, those of a writer that was cut off."""
-
-    def __call__(self, *, application_name: str, sole: bool) -> AbstractAsyncContextManager[PostgresSink]: ...
 
 
 class SourceStatus(Progress, frozen=True, kw_only=True):

@@ -10,14 +10,14 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
 from afterwrite.broker.bundle import receipt_of, unbundle
 from afterwrite.broker.link import Access, ApiError, Link, connect
-from afterwrite.broker.pull import Delivery, Progress, Pull, State, Steady
+from afterwrite.broker.pull import Delivery, OpenStore, Progress, Pull, State, Steady
 from afterwrite.broker.topology import WRITERS_INBOX, consumer_config, partitions_of, refused_subject, store_of
 from afterwrite.errors import AfterwriteError, GateNotMet, Refused, UsageError
 from afterwrite.failpoints import failpoint
@@ -26,8 +26,6 @@ from afterwrite.recorder.deliver import is_refusal
 from afterwrite.recorder.spool import Event, without_absent
 
 log = logging.getLogger(__name__)
-
-OpenStore = Callable[[], AbstractAsyncContextManager[Sink]]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 # How long the broker may take to keep what is set aside.
@@ -128,7 +126,7 @@ class Writer(Steady[WriterStatus]):
 
     async def _compare(self, store: str) -> None:
         """Before anything is asked for: who is given it keeps it from the writers of the store that it is for."""
-        async with self.open_store() as sink:
+        async with self.open_store(application_name="afterwrite broker", sole=False) as sink:
             ours = await sink.read_identity()
         if ours != store:
             raise Refused(
@@ -191,7 +189,9 @@ class _Session:
         failpoint("broker.before_store")
         if events:
             if self._sink is None:
-                self._sink = await self._stack.enter_async_context(writer.open_store())
+                # Of the writer before us, who may stand still in the middle of a batch, nothing is to be waited for.
+                name = f"afterwrite writer {self._stream}/{self._partition}"
+                self._sink = await self._stack.enter_async_context(writer.open_store(application_name=name, sole=True))
             stored, refused = await self._send(self._sink, _once(events))
             writer.suspect(len(events), refused)
         failpoint("broker.after_store")

@@ -313,7 +313,7 @@ async def _write(given: Settings, partitions: list[int], *, changes: bool, json:
         try:
             await run_writers(
                 _access(given),
-                partial(open_store, application_name="afterwrite broker"),
+                open_store,
                 stop=stop,
                 partitions=sorted(set(partitions)),
                 pace=Pace(batch_rows=given.batch_rows, linger_seconds=given.linger_ms / 1000),

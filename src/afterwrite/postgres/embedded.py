@@ -389,7 +389,7 @@ def sweep(*, kept: bool = False) -> list[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _stop_orphan(home)
-            shutil.rmtree(home, ignore_errors=True)
+            _remove(home)
             removed.append(home)
         except BlockingIOError:  # its owner lives
             pass
@@ -405,6 +405,14 @@ def kept_servers() -> list[str]:
         for home in sorted(_root().iterdir())
         if (home / "keep").exists() and _postmaster(home) is not None
     ]
+
+
+def _remove(home: Path) -> None:
+    """Again while it comes back: initdb, or a backend, of an owner who was killed ends in what is no more."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    while home.exists() and time.monotonic() < deadline:
+        shutil.rmtree(home, ignore_errors=True)
+        time.sleep(0.02)
 
 
 def _remove_unclaimed(home: Path) -> None:
