@@ -11,20 +11,24 @@ import msgspec
 
 from afterwrite.postgres import Database, script, statement
 from afterwrite.store.lines import Sealing
+from afterwrite.store.maintain import CLOSED_AFTER
 from afterwrite.store.partitions import Temperature, create_index, make_partition, partition_name, wanted_indexes
 from afterwrite.store.reader import read_day_lines
 from afterwrite.store.schema import install_store
 
 
 async def lay_days(db: Database, rows: int, *, days: int, hot_days: int) -> None:
-    """Lay a store of so many rows over the last full days (UTC), those before ``hot_days`` cold."""
+    """Lay a store of so many rows over the last days (UTC) that may leave, those before ``hot_days`` cold.
+
+    In the first hour of a day the one before is none of them.
+    """
     await install_store(db)
     per_day = rows // days
     insert_day = script("bench/activity_day")
-    today = datetime.now(UTC).date()
+    newest = (datetime.now(UTC) - CLOSED_AFTER).date() - timedelta(days=1)
     await db.run(b"select setseed(0.5)")
     for number in range(days):
-        day: date = today - timedelta(days=number + 1)
+        day: date = newest - timedelta(days=number)
         await make_partition(db, day)
         name = partition_name(day)
         temperature = Temperature.HOT if number < hot_days else Temperature.COLD

@@ -75,7 +75,7 @@ SESSION = {
 }
 _PATIENT = LockPolicy(lock_timeout_ms=200, attempts=10, first_pause_ms=100, longest_pause_ms=2_000)
 # A day is closed when it is over and what was under way has been stored.
-_CLOSED_AFTER = timedelta(hours=1)
+CLOSED_AFTER = timedelta(hours=1)
 # Days that get a partition for what waits of them in the default one: those near, and those with many rows.
 _NEAR_DAYS = 366
 # Each partition in an exchange takes a dozen locks, of the few thousand that a server has.
@@ -111,7 +111,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     def closed_at(self) -> datetime | None:
         """When nothing more is expected to be written into it."""
-        return _midnight(self.day + timedelta(days=1)) + _CLOSED_AFTER if self.day else None
+        return _midnight(self.day + timedelta(days=1)) + CLOSED_AFTER if self.day else None
 
     @property
     def settled(self) -> bool:
