@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from api_fuzz import attack
 from serving import an_event, key, serving, store, write
 
@@ -13,6 +14,8 @@ from afterwrite.settings import Settings
 _EXAMPLES = 1
 
 
+# The server is of this process, and its pauses are random: Hypothesis takes that for a strategy's own doing.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
 def test_every_operation_answers_what_it_says_to_whatever_it_is_asked(server: Any) -> None:
     with store(server) as dsn:
         write(dsn, *map(an_event, range(20)))
