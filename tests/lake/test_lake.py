@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 import re
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from lake_scene import OLD, TODAY, a_batch, lay
 from typed import typed
 
 from afterwrite.errors import Refused, UsageError
-from afterwrite.lake import tiers
-from afterwrite.lake.archive import SESSION, Archived, ArchivePolicy, archive, read_parts
+from afterwrite.lake import table, tiers
+from afterwrite.lake.archive import SESSION, Archived, ArchivePolicy, DeedKind, archive, read_parts
 from afterwrite.lake.export import hand_over
 from afterwrite.lake.table import Lake
 from afterwrite.lake.verify import verify
 from afterwrite.postgres import connect
+from afterwrite.record import Batch
 from afterwrite.search import timeline
 from afterwrite.search.analytics import ReportName, report
 from afterwrite.search.find import find
@@ -250,6 +253,47 @@ def test_many_files_of_a_day_become_few_and_say_the_same(dsn: str, tmp_path: Pat
             done = await move(dsn, lake, ArchivePolicy(most_files=2))
         assert [deed.kind.value for deed in done.deeds] == ["copied", "dropped", "compacted"]
         assert len(lake.files([day])) == 1
+        async with connect(dsn) as db:
+            assert all(each.same for each in await verify(db, lake))
+
+    asyncio.run(scenario())
+
+
+def test_wide_rows_lie_in_small_groups_so_that_none_fills_the_memory(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as parquet
+
+    monkeypatch.setattr(table, "_GROUP_BYTES", 100_000)
+    dice = random.Random(1)
+
+    def wide(first: int, rows: int) -> Batch:
+        batch = a_batch(100, first, rows)
+        notes = [msgspec.Raw(msgspec.json.encode({"note": dice.randbytes(2_500).hex()})) for _ in batch.activities]
+        activities = [
+            msgspec.structs.replace(each, metadata=note) for each, note in zip(batch.activities, notes, strict=True)
+        ]
+        return msgspec.structs.replace(batch, activities=activities)
+
+    async def scenario() -> None:
+        lake = Lake(str(tmp_path / "lake"))
+        day = (TODAY - timedelta(days=100)).date()
+        await lay(dsn, rows=1)
+        for number in (0, 1, 2):
+            async with connect(dsn) as db:
+                await make_partitions(db, days=[day])
+            async with open_sink(dsn) as sink:
+                await sink.write(wide(20_000 + number * 100, 60))
+            done = await move(dsn, lake, ArchivePolicy(most_files=2))
+            biggest = [
+                parquet.read_metadata(lake.place(file)).row_group(group).num_rows
+                for file in lake.files([day])
+                for group in range(parquet.read_metadata(lake.place(file)).num_row_groups)
+            ]
+            # A row is 5,000 bytes as text; on disk somewhat less or more.
+            assert max(biggest) <= 50
+            assert len(biggest) >= 2
+        assert done.deeds[-1].kind is DeedKind.COMPACTED
         async with connect(dsn) as db:
             assert all(each.same for each in await verify(db, lake))
 

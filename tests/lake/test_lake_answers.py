@@ -208,7 +208,7 @@ def test_no_file_is_skipped_that_holds_the_value(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         row = dict.fromkeys(COLUMNS) | fixed
         row |= {"id": f"0195a000-0000-7000-8000-{number:012x}", "part": number + 1, "actor_id": name, "entity_id": name}
-        lake.append("store", DAY.date(), number + 1, [pa.RecordBatch.from_pylist([row], schema=lake.schema())])
+        lake.append("store", DAY.date(), number + 1, [pa.RecordBatch.from_pylist([row], schema=lake.schema())], width=1)
     with DuckEngine(lake, threads=1) as engine:
         for name in filter(None, names):
             for line in (f'actor:"{name}"', f'entity:"t/{name}"'):

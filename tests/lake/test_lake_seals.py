@@ -117,7 +117,7 @@ def test_a_batch_over_midnight_is_read_whole_when_the_first_of_its_days_leaves(d
 def test_where_the_writing_breaks_off_its_own_trouble_is_told(
     dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Lake, store: str, day: object, part: int, batches: Iterator[object]) -> int:
+    def fail(self: Lake, store: str, day: object, part: int, batches: Iterator[object], *, width: int) -> int:
         next(batches)
         raise AfterwriteError("the disk of the lake is full")
 

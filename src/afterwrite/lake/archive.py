@@ -315,7 +315,7 @@ class _Run:
             hot = await self._count(table)
             fresh = part is None or (part.left_at is not None and not detached)
             if part is None or fresh or part.rows + part.known != hot:
-                copied = await self._add(due.day, 1 + (part.part if part else 0), table, detached=detached)
+                copied = await self._add(due.day, 1 + (part.part if part else 0), table, hot, detached=detached)
                 sealed = sealed or copied
             elif self._policy.keep:
                 return
@@ -367,7 +367,7 @@ class _Run:
                 " (`afterwrite doctor` reads every seal)",
             )
 
-    async def _add(self, day: date, part: int, table: str, *, detached: bool) -> bool:
+    async def _add(self, day: date, part: int, table: str, hot: int, *, detached: bool) -> bool:
         """Bring what the lake lacks of a day there, read it back, and write that down; whether its seals were read."""
         committed = await asyncio.to_thread(self._lake.committed, self._store, day)
         known = 0
@@ -381,7 +381,10 @@ class _Run:
             return False
         failpoint("lake.before_write")
         # A table that is taken out was looked at before, and cannot stay any more.
-        sent, version = await self._copy(day, part, table, besides=known > 0, sealed=not detached)
+        size: int = await self._db.value(statement("lake.measure_rows"), name=f"{SCHEMA}.{table}")
+        sent, version = await self._copy(
+            day, part, table, width=size // max(1, hot), besides=known > 0, sealed=not detached
+        )
         failpoint("lake.after_commit")
         if sent.rows:
             back = await asyncio.to_thread(lambda: add_up(self._lake.batches(day, part, DIGESTED)))
@@ -446,7 +449,9 @@ class _Run:
             rows = zip(id, at, part, digests(batch, own=True), strict=True)
             yield b"".join(b"%s\t%d\t%d\t%s\n" % (i.encode(), a, p, d.hex().encode()) for i, a, p, d in rows)
 
-    async def _copy(self, day: date, part: int, table: str, *, besides: bool, sealed: bool) -> tuple[Sum, int]:
+    async def _copy(
+        self, day: date, part: int, table: str, *, width: int, besides: bool, sealed: bool
+    ) -> tuple[Sum, int]:
         """Send what the lake does not have: what it amounts to, and the version that has it. ``sealed``: not unseen."""
         query = copy_of(identifier(SCHEMA, table), _BESIDES if besides else "")
         reader = Reader(self._lake.schema(), day, part)
@@ -462,7 +467,7 @@ class _Run:
                 pipe: queue.Queue[bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
                 pipe.put(first)
                 writing = asyncio.ensure_future(
-                    asyncio.to_thread(self._lake.append, self._store, day, part, _taken(pipe, reader))
+                    asyncio.to_thread(self._lake.append, self._store, day, part, _taken(pipe, reader), width=width)
                 )
                 try:
                     async for chunk in chunks:

@@ -32,7 +32,8 @@ _STATISTICS = (
 )  # fmt: skip
 # A file says without being read that a value of these is not in it.
 _BLOOMED = ("id", "entity_id", "actor_id", "request_id", "caused_by")
-_ROW_GROUP = 100_000
+# A writer holds a group of rows until it is whole, and a reader reads one at once: wide rows make small groups.
+_GROUP_ROWS, _GROUP_BYTES = 100_000, 64 << 20
 _FILE_BYTES = 128 << 20
 _APPLICATION = "afterwrite"
 _LOG = "_delta_log"
@@ -220,10 +221,10 @@ class Lake:
         """The last part of a store's day that the table's own log says is in it; 0: none."""
         return int(self._table.transaction_version(_transaction(store, day)) or 0)
 
-    def append(self, store: str, day: date, part: int, batches: Iterable[Any]) -> int:
+    def append(self, store: str, day: date, part: int, batches: Iterable[Any], *, width: int) -> int:
         """Commit a part of a day as these Arrow batches have it, once and for all; the version that holds it.
 
-        Constant memory: rows are written as they come, in their order.
+        Constant memory: rows are written as they come, in their order, in groups after the ``width`` of a row in bytes.
         """
         delta, pa = self._delta, self._pa
         properties = delta.CommitProperties(
@@ -235,20 +236,21 @@ class Lake:
                 self._table,
                 pa.RecordBatchReader.from_batches(self.schema(), batches),
                 mode="append",
-                writer_properties=self._properties(),
+                writer_properties=self._properties(width),
                 target_file_size=_FILE_BYTES,
                 commit_properties=properties,
             )
             self._table.update_incremental()
         return self.version
 
-    def _properties(self) -> Any:
+    def _properties(self, width: int) -> Any:
         delta = self._delta
-        bloom = delta.BloomFilterProperties(set_bloom_filter_enabled=True, fpp=0.01, ndv=_ROW_GROUP)
+        rows = min(_GROUP_ROWS, 1 + _GROUP_BYTES // max(width, 1))
+        bloom = delta.BloomFilterProperties(set_bloom_filter_enabled=True, fpp=0.01, ndv=rows)
         return delta.WriterProperties(
             compression="ZSTD",
             compression_level=3,
-            max_row_group_size=_ROW_GROUP,
+            max_row_group_size=rows,
             column_properties={name: delta.ColumnProperties(bloom_filter_properties=bloom) for name in _BLOOMED},
         )
 
@@ -302,10 +304,15 @@ class Lake:
             told: Any = self._table.optimize.compact(
                 partition_filters=[("day", "=", day.isoformat())],
                 target_size=_FILE_BYTES,
-                writer_properties=self._properties(),
+                writer_properties=self._properties(self._width(day)),
             )
             self._table.update_incremental()
         return int(told["numFilesRemoved"])
+
+    def _width(self, day: date) -> int:
+        """How many bytes a row of a day has in its files before they are compressed."""
+        groups = [group for fragment in self.dataset([day]).get_fragments() for group in fragment.row_groups]
+        return sum(group.total_byte_size for group in groups) // max(1, sum(group.num_rows for group in groups))
 
     def vacuum(self, hours: int) -> int:
         """Delete files that no version younger than so many hours has; how many went."""

@@ -32,6 +32,10 @@ select c.relname
    and not exists (select from pg_catalog.pg_inherits i where i.inhrelid = c.oid)
  order by c.relname;
 
+-- name: measure_rows
+-- What the rows of a table of ours take on disk, long values included and indexes not.
+select pg_catalog.pg_table_size(pg_catalog.to_regclass(:name));
+
 -- name: make_list
 -- A list of what the lake has of a day, for this session alone.
 create temp table if not exists afterwrite_in_lake (
