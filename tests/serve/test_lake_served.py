@@ -201,7 +201,8 @@ def test_few_ask_at_a_time_and_nobody_for_longer_than_a_request_may_take(tmp_pat
         began = time.monotonic()
         with pytest.raises(AfterwriteError, match="a moment ago"):
             await side.ask(lambda engine: 1)
-        assert time.monotonic() - began < 0.1
+        # At once: whoever waits for his turn does so for the 0.3 seconds of a request.
+        assert time.monotonic() - began < 0.3
         ticking.cancel()
         side.close()
 
