@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import subprocess
@@ -692,6 +693,35 @@ def test_a_worker_that_only_waits_can_be_stopped(dsn: str) -> None:
     began = time.monotonic()
     run_worker(dsn, setup, _never, body, pace=msgspec.structs.replace(QUICK, first_pause_ms=30_000))
     assert time.monotonic() - began < 5
+
+
+def test_a_source_that_was_lost_is_no_failure_of_a_stop_that_is_broken_off(dsn: str) -> None:
+    setup, sink = laid(dsn)
+    closing = asyncio.Event()
+
+    @asynccontextmanager
+    async def closes_slowly() -> AsyncIterator[Sink]:
+        async with sink.opened() as opened:
+            try:
+                yield opened
+            finally:
+                closing.set()
+                over = time.monotonic() + 0.5
+                while time.monotonic() < over:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.sleep(0.05)
+
+    async def body(worker: Worker) -> None:
+        await until(lambda: worker.status().state is WorkerState.STREAMING)
+        run_sql(
+            dsn,
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            f" where application_name = 'afterwrite worker {setup.slot}'",
+        )
+        await closing.wait()
+
+    worker = run_worker(dsn, setup, closes_slowly, body, pace=msgspec.structs.replace(QUICK, stop_seconds=0.1))
+    assert worker.status().state is WorkerState.STOPPED
 
 
 class Forgetful:

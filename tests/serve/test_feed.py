@@ -473,7 +473,8 @@ def test_a_long_batch_is_handed_out_a_page_at_a_time_and_who_is_slower_reads_it_
 
         async def take_slowly(data: bytes) -> None:
             slow.take(data)
-            await asyncio.sleep(0.01)
+            # Slower than the feed reads, however slow that is.
+            await until(lambda: not slow.ids or len(quick.ids) > 500)
 
         async with asyncio.timeout(20), Feed(installed_dsn, encode=encode, pace=pace) as feed:
             following = asyncio.create_task(slow.once(feed, take_slowly))

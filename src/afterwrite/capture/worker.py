@@ -203,8 +203,9 @@ class Worker:
             await inner
         except asyncio.CancelledError:
             pass
-        except AfterwriteError:
-            if cancelled is None:
+        except AfterwriteError as error:
+            # What would be waited out only comes to here where we were broken off while it happened.
+            if cancelled is None and not self._may_pass(error):
                 raise
         finally:
             self._account.note(state=WorkerState.STOPPED)
