@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from migrating import PLACE, QUICK, application, end_deferrals, holding, judge, plan_of, until
 
+from afterwrite.demo.story import Chapter, Narrator, Script, silence_phases
 from afterwrite.errors import Drift, GateNotMet, Refused, UsageError
 from afterwrite.migrate import engine
 from afterwrite.migrate.backup import catalog_state
@@ -24,6 +25,7 @@ from afterwrite.migrate.plan import Plan, check_plan
 from afterwrite.migrate.rollback import rollback_phase
 from afterwrite.migrate.status import status
 from afterwrite.postgres import Database, LockTimeout, connect
+from afterwrite.settings import Settings
 
 Measured = Callable[[Readings], None]
 
@@ -624,6 +626,42 @@ def test_a_gate_that_breaks_during_the_soak_turns_the_phase_on_again(installed_d
             assert "capture lag in seconds" in (seen.phases[0].halted or "")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("busy", [1, 3])
+def test_the_demo_silences_a_phase_once_more_that_its_gates_turned_on_again_but_not_for_ever(
+    installed_dsn: str, measured: Measured, busy: int
+) -> None:
+    told: list[Chapter] = []
+    settings = Settings(dsn=installed_dsn, operator="demo", lock_timeout_ms=500)
+
+    async def main() -> None:
+        async with application(installed_dsn) as db:
+            plan = await plan_of(db, soak_seconds=0.4)
+            halted = 0
+
+            def listen(chapter: Chapter) -> None:
+                nonlocal halted
+                told.append(chapter)
+                halted += chapter.text.startswith("turned on again")
+                if chapter.text.startswith("silenced; soaking") and halted < busy:
+                    measured(holding(lag=LagReading(seconds=9.0, arrived=False)))
+                if chapter.text.startswith("turned on again"):
+                    measured(holding())
+
+            migrating = silence_phases(db, plan, settings, lambda: None, Narrator(listen), Script())
+            if busy == 3:
+                before = await catalog_state(db)
+                with pytest.raises(GateNotMet, match="turned on again during its soak"):
+                    await migrating
+                assert await catalog_state(db) == before
+            else:
+                await migrating
+            assert halted == busy
+
+    asyncio.run(main())
+    if busy == 1:
+        assert "at another attempt" in next(chapter.text for chapter in told if chapter.done)
 
 
 def test_a_rollback_by_somebody_else_ends_the_soak_and_is_not_undone(installed_dsn: str) -> None:
