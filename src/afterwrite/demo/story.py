@@ -42,6 +42,7 @@ from afterwrite.settings import Settings
 DATABASE, TWIN = "legacy", "twin"
 _PULSE_SECONDS = 0.5
 # A demo shares its machine with whatever else runs there, which the gates cannot tell from a slow trigger.
+# So many for all phases together: a database whose gates keep failing is no accident.
 _ATTEMPTS = 3
 
 
@@ -366,7 +367,8 @@ async def silence_phases(
 ) -> None:
     """Silence the plan's phases, each behind its gates, and let each soak; ``check`` raises the application's trouble.
 
-    A phase that its gates turned on again is silenced once more, twice at most; then GateNotMet is raised.
+    A phase that its gates turned on again is silenced once more; the third time that this happens, in whichever phase,
+    GateNotMet is raised.
     """
     sizes = {phase.number: len(phase.triggers) for phase in plan.phases}
     titles = {phase.number: phase.title for phase in plan.phases}
