@@ -21,7 +21,6 @@ import platform
 import random
 import re
 import resource
-import socket
 import sys
 import time
 from array import array
@@ -38,6 +37,7 @@ import msgspec
 import psycopg
 
 from afterwrite.bench.claims import percentile
+from afterwrite.bench.ports import claim_port
 from afterwrite.postgres import connect
 from afterwrite.postgres.cpu import cluster_cpu_seconds, cpu_seconds
 from afterwrite.postgres.embedded import embedded_server
@@ -122,10 +122,8 @@ async def run(dsn: str, postmaster: int | None, given: argparse.Namespace) -> in
             connection.execute("create table public.item (id int primary key, n int not null, name text)")
             connection.execute("insert into public.item select g, 0, repeat('x', 40) from generate_series(1, 1000) g")
         await done("install", "--dsn", dsn, "--apply", "--table", "public.item")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     async with AsyncExitStack() as stack:
+        port = stack.enter_context(claim_port()).getsockname()[1]
         server = await stack.enter_async_context(running("serve", "--dsn", dsn, "--port", str(port)))
         worker = await stack.enter_async_context(running("capture", "--dsn", dsn)) if given.captured else None
         await answering(port)

@@ -1,6 +1,6 @@
 """A standalone cluster of Spark on this machine's loopback: a master and two workers, as pyspark brings them.
 
-Each is a process of its own on a port that was free, with one processor and a folder of its own, and is ended by its
+Each is a process of its own on a port of its own, with one processor and a folder of its own, and is ended by its
 process id when the ``with`` is over.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from afterwrite.bench.ports import claim_port
 
 WORKERS = 2
 _HOST = "127.0.0.1"
@@ -31,9 +32,10 @@ def spark_cluster(folder: Path, *, workers: int = WORKERS, memory: str = "2g") -
     # Everything of it listens on loopback alone, what we start in this process for its sake included.
     os.environ["SPARK_LOCAL_IP"] = _HOST
     env = os.environ | {"SPARK_HOME": str(home)}
-    port, page = _free_port(), _free_port()
-    master = f"spark://{_HOST}:{port}"
     with ExitStack() as stack:
+        claims = [stack.enter_context(claim_port()) for _ in range(2)]
+        port, page = (claim.getsockname()[1] for claim in claims)
+        master = f"spark://{_HOST}:{port}"
 
         def start(name: str, *words: str) -> subprocess.Popen[bytes]:
             own = folder / name
@@ -54,11 +56,6 @@ def spark_cluster(folder: Path, *, workers: int = WORKERS, memory: str = "2g") -
             started.append(start(name, *words, "--work-dir", str(folder / name), master))
         _wait(started, folder, lambda: _alive(page) == workers)
         yield master
-
-
-def _free_port() -> int:
-    with socket.create_server((_HOST, 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def _alive(page: int) -> int | None:

