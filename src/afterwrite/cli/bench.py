@@ -90,8 +90,8 @@ def bench(
     """Measure what afterwrite promises, on PostgreSQL servers of its own.
 
     Variants take turns in one run, so that a slow machine is slow for all of them. Figures are geometric means over the
-    rounds, with 95 % intervals; a ratio is told only where its interval has no 1 in it. Ten to twelve minutes on two cores.
-    Exit 3 if a target is missed; a quick run tells it and exits 0.
+    rounds, with 95 % intervals; a ratio is told only where its interval has no 1 in it. Ten to twelve minutes on two
+    cores. Exit 3 if a target is missed; a quick run tells it and exits 0.
 
     With --dsn the write mix of a staging copy is read, and tried on scratch databases on its server, which are dropped
     at the end. Without --staging it only says what it would do.
